@@ -1,0 +1,179 @@
+"""What can go wrong, as exceptions. No HTTP in here: ``api/errors.py`` maps each leaf to a status.
+
+::
+
+    AccountError
+    ├── InvalidInput              fields: what is wrong with each
+    ├── InvalidImage
+    ├── ImageTooLarge
+    ├── NotAuthenticated          no credentials were given
+    ├── TokenNotValid             malformed, expired, revoked, of the wrong type, or its account is gone
+    ├── InvalidCredentials        e-mail or password is wrong (which one is not said)
+    ├── WrongPassword             a confirmation did not match
+    ├── ConfirmationRequired      a password, or a token fresh from one, is needed
+    ├── NotAuthorized             known caller, not allowed
+    ├── AccountNotFound
+    ├── PasswordNotFound          a saved password
+    ├── HoldNotFound
+    ├── AccountDeactivated        the right password of a deactivated account
+    ├── ReactivationForbidden     staff or an operator deactivated it
+    ├── LastStaff
+    ├── NotDeactivated
+    ├── GraceOver
+    ├── LegalHold
+    ├── RecentChange              e-mail or password changed too recently to purge now
+    ├── VersionMismatch           If-Match does not name the current version
+    ├── VersionRequired           If-Match is missing
+    ├── InvalidSchedule           a purge time that may not be promised
+    ├── Throttled                 retry_after: whole seconds
+    └── Unavailable               a part that the service needs does not answer
+        ├── DatabaseUnavailable
+        └── StoreUnavailable
+
+Ids are kept as attributes, causes are chained. Messages carry no personal data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+
+
+class AccountError(Exception):
+    """Base of everything this service raises on purpose; ``str()`` says what to do."""
+
+    message = "The request could not be carried out."
+
+    def __init__(self, message: str | None = None) -> None:
+        super().__init__(message or self.message)
+
+
+class InvalidInput(AccountError):
+    """Name every bad field with at least one sentence."""
+
+    message = "Some fields are not valid."
+
+    def __init__(self, fields: Mapping[str, Sequence[str]]) -> None:
+        super().__init__()
+        self.fields = {name: list(sentences) for name, sentences in fields.items()}
+
+
+class InvalidImage(AccountError):
+    message = "Upload a PNG, JPEG, WebP or GIF image."
+
+
+class ImageTooLarge(AccountError):
+    message = "The image is too large: at most 5 MiB."
+
+
+class NotAuthenticated(AccountError):
+    message = "Authentication credentials were not provided."
+
+
+class TokenNotValid(AccountError):
+    message = "Given token not valid for any token type. Sign in again."
+
+
+class InvalidCredentials(AccountError):
+    message = "Invalid email or password"
+
+
+class WrongPassword(AccountError):
+    message = "Invalid password"
+
+
+class ConfirmationRequired(AccountError):
+    """``max_age`` is the age in seconds up to which a fresh token is enough (RFC 9470); None: never."""
+
+    message = "Password confirmation required."
+
+    def __init__(self, max_age: int | None = None) -> None:
+        super().__init__()
+        self.max_age = max_age
+
+
+class NotAuthorized(AccountError):
+    message = "Not authorized"
+
+
+class AccountNotFound(AccountError):
+    message = "Not found."
+
+
+class PasswordNotFound(AccountError):
+    message = "Password not found."
+
+
+class HoldNotFound(AccountError):
+    message = "No open hold with this id on this account."
+
+
+class AccountDeactivated(AccountError):
+    """Raised only after the password proved right; the attributes let a doorway offer the way back."""
+
+    def __init__(self, *, account_id: int, purge_at: datetime) -> None:
+        super().__init__(
+            f"This account is scheduled for deletion on {purge_at:%-d %B %Y}. "
+            "Reactivate it before then to keep it."
+        )
+        self.account_id = account_id
+        self.purge_at = purge_at
+
+
+class ReactivationForbidden(AccountError):
+    message = (
+        "This account was deactivated by the staff. Contact support to have it back."
+    )
+
+
+class LastStaff(AccountError):
+    message = "This is the last active staff account. Make another staff account before you delete it."
+
+
+class NotDeactivated(AccountError):
+    message = "This account is not deactivated."
+
+
+class GraceOver(AccountError):
+    message = "The grace period is over. This account can no longer be reactivated."
+
+
+class LegalHold(AccountError):
+    message = "A legal hold suspends the purge of this account. Release it first."
+
+
+class RecentChange(AccountError):
+    message = (
+        "The email address or the password was changed within the last 24 hours. "
+        "Wait until a day has passed, or let the grace period run out."
+    )
+
+
+class VersionMismatch(AccountError):
+    message = "The deletion has changed since it was read. Read it again and repeat."
+
+
+class VersionRequired(AccountError):
+    message = "Send If-Match with the ETag of the deletion document."
+
+
+class InvalidSchedule(AccountError):
+    message = "The purge time can only be moved later, within the longest grace period."
+
+
+class Throttled(AccountError):
+    def __init__(self, retry_after: int) -> None:
+        super().__init__(f"Too many attempts. Try again in {retry_after} seconds.")
+        self.retry_after = retry_after
+
+
+class Unavailable(AccountError):
+    message = "The service cannot do this at the moment. Try again in a few seconds."
+
+
+class DatabaseUnavailable(Unavailable):
+    """The database does not answer, or not in time; nothing was changed."""
+
+
+class StoreUnavailable(Unavailable):
+    """The file or object store does not answer or refuses; nothing was lost."""
