@@ -8,6 +8,7 @@ first writes; a reading one stays deferred and is refused a write by ``query_onl
 from __future__ import annotations
 
 import sqlite3
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -215,7 +216,13 @@ def alembic_config(url: str) -> Any:
     from alembic.config import Config
 
     config = Config()
-    config.set_main_option("script_location", str(migrations_path()))
+    folder = migrations_path()
+    # Alembic interpolates, hence the doubled percent sign.
+    config.set_main_option("script_location", str(folder).replace("%", "%%"))
+    config.set_main_option("path_separator", "newline")
+    # Alembic prepends it each time it is asked; the path must not grow with every health check.
+    if str(folder.parent) not in sys.path:
+        config.set_main_option("prepend_sys_path", str(folder.parent).replace("%", "%%"))
     config.attributes["url"] = url
     return config
 

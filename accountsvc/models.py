@@ -16,6 +16,7 @@ from sqlalchemy import (
     BigInteger,
     CheckConstraint,
     ForeignKey,
+    Identity,
     Index,
     Integer,
     LargeBinary,
@@ -97,7 +98,7 @@ class Account(Base):
         {"sqlite_autoincrement": True},
     )
 
-    id: Mapped[int] = mapped_column(_Id, primary_key=True)
+    id: Mapped[int] = mapped_column(_Id, Identity(), primary_key=True)
     public_id: Mapped[uuid.UUID] = mapped_column(unique=True, default=uuid.uuid4)
     username: Mapped[str] = mapped_column(String(150))
     username_key: Mapped[str] = mapped_column(String(600), unique=True)
@@ -136,7 +137,7 @@ class SavedPassword(Base):
     __tablename__ = "saved_passwords"
     __table_args__ = ({"sqlite_autoincrement": True},)
 
-    id: Mapped[int] = mapped_column(_Id, primary_key=True)
+    id: Mapped[int] = mapped_column(_Id, Identity(), primary_key=True)
     # Part of the associated data: a ciphertext copied to another row does not open.
     uid: Mapped[uuid.UUID] = mapped_column(unique=True, default=uuid.uuid4)
     account_id: Mapped[int] = mapped_column(
@@ -183,7 +184,7 @@ class LegalHold(Base):
         {"sqlite_autoincrement": True},
     )
 
-    id: Mapped[int] = mapped_column(_Id, primary_key=True)
+    id: Mapped[int] = mapped_column(_Id, Identity(), primary_key=True)
     # NO ACTION: an open hold makes the account undeletable; the purge removes released ones itself.
     account_id: Mapped[int] = mapped_column(_Id, ForeignKey("accounts.id"), index=True)
     reason: Mapped[str] = mapped_column(Text)
@@ -222,7 +223,7 @@ class Effect(Base):
         {"sqlite_autoincrement": True},
     )
 
-    id: Mapped[int] = mapped_column(_Id, primary_key=True)
+    id: Mapped[int] = mapped_column(_Id, Identity(), primary_key=True)
     uid: Mapped[uuid.UUID] = mapped_column(unique=True, default=uuid.uuid4)
     kind: Mapped[str] = mapped_column(String(40))
     # No foreign key: what a purge owes must outlive the account.
@@ -270,7 +271,7 @@ class AuditEvent(Base):
         {"sqlite_autoincrement": True},
     )
 
-    id: Mapped[int] = mapped_column(_Id, primary_key=True)
+    id: Mapped[int] = mapped_column(_Id, Identity(), primary_key=True)
     at: Mapped[datetime] = mapped_column(index=True)
     action: Mapped[str] = mapped_column(String(40))
     subject: Mapped[uuid.UUID | None]
@@ -280,7 +281,7 @@ class AuditEvent(Base):
     details: Mapped[dict[str, Any]] = mapped_column(default=dict)
 
 
-# Triggers. They are listed here once; ``create_all`` and the migrations run the same statements.
+# Triggers, as they are now; the migrations have frozen copies, and a test compares the outcome.
 
 _RECEIPT_FACTS = (
     "public_id", "deactivated_at", "deactivated_by", "purge_at", "purged_at", "saved_passwords", "files",
@@ -291,12 +292,26 @@ SQLITE_TRIGGERS = {
         CREATE TRIGGER accounts_refuse_active_delete BEFORE DELETE ON accounts
         WHEN OLD.deactivated_at IS NULL
         BEGIN SELECT RAISE(ABORT, 'an active account cannot be deleted'); END""",
+    # The foreign key says the same, but only to a connection that switched foreign keys on.
+    "accounts_refuse_held_delete": """
+        CREATE TRIGGER accounts_refuse_held_delete BEFORE DELETE ON accounts
+        WHEN EXISTS (SELECT 1 FROM legal_holds WHERE account_id = OLD.id AND released_at IS NULL)
+        BEGIN SELECT RAISE(ABORT, 'an account with an open hold cannot be deleted'); END""",
+    # INSERT OR REPLACE fires delete triggers only on a connection with recursive_triggers.
+    "audit_events_refuse_replace": """
+        CREATE TRIGGER audit_events_refuse_replace BEFORE INSERT ON audit_events
+        WHEN EXISTS (SELECT 1 FROM audit_events WHERE id = NEW.id)
+        BEGIN SELECT RAISE(ABORT, 'audit events are append-only'); END""",
     "audit_events_refuse_update": """
         CREATE TRIGGER audit_events_refuse_update BEFORE UPDATE ON audit_events
         BEGIN SELECT RAISE(ABORT, 'audit events are append-only'); END""",
     "audit_events_refuse_delete": """
         CREATE TRIGGER audit_events_refuse_delete BEFORE DELETE ON audit_events
         BEGIN SELECT RAISE(ABORT, 'audit events are append-only'); END""",
+    "receipts_refuse_replace": """
+        CREATE TRIGGER receipts_refuse_replace BEFORE INSERT ON receipts
+        WHEN EXISTS (SELECT 1 FROM receipts WHERE public_id = NEW.public_id)
+        BEGIN SELECT RAISE(ABORT, 'receipts are append-only'); END""",
     "receipts_refuse_update": f"""
         CREATE TRIGGER receipts_refuse_update BEFORE UPDATE ON receipts
         WHEN OLD.scrubbed_at IS NOT NULL OR NEW.scrubbed_at IS NULL
@@ -311,7 +326,8 @@ POSTGRESQL_FUNCTIONS = {
     "accountsvc_refuse": """
         CREATE FUNCTION accountsvc_refuse() RETURNS trigger LANGUAGE plpgsql AS $$
         BEGIN
-          RAISE EXCEPTION '%', TG_ARGV[0] USING ERRCODE = 'restrict_violation', CONSTRAINT = TG_NAME;
+          RAISE EXCEPTION USING
+            MESSAGE = TG_ARGV[0], ERRCODE = 'restrict_violation', CONSTRAINT = TG_NAME;
         END $$""",
 }
 

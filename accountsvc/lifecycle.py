@@ -1,0 +1,365 @@
+"""Deactivate, reactivate, reschedule, hold, release.
+
+Every function takes a Session inside a writing transaction of the caller, locks the rows that it
+decides on, and writes the change, its audit event and its effects together. ``now`` is the database's
+clock. The two windows are half-open: reactivation needs ``now < purge_at``, purge ``now >= purge_at``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from . import audit, notices
+from .audit import Actor
+from .errors import (
+    AccountNotFound,
+    GraceOver,
+    HoldNotFound,
+    InvalidSchedule,
+    LastStaff,
+    LegalHold,
+    NotDeactivated,
+    ReactivationForbidden,
+    RecentChange,
+    TokenNotValid,
+    VersionMismatch,
+)
+from .models import DUE, MAX_ID, OWNER, STAFF, Account
+from .models import LegalHold as Hold
+from .rows import find, find_by_public_id, lock, lock_many
+
+# How long after a change of e-mail or password an owner cannot purge at once: time to notice a theft.
+SETTLING = timedelta(hours=24)
+
+
+def whole_second(moment: datetime) -> datetime:
+    """Round up to a whole second: the promise on the wire must not be earlier than the purge."""
+    if moment.microsecond:
+        return moment.replace(microsecond=0) + timedelta(seconds=1)
+    return moment
+
+
+def deactivate(
+    session: Session,
+    account_id: int,
+    *,
+    now: datetime,
+    grace: timedelta,
+    by: Actor,
+    epoch: int | None = None,
+    reminders: Sequence[timedelta] = (),
+    reason: str | None = None,
+) -> Account:
+    """End all access to the account at once and promise its purge at ``now + grace``.
+
+    A deactivated account is returned as it is: a repeat never moves the promised time, writes no
+    event and mails nothing. *epoch* is that of the caller's token (the owner's, or the staff
+    member's), compared again under the lock. Saved passwords and files are not touched.
+
+    Raises AccountNotFound; TokenNotValid if the caller was deactivated or signed out meanwhile;
+    LastStaff if no other active staff account would be left.
+    """
+    account = _lock_for_deactivation(session, account_id, by)
+    if epoch is not None:
+        _check_caller(session, account, by, epoch)
+    if not account.is_active:
+        return account
+    if account.is_staff and not _other_active_staff(session, account):
+        raise LastStaff
+    account.deactivated_at = now
+    account.purge_at = whole_second(now + grace)
+    account.deactivated_by = by.kind
+    account.reason = reason
+    account.epoch += 1
+    audit.record(
+        session, "account.deactivated", subject=account.public_id, by=by, now=now
+    )
+    notices.scheduled(session, account, now=now, grace=grace, reminders=reminders)
+    session.flush()
+    return account
+
+
+def reactivate(
+    session: Session,
+    account_id: int,
+    *,
+    now: datetime,
+    grace: timedelta,
+    by: Actor,
+    epoch: int | None = None,
+) -> Account:
+    """Give the account back, with all its data; tokens from before stay dead.
+
+    *epoch* is that of a recovery or mailed token; a token is single-use because this raises the epoch.
+
+    Raises AccountNotFound, NotDeactivated, GraceOver (``now >= purge_at``), TokenNotValid (another
+    epoch), and ReactivationForbidden if the owner asks for what staff or an operator deactivated.
+    """
+    account = lock(session, account_id)
+    if epoch is not None and account.epoch != epoch:
+        raise TokenNotValid
+    if account.is_active:
+        raise NotDeactivated
+    if by.kind == OWNER and account.deactivated_by != OWNER:
+        raise ReactivationForbidden
+    if account.state(now) == DUE:
+        raise GraceOver
+    account.deactivated_at = account.purge_at = account.deactivated_by = (
+        account.reason
+    ) = None
+    account.epoch += 1
+    audit.record(
+        session, "account.reactivated", subject=account.public_id, by=by, now=now
+    )
+    notices.reactivated(session, account, now=now, grace=grace)
+    session.flush()
+    return account
+
+
+def reschedule(
+    session: Session,
+    account_id: int,
+    *,
+    purge_at: datetime,
+    now: datetime,
+    max_grace: timedelta,
+    by: Actor,
+    version: str | None = None,
+    reminders: Sequence[timedelta] = (),
+) -> Account:
+    """Move the promised purge later, at most to *max_grace* after the deactivation, and say so by mail.
+
+    Raises AccountNotFound (also when active), VersionMismatch, InvalidSchedule, GraceOver when it is due.
+    """
+    account = _lock_deletion(session, account_id, version)
+    if account.state(now) == DUE:
+        raise GraceOver("The account is due. Place a hold to suspend its purge.")
+    assert account.deactivated_at is not None and account.purge_at is not None
+    purge_at = whole_second(purge_at)
+    if (
+        not account.purge_at
+        <= purge_at
+        <= whole_second(account.deactivated_at + max_grace)
+    ):
+        raise InvalidSchedule
+    if purge_at != account.purge_at:
+        account.purge_at = purge_at
+        audit.record(
+            session, "deletion.rescheduled", subject=account.public_id, by=by, now=now
+        )
+        notices.date_moved(session, account, now=now, reminders=reminders)
+        session.flush()
+    return account
+
+
+def set_reason(
+    session: Session,
+    account_id: int,
+    *,
+    reason: str,
+    now: datetime,
+    by: Actor,
+    version: str | None = None,
+) -> Account:
+    """Store the staff's reason on the row that the purge deletes; raises as :func:`reschedule`."""
+    account = _lock_deletion(session, account_id, version)
+    if account.reason != reason:
+        account.reason = reason
+        audit.record(
+            session,
+            "deletion.reason_changed",
+            subject=account.public_id,
+            by=by,
+            now=now,
+        )
+        session.flush()
+    return account
+
+
+def due_now(
+    session: Session,
+    account_id: int,
+    *,
+    now: datetime,
+    by: Actor,
+    epoch: int | None = None,
+) -> Account:
+    """Waive the rest of the grace period: ``purge_at`` becomes *now*; the next sweep purges.
+
+    Idempotent: an account that is already due keeps its time. An owner is refused within 24 hours of a
+    change of e-mail or password, and is not told of a hold (the sweep respects it all the same).
+
+    Raises AccountNotFound, NotDeactivated, TokenNotValid, ReactivationForbidden (an owner, when staff
+    deactivated the account), RecentChange, and LegalHold to staff and operators.
+    """
+    account = lock(session, account_id)
+    if epoch is not None and account.epoch != epoch:
+        raise TokenNotValid
+    if account.is_active:
+        raise NotDeactivated
+    if by.kind == OWNER:
+        changes = (account.email_changed_at, account.password_changed_at)
+        if any(at is not None and now - at < SETTLING for at in changes):
+            raise RecentChange
+    elif open_holds(session, account.id):
+        raise LegalHold
+    if account.state(now) != DUE:
+        assert account.deactivated_at is not None
+        # Rounded down, against the rule for promises: this one was asked for now.
+        account.purge_at = max(now.replace(microsecond=0), account.deactivated_at)
+        audit.record(
+            session,
+            "deletion.purge_requested",
+            subject=account.public_id,
+            by=by,
+            now=now,
+        )
+        session.flush()
+    return account
+
+
+def place_hold(
+    session: Session, account_id: int, *, reason: str, now: datetime, by: Actor
+) -> Hold:
+    """Suspend the purge of the account (not the wish) until the hold is released.
+
+    The account's row is locked first: a purge that has the lock wins, one that comes later sees the
+    hold. Raises AccountNotFound.
+    """
+    account = lock(session, account_id)
+    hold = Hold(
+        account_id=account.id,
+        reason=reason,
+        placed_at=now,
+        placed_by=by.public_id,
+        placed_by_kind=by.kind,
+    )
+    session.add(hold)
+    session.flush()
+    audit.record(
+        session, "hold.placed", subject=account.public_id, by=by, now=now, hold=hold.id
+    )
+    session.flush()
+    return hold
+
+
+def release_hold(
+    session: Session,
+    account_id: int,
+    hold_id: int,
+    *,
+    now: datetime,
+    delay: timedelta,
+    by: Actor,
+) -> Hold:
+    """Release a hold; it stays on record until the purge.
+
+    Releasing the last one sets ``purge_at`` to at least ``now + delay``, so that a mistaken release
+    is not final. Raises AccountNotFound, HoldNotFound (also when it was released before).
+    """
+    account = lock(session, account_id)
+    hold = (
+        session.get(Hold, hold_id, populate_existing=True)
+        if 0 < hold_id <= MAX_ID
+        else None
+    )
+    if hold is None or hold.account_id != account.id or hold.released_at is not None:
+        raise HoldNotFound
+    hold.released_at = now
+    hold.released_by = by.public_id
+    session.flush()
+    if account.purge_at is not None and not open_holds(session, account.id):
+        account.purge_at = max(account.purge_at, whole_second(now + delay))
+    audit.record(
+        session,
+        "hold.released",
+        subject=account.public_id,
+        by=by,
+        now=now,
+        hold=hold.id,
+    )
+    session.flush()
+    return hold
+
+
+def holds(session: Session, account_id: int) -> Sequence[Hold]:
+    """Return all holds of the account, released ones too, oldest first."""
+    return session.scalars(
+        select(Hold).where(Hold.account_id == account_id).order_by(Hold.id)
+    ).all()
+
+
+def open_holds(session: Session, account_id: int) -> Sequence[Hold]:
+    """Return the holds that suspend the purge."""
+    return session.scalars(
+        select(Hold)
+        .where(Hold.account_id == account_id, Hold.released_at.is_(None))
+        .order_by(Hold.id)
+    ).all()
+
+
+def version(account: Account) -> str:
+    """Name the current state of the deletion; it changes whenever the document would (an ETag's text)."""
+    parts = (account.epoch, account.purge_at, account.reason)
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
+
+
+def _lock_deletion(session: Session, account_id: int, expected: str | None) -> Account:
+    account = lock(session, account_id)
+    if account.is_active:
+        raise AccountNotFound
+    if expected is not None and version(account) != expected:
+        raise VersionMismatch
+    return account
+
+
+def _lock_for_deactivation(session: Session, account_id: int, by: Actor) -> Account:
+    """Lock all rows that decide, in id order: the target, the acting staff member, all active staff."""
+    target = find(session, account_id)
+    if target is None:
+        raise AccountNotFound
+    ids = {account_id}
+    if by.kind == STAFF and by.public_id is not None:
+        actor = find_by_public_id(session, by.public_id)
+        if actor is None:
+            raise TokenNotValid
+        ids.add(actor.id)
+    if target.is_staff:
+        ids.update(
+            session.scalars(
+                select(Account.id).where(
+                    Account.is_staff, Account.deactivated_at.is_(None)
+                )
+            )
+        )
+    locked = lock_many(session, ids)
+    if account_id not in locked:
+        raise AccountNotFound
+    return locked[account_id]
+
+
+def _check_caller(session: Session, account: Account, by: Actor, epoch: int) -> None:
+    caller = account
+    if by.public_id is not None and by.public_id != account.public_id:
+        found = find_by_public_id(session, by.public_id)
+        if found is None:
+            raise TokenNotValid
+        caller = found
+    if not caller.is_active or caller.epoch != epoch:
+        raise TokenNotValid
+
+
+def _other_active_staff(session: Session, account: Account) -> bool:
+    found = session.scalar(
+        select(Account.id)
+        .where(
+            Account.is_staff, Account.deactivated_at.is_(None), Account.id != account.id
+        )
+        .limit(1)
+    )
+    return found is not None

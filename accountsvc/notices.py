@@ -1,0 +1,154 @@
+"""What is mailed, and when: each function adds the mails that a change owes, in its transaction.
+
+A row holds a kind and ids. The address, the dates and the link are made at delivery, which looks at
+the account again and drops what no longer applies. Only *purged* and *address changed* hold an
+address, because the row that had it is gone or has another, and for 72 hours at most.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+
+from sqlalchemy.orm import Session
+
+from . import outbox
+from .models import Account
+
+SCHEDULED = "mail.scheduled"
+DATE_MOVED = "mail.date_moved"
+REMINDER = "mail.reminder"
+REACTIVATED = "mail.reactivated"
+PURGED = "mail.purged"
+ADDRESS_CHANGED = "mail.address_changed"
+PASSWORD_CHANGED = "mail.password_changed"  # noqa: S105 - a kind of mail
+PASSWORD_RESET = "mail.password_reset"  # noqa: S105 - a kind of mail
+
+KINDS = (
+    SCHEDULED,
+    DATE_MOVED,
+    REMINDER,
+    REACTIVATED,
+    PURGED,
+    ADDRESS_CHANGED,
+    PASSWORD_CHANGED,
+    PASSWORD_RESET,
+)
+
+# How long an address may wait in the outbox for a mail server that does not answer.
+ADDRESS_KEPT = timedelta(hours=72)
+
+
+def scheduled(
+    session: Session,
+    account: Account,
+    *,
+    now: datetime,
+    grace: timedelta,
+    reminders: Sequence[timedelta],
+) -> None:
+    """Owe the mail with the date and the way back, and the reminders before ``purge_at``.
+
+    If the address was changed within the last grace period, the previous one is told too.
+    """
+    _owe(session, SCHEDULED, account, now=now)
+    if _recently_moved(account, now=now, within=grace):
+        _owe(session, SCHEDULED, account, now=now, to="previous")
+    _remind(session, account, now=now, reminders=reminders)
+
+
+def date_moved(
+    session: Session, account: Account, *, now: datetime, reminders: Sequence[timedelta]
+) -> None:
+    """Owe the mail with the new date, and move the reminders with it."""
+    _owe(session, DATE_MOVED, account, now=now)
+    outbox.forget(session, subject=account.public_id, kinds=[REMINDER])
+    _remind(session, account, now=now, reminders=reminders)
+
+
+def reactivated(
+    session: Session, account: Account, *, now: datetime, grace: timedelta
+) -> None:
+    """Owe the mail that the account is back, with what to do if it was somebody else's doing."""
+    outbox.forget(
+        session, subject=account.public_id, kinds=[SCHEDULED, DATE_MOVED, REMINDER]
+    )
+    _owe(session, REACTIVATED, account, now=now)
+    if _recently_moved(account, now=now, within=grace):
+        _owe(session, REACTIVATED, account, now=now, to="previous")
+
+
+def address_changed(
+    session: Session, account: Account, *, previous: str, now: datetime
+) -> None:
+    """Owe the *previous* address the news that it is no longer the account's."""
+    outbox.record(
+        session,
+        ADDRESS_CHANGED,
+        subject=account.public_id,
+        payload={"address": previous},
+        now=now,
+        expires_at=now + ADDRESS_KEPT,
+    )
+
+
+def password_changed(
+    session: Session, account: Account, *, now: datetime, grace: timedelta
+) -> None:
+    """Owe every known address the news that the password is another."""
+    _owe(session, PASSWORD_CHANGED, account, now=now)
+    if _recently_moved(account, now=now, within=grace):
+        _owe(session, PASSWORD_CHANGED, account, now=now, to="previous")
+
+
+def password_reset(session: Session, account: Account, *, now: datetime) -> None:
+    """Owe the mail with the link to set a new password; an unsent one before it is replaced."""
+    outbox.forget(session, subject=account.public_id, kinds=[PASSWORD_RESET])
+    # The link lasts an hour from its making at delivery; a mail that waited longer would only confuse.
+    outbox.record(
+        session,
+        PASSWORD_RESET,
+        subject=account.public_id,
+        payload={"epoch": account.epoch},
+        now=now,
+        expires_at=now + timedelta(hours=12),
+    )
+
+
+def _owe(
+    session: Session, kind: str, account: Account, *, now: datetime, to: str = "current"
+) -> None:
+    outbox.record(
+        session,
+        kind,
+        subject=account.public_id,
+        payload={"epoch": account.epoch, "to": to},
+        now=now,
+    )
+
+
+def _remind(
+    session: Session, account: Account, *, now: datetime, reminders: Sequence[timedelta]
+) -> None:
+    assert account.purge_at is not None
+    for before in reminders:
+        at = account.purge_at - before
+        # One that would come at once says nothing that the first mail does not say.
+        if at > now:
+            outbox.record(
+                session,
+                REMINDER,
+                subject=account.public_id,
+                payload={"epoch": account.epoch, "before": int(before.total_seconds())},
+                now=now,
+                after=at,
+                expires_at=account.purge_at,
+            )
+
+
+def _recently_moved(account: Account, *, now: datetime, within: timedelta) -> bool:
+    return (
+        account.previous_email is not None
+        and account.email_changed_at is not None
+        and now - account.email_changed_at < within
+    )

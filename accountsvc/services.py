@@ -1,0 +1,147 @@
+"""Everything that a doorway needs, made once from the settings. No Flask: the worker uses it too."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+
+from sqlalchemy import Engine, select
+from sqlalchemy.orm import Session, sessionmaker
+
+from . import database, outbox, purge
+from .accounts import PasswordHasher
+from .audit import SYSTEM_ACTOR, Actor
+from .avatars import AvatarStore, store_from_url
+from .config import Settings
+from .ledger import Ledger, ledger_from_url
+from .models import Account
+from .outbox import DeliveryResult, Outcome, Owed
+from .tokens import Tokens
+from .vault import Keyring
+
+# On the embedded default the file is rewritten by a scrub: not more often than this while idle.
+SCRUB_AT_MOST_EVERY = timedelta(hours=1)
+
+
+@dataclass(frozen=True)
+class Services:
+    """The parts of one process, wired. Engines connect lazily, so it can be made before a fork."""
+
+    settings: Settings
+    engine: Engine
+    sessions: sessionmaker[Session]
+    tokens: Tokens
+    hasher: PasswordHasher
+    keyring: Keyring
+    avatars: AvatarStore
+    ledger: Ledger
+    handlers: Mapping[str, outbox.Handler]
+
+    def sweep(
+        self,
+        *,
+        seconds: float | None = None,
+        only: Sequence[int] | None = None,
+        by: Actor = SYSTEM_ACTOR,
+        progress: purge.Progress | None = None,
+    ) -> purge.SweepResult:
+        """Purge what is due, as ``purge.sweep`` promises, with this process's settings and ledger."""
+        settings = self.settings
+        return purge.sweep(
+            self.sessions,
+            database.database_now,
+            batch_size=settings.purge_batch_size,
+            max_attempts=settings.purge_max_attempts,
+            limit=settings.purge_max_per_sweep or None if only is None else None,
+            write_ledger=self.write_ledger,
+            seconds=seconds,
+            only=only,
+            by=by,
+            progress=progress,
+        )
+
+    def deliver(
+        self, *, seconds: float = 5.0, kinds: Sequence[str] | None = None
+    ) -> DeliveryResult:
+        """Deliver what the outbox owes, as ``outbox.deliver`` promises."""
+        return outbox.deliver(
+            self.sessions,
+            database.database_now,
+            self.handlers,
+            kinds=kinds,
+            seconds=seconds,
+        )
+
+    def write_ledger(self) -> bool:
+        """Deliver the ledger lines that are owed; False if one could not be written."""
+        self.deliver(kinds=[outbox.LEDGER], seconds=30)
+        with self.sessions() as session, database.reading(session):
+            return not outbox.is_behind(session, outbox.LEDGER)
+
+    def scrub(self, *, at_most_every: timedelta | None = SCRUB_AT_MOST_EVERY) -> bool:
+        """Scrub the SQLite file if something was purged; True when nothing is left to scrub."""
+        return purge.scrub(
+            self.engine,
+            self.sessions,
+            database.database_now,
+            at_most_every=at_most_every,
+        )
+
+
+def build_services(settings: Settings, engine: Engine | None = None) -> Services:
+    """Wire the parts for *settings*; *engine* is given where Flask-SQLAlchemy has made it already."""
+    engine = engine or database.make_engine(settings.database_url)
+    sessions = database.make_sessions(engine)
+    avatars = store_from_url(settings.storage_url)
+    ledger = ledger_from_url(settings.ledger_url)
+    services = Services(
+        settings=settings,
+        engine=engine,
+        sessions=sessions,
+        tokens=Tokens(
+            settings.secret_key,
+            access=settings.access_token_lifetime,
+            refresh=settings.refresh_token_lifetime,
+        ),
+        hasher=PasswordHasher(settings.password_hash_cost),
+        keyring=Keyring(settings.vault_keys),
+        avatars=avatars,
+        ledger=ledger,
+        handlers={},
+    )
+    handlers: dict[str, outbox.Handler] = {
+        outbox.LEDGER: _ledger_handler(ledger),
+        outbox.DELETE_FILE: _file_handler(sessions, avatars),
+    }
+    return replace(services, handlers=handlers)
+
+
+def _ledger_handler(ledger: Ledger) -> outbox.Handler:
+    def write(owed: Sequence[Owed], now: datetime) -> Outcome:
+        for one in owed:
+            ledger.append(one.uid, one.payload["lines"], on=one.created_at.date())
+        return Outcome()
+
+    return write
+
+
+def _file_handler(
+    sessions: sessionmaker[Session], avatars: AvatarStore
+) -> outbox.Handler:
+    def remove(owed: Sequence[Owed], now: datetime) -> Outcome:
+        keys = {str(one.payload["key"]): one for one in owed}
+        with sessions() as session, database.reading(session):
+            # Never take a file that an account shows, whatever the row says.
+            in_use = set(
+                session.scalars(
+                    select(Account.avatar_key).where(Account.avatar_key.in_(keys))
+                )
+            )
+        failed = avatars.delete_many([key for key in keys if key not in in_use])
+        return Outcome(
+            failed={keys[key].uid: error for key, error in failed.items()},
+            given_up={keys[key].uid: "in use" for key in in_use if key is not None},
+        )
+
+    return remove

@@ -1,0 +1,167 @@
+"""Every kind of token: made and checked in one place.
+
+All are JWTs (RFC 7519, HS256). Each kind has a key of its own, derived from ``SECRET_KEY``, and a
+``type`` and ``aud`` of its own, so that none can stand in for another. ``sub`` is the account's
+public id and ``epoch`` must equal the account's: raising the epoch ends every token at once.
+A signature proves origin only; callers compare epoch and state with the row (``accounts.by_claims``).
+"""
+
+from __future__ import annotations
+
+import uuid
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+import jwt
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
+
+from .errors import TokenNotValid
+from .models import Account
+
+ACCESS = "access"
+REFRESH = "refresh"
+RECOVERY = "recovery"
+MAILED = "mailed"
+PASSWORD_RESET = "password_reset"  # noqa: S105 - a kind, not a password
+KINDS = (ACCESS, REFRESH, RECOVERY, MAILED, PASSWORD_RESET)
+
+ALGORITHM = "HS256"
+RECOVERY_LIFETIME = timedelta(minutes=15)
+PASSWORD_RESET_LIFETIME = timedelta(hours=1)
+# Clocks of two hosts may differ by this much; seconds as PyJWT wants them.
+LEEWAY_SECONDS = 60
+
+
+@dataclass(frozen=True)
+class Claims:
+    """What a token with a good signature says. Times are aware UTC, whole seconds."""
+
+    kind: str
+    public_id: uuid.UUID
+    epoch: int
+    issued_at: datetime
+    expires_at: datetime
+    fresh: bool
+
+    def is_fresh(self, *, now: datetime, max_age: timedelta) -> bool:
+        """Say whether it came straight from a password at most *max_age* before *now* (RFC 9470)."""
+        return self.fresh and now - self.issued_at <= max_age
+
+
+def derive_key(secret: str, purpose: str) -> bytes:
+    """Derive 32 bytes from *secret* for one purpose (HKDF-Expand, RFC 5869)."""
+    return HKDFExpand(
+        algorithm=SHA256(), length=32, info=b"accountsvc " + purpose.encode()
+    ).derive(secret.encode())
+
+
+class Tokens:
+    """Make and read tokens under keys derived from one secret. Holds no state; safe in threads."""
+
+    def __init__(self, secret: str, *, access: timedelta, refresh: timedelta) -> None:
+        self._keys = {kind: derive_key(secret, f"token {kind}") for kind in KINDS}
+        self._lifetimes = {
+            ACCESS: access,
+            REFRESH: refresh,
+            RECOVERY: RECOVERY_LIFETIME,
+            PASSWORD_RESET: PASSWORD_RESET_LIFETIME,
+        }
+
+    def __repr__(self) -> str:
+        return "Tokens()"
+
+    def key(self, kind: str) -> bytes:
+        return self._keys[kind]
+
+    def access(self, account: Account, *, now: datetime, fresh: bool) -> str:
+        """Make an access token; *fresh* only if a password was checked for it just now."""
+        return self._make(ACCESS, account, now=now, fresh=fresh)
+
+    def refresh(self, account: Account, *, now: datetime) -> str:
+        return self._make(REFRESH, account, now=now)
+
+    def recovery(self, account: Account, *, now: datetime) -> str:
+        """Make the 15-minute token that a right password of a deactivated account yields."""
+        return self._make(RECOVERY, account, now=now)
+
+    def mailed(self, account: Account, *, now: datetime) -> str:
+        """Make the token of a mailed link; it lasts until the account's ``purge_at``."""
+        if account.purge_at is None:
+            raise ValueError("only a deactivated account has a mailed token")
+        return self._make(MAILED, account, now=now, until=account.purge_at)
+
+    def password_reset(self, account: Account, *, now: datetime) -> str:
+        return self._make(PASSWORD_RESET, account, now=now)
+
+    def read(self, token: str, *kinds: str, now: datetime) -> Claims:
+        """Check signature, type, audience and expiry of *token*, which must be one of *kinds*.
+
+        Raises :class:`TokenNotValid` for anything else, whatever its fault.
+        """
+        for kind in kinds:
+            claims = self._read(token, kind, now=now)
+            if claims is not None:
+                return claims
+        raise TokenNotValid
+
+    def was(self, token: str, kind: str) -> Claims | None:
+        """Read a token of *kind* also when it has expired, to tell an expired link from a forged one."""
+        return self._read(token, kind, now=None)
+
+    def _make(
+        self,
+        kind: str,
+        account: Account,
+        *,
+        now: datetime,
+        fresh: bool = False,
+        until: datetime | None = None,
+    ) -> str:
+        claims = {
+            "sub": str(account.public_id),
+            "type": kind,
+            "aud": f"accountsvc:{kind}",
+            "jti": uuid.uuid4().hex,
+            "iat": int(now.timestamp()),
+            "nbf": int(now.timestamp()),
+            "exp": int((until or now + self._lifetimes[kind]).timestamp()),
+            "epoch": account.epoch,
+            "fresh": fresh,
+        }
+        return jwt.encode(claims, self._keys[kind], algorithm=ALGORITHM)
+
+    def _read(self, token: str, kind: str, *, now: datetime | None) -> Claims | None:
+        try:
+            claims = jwt.decode(
+                token,
+                self._keys[kind],
+                algorithms=[ALGORITHM],
+                audience=f"accountsvc:{kind}",
+                # Times are compared below with the caller's clock, which is the database's.
+                options={
+                    "require": ["sub", "type", "exp", "iat", "epoch"],
+                    "verify_exp": False,
+                    "verify_iat": False,
+                    "verify_nbf": False,
+                },
+            )
+            found = Claims(
+                kind=claims["type"],
+                public_id=uuid.UUID(claims["sub"]),
+                epoch=int(claims["epoch"]),
+                issued_at=datetime.fromtimestamp(int(claims["iat"]), UTC),
+                expires_at=datetime.fromtimestamp(int(claims["exp"]), UTC),
+                fresh=claims.get("fresh") is True,
+            )
+        except (jwt.InvalidTokenError, ValueError, TypeError, OverflowError, OSError):
+            return None
+        if found.kind != kind:
+            return None
+        leeway = timedelta(seconds=LEEWAY_SECONDS)
+        if (
+            now is not None
+            and not found.issued_at - leeway <= now < found.expires_at + leeway
+        ):
+            return None
+        return found
