@@ -1,0 +1,185 @@
+"""What a migration needs beyond Alembic, so that it loses nothing and blocks nobody for long.
+
+Later revisions use :func:`altered` to change a table and :func:`create_index` for a new index on a
+table that may be large.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any
+
+from alembic import op
+from alembic.operations import BatchOperations
+from alembic.runtime.migration import MigrationContext
+from alembic.util import CommandError
+from sqlalchemy import Connection, Engine, NullPool, create_engine, event, text
+from sqlalchemy.engine import make_url
+
+# A statement that waits for a lock makes everybody behind it wait too: give up and say so instead.
+LOCK_TIMEOUT_MS = 5_000
+# Longer than any revision takes, so that a second deploy outlasts the first.
+PATIENCE = timedelta(minutes=15)
+# "accounts" in ASCII: one key of PostgreSQL's advisory locks, which are per database.
+TURN = 0x6163636F756E7473
+
+_POSTGRESQL_OPTIONS = (
+    f"-c timezone=UTC -c lock_timeout={LOCK_TIMEOUT_MS} -c statement_timeout=0 "
+    "-c idle_in_transaction_session_timeout=0"
+)
+
+
+def make_engine(url: str) -> Engine:
+    """Make an engine whose connections are fit for changing tables.
+
+    SQLite: foreign keys are not enforced, because dropping a table in the course of its rebuild
+    would cascade and empty the tables that refer to it; :func:`check_foreign_keys` makes up for it.
+    The pragma only works outside a transaction. Each transaction begins ``IMMEDIATE`` and covers
+    the DDL, which the driver by itself would not.
+
+    PostgreSQL: a statement may take long, but it may not wait long for a lock.
+    """
+    if make_url(url).get_backend_name() != "sqlite":
+        return create_engine(
+            url,
+            poolclass=NullPool,
+            connect_args={"connect_timeout": 5, "options": _POSTGRESQL_OPTIONS},
+        )
+    engine = create_engine(
+        url,
+        poolclass=NullPool,
+        connect_args={
+            "isolation_level": None,
+            "timeout": PATIENCE.total_seconds(),
+        },
+    )
+    event.listen(engine, "connect", _set_pragmas)
+    event.listen(engine, "begin", _begin_immediate)
+    return engine
+
+
+def _set_pragmas(connection: Any, _record: object) -> None:
+    # The last two: a rebuilt table's old pages and its sorting must leave no personal data behind.
+    for pragma in ("foreign_keys = OFF", "secure_delete = ON", "temp_store = MEMORY"):
+        connection.execute(f"PRAGMA {pragma}")
+
+
+def _begin_immediate(connection: Connection) -> None:
+    connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+
+def wait_for_turn(connection: Connection, patience: timedelta = PATIENCE) -> None:
+    """Wait until no other process migrates this PostgreSQL database, and keep the others out.
+
+    The lock is the session's: it spans several transactions, and ends with the connection even if
+    this process is killed. It needs the server itself, not a pooler that shares sessions. On
+    SQLite ``BEGIN IMMEDIATE`` does the same.
+
+    Raises :class:`CommandError` when the other is not done within *patience*.
+    """
+    if connection.dialect.name == "sqlite":
+        return
+    deadline = time.monotonic() + patience.total_seconds()
+    while True:
+        # Asked again and again in short transactions: one that waits in ``pg_advisory_lock`` holds
+        # a snapshot, which the other's CREATE INDEX CONCURRENTLY would wait for in turn.
+        taken = connection.scalar(text("SELECT pg_try_advisory_lock(:key)"), {"key": TURN})
+        connection.commit()
+        if taken:
+            return
+        if time.monotonic() >= deadline:
+            raise CommandError("Another process is migrating this database. Try again later.")
+        time.sleep(0.2)
+
+
+def check_foreign_keys(ctx: MigrationContext, *_details: Any, **_more: Any) -> None:
+    """Raise :class:`CommandError` if a row refers to one that is not there (SQLite only).
+
+    Runs after each step, inside its transaction, which the error rolls back.
+    """
+    connection = ctx.connection
+    assert connection is not None
+    if connection.dialect.name != "sqlite":
+        return
+    violations = connection.exec_driver_sql("PRAGMA foreign_key_check").all()
+    if violations:
+        tables = ", ".join(sorted({row[0] for row in violations}))
+        raise CommandError(
+            f"{len(violations)} rows refer to rows that do not exist, in: {tables}. "
+            "Nothing was changed."
+        )
+
+
+@contextmanager
+def altered(table: str) -> Iterator[BatchOperations]:
+    """Change *table* by the batch operations that this yields.
+
+    PostgreSQL: they are plain ALTER statements. SQLite: the table is rebuilt, and everything that
+    Alembic's rebuild would lose is kept: AUTOINCREMENT and the highest id ever given (a purged
+    account's id must not come again), and the triggers. All triggers of the database are away
+    meanwhile, because one of another table that mentions this one stops its renaming. A revision
+    that changes a trigger does so after this block.
+    """
+    connection = op.get_bind()
+    if connection.dialect.name != "sqlite":
+        with op.batch_alter_table(table) as batch:
+            yield batch
+        return
+    triggers = connection.exec_driver_sql(
+        "SELECT name, sql FROM sqlite_master WHERE type = 'trigger' ORDER BY rowid"
+    ).all()
+    made_by = connection.exec_driver_sql(
+        "SELECT sql FROM sqlite_master WHERE type = 'table' AND name = ?", (table,)
+    ).scalar_one()
+    counts = re.search(r"\bAUTOINCREMENT\b", made_by) is not None
+    highest = None
+    if counts:
+        highest = connection.exec_driver_sql(
+            "SELECT seq FROM sqlite_sequence WHERE name = ?", (table,)
+        ).scalar()
+    for name, _ in triggers:
+        connection.exec_driver_sql(f'DROP TRIGGER "{name}"')
+    with op.batch_alter_table(
+        table, recreate="always", table_kwargs={"sqlite_autoincrement": counts}
+    ) as batch:
+        yield batch
+    if highest is not None:
+        connection.exec_driver_sql("DELETE FROM sqlite_sequence WHERE name = ?", (table,))
+        connection.exec_driver_sql(
+            "INSERT INTO sqlite_sequence (name, seq) VALUES (?, ?)", (table, highest)
+        )
+    for _, statement in triggers:
+        connection.exec_driver_sql(statement)
+
+
+def create_index(name: str, table: str, columns: list[str], **options: Any) -> None:
+    """Create an index without keeping anybody from writing to *table*; idempotent.
+
+    PostgreSQL: ``CONCURRENTLY``, outside a transaction: what the revision did before is committed,
+    so let it be the revision's only act. It waits for older transactions as long as they take,
+    hence without ``lock_timeout``. What an attempt that was broken off left, an invalid index, is
+    removed first.
+    """
+    if op.get_context().dialect.name == "sqlite":
+        op.create_index(name, table, columns, if_not_exists=True, **options)
+        return
+    with op.get_context().autocommit_block():
+        op.execute("SET lock_timeout = 0")
+        op.drop_index(name, table, if_exists=True, postgresql_concurrently=True)
+        op.create_index(name, table, columns, postgresql_concurrently=True, **options)
+        op.execute(f"SET lock_timeout = {LOCK_TIMEOUT_MS}")
+
+
+def drop_index(name: str, table: str) -> None:
+    """Drop an index, the way :func:`create_index` makes one; one that is gone is no error."""
+    if op.get_context().dialect.name == "sqlite":
+        op.drop_index(name, table, if_exists=True)
+        return
+    with op.get_context().autocommit_block():
+        op.execute("SET lock_timeout = 0")
+        op.drop_index(name, table, if_exists=True, postgresql_concurrently=True)
+        op.execute(f"SET lock_timeout = {LOCK_TIMEOUT_MS}")
