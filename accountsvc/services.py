@@ -17,7 +17,8 @@ from .config import Settings
 from .ledger import Ledger, ledger_from_url
 from .models import Account
 from .outbox import DeliveryResult, Outcome, Owed
-from .tokens import Tokens
+from .throttle import Throttle
+from .tokens import Tokens, derive_key
 from .vault import Keyring
 
 # On the embedded default the file is rewritten by a scrub: not more often than this while idle.
@@ -36,6 +37,7 @@ class Services:
     keyring: Keyring
     avatars: AvatarStore
     ledger: Ledger
+    throttle: Throttle
     handlers: Mapping[str, outbox.Handler]
 
     def sweep(
@@ -108,6 +110,11 @@ def build_services(settings: Settings, engine: Engine | None = None) -> Services
         keyring=Keyring(settings.vault_keys),
         avatars=avatars,
         ledger=ledger,
+        throttle=Throttle(
+            derive_key(settings.secret_key, "throttle"),
+            redis_url=settings.redis_url,
+            enabled=settings.rate_limits,
+        ),
         handlers={},
     )
     handlers: dict[str, outbox.Handler] = {
