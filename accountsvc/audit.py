@@ -7,9 +7,11 @@ art. 17). Triggers make it append-only.
 from __future__ import annotations
 
 import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from .models import OPERATOR, SYSTEM, AuditEvent
@@ -30,7 +32,6 @@ SYSTEM_ACTOR = Actor(SYSTEM)
 ACTIONS = frozenset(
     {
         "account.created",
-        "account.signed_in",
         "account.updated",
         "account.email_changed",
         "account.password_changed",
@@ -96,3 +97,28 @@ def record(
     *details* hold counts, ids and words from closed lists, never personal data.
     """
     session.add(event(action, subject=subject, by=by, now=now, **details))
+
+
+def events(
+    session: Session,
+    *,
+    subject: uuid.UUID | None = None,
+    action: str | None = None,
+    since: datetime | None = None,
+    after: int = 0,
+    limit: int = 100,
+) -> Sequence[AuditEvent]:
+    """Return events in the order in which they were written, from the first id above *after*."""
+    query = (
+        select(AuditEvent)
+        .where(AuditEvent.id > after)
+        .order_by(AuditEvent.id)
+        .limit(limit)
+    )
+    if subject is not None:
+        query = query.where(AuditEvent.subject == subject)
+    if action is not None:
+        query = query.where(AuditEvent.action == action)
+    if since is not None:
+        query = query.where(AuditEvent.at >= since)
+    return session.scalars(query).all()

@@ -11,7 +11,7 @@ import hashlib
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 
-from sqlalchemy import select
+from sqlalchemy import exists, select
 from sqlalchemy.orm import Session
 
 from . import audit, notices
@@ -301,6 +301,46 @@ def open_holds(session: Session, account_id: int) -> Sequence[Hold]:
         .where(Hold.account_id == account_id, Hold.released_at.is_(None))
         .order_by(Hold.id)
     ).all()
+
+
+def deletions(
+    session: Session,
+    *,
+    now: datetime,
+    state: str | None = None,
+    due_before: datetime | None = None,
+    held: bool | None = None,
+    after: tuple[datetime, int] | None = None,
+    limit: int = 100,
+) -> Sequence[Account]:
+    """Return deactivated accounts in ``(purge_at, id)`` order, from the first above *after*.
+
+    *state* is ``deactivated`` or ``due``; *held* asks for accounts with, or without, an open hold.
+    """
+    query = (
+        select(Account)
+        .where(Account.purge_at.is_not(None))
+        .order_by(Account.purge_at, Account.id)
+        .limit(limit)
+    )
+    if state == DUE:
+        query = query.where(Account.purge_at <= now)
+    elif state is not None:
+        query = query.where(Account.purge_at > now)
+    if due_before is not None:
+        query = query.where(Account.purge_at < due_before)
+    if held is not None:
+        has_hold = exists().where(
+            Hold.account_id == Account.id, Hold.released_at.is_(None)
+        )
+        query = query.where(has_hold if held else ~has_hold)
+    if after is not None:
+        purge_at, account_id = after
+        query = query.where(
+            (Account.purge_at > purge_at)
+            | ((Account.purge_at == purge_at) & (Account.id > account_id))
+        )
+    return session.scalars(query).all()
 
 
 def version(account: Account) -> str:
