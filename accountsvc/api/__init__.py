@@ -1,0 +1,33 @@
+"""HTTP to the core and back: a blueprint a resource, and the one table of errors."""
+
+from __future__ import annotations
+
+from apiflask import APIFlask
+
+from ..logs import log_requests
+from ..services import Services
+from . import auth, bodies, errors, headers, openapi, wire
+from .deletion import deletion
+from .health import health
+from .media import media
+from .profile import profile
+from .session import session
+from .vault import vault
+
+
+def init_app(app: APIFlask, services: Services) -> None:
+    """Put the whole wire contract on *app*, whose services are *services*."""
+    app.json = wire.Json(app)
+    # Also in APIFlask's document, where it is an integer.
+    app.url_map.converters["int"] = wire.Id
+    log_requests(app)
+    headers.init_app(app, services.settings)
+    bodies.init_app(app)
+    errors.init_app(app)
+    auth.init_app(app, services)
+    openapi.init_app(app)
+    # The profile first: APIFlask must meet its schema before another one nests it.
+    for blueprint in (profile, session, deletion, vault):
+        app.register_blueprint(blueprint, url_prefix="/api")
+    for blueprint in (media, health):
+        app.register_blueprint(blueprint)

@@ -1,0 +1,129 @@
+"""The endpoint this service exists for, and the document that tells what follows from it."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+from apiflask import APIBlueprint
+from flask import Response
+from sqlalchemy.orm import Session
+from werkzeug.http import http_date
+
+from .. import lifecycle
+from ..database import database_now
+from ..errors import (
+    AccountNotFound,
+    ConfirmationRequired,
+    LastStaff,
+    NotAuthorized,
+    Throttled,
+    WrongPassword,
+)
+from ..models import DEACTIVATED, OWNER, Account, PurgeFailure
+from . import auth, bodies, schemas
+from .auth import Caller
+from .doorway import committed, services
+from .openapi import raises
+from .wire import json_response, prefers_representation, timestamp
+
+deletion = APIBlueprint("deletion", __name__, tag="Deletion")
+
+
+@deletion.delete("/profile/<int:user_id>/delete/")
+@auth.required
+@deletion.output(schemas.Deleted, description="Done; the document was preferred")
+@raises(AccountNotFound, NotAuthorized, ConfirmationRequired, Throttled, WrongPassword, LastStaff)
+@deletion.doc(responses={204: "Done: deactivated, and the purge is scheduled"})
+def delete(user_id: int, *, caller: Caller) -> Response:
+    """Deactivate an account at once and schedule its purge
+
+    All or nothing. A repeat never moves the promised time. ``Sunset`` is when the purge is due. The
+    body is optional; ``{"password": "…"}`` in it confirms, where a fresh token does not.
+    """
+    settings = services().settings
+    auth.reach(caller, user_id, staff=True)
+    auth.confirm(caller, settings.deletion_confirmation, bodies.spare_password)
+    by = caller.actor(user_id)
+    represented = prefers_representation()
+
+    def deactivate(session: Session) -> tuple[datetime, dict[str, Any]]:
+        now = database_now(session)
+        account = lifecycle.deactivate(
+            session,
+            user_id,
+            now=now,
+            grace=settings.grace_period,
+            by=by,
+            epoch=caller.epoch,
+            reminders=settings.reminders,
+        )
+        assert account.purge_at is not None
+        body: dict[str, Any] = {}
+        if represented:
+            body = {"message": "User deleted successfully"}
+            body |= document(session, account, now=now, by=by.kind)
+            if by.kind == OWNER:
+                body["recovery_token"] = services().tokens.recovery(account, now=now)
+        return account.purge_at, body
+
+    purge_at, body = committed(deactivate)
+    if represented:
+        response = json_response(body)
+        response.headers["Preference-Applied"] = "return=representation"
+        response.vary.add("Prefer")
+    else:
+        response = Response(status=204)
+    response.headers["Sunset"] = http_date(purge_at)
+    response.headers["Link"] = f'</api/profile/{user_id}/deletion/>; rel="status"'
+    return response
+
+
+def document(session: Session, account: Account, *, now: datetime, by: str) -> dict[str, Any]:
+    """Return the deletion document as the owner or, with more in it, the staff may see it.
+
+    A hold is hidden from the owner.
+    """
+    state = account.state(now)
+    shown: dict[str, Any] = {
+        "user_id": account.id,
+        "state": state,
+        "deactivated_at": _time(account.deactivated_at),
+        "purge_at": _time(account.purge_at),
+        "deactivated_by": account.deactivated_by,
+        "can_reactivate": state == DEACTIVATED and (by != OWNER or account.deactivated_by == OWNER),
+    }
+    if by == OWNER:
+        return shown
+    holds = lifecycle.holds(session, account.id)
+    failure = session.get(PurgeFailure, account.id)
+    attempts = 0 if failure is None else failure.attempts
+    return {
+        **shown,
+        "reason": account.reason,
+        "holds": [
+            {
+                "id": hold.id,
+                "reason": hold.reason,
+                "placed_at": _time(hold.placed_at),
+                "released_at": _time(hold.released_at),
+            }
+            for hold in holds
+        ],
+        "blocked_by": _blocked_by(
+            held=any(hold.released_at is None for hold in holds), attempts=attempts
+        ),
+        "attempts": attempts,
+    }
+
+
+def _blocked_by(*, held: bool, attempts: int) -> str | None:
+    if held:
+        return "hold"
+    if attempts >= services().settings.purge_max_attempts:
+        return "stuck"
+    return "failure" if attempts else None
+
+
+def _time(moment: datetime | None) -> str | None:
+    return None if moment is None else timestamp(moment)

@@ -1,0 +1,120 @@
+"""A person's own profile, password and avatar. Only the owner writes here, staff do not."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from apiflask import APIBlueprint
+from sqlalchemy.orm import Session
+
+from .. import accounts, avatars
+from ..database import database_now
+from ..errors import (
+    AccountNotFound,
+    ConfirmationRequired,
+    ImageTooLarge,
+    InvalidImage,
+    InvalidInput,
+    NotAuthorized,
+    StoreUnavailable,
+    Throttled,
+    WrongPassword,
+)
+from ..extensions import db
+from ..models import Account
+from . import auth, bodies, schemas
+from .auth import Caller
+from .doorway import committed, services
+from .openapi import accepts, raises
+from .session import signed_in
+
+profile = APIBlueprint("profile", __name__, tag="Profile")
+
+
+@profile.route("/profile/", methods=["GET", "POST"])
+@auth.required
+@profile.output(schemas.User)
+def show(*, caller: Caller) -> dict[str, object]:
+    """Show the caller's own profile
+
+    A body is ignored.
+    """
+    return accounts.user_document(caller.account)
+
+
+@profile.route("/profile/<int:user_id>/update/", methods=["PUT", "PATCH"])
+@auth.required
+@auth.owner_only
+@profile.input(schemas.ProfileUpdate, location="json_or_form", arg_name="changes")
+@accepts("application/json", "multipart/form-data")
+@profile.output(schemas.User)
+@raises(
+    AccountNotFound,
+    NotAuthorized,
+    InvalidInput,
+    InvalidImage,
+    ImageTooLarge,
+    ConfirmationRequired,
+    Throttled,
+    WrongPassword,
+    StoreUnavailable,
+)
+def update(user_id: int, *, caller: Caller, changes: dict[str, str]) -> dict[str, object]:
+    """Change some fields of one's profile, or the avatar
+
+    With an avatar, the image is checked first, then the fields are changed, then it is stored: a bad
+    image or a bad field changes nothing.
+    """
+    image = bodies.uploaded("avatar")
+    normalised = None if image is None else avatars.normalise(image)
+    password = changes.pop("password", None)
+    if changes.get("email", caller.account.email).strip() != caller.account.email:
+        auth.confirm(caller, "fresh", lambda: password)
+
+    def change(session: Session) -> Account:
+        account = accounts.update_profile(
+            session,
+            user_id,
+            epoch=caller.epoch,
+            changes=changes,
+            by=caller.actor(user_id),
+            now=database_now(session),
+        )
+        session.flush()
+        session.expunge(account)
+        return account
+
+    account = committed(change) if changes else caller.account
+    if normalised is not None:
+        account = accounts.replace_avatar(
+            db.session(),
+            services().avatars,
+            user_id,
+            epoch=caller.epoch,
+            image=normalised,
+            by=caller.actor(user_id),
+        )
+    return accounts.user_document(account)
+
+
+@profile.post("/profile/<int:user_id>/password/")
+@auth.required
+@auth.owner_only
+@profile.input(schemas.PasswordChange)
+@profile.output(schemas.SignedIn)
+@raises(AccountNotFound, NotAuthorized, InvalidInput, Throttled, WrongPassword)
+def change_password(user_id: int, *, caller: Caller, json_data: dict[str, str]) -> dict[str, Any]:
+    """Change one's password and end every other session"""
+    made = services()
+    with auth.password_try(caller.account.email_key):
+        account = accounts.change_password(
+            db.session(),
+            made.hasher,
+            user_id,
+            epoch=caller.epoch,
+            password=json_data["password"],
+            new_password=json_data["new_password"],
+            grace=made.settings.grace_period,
+            by=caller.actor(user_id),
+        )
+    return signed_in(account)

@@ -1,0 +1,209 @@
+"""The shapes of bodies and queries. They check form only; what a value may be, the core decides.
+
+Unknown members are ignored: nobody promotes themselves by sending ``is_staff``.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from apiflask import Schema
+from marshmallow import EXCLUDE, pre_load
+from marshmallow.fields import Boolean, Integer, List, Nested, String
+from marshmallow.validate import Length, Range
+
+from .. import generator
+from ..models import MAX_ID
+from .bodies import NOT_TEXT, is_text
+
+_REQUIRED = "This field is required."
+_BLANK = "This field may not be blank."
+
+
+class Text(String):
+    """A text that both databases can store. Never null; numbers are not made into texts."""
+
+    default_error_messages = {  # noqa: RUF012 - marshmallow's own protocol
+        "required": _REQUIRED,
+        "null": "This field may not be null.",
+        "invalid": "Send text.",
+        "not_text": NOT_TEXT,
+    }
+
+    def _deserialize(self, value: Any, *args: Any, **kwargs: Any) -> str:
+        text: str = super()._deserialize(value, *args, **kwargs)
+        if not is_text(text):
+            raise self.make_error("not_text")
+        return text
+
+
+class Body(Schema):
+    class Meta:
+        unknown = EXCLUDE
+
+
+_NOT_BLANK = Length(min=1, error=_BLANK)
+
+
+def _at_most(longest: int) -> Length:
+    return Length(max=longest, error=f"Use at most {longest} characters.")
+
+
+def _between(least: int, most: int) -> Range:
+    return Range(min=least, max=most, error=f"Send a whole number from {least} to {most}.")
+
+
+class Whole(Integer):
+    default_error_messages = {  # noqa: RUF012 - marshmallow's own protocol
+        "invalid": "Send a whole number.",
+        "too_large": "Send a smaller number.",
+    }
+
+
+class SignUp(Body):
+    username = Text(required=True)
+    email = Text(required=True)
+    password = Text(required=True)
+    first_name = Text(load_default="")
+    last_name = Text(load_default="")
+    number_phone = Text(load_default="")
+
+    @pre_load
+    def fill(self, data: dict[str, Any], **_: Any) -> dict[str, Any]:
+        # A missing field is reported together with whatever is wrong in the others, by the core.
+        return {name: "" for name, field in self.fields.items() if field.required} | data
+
+
+class SignIn(Body):
+    email = Text(required=True, validate=_NOT_BLANK)
+    password = Text(required=True, validate=_NOT_BLANK)
+
+
+class Refresh(Body):
+    refresh = Text(required=True, validate=_NOT_BLANK)
+
+
+class ProfileUpdate(Body):
+    """``password`` is the caller's own: a new e-mail address needs it, or a fresh token."""
+
+    username = Text()
+    email = Text()
+    first_name = Text()
+    last_name = Text()
+    number_phone = Text()
+    password = Text(load_only=True)
+
+
+class PasswordChange(Body):
+    password = Text(required=True, validate=_NOT_BLANK)
+    new_password = Text(required=True)
+
+
+class PasswordEntry(Body):
+    name_pages = Text(load_default="", validate=_at_most(255))
+    url = Text(load_default="", validate=_at_most(2048))
+    password_saved = Text(required=True, validate=[_NOT_BLANK, _at_most(4096)])
+
+
+class PasswordEntryUpdate(Body):
+    name_pages = Text(validate=_at_most(255))
+    url = Text(validate=_at_most(2048))
+    password_saved = Text(validate=[_NOT_BLANK, _at_most(4096)])
+
+
+class GeneratorQuery(Schema):
+    """``words`` asks for a passphrase; the other two are for passwords."""
+
+    length = Whole(load_default=20, validate=_between(generator.MIN_LENGTH, generator.MAX_LENGTH))
+    symbols = Boolean(load_default=True, error_messages={"invalid": "Send true or false."})
+    words = Whole(validate=_between(generator.MIN_WORDS, generator.MAX_WORDS))
+
+
+class PageQuery(Schema):
+    """Without ``limit`` everything is answered at once; ``cursor`` comes from a ``Link``."""
+
+    limit = Whole(validate=_between(1, 1000))
+    cursor = Whole(load_default=0, validate=_between(0, MAX_ID))
+
+
+class User(Schema):
+    id = Integer(required=True)
+    username = String(required=True)
+    email = String(required=True)
+    first_name = String(required=True)
+    last_name = String(required=True)
+    number_phone = String(required=True)
+    avatar = String(required=True, allow_none=True)
+    is_staff = Boolean(required=True)
+    date_joined = String(required=True, metadata={"format": "date-time"})
+
+
+class SignedIn(Schema):
+    access = String(required=True)
+    refresh = String(required=True)
+    user = Nested(User, required=True)
+
+
+class Access(Schema):
+    access = String(required=True)
+
+
+class Generated(Schema):
+    output = String(required=True)
+
+
+class Saved(Schema):
+    message = String(required=True)
+    id = Integer(required=True)
+
+
+class StoredPassword(Schema):
+    id = Integer(required=True)
+    name_pages = String(required=True)
+    url = String(required=True)
+    password_saved = String(required=True)
+    user = Integer(required=True)
+    created_at = String(required=True, metadata={"format": "date-time"})
+    updated_at = String(required=True, metadata={"format": "date-time"})
+
+
+class StoredPasswords(Schema):
+    message = String(required=True)
+    passwords = List(Nested(StoredPassword), required=True)
+
+
+class UpdatedPassword(StoredPassword):
+    message = String(required=True)
+
+
+class Hold(Schema):
+    id = Integer(required=True)
+    reason = String(required=True)
+    placed_at = String(required=True, metadata={"format": "date-time"})
+    released_at = String(required=True, allow_none=True, metadata={"format": "date-time"})
+
+
+class Deletion(Schema):
+    """The deletion document; the last four members are for staff only."""
+
+    user_id = Integer(required=True)
+    state = String(required=True)
+    deactivated_at = String(required=True, allow_none=True, metadata={"format": "date-time"})
+    purge_at = String(required=True, allow_none=True, metadata={"format": "date-time"})
+    deactivated_by = String(required=True, allow_none=True)
+    can_reactivate = Boolean(required=True)
+    reason = String(allow_none=True)
+    holds = List(Nested(Hold))
+    blocked_by = String(allow_none=True)
+    attempts = Integer()
+
+
+class Deleted(Deletion):
+    """The deletion document as the answer of a DELETE; the token is for the owner only."""
+
+    message = String(required=True)
+    recovery_token = String()
+
+
+class Health(Schema):
+    status = String(required=True)

@@ -1,0 +1,145 @@
+"""Saved passwords, and a generator for new ones."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from apiflask import APIBlueprint
+from flask import Response
+from sqlalchemy.exc import NoResultFound
+from sqlalchemy.orm import Session
+
+from .. import accounts, generator
+from .. import vault as core
+from ..database import database_now, reading
+from ..errors import InvalidInput, PasswordNotFound, TokenNotValid
+from ..extensions import db
+from ..vault import Entry, StoredEntry
+from . import auth, schemas
+from .auth import Caller
+from .doorway import committed, services
+from .openapi import raises
+from .wire import timestamp
+
+vault = APIBlueprint("vault", __name__, tag="Saved passwords")
+
+
+@vault.get("/response-password/")
+@vault.input(schemas.GeneratorQuery, location="query")
+@vault.output(schemas.Generated)
+@raises(InvalidInput)
+def generate(query_data: dict[str, Any]) -> dict[str, str]:
+    """Generate a password, or a passphrase of some words"""
+    if "words" in query_data:
+        return {"output": generator.passphrase(query_data["words"])}
+    return {"output": generator.password(query_data["length"], symbols=query_data["symbols"])}
+
+
+@vault.post("/save-passwords/")
+@auth.required
+@vault.input(schemas.PasswordEntry)
+@vault.output(schemas.Saved, 201)
+@raises(InvalidInput)
+def save(*, caller: Caller, json_data: dict[str, str]) -> dict[str, Any]:
+    """Save a password, encrypted under the account's own key"""
+
+    def keep(session: Session) -> int:
+        row = core.save(
+            session,
+            services().keyring,
+            caller.account.id,
+            epoch=caller.epoch,
+            entry=Entry(**json_data),
+            now=database_now(session),
+        )
+        return row.id
+
+    return {"message": "password saved successfully", "id": committed(keep)}
+
+
+@vault.get("/view-all-saved-passwords/")
+@auth.required
+@vault.input(schemas.PageQuery, location="query")
+@vault.output(schemas.StoredPasswords)
+@raises(InvalidInput)
+def show_all(
+    *, caller: Caller, query_data: dict[str, Any]
+) -> dict[str, Any] | tuple[dict[str, Any], dict[str, str]]:
+    """Show one's saved passwords in the order in which they were saved
+
+    All at once; with ``limit`` a page at a time, and a ``Link`` to the next one.
+    """
+    limit = query_data.get("limit")
+    try:
+        with reading(db.session()) as session:
+            # Again, in the transaction that opens the vault.
+            account = accounts.by_claims(session, caller.claims)
+            found = list(
+                core.entries(
+                    session,
+                    services().keyring,
+                    account,
+                    after=query_data["cursor"],
+                    limit=None if limit is None else limit + 1,
+                )
+            )
+    except NoResultFound as exc:
+        # Purged between two statements.
+        raise TokenNotValid from exc
+    page = found[:limit]
+    body = {
+        "message": "passwords retrieved successfully",
+        "passwords": [_shown(one, caller.account.id) for one in page],
+    }
+    if len(page) == len(found):
+        return body
+    following = f"/api/view-all-saved-passwords/?limit={limit}&cursor={page[-1].id}"
+    return body, {"Link": f'<{following}>; rel="next"'}
+
+
+@vault.put("/view-all-saved-passwords/<int:entry_id>/update/")
+@auth.required
+@vault.input(schemas.PasswordEntryUpdate)
+@vault.output(schemas.UpdatedPassword)
+@raises(InvalidInput, PasswordNotFound)
+def update(entry_id: int, *, caller: Caller, json_data: dict[str, str]) -> dict[str, Any]:
+    """Change some fields of a saved password"""
+
+    def change(session: Session) -> StoredEntry:
+        return core.update(
+            session,
+            services().keyring,
+            caller.account.id,
+            entry_id,
+            epoch=caller.epoch,
+            changes=json_data,
+            now=database_now(session),
+        )
+
+    shown = _shown(committed(change), caller.account.id)
+    return {"message": "password updated successfully", **shown}
+
+
+@vault.delete("/view-all-saved-passwords/<int:entry_id>/delete/")
+@auth.required
+@vault.output({}, 204)
+@raises(PasswordNotFound)
+def delete(entry_id: int, *, caller: Caller) -> Response:
+    """Delete a saved password
+
+    A body is ignored.
+    """
+    committed(lambda session: core.delete(session, caller.account.id, entry_id, epoch=caller.epoch))
+    return Response(status=204)
+
+
+def _shown(one: StoredEntry, account_id: int) -> dict[str, Any]:
+    return {
+        "id": one.id,
+        "name_pages": one.entry.name_pages,
+        "url": one.entry.url,
+        "password_saved": one.entry.password_saved,
+        "user": account_id,
+        "created_at": timestamp(one.created_at),
+        "updated_at": timestamp(one.updated_at),
+    }
