@@ -6,6 +6,7 @@ receipt cannot be deleted by anybody's mistake (CHECKs, ``NO ACTION`` and trigge
 
 from __future__ import annotations
 
+import hashlib
 import unicodedata
 import uuid
 from datetime import datetime
@@ -36,6 +37,8 @@ from .database import UtcDateTime
 
 # The largest id that both engines can hold.
 MAX_ID = 2**63 - 1
+# What the shorter of the two key columns holds.
+MAX_KEY_BYTES = 600
 
 OWNER, STAFF, OPERATOR, SYSTEM = "owner", "staff", "operator", "system"
 ACTIVE, DEACTIVATED, DUE = "active", "deactivated", "due"
@@ -69,7 +72,13 @@ def unique_key(typed: str) -> str:
     can leave a text that is not normalised (Unicode, section 3.13, "identifier caseless match").
     """
     folded = unicodedata.normalize("NFKC", typed.strip()).casefold()
-    return unicodedata.normalize("NFKC", folded)
+    key = unicodedata.normalize("NFKC", folded)
+    # One character can become eighteen (U+FDFA): too long for the column and for an index entry. No
+    # other key begins so, since folding leaves no capitals.
+    encoded = key.encode(errors="surrogatepass")
+    if len(encoded) > MAX_KEY_BYTES:
+        return f"SHA-256:{hashlib.sha256(encoded).hexdigest()}"
+    return key
 
 
 class Account(Base):
