@@ -1,0 +1,176 @@
+"""Servers and databases for every test.
+
+The controlling process starts one PostgreSQL and one Valkey for the whole session and hands their
+addresses to the workers; ``TEST_DATABASE_URL`` and ``TEST_REDIS_URL`` name others instead. Each test
+gets a database of its own, copied from a template that the migrations made.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import psycopg
+import pytest
+from sqlalchemy import Engine, make_url
+
+from accountsvc.database import make_engine, upgrade
+from tests.support.servers import PostgresServer, ValkeyServer
+
+ENGINES = ("sqlite", "postgresql")
+TEMPLATE = "accountsvc_template"
+
+NewDatabase = Callable[[], str]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--fail-on-skip",
+        action="store_true",
+        help="fail the session if any test was skipped or is expected to fail",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if hasattr(config, "workerinput") or config.option.collectonly:
+        return
+    stack = ExitStack()
+    config.add_cleanup(stack.close)
+    folder = Path(tempfile.mkdtemp(prefix="accountsvc-tests-"))
+    stack.callback(shutil.rmtree, folder, ignore_errors=True)
+    if not os.environ.get("TEST_DATABASE_URL"):
+        os.environ["TEST_DATABASE_URL"] = stack.enter_context(PostgresServer()).url()
+        stack.callback(os.environ.pop, "TEST_DATABASE_URL", None)
+    if not os.environ.get("TEST_REDIS_URL"):
+        os.environ["TEST_REDIS_URL"] = stack.enter_context(ValkeyServer()).url
+        stack.callback(os.environ.pop, "TEST_REDIS_URL", None)
+    template = f"{TEMPLATE}_{uuid.uuid4().hex[:8]}"
+    _create(template)
+    stack.callback(_drop, template)
+    upgrade(_sibling(template))
+    upgrade(f"sqlite:///{folder}/template.db")
+    os.environ["ACCOUNTSVC_TEST_TEMPLATE"] = template
+    os.environ["ACCOUNTSVC_TEST_SQLITE"] = str(folder / "template.db")
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    config = session.config
+    if hasattr(config, "workerinput") or not config.getoption("--fail-on-skip"):
+        return
+    reporter = config.pluginmanager.get_plugin("terminalreporter")
+    left_out = [kind for kind in ("skipped", "xfailed") if reporter and reporter.stats.get(kind)]
+    if left_out and session.exitstatus == pytest.ExitCode.OK:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    skipped = terminalreporter.stats.get("skipped")
+    if skipped:
+        terminalreporter.section("LEFT OUT", sep="!", red=True)
+        for report in skipped:
+            terminalreporter.line(f"{report.nodeid}: {report.longrepr[-1]}")
+
+
+def _sibling(name: str) -> str:
+    url = make_url(os.environ["TEST_DATABASE_URL"]).set(database=name)
+    return url.render_as_string(hide_password=False)
+
+
+def _execute(statement: str) -> None:
+    with psycopg.connect(os.environ["TEST_DATABASE_URL"], autocommit=True) as connection:
+        connection.execute(statement.encode())
+
+
+def _create(name: str, template: str = "template0") -> str:
+    _execute(f'CREATE DATABASE "{name}" TEMPLATE "{template}" STRATEGY FILE_COPY')
+    return _sibling(name)
+
+
+def _drop(name: str) -> None:
+    _execute(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')
+
+
+@pytest.fixture
+def postgresql_databases() -> Iterator[Callable[[str], str]]:
+    """Make databases from a template and drop them after the test."""
+    made: list[str] = []
+
+    def make(template: str) -> str:
+        made.append(f"test_{uuid.uuid4().hex}")
+        return _create(made[-1], template)
+
+    yield make
+    for name in made:
+        _drop(name)
+
+
+@pytest.fixture
+def new_postgresql(postgresql_databases: Callable[[str], str]) -> NewDatabase:
+    """Make empty PostgreSQL databases."""
+    return lambda: postgresql_databases("template0")
+
+
+@pytest.fixture
+def new_sqlite(tmp_path: Path) -> NewDatabase:
+    """Make the URLs of SQLite files that do not exist yet."""
+    return lambda: f"sqlite:///{tmp_path}/empty_{uuid.uuid4().hex[:8]}.db"
+
+
+@pytest.fixture(params=ENGINES)
+def new_database(request: pytest.FixtureRequest) -> NewDatabase:
+    """Make empty databases, on each engine."""
+    make: NewDatabase = request.getfixturevalue(f"new_{request.param}")
+    return make
+
+
+@pytest.fixture
+def postgresql_url(postgresql_databases: Callable[[str], str]) -> str:
+    """A migrated PostgreSQL database."""
+    return postgresql_databases(os.environ["ACCOUNTSVC_TEST_TEMPLATE"])
+
+
+@pytest.fixture
+def sqlite_url(tmp_path: Path) -> str:
+    """A migrated SQLite file."""
+    path = tmp_path / "accountsvc.db"
+    shutil.copy(os.environ["ACCOUNTSVC_TEST_SQLITE"], path)
+    return f"sqlite:///{path}"
+
+
+@pytest.fixture(params=ENGINES)
+def database_url(request: pytest.FixtureRequest) -> str:
+    """A migrated database, on each engine."""
+    url: str = request.getfixturevalue(f"{request.param}_url")
+    return url
+
+
+def _engine(url: str) -> Iterator[Engine]:
+    engine = make_engine(url)
+    yield engine
+    engine.dispose()
+
+
+@pytest.fixture
+def engine(database_url: str) -> Iterator[Engine]:
+    yield from _engine(database_url)
+
+
+@pytest.fixture
+def postgresql_engine(postgresql_url: str) -> Iterator[Engine]:
+    yield from _engine(postgresql_url)
+
+
+@pytest.fixture
+def sqlite_engine(sqlite_url: str) -> Iterator[Engine]:
+    yield from _engine(sqlite_url)
+
+
+@pytest.fixture
+def redis_url() -> str:
+    """A Redis that other tests use too: keep to keys of your own."""
+    return os.environ["TEST_REDIS_URL"]

