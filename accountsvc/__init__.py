@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from apiflask import APIFlask
 
-from . import api, cli, database, logs
+from . import api, cli, database, logs, pages
 from .config import Settings, load_settings
 from .extensions import db, migrate
 from .services import build_services
@@ -41,5 +41,6 @@ def create_app(settings: Settings | None = None) -> APIFlask:
         services = build_services(settings, db.engine)
     app.extensions["accountsvc"] = services
     api.init_app(app, services)
+    pages.init_app(app, services)
     cli.init_app(app)
     return app

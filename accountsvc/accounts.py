@@ -69,9 +69,7 @@ class PasswordHasher:
 
     def __init__(self, cost: str = "normal") -> None:
         if cost == "cheap":
-            self._argon2 = Argon2(
-                time_cost=1, memory_cost=8, parallelism=1, type=Type.ID
-            )
+            self._argon2 = Argon2(time_cost=1, memory_cost=8, parallelism=1, type=Type.ID)
         else:
             self._argon2 = Argon2()
         self._slots = threading.BoundedSemaphore(2)
@@ -140,9 +138,7 @@ def sign_up(
             session.flush()
             session.add(keyring.new_key(account))
             actor = by or Actor(OWNER, public_id)
-            audit.record(
-                session, "account.created", subject=public_id, by=actor, now=now
-            )
+            audit.record(session, "account.created", subject=public_id, by=actor, now=now)
             session.flush()
             session.refresh(account)
             session.expunge(account)
@@ -156,9 +152,7 @@ def sign_up(
     return account
 
 
-def authenticate(
-    session: Session, hasher: PasswordHasher, *, email: str, password: str
-) -> Account:
+def authenticate(session: Session, hasher: PasswordHasher, *, email: str, password: str) -> Account:
     """Return the active account whose e-mail and password these are. Owns its transactions.
 
     Takes the same time whether the e-mail is known or not (ASVS 5.0, 6.3.8). Raises
@@ -166,11 +160,7 @@ def authenticate(
     """
     with reading(session):
         account = rows.find_by_email(session, email)
-        seen = (
-            None
-            if account is None
-            else (account.id, account.password_hash, account.epoch)
-        )
+        seen = None if account is None else (account.id, account.password_hash, account.epoch)
     if seen is None:
         hasher.burn(password)
         raise InvalidCredentials
@@ -272,16 +262,12 @@ def update_profile(
     taken = _taken(session, values, but=account_id)
     if taken:
         raise InvalidInput(taken)
-    changed = {
-        name for name, value in values.items() if getattr(account, name) != value
-    }
+    changed = {name for name, value in values.items() if getattr(account, name) != value}
     if "email" in changed and unique_key(values["email"]) != account.email_key:
         notices.address_changed(session, account, previous=account.email, now=now)
         account.previous_email = account.email
         account.email_changed_at = now
-        audit.record(
-            session, "account.email_changed", subject=account.public_id, by=by, now=now
-        )
+        audit.record(session, "account.email_changed", subject=account.public_id, by=by, now=now)
     for name in changed:
         setattr(account, name, values[name])
     if "username" in changed:
@@ -289,9 +275,7 @@ def update_profile(
     if "email" in changed:
         account.email_key = unique_key(values["email"])
     if changed:
-        audit.record(
-            session, "account.updated", subject=account.public_id, by=by, now=now
-        )
+        audit.record(session, "account.updated", subject=account.public_id, by=by, now=now)
     try:
         session.flush()
     except IntegrityError as exc:
@@ -398,9 +382,7 @@ def reset_password(
         if account.epoch != claims.epoch or account.state(now) == DUE:
             raise TokenNotValid
         actor = Actor(OWNER, account.public_id)
-        _set_password(
-            session, account, new_hash, "account.password_reset", grace, actor, now
-        )
+        _set_password(session, account, new_hash, "account.password_reset", grace, actor, now)
 
 
 def replace_avatar(
@@ -452,9 +434,7 @@ def replace_avatar(
                     now=now,
                 )
             account.avatar_key = key
-            audit.record(
-                session, "avatar.replaced", subject=account.public_id, by=by, now=now
-            )
+            audit.record(session, "avatar.replaced", subject=account.public_id, by=by, now=now)
             session.flush()
             session.expunge(account)
     except Exception:
@@ -491,9 +471,7 @@ def user_document(account: Account) -> dict[str, object]:
         "first_name": account.first_name,
         "last_name": account.last_name,
         "number_phone": account.number_phone,
-        "avatar": None
-        if account.avatar_key is None
-        else f"/media/avatars/{account.avatar_key}",
+        "avatar": None if account.avatar_key is None else f"/media/avatars/{account.avatar_key}",
         "is_staff": account.is_staff,
         "date_joined": f"{account.joined_at:%Y-%m-%dT%H:%M:%SZ}",
     }
@@ -546,10 +524,7 @@ def _password_problems(
 ) -> dict[str, list[str]]:
     if not password:
         return {name: ["This field may not be blank."]}
-    if (
-        any(unicodedata.category(character) == "Cs" for character in password)
-        or "\0" in password
-    ):
+    if any(unicodedata.category(character) == "Cs" for character in password) or "\0" in password:
         return {name: ["Remove NUL bytes; send valid Unicode text."]}
     if len(password) < _SHORTEST_PASSWORD:
         return {name: [f"Use at least {_SHORTEST_PASSWORD} characters."]}
@@ -557,9 +532,7 @@ def _password_problems(
         return {name: [f"Use at most {_LONGEST[name]} characters."]}
     known = [value for value in profile.values() if value]
     if int(zxcvbn(password, known).score) < _WEAKEST_PASSWORD:
-        return {
-            name: ["This password is too easy to guess. Add more words or characters."]
-        }
+        return {name: ["This password is too easy to guess. Add more words or characters."]}
     return {}
 
 
@@ -567,9 +540,7 @@ def _profile(account: Account) -> dict[str, str]:
     return {name: getattr(account, name) for name in PROFILE_FIELDS}
 
 
-def _taken(
-    session: Session, values: Mapping[str, str], *, but: int | None
-) -> dict[str, list[str]]:
+def _taken(session: Session, values: Mapping[str, str], *, but: int | None) -> dict[str, list[str]]:
     taken = {}
     for name, column in (
         ("username", Account.username_key),
@@ -577,9 +548,7 @@ def _taken(
     ):
         if name not in values:
             continue
-        found = session.scalar(
-            select(Account.id).where(column == unique_key(values[name]))
-        )
+        found = session.scalar(select(Account.id).where(column == unique_key(values[name])))
         if found is not None and found != but:
             taken[name] = [_TAKEN[name]]
     return taken

@@ -19,7 +19,8 @@ from .models import OPERATOR, SYSTEM, AuditEvent
 
 @dataclass(frozen=True)
 class Actor:
-    """Who acts: ``owner`` or ``staff`` with a public id; ``operator`` (CLI) and ``system`` without."""
+    """Who acts: ``owner`` or ``staff`` with a public id; ``operator`` (CLI), ``system`` and ``anybody``
+    without."""
 
     kind: str
     public_id: uuid.UUID | None = None
@@ -27,6 +28,8 @@ class Actor:
 
 OPERATOR_ACTOR = Actor(OPERATOR)
 SYSTEM_ACTOR = Actor(SYSTEM)
+# Somebody who has not proved to be anyone.
+ANYBODY = Actor("anybody")
 
 # The closed list of actions; ``record`` refuses any other, so that the trail can be read by machines.
 ACTIONS = frozenset(
@@ -45,7 +48,7 @@ ACTIONS = frozenset(
         "deletion.rescheduled",
         "deletion.reason_changed",
         "deletion.purge_requested",
-        "deletion.denied",
+        "access.denied",
         "confirmation.failed",
         "sign_in.failed",
         "reactivation.failed",
@@ -109,12 +112,7 @@ def events(
     limit: int = 100,
 ) -> Sequence[AuditEvent]:
     """Return events in the order in which they were written, from the first id above *after*."""
-    query = (
-        select(AuditEvent)
-        .where(AuditEvent.id > after)
-        .order_by(AuditEvent.id)
-        .limit(limit)
-    )
+    query = select(AuditEvent).where(AuditEvent.id > after).order_by(AuditEvent.id).limit(limit)
     if subject is not None:
         query = query.where(AuditEvent.subject == subject)
     if action is not None:

@@ -116,18 +116,14 @@ def _url(*schemes: str) -> Callable[[str], str]:
     def read(text: str) -> str:
         parts = urlsplit(text)
         if parts.scheme not in schemes or not (parts.netloc or parts.path.strip("/")):
-            raise ValueError(
-                "must begin with " + " or ".join(f"{name}://" for name in schemes)
-            )
+            raise ValueError("must begin with " + " or ".join(f"{name}://" for name in schemes))
         return text
 
     return read
 
 
 def _origins(text: str) -> tuple[str, ...]:
-    origins = tuple(
-        part.strip().rstrip("/") for part in text.split(",") if part.strip()
-    )
+    origins = tuple(part.strip().rstrip("/") for part in text.split(",") if part.strip())
     for origin in origins:
         if origin != "*" and not re.fullmatch(r"https?://[^/\s]+", origin):
             raise ValueError("holds an origin that is not scheme://host[:port]")
@@ -138,15 +134,9 @@ def _networks(
     text: str,
 ) -> tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...]:
     try:
-        return tuple(
-            ipaddress.ip_network(part.strip())
-            for part in text.split(",")
-            if part.strip()
-        )
+        return tuple(ipaddress.ip_network(part.strip()) for part in text.split(",") if part.strip())
     except ValueError:
-        raise ValueError(
-            "holds something that is not an address or a network"
-        ) from None
+        raise ValueError("holds something that is not an address or a network") from None
 
 
 def _text(text: str) -> str:
@@ -179,9 +169,7 @@ class Settings:
     app_env: str = _setting(
         "APP_ENV", "development", _one_of("development", "production"), "production"
     )
-    instance_path: Path = _setting(
-        "INSTANCE_PATH", "./instance", _path, "/var/lib/accountsvc"
-    )
+    instance_path: Path = _setting("INSTANCE_PATH", "./instance", _path, "/var/lib/accountsvc")
     secret_key: str = _setting(
         "SECRET_KEY", None, _secret, "the output of `openssl rand -hex 32`", secret=True
     )
@@ -242,21 +230,11 @@ class Settings:
     deletion_confirmation: str = _setting(
         "DELETION_CONFIRMATION", "fresh", _one_of("fresh", "password", "none"), "fresh"
     )
-    fresh_token_minutes: int = _setting(
-        "FRESH_TOKEN_MINUTES", "1440", _whole(1, 525_600), "15"
-    )
-    hold_release_delay: timedelta = _setting(
-        "HOLD_RELEASE_DELAY", "24h", duration, "24h"
-    )
-    reminders: tuple[timedelta, ...] = _setting(
-        "REMINDERS", "7d,1d", _durations, "7d,1d"
-    )
-    sweep_interval: timedelta = _setting(
-        "SWEEP_INTERVAL", "60s", _positive_duration, "60s"
-    )
-    purge_batch_size: int = _setting(
-        "PURGE_BATCH_SIZE", "500", _whole(1, 10_000), "500"
-    )
+    fresh_token_minutes: int = _setting("FRESH_TOKEN_MINUTES", "1440", _whole(1, 525_600), "15")
+    hold_release_delay: timedelta = _setting("HOLD_RELEASE_DELAY", "24h", duration, "24h")
+    reminders: tuple[timedelta, ...] = _setting("REMINDERS", "7d,1d", _durations, "7d,1d")
+    sweep_interval: timedelta = _setting("SWEEP_INTERVAL", "60s", _positive_duration, "60s")
+    purge_batch_size: int = _setting("PURGE_BATCH_SIZE", "500", _whole(1, 10_000), "500")
     purge_max_per_sweep: int = _setting(
         "PURGE_MAX_PER_SWEEP", "0", _whole(0, 999_999_999), "100000"
     )
@@ -267,8 +245,8 @@ class Settings:
     public_url: str = _setting(
         "PUBLIC_URL", "", _url("http", "https"), "https://accounts.example.org"
     )
-    trusted_proxies: tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...] = (
-        _setting("TRUSTED_PROXIES", "", _networks, "10.0.0.0/8")
+    trusted_proxies: tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...] = _setting(
+        "TRUSTED_PROXIES", "", _networks, "10.0.0.0/8"
     )
     rate_limits: bool = _setting("RATE_LIMITS", "on", _switch, "on")
     port: int = _setting("PORT", "8000", _whole(1, 65_535), "8000")
@@ -294,11 +272,7 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
     Raises :class:`ConfigError` with one line for the first wrong setting.
     """
     if environ is None:
-        given = {
-            name: value
-            for name, value in dotenv_values(".env").items()
-            if value is not None
-        }
+        given = {name: value for name, value in dotenv_values(".env").items() if value is not None}
         environ = {**given, **os.environ}
     instance = _path(environ.get("INSTANCE_PATH") or "./instance")
     production = environ.get("APP_ENV") == "production"
@@ -307,8 +281,7 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
         "STORAGE_URL": f"file://{instance}/media",
         "MAIL_URL": f"file://{instance}/mail",
         "LEDGER_URL": f"file://{instance}/ledger",
-        "CELERY_BROKER_URL": environ.get("REDIS_URL")
-        or f"filesystem://{instance}/broker",
+        "CELERY_BROKER_URL": environ.get("REDIS_URL") or f"filesystem://{instance}/broker",
         "PUBLIC_URL": f"http://localhost:{environ.get('PORT') or '8000'}",
     }
     values: dict[str, object] = {}
@@ -321,9 +294,7 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
             text = None if production else _read_key(instance, name)
             if text is None:
                 fix = (
-                    f"for example {example}"
-                    if production
-                    else "run `python -m accountsvc prepare`"
+                    f"for example {example}" if production else "run `python -m accountsvc prepare`"
                 )
                 raise ConfigError(f"{name} is not set: {fix}")
         if text == "" and name == "REDIS_URL":
@@ -361,13 +332,9 @@ def _check_together(settings: Settings) -> None:
             "CORS_ORIGINS may not be * in production; for example: https://app.example.org"
         )
     if not settings.rate_limits:
-        raise ConfigError(
-            "RATE_LIMITS may not be off in production; for example: RATE_LIMITS=on"
-        )
+        raise ConfigError("RATE_LIMITS may not be off in production; for example: RATE_LIMITS=on")
     if settings.password_hash_cost != "normal":
-        raise ConfigError(
-            "PASSWORD_HASH_COST may not be cheap in production; for example: normal"
-        )
+        raise ConfigError("PASSWORD_HASH_COST may not be cheap in production; for example: normal")
 
 
 def _key_file(instance: Path, name: str) -> Path:

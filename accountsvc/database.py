@@ -44,32 +44,24 @@ class UtcDateTime(TypeDecorator[datetime]):
     impl = DateTime(timezone=True)
     cache_ok = True
 
-    def process_bind_param(
-        self, value: datetime | None, dialect: Dialect
-    ) -> datetime | None:
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
         if value is None:
             return None
         if value.tzinfo is None:
             raise ValueError("a time without a time zone")
         return value.astimezone(UTC)
 
-    def process_result_value(
-        self, value: datetime | None, dialect: Dialect
-    ) -> datetime | None:
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
         if value is None:
             return None
-        return (
-            value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
-        )
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
 
 
 def engine_options(url: str) -> dict[str, Any]:
     """Return the keyword arguments for ``create_engine`` that this service needs for *url*."""
     if url.startswith("sqlite"):
         # The driver must not begin transactions by itself: ``_begin`` does.
-        return {
-            "connect_args": {"isolation_level": None, "timeout": BUSY_TIMEOUT_MS / 1000}
-        }
+        return {"connect_args": {"isolation_level": None, "timeout": BUSY_TIMEOUT_MS / 1000}}
     return {
         "pool_pre_ping": True,
         "pool_size": 10,

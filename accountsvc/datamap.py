@@ -28,9 +28,7 @@ class Purge(Enum):
 
     BY_ACCOUNT = "deleted by account id, before the account's row"
     ACCOUNT = "the account's own row, deleted last"
-    BY_SUBJECT = (
-        "deleted by public id; what the purge itself still owes stays until it is done"
-    )
+    BY_SUBJECT = "deleted by public id; what the purge itself still owes stays until it is done"
     FILES = "deleted through the outbox after the commit"
     KEPT = "kept: it holds no personal data"
 
@@ -139,16 +137,12 @@ def gaps(base: type[Base] = Base) -> list[str]:
     Every table must be in the map; one that holds account ids must be purged by them; every
     column of the account's row must be exported or named as withheld.
     """
-    known = {
-        place.model.__tablename__: place for place in PLACES if place.model is not None
-    }
+    known = {place.model.__tablename__: place for place in PLACES if place.model is not None}
     found = []
     for table in base.metadata.sorted_tables:
         place = known.get(table.name)
         if place is None:
-            found.append(
-                f"table {table.name} is not in accountsvc/datamap.py: add a Place for it"
-            )
+            found.append(f"table {table.name} is not in accountsvc/datamap.py: add a Place for it")
             continue
         refers = any(key.column.table.name == "accounts" for key in table.foreign_keys)
         if refers and place.purge is not Purge.BY_ACCOUNT:
@@ -157,11 +151,7 @@ def gaps(base: type[Base] = Base) -> list[str]:
                 "it must be purged BY_ACCOUNT"
             )
         if place.exported is None and not place.not_exported_because:
-            found.append(
-                f"table {table.name}: say in accountsvc/datamap.py why it is not exported"
-            )
+            found.append(f"table {table.name}: say in accountsvc/datamap.py why it is not exported")
     if not any(place.purge is Purge.FILES for place in PLACES):
-        found.append(
-            "avatar files are not in accountsvc/datamap.py: add a Place for them"
-        )
+        found.append("avatar files are not in accountsvc/datamap.py: add a Place for them")
     return found

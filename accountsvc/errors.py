@@ -28,7 +28,8 @@
     ├── Throttled                 retry_after: whole seconds
     └── Unavailable               a part that the service needs does not answer
         ├── DatabaseUnavailable
-        └── StoreUnavailable
+        ├── StoreUnavailable
+        └── MailUnavailable
 
 Ids are kept as attributes, causes are chained. Messages carry no personal data.
 """
@@ -121,13 +122,13 @@ class AccountDeactivated(AccountError):
 
 
 class ReactivationForbidden(AccountError):
-    message = (
-        "This account was deactivated by the staff. Contact support to have it back."
-    )
+    message = "This account was deactivated by the staff. Contact support to have it back."
 
 
 class LastStaff(AccountError):
-    message = "This is the last active staff account. Make another staff account before you delete it."
+    message = (
+        "This is the last active staff account. Make another staff account before you delete it."
+    )
 
 
 class NotDeactivated(AccountError):
@@ -177,3 +178,7 @@ class DatabaseUnavailable(Unavailable):
 
 class StoreUnavailable(Unavailable):
     """The file or object store does not answer or refuses; nothing was lost."""
+
+
+class MailUnavailable(Unavailable):
+    """The mail server does not answer, or not now; the mail may have been taken all the same."""

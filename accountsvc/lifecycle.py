@@ -7,7 +7,6 @@ clock. The two windows are half-open: reactivation needs ``now < purge_at``, pur
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 
@@ -27,7 +26,6 @@ from .errors import (
     ReactivationForbidden,
     RecentChange,
     TokenNotValid,
-    VersionMismatch,
 )
 from .models import DUE, MAX_ID, OWNER, STAFF, Account
 from .models import LegalHold as Hold
@@ -76,9 +74,7 @@ def deactivate(
     account.deactivated_by = by.kind
     account.reason = reason
     account.epoch += 1
-    audit.record(
-        session, "account.deactivated", subject=account.public_id, by=by, now=now
-    )
+    audit.record(session, "account.deactivated", subject=account.public_id, by=by, now=now)
     notices.scheduled(session, account, now=now, grace=grace, reminders=reminders)
     session.flush()
     return account
@@ -109,13 +105,9 @@ def reactivate(
         raise ReactivationForbidden
     if account.state(now) == DUE:
         raise GraceOver
-    account.deactivated_at = account.purge_at = account.deactivated_by = (
-        account.reason
-    ) = None
+    account.deactivated_at = account.purge_at = account.deactivated_by = account.reason = None
     account.epoch += 1
-    audit.record(
-        session, "account.reactivated", subject=account.public_id, by=by, now=now
-    )
+    audit.record(session, "account.reactivated", subject=account.public_id, by=by, now=now)
     notices.reactivated(session, account, now=now, grace=grace)
     session.flush()
     return account
@@ -129,29 +121,23 @@ def reschedule(
     now: datetime,
     max_grace: timedelta,
     by: Actor,
-    version: str | None = None,
     reminders: Sequence[timedelta] = (),
 ) -> Account:
     """Move the promised purge later, at most to *max_grace* after the deactivation, and say so by mail.
 
-    Raises AccountNotFound (also when active), VersionMismatch, InvalidSchedule, GraceOver when it is due.
+    Raises AccountNotFound (also when active), InvalidSchedule, GraceOver when it is due.
     """
-    account = _lock_deletion(session, account_id, version)
+    account = _lock_deletion(session, account_id)
     if account.state(now) == DUE:
         raise GraceOver("The account is due. Place a hold to suspend its purge.")
-    assert account.deactivated_at is not None and account.purge_at is not None
+    assert account.deactivated_at is not None
+    assert account.purge_at is not None
     purge_at = whole_second(purge_at)
-    if (
-        not account.purge_at
-        <= purge_at
-        <= whole_second(account.deactivated_at + max_grace)
-    ):
+    if not account.purge_at <= purge_at <= whole_second(account.deactivated_at + max_grace):
         raise InvalidSchedule
     if purge_at != account.purge_at:
         account.purge_at = purge_at
-        audit.record(
-            session, "deletion.rescheduled", subject=account.public_id, by=by, now=now
-        )
+        audit.record(session, "deletion.rescheduled", subject=account.public_id, by=by, now=now)
         notices.date_moved(session, account, now=now, reminders=reminders)
         session.flush()
     return account
@@ -164,10 +150,9 @@ def set_reason(
     reason: str,
     now: datetime,
     by: Actor,
-    version: str | None = None,
 ) -> Account:
     """Store the staff's reason on the row that the purge deletes; raises as :func:`reschedule`."""
-    account = _lock_deletion(session, account_id, version)
+    account = _lock_deletion(session, account_id)
     if account.reason != reason:
         account.reason = reason
         audit.record(
@@ -194,8 +179,8 @@ def due_now(
     Idempotent: an account that is already due keeps its time. An owner is refused within 24 hours of a
     change of e-mail or password, and is not told of a hold (the sweep respects it all the same).
 
-    Raises AccountNotFound, NotDeactivated, TokenNotValid, ReactivationForbidden (an owner, when staff
-    deactivated the account), RecentChange, and LegalHold to staff and operators.
+    Raises AccountNotFound, NotDeactivated, TokenNotValid (another *epoch*), RecentChange to an owner,
+    and LegalHold to staff and operators.
     """
     account = lock(session, account_id)
     if epoch is not None and account.epoch != epoch:
@@ -223,9 +208,7 @@ def due_now(
     return account
 
 
-def place_hold(
-    session: Session, account_id: int, *, reason: str, now: datetime, by: Actor
-) -> Hold:
+def place_hold(session: Session, account_id: int, *, reason: str, now: datetime, by: Actor) -> Hold:
     """Suspend the purge of the account (not the wish) until the hold is released.
 
     The account's row is locked first: a purge that has the lock wins, one that comes later sees the
@@ -241,9 +224,7 @@ def place_hold(
     )
     session.add(hold)
     session.flush()
-    audit.record(
-        session, "hold.placed", subject=account.public_id, by=by, now=now, hold=hold.id
-    )
+    audit.record(session, "hold.placed", subject=account.public_id, by=by, now=now, hold=hold.id)
     session.flush()
     return hold
 
@@ -263,11 +244,7 @@ def release_hold(
     is not final. Raises AccountNotFound, HoldNotFound (also when it was released before).
     """
     account = lock(session, account_id)
-    hold = (
-        session.get(Hold, hold_id, populate_existing=True)
-        if 0 < hold_id <= MAX_ID
-        else None
-    )
+    hold = session.get(Hold, hold_id, populate_existing=True) if 0 < hold_id <= MAX_ID else None
     if hold is None or hold.account_id != account.id or hold.released_at is not None:
         raise HoldNotFound
     hold.released_at = now
@@ -330,9 +307,7 @@ def deletions(
     if due_before is not None:
         query = query.where(Account.purge_at < due_before)
     if held is not None:
-        has_hold = exists().where(
-            Hold.account_id == Account.id, Hold.released_at.is_(None)
-        )
+        has_hold = exists().where(Hold.account_id == Account.id, Hold.released_at.is_(None))
         query = query.where(has_hold if held else ~has_hold)
     if after is not None:
         purge_at, account_id = after
@@ -343,18 +318,10 @@ def deletions(
     return session.scalars(query).all()
 
 
-def version(account: Account) -> str:
-    """Name the current state of the deletion; it changes whenever the document would (an ETag's text)."""
-    parts = (account.epoch, account.purge_at, account.reason)
-    return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
-
-
-def _lock_deletion(session: Session, account_id: int, expected: str | None) -> Account:
+def _lock_deletion(session: Session, account_id: int) -> Account:
     account = lock(session, account_id)
     if account.is_active:
         raise AccountNotFound
-    if expected is not None and version(account) != expected:
-        raise VersionMismatch
     return account
 
 
@@ -372,9 +339,7 @@ def _lock_for_deactivation(session: Session, account_id: int, by: Actor) -> Acco
     if target.is_staff:
         ids.update(
             session.scalars(
-                select(Account.id).where(
-                    Account.is_staff, Account.deactivated_at.is_(None)
-                )
+                select(Account.id).where(Account.is_staff, Account.deactivated_at.is_(None))
             )
         )
     locked = lock_many(session, ids)
@@ -397,9 +362,7 @@ def _check_caller(session: Session, account: Account, by: Actor, epoch: int) -> 
 def _other_active_staff(session: Session, account: Account) -> bool:
     found = session.scalar(
         select(Account.id)
-        .where(
-            Account.is_staff, Account.deactivated_at.is_(None), Account.id != account.id
-        )
+        .where(Account.is_staff, Account.deactivated_at.is_(None), Account.id != account.id)
         .limit(1)
     )
     return found is not None

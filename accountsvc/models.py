@@ -90,12 +90,8 @@ class Account(Base):
             name="deactivation_whole",
         ),
         CheckConstraint("purge_at >= deactivated_at", name="purge_after_deactivation"),
-        CheckConstraint(
-            "deactivated_by IN ('owner', 'staff', 'operator')", name="deactivated_by"
-        ),
-        CheckConstraint(
-            "deactivated_at IS NOT NULL OR reason IS NULL", name="reason_deactivated"
-        ),
+        CheckConstraint("deactivated_by IN ('owner', 'staff', 'operator')", name="deactivated_by"),
+        CheckConstraint("deactivated_at IS NOT NULL OR reason IS NULL", name="reason_deactivated"),
         Index(
             "ix_accounts_purge_at",
             "purge_at",
@@ -178,12 +174,8 @@ class LegalHold(Base):
 
     __tablename__ = "legal_holds"
     __table_args__ = (
-        CheckConstraint(
-            "placed_by_kind IN ('staff', 'operator')", name="placed_by_kind"
-        ),
-        CheckConstraint(
-            "released_at IS NOT NULL OR released_by IS NULL", name="release_whole"
-        ),
+        CheckConstraint("placed_by_kind IN ('staff', 'operator')", name="placed_by_kind"),
+        CheckConstraint("released_at IS NOT NULL OR released_by IS NULL", name="release_whole"),
         Index(
             "ix_legal_holds_open",
             "account_id",

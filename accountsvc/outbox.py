@@ -102,19 +102,15 @@ def record(
 
 def forget(session: Session, *, subject: uuid.UUID, kinds: Collection[str]) -> None:
     """Drop what is owed of *kinds* for *subject*, in the current transaction."""
-    session.execute(
-        delete(Effect).where(Effect.subject == subject, Effect.kind.in_(kinds))
-    )
+    session.execute(delete(Effect).where(Effect.subject == subject, Effect.kind.in_(kinds)))
 
 
 def pending(session: Session, now: datetime) -> dict[str, int]:
     """Count what is owed and due at *now*, by kind."""
     rows = session.execute(
-        select(Effect.kind, func.count())
-        .where(Effect.deliver_after <= now)
-        .group_by(Effect.kind)
+        select(Effect.kind, func.count()).where(Effect.deliver_after <= now).group_by(Effect.kind)
     )
-    return {kind: count for kind, count in rows}
+    return dict(rows.tuples().all())
 
 
 def is_behind(session: Session, kind: str) -> bool:
@@ -157,17 +153,13 @@ def deliver(
             bad = len(outcome.failed)
             result.failed += bad
             result.given_up += len(outcome.given_up)
-            result.delivered += (
-                len(owed) - bad - len(outcome.given_up) - len(outcome.later)
-            )
+            result.delivered += len(owed) - bad - len(outcome.given_up) - len(outcome.later)
         else:
             result.more = True
     return result
 
 
-def _claim(
-    sessions: sessionmaker[Session], clock: Clock, kind: str, size: int
-) -> dict[int, Owed]:
+def _claim(sessions: sessionmaker[Session], clock: Clock, kind: str, size: int) -> dict[int, Owed]:
     with sessions() as session, writing(session):
         now = clock(session)
         rows = session.scalars(
@@ -177,11 +169,7 @@ def _claim(
             .limit(size)
             .with_for_update(skip_locked=True)
         ).all()
-        gone = [
-            row.id
-            for row in rows
-            if row.expires_at is not None and row.expires_at <= now
-        ]
+        gone = [row.id for row in rows if row.expires_at is not None and row.expires_at <= now]
         if gone:
             session.execute(delete(Effect).where(Effect.id.in_(gone)))
             log.warning("effects expired undelivered", kind=kind, count=len(gone))
@@ -211,9 +199,7 @@ def _handle(handler: Handler, owed: Mapping[int, Owed], now: datetime) -> Outcom
         return handler(list(owed.values()), now)
     except Unavailable as exc:
         return Outcome(
-            failed={
-                one.uid: type(exc.__cause__ or exc).__name__ for one in owed.values()
-            }
+            failed={one.uid: type(exc.__cause__ or exc).__name__ for one in owed.values()}
         )
     except Exception as exc:
         # A bug must not lose what is owed, nor stop the other kinds; the class name is enough to find it.

@@ -130,9 +130,7 @@ def sweep(
     if not write_ledger():
         raise LedgerBehind
     while True:
-        room = (
-            batch_size if limit is None else min(batch_size, limit - result.dealt_with)
-        )
+        room = batch_size if limit is None else min(batch_size, limit - result.dealt_with)
         if room <= 0 or (stop_at is not None and time.monotonic() >= stop_at):
             result.more = True
             return result
@@ -218,9 +216,7 @@ def scrub(
     if engine.dialect.name != "sqlite":
         return True
     with sessions() as session, reading(session):
-        coverable = session.scalars(
-            select(Receipt.public_id).where(_scrubbable())
-        ).all()
+        coverable = session.scalars(select(Receipt.public_id).where(_scrubbable())).all()
         waiting = session.scalar(select(exists().where(Receipt.scrubbed_at.is_(None))))
         last = session.scalar(select(func.max(Receipt.scrubbed_at)))
         now = clock(session)
@@ -270,9 +266,7 @@ def _vacuum(engine: Engine) -> bool:
 
 
 def _open_hold(account_id: Any) -> Exists:
-    return exists().where(
-        LegalHold.account_id == account_id, LegalHold.released_at.is_(None)
-    )
+    return exists().where(LegalHold.account_id == account_id, LegalHold.released_at.is_(None))
 
 
 def _claim(
@@ -306,9 +300,7 @@ def _claim(
     return query
 
 
-def _decide(
-    session: Session, proposed: Sequence[int], now: datetime
-) -> list[PlannedPurge]:
+def _decide(session: Session, proposed: Sequence[int], now: datetime) -> list[PlannedPurge]:
     """Drop what may not be purged after all, by statements newer than the locks; count the rest."""
     held = set(
         session.scalars(
@@ -317,9 +309,7 @@ def _decide(
             )
         )
     )
-    return _count(
-        session, [account_id for account_id in proposed if account_id not in held], now
-    )
+    return _count(session, [account_id for account_id in proposed if account_id not in held], now)
 
 
 def _count(session: Session, ids: Sequence[int], now: datetime) -> list[PlannedPurge]:
@@ -392,10 +382,7 @@ def _lock_due(
     only: Collection[int] | None,
 ) -> list[int]:
     query = _claim(now, max_attempts, only).limit(size)
-    return [
-        row.id
-        for row in session.execute(query.with_for_update(of=Account, skip_locked=True))
-    ]
+    return [row.id for row in session.execute(query.with_for_update(of=Account, skip_locked=True))]
 
 
 def _purge_one_by_one(
@@ -419,9 +406,7 @@ def _purge_one_by_one(
             if is_passing_fault(exc):
                 raise
             with sessions() as session, writing(session):
-                _note_failure(
-                    session, account_id, exc, clock(session), max_attempts, result
-                )
+                _note_failure(session, account_id, exc, clock(session), max_attempts, result)
         else:
             _add(result, purged)
 
@@ -433,9 +418,7 @@ def _add(result: SweepResult, purged: Sequence[PlannedPurge]) -> None:
     result.purged_ids.extend(one.account_id for one in purged)
 
 
-def _erase(
-    session: Session, accounts: Sequence[PlannedPurge], now: datetime, by: Actor
-) -> None:
+def _erase(session: Session, accounts: Sequence[PlannedPurge], now: datetime, by: Actor) -> None:
     """Delete the locked *accounts* and write what remains and what is owed; all by id, set by set."""
     if not accounts:
         return
@@ -462,9 +445,7 @@ def _erase(
         .execution_options(synchronize_session=False)
     )
     session.execute(
-        delete(Account)
-        .where(Account.id.in_(ids))
-        .execution_options(synchronize_session=False)
+        delete(Account).where(Account.id.in_(ids)).execution_options(synchronize_session=False)
     )
     counts = {one.public_id: one for one in accounts}
     receipts = [
@@ -510,9 +491,7 @@ def _erase(
         for owner in owners
     ]
     effects.append(
-        _effect(
-            outbox.LEDGER, None, {"lines": [_ledger_line(one) for one in receipts]}, now
-        )
+        _effect(outbox.LEDGER, None, {"lines": [_ledger_line(one) for one in receipts]}, now)
     )
     session.execute(insert(Effect), effects)
 

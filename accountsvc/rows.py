@@ -76,9 +76,7 @@ def check_writable(account: Account, epoch: int) -> None:
         raise TokenNotValid
 
 
-def lock_for_write(
-    session: Session, account_id: int, *, epoch: int, share: bool = True
-) -> Account:
+def lock_for_write(session: Session, account_id: int, *, epoch: int, share: bool = True) -> Account:
     """Lock an account for a write to its data, and check state and epoch under the lock.
 
     ``FOR SHARE`` keeps a deactivation (``FOR UPDATE``) out until the write is committed, so nothing

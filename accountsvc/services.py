@@ -127,23 +127,19 @@ def build_services(settings: Settings, engine: Engine | None = None) -> Services
 def _ledger_handler(ledger: Ledger) -> outbox.Handler:
     def write(owed: Sequence[Owed], now: datetime) -> Outcome:
         for one in owed:
-            ledger.append(one.uid, one.payload["lines"], on=one.created_at.date())
+            ledger.append(str(one.uid), one.payload["lines"], at=one.created_at)
         return Outcome()
 
     return write
 
 
-def _file_handler(
-    sessions: sessionmaker[Session], avatars: AvatarStore
-) -> outbox.Handler:
+def _file_handler(sessions: sessionmaker[Session], avatars: AvatarStore) -> outbox.Handler:
     def remove(owed: Sequence[Owed], now: datetime) -> Outcome:
         keys = {str(one.payload["key"]): one for one in owed}
         with sessions() as session, database.reading(session):
             # Never take a file that an account shows, whatever the row says.
             in_use = set(
-                session.scalars(
-                    select(Account.avatar_key).where(Account.avatar_key.in_(keys))
-                )
+                session.scalars(select(Account.avatar_key).where(Account.avatar_key.in_(keys)))
             )
         failed = avatars.delete_many([key for key in keys if key not in in_use])
         return Outcome(

@@ -39,11 +39,11 @@ class Limit:
     address: RateLimitItem | None
 
 
-PASSWORD = "password"  # noqa: S105 - what is tried, not a password
+PASSWORD = "password"
 SIGN_UP = "sign_up"
 EXPORT = "export"
-TOKEN = "token"  # noqa: S105 - what is tried, not a token
-PASSWORD_RESET = "password_reset"  # noqa: S105 - a kind
+TOKEN = "token"
+PASSWORD_RESET = "password_reset"
 AUDIT = "audit"
 
 LIMITS = {
@@ -65,9 +65,7 @@ _COOLDOWN_SECONDS = 5.0
 class Throttle:
     """Counts tries. Safe in threads; made before a fork, it connects afterwards."""
 
-    def __init__(
-        self, secret: bytes, *, redis_url: str = "", enabled: bool = True
-    ) -> None:
+    def __init__(self, secret: bytes, *, redis_url: str = "", enabled: bool = True) -> None:
         self._secret = secret
         self._enabled = enabled
         self._own = FixedWindowRateLimiter(MemoryStorage())
@@ -79,9 +77,7 @@ class Throttle:
     def __repr__(self) -> str:
         return "Throttle()"
 
-    def spend(
-        self, kind: str, *, account: str | None = None, address: str | None = None
-    ) -> None:
+    def spend(self, kind: str, *, account: str | None = None, address: str | None = None) -> None:
         """Count one try against both limits, or raise Throttled with the seconds to wait.
 
         Counted before the try, so that many at once cannot slip through together.
@@ -137,9 +133,7 @@ class Throttle:
             return self._shared
 
 
-def client_address(
-    peer: str | None, forwarded_for: str, trusted: Sequence[IPNetwork]
-) -> str:
+def client_address(peer: str | None, forwarded_for: str, trusted: Sequence[IPNetwork]) -> str:
     """Return whose tries to count: the nearest address that is not a trusted proxy of ours.
 
     *forwarded_for* is read from the right and only as far as trusted proxies wrote it. An IPv6 address
@@ -147,9 +141,7 @@ def client_address(
     """
     hops = [part.strip() for part in forwarded_for.split(",") if part.strip()]
     address = _address(peer or "")
-    while (
-        address is not None and hops and any(address in network for network in trusted)
-    ):
+    while address is not None and hops and any(address in network for network in trusted):
         nearer = _address(hops.pop())
         if nearer is None:
             break
@@ -163,7 +155,7 @@ def client_address(
 
 def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
     try:
-        address = ipaddress.ip_address(text.split("%")[0])
+        address = ipaddress.ip_address(text.split("%", maxsplit=1)[0])
     except ValueError:
         return None
     if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:

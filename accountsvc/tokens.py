@@ -23,7 +23,7 @@ ACCESS = "access"
 REFRESH = "refresh"
 RECOVERY = "recovery"
 MAILED = "mailed"
-PASSWORD_RESET = "password_reset"  # noqa: S105 - a kind, not a password
+PASSWORD_RESET = "password_reset"
 KINDS = (ACCESS, REFRESH, RECOVERY, MAILED, PASSWORD_RESET)
 
 ALGORITHM = "HS256"
@@ -51,9 +51,9 @@ class Claims:
 
 def derive_key(secret: str, purpose: str) -> bytes:
     """Derive 32 bytes from *secret* for one purpose (HKDF-Expand, RFC 5869)."""
-    return HKDFExpand(
-        algorithm=SHA256(), length=32, info=b"accountsvc " + purpose.encode()
-    ).derive(secret.encode())
+    return HKDFExpand(algorithm=SHA256(), length=32, info=b"accountsvc " + purpose.encode()).derive(
+        secret.encode()
+    )
 
 
 class Tokens:
@@ -159,9 +159,6 @@ class Tokens:
         if found.kind != kind:
             return None
         leeway = timedelta(seconds=LEEWAY_SECONDS)
-        if (
-            now is not None
-            and not found.issued_at - leeway <= now < found.expires_at + leeway
-        ):
+        if now is not None and not found.issued_at - leeway <= now < found.expires_at + leeway:
             return None
         return found

@@ -227,12 +227,8 @@ def _bound_to(account: Account, row: SavedPassword) -> bytes:
     return b"saved password " + account.public_id.bytes + row.uid.bytes
 
 
-def _seal_entry(
-    key: bytes, account: Account, row: SavedPassword, entry: Entry
-) -> bytes:
-    plain = json.dumps(
-        [entry.name_pages, entry.url, entry.password_saved], ensure_ascii=False
-    )
+def _seal_entry(key: bytes, account: Account, row: SavedPassword, entry: Entry) -> bytes:
+    plain = json.dumps([entry.name_pages, entry.url, entry.password_saved], ensure_ascii=False)
     return _seal(key, plain.encode(), _bound_to(account, row))
 
 

@@ -8,10 +8,13 @@ from ..logs import log_requests
 from ..services import Services
 from . import auth, bodies, errors, headers, openapi, wire
 from .deletion import deletion
+from .grace import grace
 from .health import health
 from .media import media
 from .profile import profile
+from .reset import reset
 from .session import session
+from .staff import staff
 from .vault import vault
 
 
@@ -27,7 +30,7 @@ def init_app(app: APIFlask, services: Services) -> None:
     auth.init_app(app, services)
     openapi.init_app(app)
     # The profile first: APIFlask must meet its schema before another one nests it.
-    for blueprint in (profile, session, deletion, vault):
+    for blueprint in (profile, session, deletion, grace, vault, reset, staff):
         app.register_blueprint(blueprint, url_prefix="/api")
     for blueprint in (media, health):
         app.register_blueprint(blueprint)

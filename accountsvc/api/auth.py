@@ -7,6 +7,7 @@ a view with ``@jwt_required()`` gives the same answers as one with :func:`requir
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,23 +17,27 @@ from typing import Any, TypeVar
 
 from apiflask import APIFlask
 from flask import Response, g, request
+from sqlalchemy.orm import Session
 
-from .. import accounts, rows
+from .. import accounts, audit, rows
 from ..audit import Actor
-from ..database import database_now, reading
+from ..database import database_now, reading, writing
 from ..errors import (
     AccountDeactivated,
     AccountNotFound,
     ConfirmationRequired,
+    InvalidCredentials,
     InvalidInput,
     NotAuthenticated,
     NotAuthorized,
+    Throttled,
     TokenNotValid,
+    WrongPassword,
 )
 from ..extensions import db, jwt
-from ..models import OWNER, STAFF, Account
+from ..models import OWNER, STAFF, Account, unique_key
 from ..services import Services
-from ..throttle import PASSWORD, client_address
+from ..throttle import AUDIT, PASSWORD, client_address
 from ..tokens import ACCESS, ALGORITHM, LEEWAY_SECONDS, Claims
 from . import errors
 from .doorway import services
@@ -56,6 +61,10 @@ class Caller:
         """Return them as who acts on the account *account_id*: its owner, or staff."""
         kind = OWNER if account_id == self.account.id else STAFF
         return Actor(kind, self.account.public_id)
+
+    def actor_as_staff(self) -> Actor:
+        """Return them as the staff member who acts, also on an account of their own."""
+        return Actor(STAFF, self.account.public_id)
 
 
 def bearer_token() -> str:
@@ -113,9 +122,23 @@ def reach(who: Caller, account_id: int, *, staff: bool) -> Account:
         if account is None or not (account.is_active or who.account.is_staff):
             raise AccountNotFound
         session.expunge(account)
+        subject = account.public_id
     if not (staff and who.account.is_staff):
+        _note_denied(who, subject)
         raise NotAuthorized
     return account
+
+
+def _note_denied(who: Caller, subject: uuid.UUID) -> None:
+    """Write into the audit trail, so often an hour, that *who* reached for somebody else's account."""
+    try:
+        services().throttle.spend(AUDIT, account=f"denied {who.account.public_id}")
+    except Throttled:
+        return
+    with writing(db.session()) as session:
+        now = database_now(session)
+        by = Actor(OWNER, who.account.public_id)
+        audit.record(session, "access.denied", subject=subject, by=by, now=now)
 
 
 def owner_only(view: View) -> View:
@@ -127,6 +150,61 @@ def owner_only(view: View) -> View:
         return view(*args, caller=caller, user_id=user_id, **kwargs)
 
     return reached  # type: ignore[return-value]
+
+
+def staff_only(view: View) -> View:
+    """Refuse everybody but staff, before any input is read; below ``required``."""
+
+    @wraps(view)
+    def reached(*args: Any, caller: Caller, **kwargs: Any) -> Any:
+        if not caller.account.is_staff:
+            raise NotAuthorized
+        return view(*args, caller=caller, **kwargs)
+
+    return reached  # type: ignore[return-value]
+
+
+def reach_as_staff(who: Caller, account_id: int) -> None:
+    """Make sure that *who* is staff and that the account exists, active or not.
+
+    Raises NotAuthorized, also to the owner; AccountNotFound as :func:`reach` does.
+    """
+    if account_id != who.account.id:
+        reach(who, account_id, staff=True)
+    if not who.account.is_staff:
+        raise NotAuthorized
+
+
+def grace_required(view: View) -> View:
+    """Say in the document that the view takes a bearer token: one of staff, or of the grace period."""
+    spec = view.__dict__.setdefault("_spec", {})
+    spec["security"] = "bearerAuth"
+    spec["raises"] = (NotAuthenticated, TokenNotValid, *spec.get("raises", ()))
+    return view
+
+
+def grace_account(
+    session: Session, account_id: int, *kinds: str, now: datetime
+) -> tuple[Account, str]:
+    """Return an account to its owner, by a token of *kinds*, or to the staff; and which of the two.
+
+    A token of the grace period opens the one deactivated account it was made for. Raises
+    NotAuthenticated, TokenNotValid, AccountNotFound, NotAuthorized.
+    """
+    token = bearer_token()
+    claims = services().tokens.read(token, ACCESS, *kinds, now=now)
+    if claims.kind != ACCESS:
+        account = accounts.deactivated_by_claims(session, claims)
+        if account.id != account_id:
+            raise AccountNotFound
+        return account, OWNER
+    by = accounts.by_claims(session, claims)
+    found = rows.find(session, account_id)
+    if found is None or (not by.is_staff and (found is by or not found.is_active)):
+        raise AccountNotFound
+    if not by.is_staff:
+        raise NotAuthorized
+    return found, STAFF
 
 
 def client() -> str:
@@ -156,6 +234,46 @@ def password_try(email_key: str) -> Iterator[None]:
     throttle.forgive(PASSWORD, account=email_key)
 
 
+def check_password(account: Account, password: str) -> None:
+    """Check the password of *account* (detached) against the one throttle, outside any transaction.
+
+    A wrong one is audited. Raises Throttled, WrongPassword.
+    """
+    with audited_failure("confirmation.failed", account.email), password_try(account.email_key):
+        accounts.confirm_password(db.session(), services().hasher, account.id, password)
+
+
+@contextmanager
+def audited_failure(action: str, email: str) -> Iterator[None]:
+    """Write a failed try of a password into the audit trail, in a transaction of its own.
+
+    For an unknown e-mail too, without a subject, so that both take the same time; and only so often
+    an hour, so that nobody can fill the trail.
+    """
+    try:
+        yield
+    except (InvalidCredentials, WrongPassword):
+        note_failure(action, email)
+        raise
+
+
+def note_failure(action: str, email: str) -> None:
+    """Write *action* about the account of *email* into the audit trail; see :func:`audited_failure`."""
+    try:
+        services().throttle.spend(AUDIT, account=f"{action} {unique_key(email)}")
+    except Throttled:
+        return
+    with writing(db.session()) as session:
+        account = rows.find_by_email(session, email)
+        audit.record(
+            session,
+            action,
+            subject=None if account is None else account.public_id,
+            by=audit.ANYBODY,
+            now=database_now(session),
+        )
+
+
 def confirm(who: Caller, mode: str, password: Callable[[], str | None]) -> None:
     """Make sure that *who* is there in person, as *mode* wants it (``DELETION_CONFIRMATION``).
 
@@ -171,8 +289,7 @@ def confirm(who: Caller, mode: str, password: Callable[[], str | None]) -> None:
     given = password()
     if given is None:
         raise ConfirmationRequired(int(window.total_seconds()) if mode == "fresh" else None)
-    with password_try(who.account.email_key):
-        accounts.confirm_password(db.session(), services().hasher, who.account.id, given)
+    check_password(who.account, given)
 
 
 def init_app(app: APIFlask, made: Services) -> None:

@@ -6,16 +6,16 @@ import json
 import sys
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from io import BytesIO
 from typing import IO, Any
 
 from apiflask import APIFlask, HTTPError
 from apiflask.schema_adapters.marshmallow import parser
 from flask import Request as FlaskRequest
-from flask import request
+from flask import Response, request
 from werkzeug.datastructures import FileStorage
-from werkzeug.exceptions import HTTPException
+from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
 
 from .. import avatars
 from ..errors import InvalidInput
@@ -24,6 +24,7 @@ JSON_LIMIT = 64 * 1024
 # The boundary lines and the other fields of a form around an image.
 UPLOAD_LIMIT = avatars.MAX_BYTES + JSON_LIMIT
 SPARE_LIMIT = 16 * 1024
+_DISCARD_LIMIT = 16 * 1024 * 1024
 _MAX_FORM_PARTS = 32
 
 _NOT_JSON = "The body is not valid JSON in UTF-8."
@@ -44,9 +45,12 @@ class Request(FlaskRequest):
 
 def init_app(app: APIFlask) -> None:
     app.request_class = Request
-    app.config["MAX_CONTENT_LENGTH"] = JSON_LIMIT
-    app.config["MAX_FORM_MEMORY_SIZE"] = JSON_LIMIT
+    # One more than may be read, because Werkzeug silently cuts off a chunked body at its limit.
+    app.config["MAX_CONTENT_LENGTH"] = JSON_LIMIT + 1
+    # Werkzeug counts a piece of 64 KiB that it has just read, also of a file, against this limit.
+    app.config["MAX_FORM_MEMORY_SIZE"] = 2 * JSON_LIMIT
     app.config["MAX_FORM_PARTS"] = _MAX_FORM_PARTS
+    app.after_request(_discard_rest)
 
 
 def is_text(text: str) -> bool:
@@ -88,6 +92,8 @@ def load_json(_request: Request, _schema: object) -> dict[str, Any]:
     """
     with _readable():
         data = request.get_data()
+    if len(data) > JSON_LIMIT:
+        raise RequestEntityTooLarge
     if not data:
         return {}
     if not request.is_json:
@@ -170,3 +176,18 @@ def _readable() -> Iterator[None]:
     # A WSGI server answers a malformed chunk or a lost client with an exception of its own.
     except Exception as exc:
         raise HTTPError(400, _UNREADABLE) from exc
+
+
+def _discard_rest(response: Response) -> Response:
+    """Read on, in vain, what the client of a refused upload is still sending, up to 16 MiB.
+
+    A server that closes with unread data resets the connection, and the client may never see the
+    answer. Other bodies are small, or may never come, and are left to the server.
+    """
+    sent_much = response.status_code == 413 or request.mimetype == "multipart/form-data"
+    if sent_much and request.environ.get("wsgi.input_terminated"):
+        left = _DISCARD_LIMIT
+        with suppress(Exception):
+            while left > 0 and (part := request.environ["wsgi.input"].read(JSON_LIMIT)):
+                left -= len(part)
+    return response

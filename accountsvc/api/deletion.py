@@ -20,7 +20,7 @@ from ..errors import (
     Throttled,
     WrongPassword,
 )
-from ..models import DEACTIVATED, OWNER, Account, PurgeFailure
+from ..models import DEACTIVATED, OWNER, Account, LegalHold, PurgeFailure
 from . import auth, bodies, schemas
 from .auth import Caller
 from .doorway import committed, services
@@ -101,19 +101,21 @@ def document(session: Session, account: Account, *, now: datetime, by: str) -> d
     return {
         **shown,
         "reason": account.reason,
-        "holds": [
-            {
-                "id": hold.id,
-                "reason": hold.reason,
-                "placed_at": _time(hold.placed_at),
-                "released_at": _time(hold.released_at),
-            }
-            for hold in holds
-        ],
+        "holds": [hold_document(hold) for hold in holds],
         "blocked_by": _blocked_by(
             held=any(hold.released_at is None for hold in holds), attempts=attempts
         ),
         "attempts": attempts,
+    }
+
+
+def hold_document(hold: LegalHold) -> dict[str, Any]:
+    """Return a hold as the staff see it."""
+    return {
+        "id": hold.id,
+        "reason": hold.reason,
+        "placed_at": _time(hold.placed_at),
+        "released_at": _time(hold.released_at),
     }
 
 

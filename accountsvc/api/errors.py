@@ -143,6 +143,10 @@ FRAMEWORK: Mapping[int, tuple[str, str]] = {
 }
 
 
+# The literal row for any other fault.
+INTERNAL: Body = {"error": "Internal server error"}
+
+
 def row_of(exc: AccountError) -> Row | None:
     """Return the line of *exc*'s class or of its nearest listed ancestor; None if there is none."""
     return next((TABLE[cls] for cls in type(exc).__mro__ if cls in TABLE), None)
@@ -182,7 +186,7 @@ def unexpected(exc: Exception) -> Response:
         unavailable_.__cause__ = exc
         return answer(unavailable_)
     log.error("a request failed", **describe(exc))
-    return _respond(500, "internal", {"error": "Internal server error"})
+    return _respond(500, "internal", INTERNAL)
 
 
 def _from_apiflask(error: HTTPError) -> Response:

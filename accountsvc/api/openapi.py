@@ -13,7 +13,7 @@ from flask import current_app
 from .. import errors as tree
 from ..errors import AccountError
 from . import errors
-from .errors import PROBLEM, TABLE, Row
+from .errors import PROBLEM, TABLE
 
 View = TypeVar("View", bound=Callable[..., Any])
 
@@ -103,8 +103,9 @@ def _complete(spec: Any) -> Any:
                 (*view.__dict__.get("_spec", {}).get("raises", ()), tree.DatabaseUnavailable)
             )
             for error in listed:
-                _add(operation["responses"], TABLE[error], _sample(error))
-            _add_plain(operation["responses"], 500, "internal", {"error": "Internal server error"})
+                _add(operation["responses"], error)
+            internal = errors.problem_document(500, "internal", errors.INTERNAL)
+            _put(operation["responses"], "Error", errors.INTERNAL, internal)
     return spec
 
 
@@ -120,41 +121,35 @@ def _sample(error: type[AccountError]) -> AccountError:
     return error()
 
 
-def _add(responses: dict[str, Any], row: Row, sample: AccountError) -> None:
+def _add(responses: dict[str, Any], error: type[AccountError]) -> None:
+    sample = _sample(error)
+    row = TABLE[error]
     shape = _SHAPES.get(row.body, "Error")
     body = row.body(sample, row.code)
     of_fields = str(sample) if shape == "FieldErrors" else None
-    _put(responses, row.status, row.code, shape, body, of_fields)
+    problem = errors.problem_document(row.status, row.code, body, of_fields)
+    response = _put(responses, shape, body, problem)
     for name, value in row.headers(sample).items():
-        response = responses[str(row.status)]
-        response.setdefault("headers", {})[name] = {
-            "schema": {"type": "string"},
-            "example": value,
-        }
-
-
-def _add_plain(responses: dict[str, Any], status: int, code: str, body: dict[str, Any]) -> None:
-    _put(responses, status, code, "Error", body, None)
+        header = {"schema": {"type": "string"}, "example": value}
+        response.setdefault("headers", {})[name] = header
 
 
 def _put(
-    responses: dict[str, Any],
-    status: int,
-    code: str,
-    shape: str,
-    body: dict[str, Any],
-    of_fields: str | None,
-) -> None:
-    response = responses.setdefault(str(status), {"description": code.replace("_", " ")})
+    responses: dict[str, Any], shape: str, body: dict[str, Any], problem: dict[str, Any]
+) -> dict[str, Any]:
+    """Add one error, in both of its forms, to what is answered with its status."""
+    code, told = problem["code"], problem["code"].replace("_", " ")
+    response: dict[str, Any] = responses.setdefault(str(problem["status"]), {"description": told})
+    if told not in response["description"].split("; "):
+        response["description"] += f"; {told}"
     content = response.setdefault("content", {})
-    if code.replace("_", " ") not in response["description"]:
-        response["description"] += f"; {code.replace('_', ' ')}"
     plain = content.setdefault("application/json", {"schema": {"anyOf": []}, "examples": {}})
     reference = {"$ref": f"#/components/schemas/{shape}"}
     if reference not in plain["schema"]["anyOf"]:
         plain["schema"]["anyOf"].append(reference)
     plain["examples"][code] = {"value": body}
-    problem = content.setdefault(
+    problems = content.setdefault(
         PROBLEM, {"schema": {"$ref": "#/components/schemas/Problem"}, "examples": {}}
     )
-    problem["examples"][code] = {"value": errors.problem_document(status, code, body, of_fields)}
+    problems["examples"][code] = {"value": problem}
+    return response

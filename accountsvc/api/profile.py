@@ -106,7 +106,8 @@ def update(user_id: int, *, caller: Caller, changes: dict[str, str]) -> dict[str
 def change_password(user_id: int, *, caller: Caller, json_data: dict[str, str]) -> dict[str, Any]:
     """Change one's password and end every other session"""
     made = services()
-    with auth.password_try(caller.account.email_key):
+    email, key = caller.account.email, caller.account.email_key
+    with auth.audited_failure("confirmation.failed", email), auth.password_try(key):
         account = accounts.change_password(
             db.session(),
             made.hasher,

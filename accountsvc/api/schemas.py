@@ -8,9 +8,17 @@ from __future__ import annotations
 from typing import Any
 
 from apiflask import Schema
-from marshmallow import EXCLUDE, pre_load
-from marshmallow.fields import Boolean, Integer, List, Nested, String
-from marshmallow.validate import Length, Range
+from marshmallow import EXCLUDE, ValidationError, pre_load, validates_schema
+from marshmallow.fields import (
+    AwareDateTime,
+    Boolean,
+    Dict,
+    Integer,
+    List,
+    Nested,
+    String,
+)
+from marshmallow.validate import Length, OneOf, Range
 
 from .. import generator
 from ..models import MAX_ID
@@ -203,6 +211,123 @@ class Deleted(Deletion):
 
     message = String(required=True)
     recovery_token = String()
+
+
+class Reactivate(Body):
+    """Either ``token``, or ``email`` and ``password``."""
+
+    email = Text()
+    password = Text()
+    token = Text()
+
+    @validates_schema
+    def either(self, data: dict[str, str], **_: Any) -> None:
+        if "token" in data:
+            return
+        missing = {name: [_REQUIRED] for name in ("email", "password") if not data.get(name)}
+        if missing:
+            raise ValidationError(missing)
+
+
+class Reschedule(Body):
+    """Either member, or both."""
+
+    purge_at = AwareDateTime(
+        format="iso",
+        error_messages={
+            "invalid": "Send a time such as 2026-12-07T09:30:00Z.",
+            "invalid_awareness": "Send a time with a time zone, such as 2026-12-07T09:30:00Z.",
+            "null": "This field may not be null.",
+        },
+    )
+    reason = Text(validate=_at_most(1000))
+
+    @validates_schema
+    def something(self, data: dict[str, Any], **_: Any) -> None:
+        if not data:
+            raise ValidationError({"purge_at": ["Send purge_at, reason or both."]})
+
+
+class PurgeNow(Body):
+    """``password`` from the owner, ``confirm`` (the account's username) from the staff."""
+
+    password = Text(validate=_NOT_BLANK)
+    confirm = Text(validate=_NOT_BLANK)
+
+
+class NewHold(Body):
+    reason = Text(required=True, validate=[_NOT_BLANK, _at_most(1000)])
+
+
+class PasswordResetRequest(Body):
+    email = Text(required=True, validate=_NOT_BLANK)
+
+
+class PasswordReset(Body):
+    token = Text(required=True, validate=_NOT_BLANK)
+    new_password = Text(required=True)
+
+
+class Message(Schema):
+    message = String(required=True)
+
+
+class SignedInOrDeletion(Schema):
+    """As sign-in after a password; the deletion document, without tokens, after a mailed token."""
+
+    access = String()
+    refresh = String()
+    user = Nested(User)
+    user_id = Integer()
+    state = String()
+    deactivated_at = String(allow_none=True, metadata={"format": "date-time"})
+    purge_at = String(allow_none=True, metadata={"format": "date-time"})
+    deactivated_by = String(allow_none=True)
+    can_reactivate = Boolean()
+
+
+class Holds(Schema):
+    results = List(Nested(Hold), required=True)
+
+
+class DeletionsQuery(Schema):
+    state = String(validate=OneOf(["deactivated", "due"], error="Send deactivated or due."))
+    due_before = AwareDateTime(
+        format="iso", error_messages={"invalid": "Send a time such as 2026-12-07T09:30:00Z."}
+    )
+    held = Boolean(error_messages={"invalid": "Send true or false."})
+    cursor = Text()
+    limit = Whole(load_default=100, validate=_between(1, 1000))
+
+
+class Deletions(Schema):
+    results = List(Nested(Deletion), required=True)
+
+
+class AuditQuery(Schema):
+    """``subject`` is an account's id or, also after its purge, its public id."""
+
+    subject = Text(validate=_at_most(64))
+    action = Text(validate=_at_most(40))
+    since = AwareDateTime(
+        format="iso", error_messages={"invalid": "Send a time such as 2026-12-07T09:30:00Z."}
+    )
+    cursor = Whole(load_default=0, validate=_between(0, MAX_ID))
+    limit = Whole(load_default=100, validate=_between(1, 1000))
+
+
+class AuditEvent(Schema):
+    id = Integer(required=True)
+    at = String(required=True, metadata={"format": "date-time"})
+    action = String(required=True)
+    subject = String(required=True, allow_none=True, metadata={"format": "uuid"})
+    actor = String(required=True, allow_none=True, metadata={"format": "uuid"})
+    actor_kind = String(required=True)
+    details = Dict(required=True)
+
+
+class AuditEvents(Schema):
+    results = List(Nested(AuditEvent), required=True)
 
 
 class Health(Schema):

@@ -52,7 +52,8 @@ def sign_in(json_data: dict[str, str]) -> dict[str, Any] | Response:
     An unknown e-mail and a wrong password get the same answer in the same time.
     """
     try:
-        with auth.password_try(unique_key(json_data["email"])):
+        email = json_data["email"]
+        with auth.audited_failure("sign_in.failed", email), auth.password_try(unique_key(email)):
             account = accounts.authenticate(db.session(), services().hasher, **json_data)
     except AccountDeactivated as exc:
         return _way_back(exc)

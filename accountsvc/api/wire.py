@@ -48,8 +48,8 @@ def timestamp(moment: datetime) -> str:
     return f"{moment.astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}"
 
 
-_TOKEN = r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
-_PREFERENCE = re.compile(rf'({_TOKEN})(?:[ \t]*=[ \t]*({_TOKEN}|"(?:[^"\\]|\\.)*"))?[ \t]*(?:;|$)')
+_WORD = r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
+_PREFERENCE = re.compile(rf'({_WORD})(?:[ \t]*=[ \t]*({_WORD}|"(?:[^"\\]|\\.)*"))?[ \t]*(?:;|$)')
 
 
 def prefers_representation() -> bool:

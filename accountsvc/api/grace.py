@@ -1,0 +1,257 @@
+"""The grace period: what is promised, coming back, moving the date, and waiving the rest of it."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+from apiflask import APIBlueprint
+from flask import Response, current_app, request
+from sqlalchemy.orm import Session
+
+from .. import accounts, lifecycle, rows
+from ..audit import Actor
+from ..database import database_now, reading
+from ..errors import (
+    AccountNotFound,
+    ConfirmationRequired,
+    GraceOver,
+    InvalidCredentials,
+    InvalidInput,
+    InvalidSchedule,
+    LegalHold,
+    NotAuthorized,
+    NotDeactivated,
+    ReactivationForbidden,
+    RecentChange,
+    Throttled,
+    TokenNotValid,
+    VersionMismatch,
+    VersionRequired,
+    WrongPassword,
+)
+from ..extensions import db
+from ..models import OWNER, STAFF, Account, unique_key
+from ..throttle import TOKEN
+from ..tokens import MAILED, RECOVERY
+from . import auth, schemas
+from .auth import Caller
+from .deletion import document
+from .doorway import committed, services
+from .openapi import raises
+from .session import signed_in
+from .wire import json_response
+
+grace = APIBlueprint("grace", __name__, tag="Grace period")
+
+
+@grace.post("/profile/reactivate/")
+@grace.input(schemas.Reactivate)
+@grace.output(schemas.SignedInOrDeletion)
+@raises(
+    InvalidInput,
+    InvalidCredentials,
+    TokenNotValid,
+    ReactivationForbidden,
+    NotDeactivated,
+    GraceOver,
+    Throttled,
+)
+def come_back(json_data: dict[str, str]) -> dict[str, Any]:
+    """Reactivate one's own account in its grace period
+
+    By e-mail and password, or by the recovery token that a sign-in gave: answers as sign-in does. By a
+    mailed token: answers with the deletion document and no tokens, the person signs in. A token works
+    once; tokens from before the deactivation stay dead.
+    """
+    made = services()
+    if "token" not in json_data:
+        email = json_data["email"]
+        with (
+            auth.audited_failure("reactivation.failed", email),
+            auth.password_try(unique_key(email)),
+        ):
+            account = accounts.deactivated_account(
+                db.session(), made.hasher, email=email, password=json_data["password"]
+            )
+        return signed_in(_reactivate(account.id, account.public_id, account.epoch))
+    made.throttle.spend(TOKEN, address=auth.client())
+    with reading(db.session()) as session:
+        claims = made.tokens.read(json_data["token"], RECOVERY, MAILED, now=database_now(session))
+        account = accounts.deactivated_by_claims(session, claims)
+        account_id = account.id
+    account = _reactivate(account_id, claims.public_id, claims.epoch)
+    if claims.kind == RECOVERY:
+        return signed_in(account)
+    with reading(db.session()) as session:
+        return document(session, account, now=database_now(session), by=OWNER)
+
+
+def _reactivate(account_id: int, public_id: Any, epoch: int) -> Account:
+    def reactivate(session: Session) -> Account:
+        try:
+            account = lifecycle.reactivate(
+                session,
+                account_id,
+                now=database_now(session),
+                grace=services().settings.grace_period,
+                by=Actor(OWNER, public_id),
+                epoch=epoch,
+            )
+        except AccountNotFound:
+            # Purged since its credentials were checked.
+            raise TokenNotValid from None
+        session.expunge(account)
+        return account
+
+    return committed(reactivate)
+
+
+@grace.post("/profile/<int:user_id>/reactivate/")
+@auth.required
+@grace.output(schemas.Deletion)
+@raises(AccountNotFound, NotAuthorized, NotDeactivated, GraceOver)
+def give_back(user_id: int, *, caller: Caller) -> dict[str, Any]:
+    """Reactivate somebody's account in its grace period, as staff
+
+    Whoever deactivated it. The owner signs in with the password as before.
+    """
+    auth.reach_as_staff(caller, user_id)
+
+    def reactivate(session: Session) -> dict[str, Any]:
+        now = database_now(session)
+        account = lifecycle.reactivate(
+            session,
+            user_id,
+            now=now,
+            grace=services().settings.grace_period,
+            by=caller.actor_as_staff(),
+        )
+        return document(session, account, now=now, by=STAFF)
+
+    return committed(reactivate)
+
+
+@grace.get("/profile/<int:user_id>/deletion/")
+@grace.output(schemas.Deletion)
+@raises(AccountNotFound, NotAuthorized)
+@auth.grace_required
+def status(user_id: int) -> Response:
+    """Show what is promised for a deactivated account
+
+    To the owner, by a recovery or mailed token, and to the staff, who see more. ``ETag`` names this
+    state for a PATCH. 404 for an active account.
+    """
+    with reading(db.session()) as session:
+        now = database_now(session)
+        account, by = auth.grace_account(session, user_id, RECOVERY, MAILED, now=now)
+        if account.is_active:
+            raise AccountNotFound
+        return _with_etag(document(session, account, now=now, by=by))
+
+
+@grace.patch("/profile/<int:user_id>/deletion/")
+@auth.required
+@grace.input(schemas.Reschedule)
+@grace.output(schemas.Deletion)
+@raises(
+    InvalidInput,
+    AccountNotFound,
+    NotAuthorized,
+    GraceOver,
+    VersionMismatch,
+    InvalidSchedule,
+    VersionRequired,
+)
+def change(user_id: int, *, caller: Caller, json_data: dict[str, Any]) -> Response:
+    """Move the promised purge later, or store a reason, as staff
+
+    ``If-Match`` names the state that the decision rests on. The new date is mailed to the owner.
+    """
+    auth.reach_as_staff(caller, user_id)
+    if not request.if_match.to_header():
+        raise VersionRequired
+    settings = services().settings
+    by = caller.actor_as_staff()
+
+    def patch(session: Session) -> dict[str, Any]:
+        account = rows.lock(session, user_id)
+        now = database_now(session)
+        if account.is_active:
+            raise AccountNotFound
+        if not request.if_match.contains(_etag(document(session, account, now=now, by=STAFF))):
+            raise VersionMismatch
+        if "purge_at" in json_data:
+            lifecycle.reschedule(
+                session,
+                user_id,
+                purge_at=json_data["purge_at"],
+                now=now,
+                max_grace=settings.max_grace,
+                by=by,
+                reminders=settings.reminders,
+            )
+        if "reason" in json_data:
+            lifecycle.set_reason(session, user_id, reason=json_data["reason"], now=now, by=by)
+        return document(session, account, now=now, by=STAFF)
+
+    return _with_etag(committed(patch))
+
+
+@grace.post("/profile/<int:user_id>/purge/")
+@grace.input(schemas.PurgeNow)
+@grace.output(schemas.Deletion, 202)
+@raises(
+    InvalidInput,
+    ConfirmationRequired,
+    AccountNotFound,
+    NotAuthorized,
+    WrongPassword,
+    NotDeactivated,
+    RecentChange,
+    LegalHold,
+    Throttled,
+)
+@auth.grace_required
+def purge_now(user_id: int, *, json_data: dict[str, str]) -> Response:
+    """Waive the rest of the grace period: the account is due now, the worker purges it
+
+    The owner needs the mailed token as bearer *and* the password, so that neither a mailbox nor a
+    password alone is enough, and is refused within 24 hours of a change of either. Staff repeat the
+    account's username in ``confirm``.
+    """
+    with reading(db.session()) as session:
+        now = database_now(session)
+        account, kind = auth.grace_account(session, user_id, MAILED, now=now)
+        if kind == STAFF and account.is_active:
+            raise NotDeactivated
+        session.expunge(account)
+    epoch = None
+    if kind == OWNER:
+        if "password" not in json_data:
+            raise ConfirmationRequired
+        auth.check_password(account, json_data["password"])
+        by, epoch = Actor(OWNER, account.public_id), account.epoch
+    else:
+        by = auth.caller().actor_as_staff()
+        if json_data.get("confirm") != account.username:
+            raise InvalidInput({"confirm": ["Repeat the username of the account."]})
+
+    def waive(session: Session) -> dict[str, Any]:
+        now = database_now(session)
+        due = lifecycle.due_now(session, user_id, now=now, by=by, epoch=epoch)
+        return document(session, due, now=now, by=kind)
+
+    response = json_response(committed(waive))
+    response.status_code = 202
+    return response
+
+
+def _with_etag(shown: dict[str, Any]) -> Response:
+    response = json_response(shown)
+    response.set_etag(_etag(shown))
+    return response
+
+
+def _etag(shown: dict[str, Any]) -> str:
+    return hashlib.sha256(current_app.json.dumps(shown).encode()).hexdigest()[:32]

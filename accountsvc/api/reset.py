@@ -1,0 +1,66 @@
+"""A forgotten password must not become a purge: resetting it by mail, in the grace period too."""
+
+from __future__ import annotations
+
+from apiflask import APIBlueprint
+
+from .. import accounts, tokens
+from ..database import database_now, reading
+from ..errors import InvalidInput, Throttled, TokenNotValid
+from ..extensions import db
+from ..models import unique_key
+from ..throttle import PASSWORD_RESET, TOKEN
+from . import auth, schemas
+from .doorway import committed, services
+from .openapi import raises
+
+reset = APIBlueprint("reset", __name__, tag="Session")
+
+
+@reset.post("/password-reset/")
+@reset.input(schemas.PasswordResetRequest)
+@reset.output(schemas.Message, 202)
+@raises(InvalidInput, Throttled)
+def ask(json_data: dict[str, str]) -> dict[str, str]:
+    """Ask for a mail with a link to set a new password
+
+    The answer is always the same, known e-mail or not.
+    """
+    email = json_data["email"]
+    throttle = services().throttle
+    throttle.spend(PASSWORD_RESET, address=auth.client())
+    answer = {"message": "If this email belongs to an account, a link is on its way to it."}
+    try:
+        throttle.spend(PASSWORD_RESET, account=unique_key(email))
+    except Throttled:
+        # Silent: a 429 for one address only would say that somebody else asks for it.
+        return answer
+    committed(
+        lambda session: accounts.request_password_reset(session, email, now=database_now(session))
+    )
+    return answer
+
+
+@reset.post("/password-reset/confirm/")
+@reset.input(schemas.PasswordReset)
+@reset.output(schemas.Message)
+@raises(InvalidInput, TokenNotValid, Throttled)
+def confirm(json_data: dict[str, str]) -> dict[str, str]:
+    """Set a new password by the token of the mailed link
+
+    Every session ends, every known address is told. A deactivated account stays deactivated.
+    """
+    made = services()
+    made.throttle.spend(TOKEN, address=auth.client())
+    with reading(db.session()) as session:
+        claims = made.tokens.read(
+            json_data["token"], tokens.PASSWORD_RESET, now=database_now(session)
+        )
+    accounts.reset_password(
+        db.session(),
+        made.hasher,
+        claims,
+        json_data["new_password"],
+        grace=made.settings.grace_period,
+    )
+    return {"message": "The password was changed. Sign in with the new one."}

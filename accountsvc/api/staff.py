@@ -1,0 +1,185 @@
+"""For the staff: holds, and the lists of deletions and of what happened."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import re
+import uuid
+from datetime import datetime
+from typing import Any
+from urllib.parse import urlencode
+
+from apiflask import APIBlueprint
+from flask import Response, request
+from sqlalchemy.orm import Session
+
+from .. import audit, lifecycle, rows
+from ..database import database_now, reading
+from ..errors import AccountNotFound, HoldNotFound, InvalidInput, NotAuthorized
+from ..extensions import db
+from ..models import MAX_ID, STAFF
+from . import auth, schemas
+from .auth import Caller
+from .deletion import document, hold_document
+from .doorway import committed, services
+from .openapi import raises
+from .wire import timestamp
+
+staff = APIBlueprint("staff", __name__, tag="Staff")
+
+
+@staff.post("/profile/<int:user_id>/holds/")
+@auth.required
+@staff.input(schemas.NewHold)
+@staff.output(schemas.Hold, 201)
+@raises(InvalidInput, AccountNotFound, NotAuthorized)
+def place(
+    user_id: int, *, caller: Caller, json_data: dict[str, str]
+) -> tuple[dict[str, Any], int, dict[str, str]]:
+    """Place a legal hold: it blocks the purge, not the wish, and is hidden from the owner"""
+    auth.reach_as_staff(caller, user_id)
+
+    def hold(session: Session) -> dict[str, Any]:
+        placed = lifecycle.place_hold(
+            session,
+            user_id,
+            reason=json_data["reason"],
+            now=database_now(session),
+            by=caller.actor_as_staff(),
+        )
+        return hold_document(placed)
+
+    placed = committed(hold)
+    return placed, 201, {"Location": f"/api/profile/{user_id}/holds/{placed['id']}/"}
+
+
+@staff.get("/profile/<int:user_id>/holds/")
+@auth.required
+@staff.output(schemas.Holds)
+@raises(AccountNotFound, NotAuthorized)
+def show_holds(user_id: int, *, caller: Caller) -> dict[str, Any]:
+    """Show an account's holds, released ones too, oldest first"""
+    auth.reach_as_staff(caller, user_id)
+    with reading(db.session()) as session:
+        return {"results": [hold_document(hold) for hold in lifecycle.holds(session, user_id)]}
+
+
+@staff.delete("/profile/<int:user_id>/holds/<int:hold_id>/")
+@auth.required
+@raises(AccountNotFound, NotAuthorized, HoldNotFound)
+@staff.doc(responses={204: "Released; it stays on record until the purge"})
+def release(user_id: int, hold_id: int, *, caller: Caller) -> Response:
+    """Release a legal hold
+
+    After the last one the purge is at least ``HOLD_RELEASE_DELAY`` away, so that a mistake is not final.
+    """
+    auth.reach_as_staff(caller, user_id)
+
+    def let_go(session: Session) -> None:
+        lifecycle.release_hold(
+            session,
+            user_id,
+            hold_id,
+            now=database_now(session),
+            delay=services().settings.hold_release_delay,
+            by=caller.actor_as_staff(),
+        )
+
+    committed(let_go)
+    return Response(status=204)
+
+
+@staff.get("/admin/deletions/")
+@auth.required
+@auth.staff_only
+@staff.input(schemas.DeletionsQuery, location="query")
+@staff.output(schemas.Deletions)
+@raises(InvalidInput, NotAuthorized)
+def list_deletions(*, caller: Caller, query_data: dict[str, Any]) -> Any:
+    """List deactivated accounts by the time of their purge, a page at a time"""
+    cursor = query_data.pop("cursor", None)
+    limit = query_data.pop("limit")
+    with reading(db.session()) as session:
+        now = database_now(session)
+        found = lifecycle.deletions(
+            session,
+            now=now,
+            after=None if cursor is None else _position(cursor),
+            limit=limit + 1,
+            **query_data,
+        )
+        page = found[:limit]
+        results = [document(session, account, now=now, by=STAFF) for account in page]
+        following = None
+        if len(found) > limit:
+            last = page[-1]
+            assert last.purge_at is not None
+            text = f"{last.purge_at.isoformat()} {last.id}"
+            following = base64.urlsafe_b64encode(text.encode()).decode()
+    return {"results": results}, 200, _link(following)
+
+
+@staff.get("/admin/audit/")
+@auth.required
+@auth.staff_only
+@staff.input(schemas.AuditQuery, location="query")
+@staff.output(schemas.AuditEvents)
+@raises(InvalidInput, NotAuthorized)
+def list_events(*, caller: Caller, query_data: dict[str, Any]) -> Any:
+    """List what happened, oldest first, a page at a time"""
+    limit = query_data["limit"]
+    with reading(db.session()) as session:
+        subject = None
+        if "subject" in query_data:
+            subject = _subject(session, query_data["subject"])
+        found = audit.events(
+            session,
+            subject=subject,
+            action=query_data.get("action"),
+            since=query_data.get("since"),
+            after=query_data["cursor"],
+            limit=limit + 1,
+        )
+        results = [
+            {
+                "id": event.id,
+                "at": timestamp(event.at),
+                "action": event.action,
+                "subject": None if event.subject is None else str(event.subject),
+                "actor": None if event.actor is None else str(event.actor),
+                "actor_kind": event.actor_kind,
+                "details": event.details,
+            }
+            for event in found[:limit]
+        ]
+    return {"results": results}, 200, _link(results[-1]["id"] if len(found) > limit else None)
+
+
+def _link(cursor: object) -> dict[str, str]:
+    if cursor is None:
+        return {}
+    query = request.args.to_dict() | {"cursor": str(cursor)}
+    return {"Link": f'<{request.path}?{urlencode(query)}>; rel="next"'}
+
+
+def _position(cursor: str) -> tuple[datetime, int]:
+    try:
+        at, account_id = base64.b64decode(cursor, altchars=b"-_", validate=True).decode().split(" ")
+        moment = datetime.fromisoformat(at)
+        if moment.tzinfo is None or not re.fullmatch(r"[0-9]{1,19}", account_id):
+            raise ValueError
+        return moment, min(int(account_id), MAX_ID)
+    except (binascii.Error, ValueError):
+        raise InvalidInput({"cursor": ["Take the cursor from a Link header."]}) from None
+
+
+def _subject(session: Session, text: str) -> uuid.UUID:
+    if re.fullmatch(r"[0-9]{1,19}", text):
+        account = rows.find(session, int(text))
+        # No account, so no events: an id that matches nothing says the same.
+        return uuid.UUID(int=0) if account is None else account.public_id
+    try:
+        return uuid.UUID(text)
+    except ValueError:
+        raise InvalidInput({"subject": ["Send an account's id or public id."]}) from None

@@ -1,0 +1,69 @@
+"""What a person opens in a browser: the pages behind the links that we mail.
+
+Server-rendered and whole without JavaScript. GET never changes anything, since mail scanners open
+links too; what changes something is a form of our own page.
+"""
+
+from __future__ import annotations
+
+from flask import Blueprint, Flask, Response, request
+
+from ..services import Services
+from . import answers, recovery, reset
+from .links import EXTENSION, RECOVER, RESET_PASSWORD, enter
+
+_CSP = "; ".join(
+    (
+        "default-src 'none'",
+        "style-src 'self'",
+        "script-src 'self'",
+        "img-src 'self'",
+        "form-action 'self'",
+        "base-uri 'none'",
+        "frame-ancestors 'none'",
+    )
+)
+
+
+def init_app(app: Flask, services: Services) -> None:
+    """Put the pages on *app*, with errors and headers of their own; their files are at ``/pages/``."""
+    app.extensions[EXTENSION] = services
+    pages = Blueprint(
+        "pages",
+        __name__,
+        template_folder="templates",
+        static_folder="static",
+        static_url_path="/pages",
+    )
+    for link, page in ((RECOVER, recovery), (RESET_PASSWORD, reset)):
+        pages.add_url_rule(
+            # Whatever is below the page is a link, maybe one that was cut or got a stroke too much.
+            f"{link.path}<path:token>",
+            endpoint=f"{link.cookie}_link",
+            view_func=enter,
+            defaults={"link": link},
+        )
+        pages.add_url_rule(
+            link.path,
+            endpoint=link.cookie,
+            view_func=page.show,
+            # A link that was cut before its last slash gets the page that says so.
+            strict_slashes=False,
+        )
+        pages.add_url_rule(
+            link.path, endpoint=f"{link.cookie}_form", view_func=page.act, methods=["POST"]
+        )
+    answers.register(pages)
+    pages.after_request(_protect)
+    app.register_blueprint(pages)
+
+
+def _protect(response: Response) -> Response:
+    response.headers["Content-Security-Policy"] = _CSP
+    response.headers["Referrer-Policy"] = "no-referrer"
+    response.headers["X-Content-Type-Options"] = "nosniff"
+    response.headers["X-Frame-Options"] = "DENY"
+    response.headers["X-Robots-Tag"] = "noindex"
+    if request.endpoint != "pages.static":
+        response.headers["Cache-Control"] = "no-store"
+    return response

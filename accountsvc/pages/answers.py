@@ -1,0 +1,73 @@
+"""Answers that are pages, also for what went wrong."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from http import HTTPStatus
+from typing import Any
+
+import structlog
+from flask import Blueprint, Response, render_template, request
+from werkzeug.exceptions import HTTPException
+
+from ..database import is_passing_fault
+from ..errors import Throttled, Unavailable
+from ..logs import describe
+from .links import RECOVER, RESET_PASSWORD
+from .messages import BROKEN, NOT_UNDERSTOOD, UNAVAILABLE, Message, Told
+
+log = structlog.get_logger(__name__)
+
+# Seconds: about as long as a restart or a failover takes, and short enough for a person to wait.
+RETRY_AFTER = 5
+
+# What is wrong with a form: the id of each field, or "" for the whole, and a sentence.
+Problems = Mapping[str, str]
+
+
+def say(message: Message) -> Response:
+    response = Response(render_template("message.html", message=message), message.status)
+    if message.status == HTTPStatus.SERVICE_UNAVAILABLE:
+        response.headers["Retry-After"] = str(RETRY_AFTER)
+    return response
+
+
+def too_many(exc: Throttled, page: Callable[[Problems], Response]) -> Response:
+    """Return the *page* that says how long to wait."""
+    minutes = math.ceil(exc.retry_after / 60)
+    response = page(
+        {"": f"Too many tries. Wait {minutes} minute{'s' * (minutes > 1)}, then try again."}
+    )
+    response.headers["Retry-After"] = str(exc.retry_after)
+    return response
+
+
+def register(pages: Blueprint) -> None:
+    """Make every error of *pages* a page; none shows the text of an exception."""
+
+    @pages.errorhandler(Told)
+    def told(exc: Told) -> Response:
+        return say(exc.message)
+
+    @pages.errorhandler(HTTPException)
+    def refused(exc: HTTPException) -> Response:
+        if exc.code is None or exc.code >= HTTPStatus.INTERNAL_SERVER_ERROR:
+            return failed(exc)
+        response = say(NOT_UNDERSTOOD)
+        response.status_code = exc.code
+        return response
+
+    @pages.errorhandler(Exception)
+    def failed(exc: Exception) -> Response:
+        if isinstance(exc, Unavailable) or is_passing_fault(exc):
+            log.warning("a part does not answer", **describe(exc))
+            return say(UNAVAILABLE)
+        log.error("a page failed", **describe(exc))
+        return say(BROKEN)
+
+    @pages.context_processor
+    def page() -> dict[str, Any]:
+        links = (RECOVER, RESET_PASSWORD)
+        found = (link.path for link in links if request.path.startswith(link.path))
+        return {"here": next(found, None)}

@@ -1,0 +1,164 @@
+"""The page of the grace period: what happens when, and what the person can do until then.
+
+The link alone opens what the deletion document says, and *Keep my account*. Taking the data along and
+giving up the rest of the time need the password too, so that a mailbox alone never opens a vault.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from datetime import timedelta
+
+from flask import Response, render_template, request
+
+from .. import accounts, audit, lifecycle, throttle
+from ..audit import Actor
+from ..database import database_now, writing
+from ..errors import (
+    AccountNotFound,
+    GraceOver,
+    NotDeactivated,
+    ReactivationForbidden,
+    RecentChange,
+    Throttled,
+    TokenNotValid,
+    WrongPassword,
+)
+from ..models import OWNER, Account
+from . import messages
+from .answers import Problems, say, too_many
+from .links import RECOVER, Visit, client, form_key, services, visit
+from .messages import Told
+
+
+def show() -> Response:
+    """Show what is promised; change nothing."""
+    return _page(_visit())
+
+
+def act() -> Response:
+    """Do what one of the page's forms asks for, or show the page again with what is wrong."""
+    who = _visit()
+    action = request.form.get("action", "")
+    if action not in _ACTIONS:
+        raise Told(messages.NOT_UNDERSTOOD)
+    try:
+        return _ACTIONS[action](who)
+    except WrongPassword:
+        wrong = {f"{action}-password": "This is not the password of this account."}
+        return _page(who, 403, wrong)
+    except Throttled as exc:
+        return too_many(exc, lambda problems: _page(who, 429, problems))
+    except ReactivationForbidden as exc:
+        return _page(who, 403, {"": str(exc)})
+    except RecentChange as exc:
+        return _page(who, 409, {"": str(exc)})
+    except (AccountNotFound, TokenNotValid, NotDeactivated, GraceOver) as exc:
+        # Something else was faster than this form: what it was, the row says now.
+        return _page(_visit(), 409, {"": str(exc)})
+
+
+def time_left(span: timedelta) -> str:
+    """Say roughly how long *span* is, never more than it is."""
+    for unit, length in (("days", 86_400), ("hours", 3_600), ("minutes", 60)):
+        count = int(span.total_seconds()) // length
+        if count >= 2:
+            return f"{count} {unit}"
+    return "less than two minutes"
+
+
+def _visit() -> Visit:
+    who = visit(RECOVER)
+    if who.account.is_active:
+        raise Told(messages.USED)
+    if not who.is_current:
+        raise Told(messages.REPLACED)
+    return who
+
+
+def _keep(who: Visit) -> Response:
+    made = services()
+    made.throttle.spend(throttle.TOKEN, address=client())
+    with made.sessions() as session, writing(session):
+        lifecycle.reactivate(
+            session,
+            who.account.id,
+            now=database_now(session),
+            grace=made.settings.grace_period,
+            by=Actor(OWNER, who.account.public_id),
+            epoch=who.claims.epoch,
+        )
+    return say(messages.KEPT)
+
+
+def _delete(who: Visit) -> Response:
+    problems = _without_password("delete")
+    if "sure" not in request.form:
+        problems["delete-sure"] = "Tick the box if you are sure."
+    if problems:
+        return _page(who, 400, problems)
+    _confirm(who.account)
+    with services().sessions() as session, writing(session):
+        lifecycle.due_now(
+            session,
+            who.account.id,
+            now=database_now(session),
+            by=Actor(OWNER, who.account.public_id),
+            epoch=who.claims.epoch,
+        )
+    return say(messages.DUE_NOW)
+
+
+_ACTIONS: Mapping[str, Callable[[Visit], Response]] = {"keep": _keep, "delete": _delete}
+
+
+def _without_password(action: str) -> dict[str, str]:
+    return {} if request.form.get("password") else {f"{action}-password": "Enter your password."}
+
+
+def _confirm(account: Account) -> None:
+    """Check the form's password, against the one count of all passwords, outside any transaction.
+
+    A wrong one is audited, so often an hour. Raises Throttled, WrongPassword.
+    """
+    made = services()
+    made.throttle.spend(throttle.PASSWORD, account=account.email_key, address=client())
+    try:
+        with made.sessions() as session:
+            accounts.confirm_password(session, made.hasher, account.id, request.form["password"])
+    except WrongPassword:
+        _note_failure(account)
+        raise
+    made.throttle.forgive(throttle.PASSWORD, account=account.email_key)
+
+
+def _note_failure(account: Account) -> None:
+    made, action = services(), "confirmation.failed"
+    try:
+        made.throttle.spend(throttle.AUDIT, account=f"{action} {account.email_key}")
+    except Throttled:
+        return
+    with made.sessions() as session, writing(session):
+        audit.record(
+            session,
+            action,
+            subject=account.public_id,
+            by=audit.ANYBODY,
+            now=database_now(session),
+        )
+
+
+def _page(who: Visit, status: int = 200, problems: Problems | None = None) -> Response:
+    purge_at = who.account.purge_at
+    assert purge_at is not None
+    text = render_template(
+        "recover.html",
+        purge_at=purge_at,
+        left=time_left(purge_at - who.now),
+        by_owner=who.account.deactivated_by == OWNER,
+        form_key=form_key(who.token),
+        problems=problems or {},
+        opened=request.form.get("action"),
+        sure="sure" in request.form,
+    )
+    return Response(text, status)

@@ -1,0 +1,56 @@
+"""The page behind the mailed link that sets a new password."""
+
+from __future__ import annotations
+
+from flask import Response, render_template, request
+
+from .. import accounts, throttle
+from ..errors import InvalidInput, Throttled, TokenNotValid
+from . import messages
+from .answers import Problems, say, too_many
+from .links import RESET_PASSWORD, Visit, client, form_key, services, visit
+from .messages import Told
+
+
+def show() -> Response:
+    """Show the form; change nothing."""
+    return _page(_visit())
+
+
+def act() -> Response:
+    """Set the password, or show the page again with what is wrong."""
+    who, made = _visit(), services()
+    try:
+        made.throttle.spend(throttle.TOKEN, address=client())
+        with made.sessions() as session:
+            accounts.reset_password(
+                session,
+                made.hasher,
+                who.claims,
+                request.form.get("new_password", ""),
+                grace=made.settings.grace_period,
+            )
+    except InvalidInput as exc:
+        return _page(who, 400, {"new-password": " ".join(exc.fields["new_password"])})
+    except Throttled as exc:
+        return too_many(exc, lambda problems: _page(who, 429, problems))
+    except TokenNotValid as exc:
+        # Something else was faster than this form: what it was, the row says now.
+        return _page(_visit(), 409, {"": str(exc)})
+    return say(messages.PASSWORD_SET if who.account.is_active else messages.PASSWORD_SET_IN_GRACE)
+
+
+def _visit() -> Visit:
+    who = visit(RESET_PASSWORD)
+    if who.account.epoch != who.claims.epoch:
+        raise Told(messages.RESET_USED)
+    if not who.is_current:
+        raise Told(messages.RESET_EXPIRED)
+    return who
+
+
+def _page(who: Visit, status: int = 200, problems: Problems | None = None) -> Response:
+    text = render_template(
+        "reset_password.html", form_key=form_key(who.token), problems=problems or {}
+    )
+    return Response(text, status)

@@ -1,0 +1,56 @@
+"""gunicorn's settings; each differs from its default for the reason beside it."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import gunicorn.http.wsgi
+
+from accountsvc.config import ConfigError, load_settings
+
+try:
+    settings = load_settings()
+except ConfigError as exc:
+    # One line, and before a worker is forked: gunicorn would print a traceback.
+    sys.stderr.write(f"accountsvc: {exc}\n")
+    raise SystemExit(2) from None
+
+wsgi_app = "wsgi:app"
+
+# Only this machine, until somebody says otherwise: what is in front decides who may come.
+bind = f"{os.environ.get('HOST') or '127.0.0.1'}:{settings.port}"
+
+# Throttles count in Redis; without it they count in the process, and are true only if there is one.
+workers = int(os.environ.get("WEB_CONCURRENCY") or 2) if settings.redis_url else 1
+# A request mostly waits for the database. A thread a request; more than the pool's connections would wait.
+worker_class = "gthread"
+threads = 8
+# A worker that cannot be heard for this long is replaced; no request of ours takes it.
+timeout = 30
+# SIGTERM: requests under way have so long to end; with it the whole ends within ten seconds.
+graceful_timeout = 8
+# Clients and proxies reuse connections; longer than the usual proxy's own patience is not needed.
+keepalive = 5
+# Engines, S3 clients and locks are made after the fork, in the process that uses them.
+preload_app = False
+# The heartbeat file on a real disk can block the worker that it watches.
+worker_tmp_dir = "/dev/shm" if Path("/dev/shm").is_dir() else None  # noqa: S108 - a folder, made by mkstemp
+# The application logs requests itself, without paths and addresses.
+accesslog = None
+# gunicorn's own lines go where ours go.
+errorlog = "-"
+# It is of no use here, and its default place is in the home folder.
+control_socket_disable = True
+# Whose word counts about the client's address is TRUSTED_PROXIES, decided in the application.
+forwarded_allow_ips = ""
+# Which server and version answers is nobody's business.
+gunicorn.http.wsgi.SERVER = "accountsvc"
+
+
+def when_ready(server: Any) -> None:
+    """Say where it is served, once the socket listens."""
+    sys.stdout.write(f"accountsvc: serving {settings.public_url}\n")
+    sys.stdout.flush()

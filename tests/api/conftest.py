@@ -1,0 +1,54 @@
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from apiflask import APIFlask
+from flask.testing import FlaskClient
+
+from tests.support.factories import Person, dispose, make_app, make_person
+
+NewApp = Callable[..., APIFlask]
+
+
+@pytest.fixture
+def new_app(database_url: str, tmp_path: Path) -> Iterator[NewApp]:
+    """Make applications on one database, each with environment variables of its own."""
+    made: list[APIFlask] = []
+
+    def make(**changes: str) -> APIFlask:
+        made.append(make_app(changes.pop("DATABASE_URL", database_url), tmp_path, **changes))
+        return made[-1]
+
+    yield make
+    for app in made:
+        dispose(app)
+
+
+@pytest.fixture
+def app(new_app: NewApp) -> APIFlask:
+    return new_app()
+
+
+@pytest.fixture
+def client(app: APIFlask) -> FlaskClient:
+    return app.test_client()
+
+
+@pytest.fixture
+def ann(app: APIFlask) -> Person:
+    """Who acts, or is acted on."""
+    return make_person(app, "ann")
+
+
+@pytest.fixture
+def bob(app: APIFlask) -> Person:
+    """The bystander, who must keep everything."""
+    return make_person(app, "bob")
+
+
+@pytest.fixture
+def sue(app: APIFlask) -> Person:
+    """A member of the staff."""
+    return make_person(app, "sue", staff=True)

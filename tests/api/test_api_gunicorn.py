@@ -1,0 +1,291 @@
+"""The wire as bytes on a socket, from the WSGI server that serves it in production.
+
+What Flask's test client cannot show: what the server adds, and bodies that nobody reads.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import closing, suppress
+from http.client import HTTPConnection
+from pathlib import Path
+
+import pytest
+from apiflask import APIFlask
+
+from tests.support.factories import (
+    SECRET_KEY,
+    VAULT_KEY,
+    Person,
+    belongings,
+    dispose,
+    make_app,
+    make_person,
+    png,
+    read_account,
+)
+
+NUMBERS = itertools.count()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("gunicorn")
+
+
+@pytest.fixture(scope="module")
+def url(folder: Path) -> str:
+    """One database for all tests here, since a server takes seconds to start."""
+    shutil.copy(os.environ["ACCOUNTSVC_TEST_SQLITE"], folder / "accountsvc.db")
+    return f"sqlite:///{folder}/accountsvc.db"
+
+
+@pytest.fixture(scope="module")
+def app(url: str, folder: Path) -> Iterator[APIFlask]:
+    app = make_app(url, folder)
+    yield app
+    dispose(app)
+
+
+@pytest.fixture(scope="module")
+def server(url: str, folder: Path) -> Iterator[tuple[str, int]]:
+    """gunicorn with threads on a free port of the loopback, on the same database."""
+    with closing(socket.socket()) as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    environ = {
+        "PATH": os.environ["PATH"],
+        "PYTHONPATH": str(Path(__file__).parents[2]),
+        "INSTANCE_PATH": str(folder / "instance"),
+        "SECRET_KEY": SECRET_KEY,
+        "VAULT_KEYS": VAULT_KEY,
+        "DATABASE_URL": url,
+        "PASSWORD_HASH_COST": "cheap",
+        "RATE_LIMITS": "off",
+    }
+    command = [
+        sys.executable,
+        *("-m", "gunicorn", "accountsvc:create_app()"),
+        *("--bind", f"127.0.0.1:{port}", "--worker-class", "gthread", "--threads", "4"),
+    ]
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen(
+            command, cwd=folder, env=environ, stdout=log, stderr=subprocess.STDOUT
+        )
+    try:
+        wait_until_it_serves(port, process, folder / "log")
+        yield "127.0.0.1", port
+    finally:
+        process.terminate()
+        process.wait(timeout=30)
+
+
+def wait_until_it_serves(port: int, process: subprocess.Popen[bytes], log: Path) -> None:
+    """Wait for an answer: gunicorn listens before its worker has loaded the application."""
+    deadline = time.monotonic() + 120
+    while True:
+        with suppress(OSError), closing(HTTPConnection("127.0.0.1", port, timeout=60)) as probe:
+            probe.request("GET", "/healthz")
+            assert probe.getresponse().status == 200
+            return
+        assert process.poll() is None, log.read_text()
+        assert time.monotonic() < deadline, "gunicorn does not answer"
+        time.sleep(0.1)
+
+
+@pytest.fixture
+def ann(app: APIFlask) -> Person:
+    return make_person(app, f"ann{next(NUMBERS)}")
+
+
+@pytest.fixture
+def bob(app: APIFlask) -> Person:
+    return make_person(app, f"bob{next(NUMBERS)}")
+
+
+class Wire:
+    """One connection; answers as status, headers and body, read exactly as they are framed."""
+
+    def __init__(self, address: tuple[str, int]) -> None:
+        self._socket = socket.create_connection(address, timeout=30)
+        self._file = self._socket.makefile("rb")
+
+    def __enter__(self) -> Wire:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._file.close()
+        self._socket.close()
+
+    def send(self, data: bytes) -> None:
+        self._socket.sendall(data)
+
+    def answer(self, *, head: bool = False) -> tuple[int, list[tuple[str, str]], bytes]:
+        status = int(self._file.readline().split()[1])
+        headers = []
+        while (line := self._file.readline().decode().rstrip("\r\n")) != "":
+            name, _, value = line.partition(": ")
+            headers.append((name.lower(), value))
+        length = int(dict(headers).get("content-length", 0))
+        return status, headers, b"" if head else self._file.read(length)
+
+
+def request(method: str, path: str, person: Person, body: bytes | None = None, *more: str) -> bytes:
+    lines = [
+        f"{method} {path} HTTP/1.1",
+        "Host: localhost",
+        f"Authorization: Bearer {person.token}",
+        *more,
+    ]
+    if body is not None:
+        lines.append(f"Content-Length: {len(body)}")
+    return "\r\n".join(lines).encode() + b"\r\n\r\n" + (body or b"")
+
+
+def test_the_204_has_no_byte_after_its_headers(
+    app: APIFlask, server: tuple[str, int], ann: Person, bob: Person
+) -> None:
+    before = belongings(app, bob)
+
+    with Wire(server) as wire:
+        # The second answer must begin right after the first one's headers.
+        wire.send(request("DELETE", f"/api/profile/{ann.id}/delete/", ann))
+        wire.send(request("GET", "/api/profile/", bob))
+        status, headers, _ = wire.answer()
+        following, _, body = wire.answer()
+
+    assert status == 204
+    names = [name for name, _ in headers]
+    assert not {"content-length", "content-type", "transfer-encoding"} & set(names)
+    assert {"sunset", "link", "x-request-id"} <= set(names)
+    assert len(names) == len(set(names))
+    assert following == 200
+    assert f'"id": {bob.id}'.encode() in body
+    assert belongings(app, bob) == before
+
+
+@pytest.mark.parametrize("size", [10, 30_000])
+def test_a_body_that_is_not_read_does_not_disturb_the_next_request(
+    server: tuple[str, int], size: int, ann: Person, bob: Person
+) -> None:
+    with Wire(server) as wire:
+        wire.send(request("DELETE", f"/api/profile/{ann.id}/delete/", ann, b"x" * size))
+        wire.send(request("GET", "/api/profile/", bob))
+        first, following = wire.answer()[0], wire.answer()[0]
+
+    assert (first, following) == (204, 200)
+
+
+def test_a_body_that_never_comes_does_not_delay_the_answer(
+    server: tuple[str, int], ann: Person
+) -> None:
+    began = time.monotonic()
+
+    with Wire(server) as wire:
+        wire.send(
+            request("DELETE", f"/api/profile/{ann.id}/delete/", ann, None, "Content-Length: 99999")
+        )
+        status, _, _ = wire.answer()
+
+    assert status == 204
+    assert time.monotonic() - began < 5
+
+
+def test_a_chunked_body_is_read_like_any_other(server: tuple[str, int], ann: Person) -> None:
+    chunks = b'5\r\n{"pas\r\n14\r\nsword_saved": "abc"}\r\n0\r\n\r\n'
+    more = ("Transfer-Encoding: chunked", "Content-Type: application/json")
+
+    with Wire(server) as wire:
+        wire.send(request("POST", "/api/save-passwords/", ann, None, *more) + chunks)
+        status, _, body = wire.answer()
+
+    assert (status, b"password saved successfully" in body) == (201, True)
+
+
+@pytest.mark.parametrize("chunks", [b"zz\r\nx\r\n0\r\n\r\n", b"5\r\nabcdefgh\r\n0\r\n\r\n"])
+@pytest.mark.parametrize("path", ["/api/save-passwords/", "/api/profile/{}/update/"])
+def test_a_malformed_chunk_is_the_clients_fault(
+    server: tuple[str, int], chunks: bytes, path: str, ann: Person
+) -> None:
+    method = "POST" if "save" in path else "PUT"
+    more = ("Transfer-Encoding: chunked", "Content-Type: application/json")
+
+    with Wire(server) as wire:
+        wire.send(request(method, path.format(ann.id), ann, None, *more) + chunks)
+        status, _, _ = wire.answer()
+
+    assert status == 400
+
+
+def test_a_chunked_flood_is_413(server: tuple[str, int], ann: Person) -> None:
+    chunks = (b"4000\r\n" + b"x" * 0x4000 + b"\r\n") * 6 + b"0\r\n\r\n"
+    more = ("Transfer-Encoding: chunked", "Content-Type: application/json")
+
+    with Wire(server) as wire:
+        wire.send(request("POST", "/api/save-passwords/", ann, None, *more) + chunks)
+        status, _, _ = wire.answer()
+
+    assert status == 413
+
+
+def avatar_request(person: Person, size: int, *, token: bool = True) -> bytes:
+    body = (
+        b'--x\r\nContent-Disposition: form-data; name="avatar"; filename="a.png"\r\n\r\n'
+        + png()
+        + bytes(size)
+        + b"\r\n--x--\r\n"
+    )
+    kind = "Content-Type: multipart/form-data; boundary=x"
+    sent = request("PUT", f"/api/profile/{person.id}/update/", person, body, kind)
+    return sent if token else sent.replace(b"Authorization: Bearer ", b"X-Nothing: ")
+
+
+def test_a_client_that_sends_6_megabytes_reads_its_413(
+    app: APIFlask, server: tuple[str, int], ann: Person
+) -> None:
+    with Wire(server) as wire:
+        wire.send(avatar_request(ann, 6_000_000))
+        status, _, answer = wire.answer()
+
+    assert status == 413
+    assert b"5 MiB" in answer
+    account = read_account(app, ann.id)
+    assert account is not None
+    assert account.avatar_key == ann.avatar
+
+
+def test_a_client_whose_token_has_expired_reads_its_401_after_an_upload(
+    server: tuple[str, int], ann: Person
+) -> None:
+    with Wire(server) as wire:
+        wire.send(avatar_request(ann, 4_000_000, token=False))
+        status, _, _ = wire.answer()
+
+    assert status == 401
+
+
+def test_no_header_comes_twice(server: tuple[str, int], ann: Person) -> None:
+    answers = []
+
+    with Wire(server) as wire:
+        for method, path in (
+            ("GET", f"/media/avatars/{ann.avatar}"),
+            ("HEAD", f"/media/avatars/{ann.avatar}"),
+            ("GET", "/api/profile/"),
+            ("GET", "/api/nothing/"),
+            ("OPTIONS", "/api/profile/"),
+        ):
+            wire.send(request(method, path, ann))
+            answers.append(wire.answer(head=method == "HEAD"))
+
+    assert [status for status, _, _ in answers] == [200, 200, 200, 404, 204]
+    for _, headers, _ in answers:
+        names = [name for name, _ in headers]
+        assert len(names) == len(set(names)), sorted(names)

@@ -1,0 +1,94 @@
+"""What the logs say of a request, and what they must not."""
+
+from __future__ import annotations
+
+import json
+import logging
+from typing import Any
+
+import pytest
+from apiflask import APIFlask
+from flask.testing import FlaskClient
+
+from tests.api.conftest import NewApp
+from tests.support.factories import PASSWORD, Person
+
+
+def lines(captured: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in captured.readouterr().out.splitlines()]
+
+
+def test_a_request_is_one_line_of_ids_and_counts(
+    client: FlaskClient, ann: Person, capsys: pytest.CaptureFixture[str]
+) -> None:
+    capsys.readouterr()
+
+    client.delete(f"/api/profile/{ann.id}/delete/?q=x", headers={**ann.auth, "X-Request-ID": "abc"})
+
+    (line,) = lines(capsys)
+    assert line.pop("duration_ms") >= 0
+    assert line.pop("at").endswith("Z")
+    assert line == {
+        "event": "request",
+        "logger": "accountsvc.access",
+        "level": "info",
+        "request_id": "abc",
+        "method": "DELETE",
+        "route": "/api/profile/<int:user_id>/delete/",
+        "status": 204,
+        "caller": str(ann.public_id),
+    }
+
+
+def test_no_line_holds_personal_data(
+    app: APIFlask, client: FlaskClient, ann: Person, capsys: pytest.CaptureFixture[str]
+) -> None:
+    capsys.readouterr()
+    client.post("/api/sign-in/", json={"email": ann.email, "password": PASSWORD})
+    client.post("/api/sign-in/", json={"email": ann.email, "password": "wr0ng-guess"})
+    client.get(f"/api/nothing/{ann.email}/?email={ann.email}", headers=ann.auth)
+    client.open("/api/profile/", method="ANN", headers=ann.auth)
+    client.get(f"/media/avatars/{ann.avatar}")
+    client.patch(f"/api/profile/{ann.id}/update/", headers=ann.auth, json={"first_name": "Zoe"})
+
+    logged = capsys.readouterr().out
+
+    assert len(logged.splitlines()) == 6
+    for secret in (ann.email, "ann", PASSWORD, "wr0ng-guess", ann.token, ann.avatar, "Zoe"):
+        assert secret not in logged.lower()
+
+
+def test_a_fault_is_logged_by_its_class_and_place_not_by_its_text(
+    new_app: NewApp, capsys: pytest.CaptureFixture[str]
+) -> None:
+    app = new_app()
+
+    @app.get("/api/broken/")
+    def broken() -> None:
+        raise RuntimeError("ann@example.org")
+
+    capsys.readouterr()
+
+    app.test_client().get("/api/broken/")
+
+    fault, request = lines(capsys)
+    assert (fault["error"], request["status"]) == ("RuntimeError", 500)
+    assert fault["request_id"] == request["request_id"]
+    assert any("broken" in frame for frame in fault["frames"])
+    assert "ann@example.org" not in json.dumps(fault)
+
+
+def test_other_libraries_log_in_the_same_form_and_without_texts_of_exceptions(
+    app: APIFlask, capsys: pytest.CaptureFixture[str]
+) -> None:
+    capsys.readouterr()
+
+    try:
+        raise ValueError("ann@example.org")
+    except ValueError:
+        logging.getLogger("some.library").exception("it failed")
+    logging.getLogger("some.library").info("not shown")
+
+    (line,) = lines(capsys)
+    assert (line["event"], line["error"], line["level"]) == ("it failed", "ValueError", "error")
+    assert "ann@example.org" not in json.dumps(line)

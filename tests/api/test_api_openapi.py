@@ -1,0 +1,71 @@
+"""The OpenAPI document is valid and knows every route."""
+
+from __future__ import annotations
+
+import re
+
+from apiflask import APIFlask
+from flask.testing import FlaskClient
+from openapi_spec_validator import validate
+
+from accountsvc.api.errors import TABLE
+
+
+def test_the_document_is_valid_openapi_3_1(client: FlaskClient) -> None:
+    response = client.get("/api/openapi.json")
+
+    assert response.status_code == 200
+    assert response.json is not None
+    assert response.json["openapi"].startswith("3.1")
+    validate(response.json)
+
+
+def test_every_route_and_method_is_in_the_document(app: APIFlask, client: FlaskClient) -> None:
+    document = client.get("/api/openapi.json").json
+    assert document is not None
+
+    routes = {
+        (re.sub(r"<(?:[^<:]+:)?([^>]+)>", r"{\1}", rule.rule), method.lower())
+        for rule in app.url_map.iter_rules()
+        for method in (rule.methods or set()) - {"HEAD", "OPTIONS"}
+        if rule.endpoint != "openapi.spec"
+    }
+    described = {
+        (path, method) for path, methods in document["paths"].items() for method in methods
+    }
+
+    assert described == routes
+
+
+def test_the_errors_of_a_view_come_from_the_table(client: FlaskClient) -> None:
+    document = client.get("/api/openapi.json").json
+    assert document is not None
+
+    answers = document["paths"]["/api/profile/{user_id}/delete/"]["delete"]["responses"]
+
+    assert sorted(answers) == ["200", "204", "401", "403", "404", "409", "429", "500", "503"]
+    codes = {row.code for row in TABLE.values()} | {"internal"}
+    for status, answer in answers.items():
+        if status >= "400":
+            assert set(answer["content"]["application/json"]["examples"]) <= codes
+            assert set(answer["content"]) == {"application/json", "application/problem+json"}
+
+
+def test_only_views_that_want_a_token_say_so(client: FlaskClient) -> None:
+    document = client.get("/api/openapi.json").json
+    assert document is not None
+
+    open_to_all = {
+        path
+        for path, methods in document["paths"].items()
+        if not any("security" in operation for operation in methods.values())
+    }
+
+    assert open_to_all == {
+        "/api/response-password/",
+        "/api/sign-up/",
+        "/api/sign-in/",
+        "/api/token/refresh/",
+        "/media/avatars/{key}",
+        "/healthz",
+    }

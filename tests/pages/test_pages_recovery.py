@@ -1,0 +1,547 @@
+"""The page behind the mailed link: what it says, what its forms do, and what it refuses."""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Callable
+from datetime import timedelta
+
+import pytest
+from apiflask import APIFlask
+from flask.testing import FlaskClient
+from werkzeug.http import http_date
+
+from accountsvc import accounts
+from accountsvc.database import writing
+from accountsvc.pages.recovery import time_left
+from accountsvc.rows import find
+from tests.support.factories import (
+    PASSWORD,
+    Person,
+    belongings,
+    deactivate,
+    effects,
+    events,
+    everything,
+    make_person,
+    now,
+    read_account,
+    services_of,
+)
+
+from .conftest import (
+    NewApp,
+    account_of,
+    follow,
+    follow_mailed,
+    heading,
+    mailed_token,
+    promise,
+    reset_token,
+    words,
+)
+
+SURE = {"action": "delete", "password": PASSWORD, "sure": "yes"}
+
+
+# The link
+
+
+def test_the_first_get_moves_the_token_out_of_the_address(
+    app: APIFlask, client: FlaskClient, ann: Person
+) -> None:
+    token = mailed_token(app, ann)
+
+    response = client.get(f"/recover/{token}")
+
+    assert response.status_code == 303
+    assert response.headers["Location"] == "/recover/"
+    assert token not in response.text
+
+
+def test_the_cookie_is_out_of_reach_of_scripts_and_other_sites_and_lasts_until_the_purge(
+    app: APIFlask, client: FlaskClient, ann: Person
+) -> None:
+    purge_at = account_of(app, ann).purge_at
+    assert purge_at is not None
+    token = mailed_token(app, ann)
+
+    cookie = client.get(f"/recover/{token}").headers["Set-Cookie"]
+
+    value, *attributes = cookie.split("; ")
+    assert value == f"recover={token}"
+    assert set(attributes) == {
+        "HttpOnly",
+        "SameSite=Lax",
+        "Path=/recover/",
+        f"Expires={http_date(purge_at)}",
+    }
+
+
+def test_the_cookie_is_secure_where_the_public_url_is(new_app: NewApp) -> None:
+    app = new_app(PUBLIC_URL="https://accounts.example.org")
+    ann = make_person(app)
+    deactivate(app, ann.id)
+
+    response = app.test_client().get(f"/recover/{mailed_token(app, ann)}")
+
+    assert "Secure" in response.headers["Set-Cookie"].split("; ")
+
+
+def test_a_mail_scanner_that_opens_the_link_ten_times_changes_nothing(
+    app: APIFlask, ann: Person
+) -> None:
+    token = mailed_token(app, ann)
+    before = everything(app)
+
+    for _ in range(10):
+        scanner = app.test_client()
+        scanner.head(f"/recover/{token}")
+        scanner.options(f"/recover/{token}")
+        page = scanner.get(f"/recover/{token}", follow_redirects=True)
+        scanner.head("/recover/")
+        scanner.options("/recover/")
+        scanner.get("/recover/?action=keep&action=delete")
+
+    assert page.status_code == 200
+    assert everything(app) == before
+
+
+def test_a_link_without_its_token_says_to_open_it_again(client: FlaskClient) -> None:
+    for path in ("/recover", "/recover/", "/reset-password", "/reset-password/"):
+        response = client.get(path)
+
+        assert response.status_code == 400, path
+        assert heading(response) == "Open the link in your mail"
+        assert "allow cookies" in words(response)
+
+
+@pytest.mark.parametrize(
+    "garble",
+    [
+        lambda token: token[:-5],
+        lambda token: token[:-8] + "AAAAAAAA",
+        lambda token: token + "/",
+        lambda token: token + ".",
+        lambda token: token + "=\n",
+        lambda token: token.replace(".", "/"),
+        lambda token: "ü" * 40,
+        lambda token: "\x00%ff",
+        lambda token: ("W" * 2000) + ".e30.x",
+        lambda token: "eyJhbGciOiJub25lIn0." + token.split(".")[1] + ".",
+    ],
+)
+def test_a_forged_or_garbled_link_says_to_copy_it_whole_and_leaves_the_cookie(
+    app: APIFlask, ann: Person, garble: Callable[[str], str]
+) -> None:
+    browser = follow_mailed(app, ann)
+
+    response = browser.client.get("/recover/" + garble(browser.token))
+
+    assert response.status_code == 404
+    assert heading(response) == "This link is not complete"
+    assert "Set-Cookie" not in response.headers
+    assert browser.open().status_code == 200
+
+
+def test_a_token_of_another_kind_opens_nothing(
+    app: APIFlask, client: FlaskClient, ann: Person
+) -> None:
+    made, account = services_of(app), account_of(app, ann)
+    recovery = made.tokens.recovery(account, now=now(app))
+    for path, token in (
+        ("/recover/", recovery),
+        ("/recover/", reset_token(app, ann)),
+        ("/recover/", ann.token),
+        ("/reset-password/", mailed_token(app, ann)),
+    ):
+        assert client.get(path + token).status_code == 404
+
+
+def test_a_forged_cookie_opens_nothing(client: FlaskClient) -> None:
+    client.set_cookie("recover", "a.b.c", path="/recover/")
+
+    response = client.get("/recover/")
+
+    assert response.status_code == 404
+    assert heading(response) == "This link is not complete"
+
+
+# What the page says
+
+
+def test_the_page_says_what_happens_when_and_what_is_kept(app: APIFlask, ann: Person) -> None:
+    purge_at = account_of(app, ann).purge_at
+    assert purge_at is not None
+
+    page = follow_mailed(app, ann).open()
+
+    said = words(page)
+    assert page.status_code == 200
+    assert heading(page) == "Your account will be deleted"
+    assert f"{purge_at:%A %-d %B %Y} at {purge_at:%H:%M} UTC" in said
+    assert f'<time datetime="{purge_at:%Y-%m-%dT%H:%M:%SZ}">' in page.text
+    assert "everything is kept as it was" in said
+    assert "Keep my account" in said
+    assert "Delete it now" in said
+
+
+def test_the_link_alone_shows_nothing_of_what_is_in_the_account(app: APIFlask, ann: Person) -> None:
+    page = follow_mailed(app, ann).open()
+
+    for private in ("ann", "Ann", ann.email, "+1 (2) 3", ann.avatar, "site 0", str(ann.public_id)):
+        assert not re.search(rf"\b{re.escape(private)}\b", page.text), private
+
+
+@pytest.mark.parametrize("by", ["staff", "operator"])
+def test_what_the_staff_deactivated_cannot_be_kept_but_deleted_and_the_page_says_whom_to_ask(
+    app: APIFlask, by: str
+) -> None:
+    ann = make_person(app)
+    deactivate(app, ann.id, by=by)
+    browser = follow_mailed(app, ann)
+    before = everything(app)
+
+    page = browser.open()
+    refused = browser.send(action="keep")
+
+    assert "contact support" in words(page)
+    assert "Keep my account" not in words(page)
+    assert refused.status_code == 403
+    assert "by the staff" in words(refused)
+    assert everything(app) == before
+    assert browser.send(**SURE).status_code == 202
+
+
+@pytest.mark.parametrize(
+    ("span", "said"),
+    [
+        (timedelta(days=14) - timedelta(seconds=1), "13 days"),
+        (timedelta(days=2), "2 days"),
+        (timedelta(days=2) - timedelta(seconds=1), "47 hours"),
+        (timedelta(hours=2) - timedelta(seconds=1), "119 minutes"),
+        (timedelta(minutes=2), "2 minutes"),
+        (timedelta(minutes=2) - timedelta(microseconds=1), "less than two minutes"),
+        (timedelta(microseconds=1), "less than two minutes"),
+    ],
+)
+def test_the_time_left_is_never_said_to_be_more_than_it_is(span: timedelta, said: str) -> None:
+    assert time_left(span) == said
+
+
+# Keep my account
+
+
+def test_the_link_is_enough_to_keep_the_account(app: APIFlask, ann: Person, bob: Person) -> None:
+    others = belongings(app, bob)
+    browser = follow_mailed(app, ann)
+    before = belongings(app, ann)
+
+    response = browser.send(action="keep")
+
+    assert response.status_code == 200
+    assert heading(response) == "Your account is back"
+    account = account_of(app, ann)
+    assert account.is_active
+    assert account.epoch == before["row"]["epoch"] + 1
+    after = belongings(app, ann)
+    assert (after["passwords"], after["avatar"]) == (before["passwords"], before["avatar"])
+    assert len(events(app, "account.reactivated")) == 1
+    assert len(effects(app, "mail.reactivated")) == 1
+    assert belongings(app, bob) == others
+
+
+def test_a_second_visit_says_that_the_link_is_used(app: APIFlask, ann: Person) -> None:
+    browser = follow_mailed(app, ann)
+    key = browser.form_key()
+    browser.send(action="keep")
+    before = everything(app)
+
+    for response in (
+        browser.open(),
+        app.test_client().get(f"/recover/{browser.token}", follow_redirects=True),
+        browser.client.post("/recover/", data={"form_key": key, "action": "keep"}),
+    ):
+        assert response.status_code == 409
+        assert heading(response) == "Your account is active"
+        assert "used already" in words(response)
+        assert "Sign in" in words(response)
+    assert everything(app) == before
+
+
+def test_a_used_link_never_ends_a_later_grace_period(app: APIFlask, ann: Person) -> None:
+    first = follow_mailed(app, ann)
+    first.send(action="keep")
+    deactivate(app, ann.id)
+    before = everything(app)
+
+    response = first.open()
+
+    assert response.status_code == 410
+    assert heading(response) == "This link is out of date"
+    assert everything(app) == before
+
+
+def test_of_many_presses_at_once_one_reactivates_and_the_others_say_so(
+    app: APIFlask, ann: Person
+) -> None:
+    browsers = [follow_mailed(app, ann) for _ in range(8)]
+    keys = [browser.form_key() for browser in browsers]
+    start = threading.Barrier(len(browsers))
+    answers: list[tuple[int, str]] = []
+
+    def press(number: int) -> None:
+        data = {"form_key": keys[number], "action": "keep"}
+        start.wait()
+        response = browsers[number].client.post("/recover/", data=data)
+        answers.append((response.status_code, heading(response)))
+
+    threads = [threading.Thread(target=press, args=(number,)) for number in range(len(keys))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert sorted(answers) == [
+        (200, "Your account is back"),
+        *[(409, "Your account is active")] * (len(browsers) - 1),
+    ]
+    assert len(events(app, "account.reactivated")) == 1
+
+
+# Links that open nothing any more
+
+
+def test_a_due_account_cannot_be_kept_any_more(app: APIFlask, ann: Person) -> None:
+    browser = follow_mailed(app, ann)
+    key = browser.form_key()
+    promise(app, ann, purge_in=timedelta(0))
+    before = everything(app)
+
+    for response in (
+        browser.open(),
+        browser.client.post("/recover/", data={"form_key": key, "action": "keep"}),
+        browser.client.post("/recover/", data={"form_key": key, **SURE}),
+    ):
+        assert response.status_code == 410
+        assert heading(response) == "Your account is being deleted"
+    assert everything(app) == before
+
+
+def test_an_open_hold_is_hidden_from_the_owner(app: APIFlask, ann: Person) -> None:
+    browser = follow_mailed(app, ann)
+    open_page = words(browser.open())
+    with services_of(app).sessions() as session, writing(session):
+        from accountsvc import audit, lifecycle
+
+        lifecycle.place_hold(
+            session, ann.id, reason="a lawsuit", now=now(app), by=audit.OPERATOR_ACTOR
+        )
+
+    held_page = words(browser.open())
+    promise(app, ann, purge_in=timedelta(seconds=-1))
+    due_page = browser.open()
+
+    assert held_page == open_page
+    assert due_page.status_code == 410
+    assert "hold" not in words(due_page)
+    assert "lawsuit" not in words(due_page)
+
+
+def test_a_purged_account_is_said_to_be_gone(app: APIFlask, ann: Person, bob: Person) -> None:
+    browser = follow_mailed(app, ann)
+    promise(app, ann, purge_in=timedelta(seconds=-1))
+    assert services_of(app).sweep().purged == 1
+
+    for response in (
+        browser.open(),
+        app.test_client().get(f"/recover/{browser.token}", follow_redirects=True),
+    ):
+        assert response.status_code == 410
+        assert heading(response) == "Your account has been deleted"
+    assert account_of(app, bob).is_active
+
+
+def test_an_expired_link_of_an_account_that_was_given_more_time_says_where_to_go(
+    app: APIFlask, ann: Person
+) -> None:
+    promise(app, ann, purge_in=timedelta(days=-1))
+    expired = mailed_token(app, ann)
+    promise(app, ann, purge_in=timedelta(days=5))
+    browser = follow(app.test_client(), "/recover/", expired)
+    before = everything(app)
+
+    response = browser.open()
+
+    assert response.status_code == 410
+    assert heading(response) == "This link is out of date"
+    assert "our newest mail" in words(response)
+    assert everything(app) == before
+
+
+def test_a_link_from_before_a_password_reset_says_where_to_go(app: APIFlask, ann: Person) -> None:
+    browser = follow_mailed(app, ann)
+    made = services_of(app)
+    claims = made.tokens.read(reset_token(app, ann), "password_reset", now=now(app))
+    with made.sessions() as session:
+        accounts.reset_password(
+            session, made.hasher, claims, "another long pass phrase", grace=timedelta(days=14)
+        )
+
+    response = browser.open()
+
+    assert response.status_code == 410
+    assert heading(response) == "This link is out of date"
+    assert "sign in with your email address and your password" in words(response)
+
+
+# Delete it now
+
+
+def test_the_password_and_a_tick_give_up_the_rest_of_the_grace_period(
+    app: APIFlask, ann: Person, bob: Person
+) -> None:
+    others = belongings(app, bob)
+    browser = follow_mailed(app, ann)
+
+    response = browser.send(**SURE)
+
+    assert response.status_code == 202
+    assert heading(response) == "Your account is being deleted"
+    assert account_of(app, ann).state(now(app)) == "due"
+    assert browser.open().status_code == 410
+    assert services_of(app).sweep().purged == 1
+    assert read_account(app, ann.id) is None
+    assert belongings(app, bob) == others
+
+
+def test_a_wrong_password_changes_nothing_and_is_said_next_to_its_field(
+    app: APIFlask, ann: Person
+) -> None:
+    browser = follow_mailed(app, ann)
+    before = {**everything(app), "audit_events": None}
+
+    response = browser.send(**{**SURE, "password": "not the password"})
+
+    assert response.status_code == 403
+    assert {**everything(app), "audit_events": None} == before
+    assert "<title>Error: Your account will be deleted</title>" in response.text
+    summary = re.search(r'<div class="summary" role="alert"[^>]*autofocus', response.text)
+    assert summary is not None
+    assert '<a href="#delete-password">This is not the password of this account.</a>' in (
+        response.text
+    )
+    field = re.search(r'<input type="password" id="delete-password"[^>]*>', response.text)
+    assert field is not None
+    assert 'aria-invalid="true"' in field[0]
+    assert 'aria-describedby="delete-password-problem"' in field[0]
+    assert re.search(r"<details open>\s*<summary>Delete it now", response.text)
+    # The tick is kept, the password is not.
+    assert re.search(r'id="delete-sure"[^>]* checked', response.text)
+    assert "not the password" not in response.text.replace("is not the password of", "")
+
+
+def test_a_wrong_password_is_audited_without_the_password(app: APIFlask, ann: Person) -> None:
+    follow_mailed(app, ann).send(**{**SURE, "password": "not the password"})
+
+    [event] = events(app, "confirmation.failed")
+    assert (event.subject, event.actor, event.details) == (ann.public_id, None, {})
+
+
+def test_what_is_missing_in_the_form_is_said_all_at_once(app: APIFlask, ann: Person) -> None:
+    browser = follow_mailed(app, ann)
+    before = everything(app)
+
+    nothing = browser.send(action="delete")
+    no_tick = browser.send(action="delete", password=PASSWORD)
+    no_password = browser.send(action="delete", sure="yes")
+
+    assert [one.status_code for one in (nothing, no_tick, no_password)] == [400] * 3
+    assert 'href="#delete-password"' in nothing.text
+    assert 'href="#delete-sure"' in nothing.text
+    assert 'href="#delete-password"' not in no_tick.text
+    assert 'href="#delete-sure"' in no_tick.text
+    assert 'href="#delete-password"' in no_password.text
+    assert 'href="#delete-sure"' not in no_password.text
+    assert everything(app) == before
+
+
+@pytest.mark.parametrize("changed", ["email_changed_at", "password_changed_at"])
+def test_within_a_day_of_a_change_of_email_or_password_it_cannot_be_deleted_now(
+    app: APIFlask, ann: Person, changed: str
+) -> None:
+    browser = follow_mailed(app, ann)
+    with services_of(app).sessions() as session, writing(session):
+        setattr(find(session, ann.id), changed, now(app) - timedelta(hours=23))
+    before = everything(app)
+
+    response = browser.send(**SURE)
+
+    assert response.status_code == 409
+    assert "changed within the last 24 hours" in words(response)
+    assert everything(app) == before
+
+
+def test_an_action_that_the_page_does_not_have_changes_nothing(app: APIFlask, ann: Person) -> None:
+    browser = follow_mailed(app, ann)
+    before = everything(app)
+
+    for action in ("", "purge", "__class__"):
+        response = browser.send(action=action)
+
+        assert response.status_code == 400
+        assert heading(response) == "Nothing was changed"
+    assert everything(app) == before
+
+
+# Throttles
+
+
+def test_after_ten_wrong_passwords_the_right_one_has_to_wait_but_keeping_does_not(
+    new_app: NewApp,
+) -> None:
+    app = new_app(RATE_LIMITS="on")
+    ann = make_person(app)
+    deactivate(app, ann.id)
+    browser = follow_mailed(app, ann)
+    for _ in range(10):
+        assert browser.send(**{**SURE, "password": "wrong"}).status_code == 403
+
+    response = browser.send(**SURE)
+
+    assert response.status_code == 429
+    assert 1 <= int(response.headers["Retry-After"]) <= 900
+    assert re.search(r"Too many tries\. Wait \d+ minutes?, then try again\.", words(response))
+    assert account_of(app, ann).state(now(app)) == "deactivated"
+    assert browser.send(action="keep").status_code == 200
+
+
+def test_the_wrong_passwords_of_the_page_and_of_the_sign_in_are_one_count(new_app: NewApp) -> None:
+    app = new_app(RATE_LIMITS="on")
+    ann = make_person(app)
+    deactivate(app, ann.id)
+    browser = follow_mailed(app, ann)
+    for _ in range(10):
+        browser.send(**{**SURE, "password": "wrong"})
+
+    response = app.test_client().post(
+        "/api/sign-in/", json={"email": ann.email, "password": PASSWORD}
+    )
+
+    assert response.status_code == 429
+
+
+def test_a_right_password_is_not_counted(new_app: NewApp) -> None:
+    app = new_app(RATE_LIMITS="on")
+    ann = make_person(app)
+    deactivate(app, ann.id)
+    with services_of(app).sessions() as session, writing(session):
+        account = find(session, ann.id)
+        assert account is not None
+        account.email_changed_at = now(app)
+    browser = follow_mailed(app, ann)
+
+    statuses = [browser.send(**SURE).status_code for _ in range(12)]
+
+    assert statuses == [409] * 12

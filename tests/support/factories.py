@@ -1,0 +1,249 @@
+"""Applications, people and what they own, as plain functions.
+
+The names hold no hash and no random part: a test that searches for them finds only what it made.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+from apiflask import APIFlask
+from PIL import Image
+from sqlalchemy import select, text
+from sqlalchemy.orm import Session
+
+from accountsvc import accounts, audit, avatars, create_app, lifecycle, vault
+from accountsvc.config import Settings, load_settings
+from accountsvc.database import database_now, reading, writing
+from accountsvc.models import Account, AuditEvent, Effect
+from accountsvc.rows import find
+from accountsvc.services import Services
+from accountsvc.vault import Entry
+
+PASSWORD = "correct horse battery staple"
+SECRET_KEY = "a secret for tests, which is long enough"
+VAULT_KEY = base64.urlsafe_b64encode(b"k" * 32).decode()
+
+
+def make_settings(database_url: str, folder: Path, **changes: str) -> Settings:
+    """Settings for tests: cheap hashes, no throttles; *changes* are environment variables."""
+    return load_settings(
+        {
+            "INSTANCE_PATH": str(folder / "instance"),
+            "SECRET_KEY": SECRET_KEY,
+            "VAULT_KEYS": VAULT_KEY,
+            "DATABASE_URL": database_url,
+            "PASSWORD_HASH_COST": "cheap",
+            "RATE_LIMITS": "off",
+            **changes,
+        }
+    )
+
+
+def make_app(database_url: str, folder: Path, **changes: str) -> APIFlask:
+    """An application on a database that is already migrated; ``dispose`` it in the end."""
+    return create_app(make_settings(database_url, folder, **changes))
+
+
+def services_of(app: APIFlask) -> Services:
+    found: Services = app.extensions["accountsvc"]
+    return found
+
+
+def dispose(app: APIFlask) -> None:
+    services_of(app).engine.dispose()
+
+
+def make_account(
+    app: APIFlask, name: str = "ann", *, staff: bool = False, **fields: str
+) -> Account:
+    """An active account *name* with the e-mail ``<name>@example.org`` and ``PASSWORD``."""
+    made = services_of(app)
+    with made.sessions() as session:
+        return accounts.sign_up(
+            session,
+            made.hasher,
+            made.keyring,
+            {"username": name, "email": f"{name}@example.org", "password": PASSWORD, **fields},
+            is_staff=staff,
+        )
+
+
+@dataclass(frozen=True)
+class Person:
+    """An account with three saved passwords and an avatar, and a fresh access token for it."""
+
+    id: int
+    email: str
+    public_id: Any
+    token: str
+    avatar: str
+    passwords: tuple[int, ...]
+
+    @property
+    def auth(self) -> dict[str, str]:
+        return {"Authorization": f"Bearer {self.token}"}
+
+
+def make_person(app: APIFlask, name: str = "ann", *, staff: bool = False) -> Person:
+    """Somebody who has everything that an account can own."""
+    account = make_account(app, name, staff=staff, first_name=name.title(), number_phone="+1 (2) 3")
+    made = services_of(app)
+    with made.sessions() as session:
+        with writing(session):
+            saved = tuple(
+                vault.save(
+                    session,
+                    made.keyring,
+                    account.id,
+                    epoch=account.epoch,
+                    entry=Entry(f"site {number}", "https://example.org", f"{name} {number}"),
+                    now=database_now(session),
+                ).id
+                for number in range(3)
+            )
+        account = accounts.replace_avatar(
+            session,
+            made.avatars,
+            account.id,
+            epoch=account.epoch,
+            image=avatars.normalise(png()),
+            by=audit.Actor("owner", account.public_id),
+        )
+    assert account.avatar_key is not None
+    return Person(
+        id=account.id,
+        email=account.email,
+        public_id=account.public_id,
+        token=access_token(app, account),
+        avatar=account.avatar_key,
+        passwords=saved,
+    )
+
+
+def access_token(
+    app: APIFlask, account: Account, *, fresh: bool = True, age: timedelta = timedelta()
+) -> str:
+    """An access token that was made *age* ago by the database's clock."""
+    return services_of(app).tokens.access(account, now=now(app) - age, fresh=fresh)
+
+
+def read_account(app: APIFlask, account_id: int) -> Account | None:
+    with services_of(app).sessions() as session, reading(session):
+        account = find(session, account_id)
+        if account is not None:
+            session.expunge(account)
+        return account
+
+
+def deactivate(
+    app: APIFlask, account_id: int, *, by: str = "owner", grace: timedelta = timedelta(days=14)
+) -> Account:
+    """Deactivate without HTTP."""
+    with services_of(app).sessions() as session, writing(session):
+        found = find(session, account_id)
+        assert found is not None
+        account = lifecycle.deactivate(
+            session,
+            account_id,
+            now=database_now(session),
+            grace=grace,
+            by=audit.Actor(by, found.public_id if by == "owner" else None),
+        )
+        session.flush()
+        session.expunge(account)
+    return account
+
+
+def now(app: APIFlask) -> datetime:
+    with services_of(app).sessions() as session, reading(session):
+        return database_now(session)
+
+
+# What is written of an attempt that was refused: it is no change to anybody's data.
+ATTEMPTS = (
+    "access.denied",
+    "confirmation.failed",
+    "deletion.denied",
+    "reactivation.failed",
+    "sign_in.failed",
+)
+
+
+def belongings(app: APIFlask, person: Person) -> Mapping[str, Any]:
+    """Everything that *person* has, to be compared before and after what must not touch it."""
+    made = services_of(app)
+    with made.sessions() as session, reading(session):
+        account = find(session, person.id)
+        assert account is not None, "the account is gone"
+        file = made.avatars.open(person.avatar)
+        assert file is not None, "the avatar is gone"
+        with file:
+            image = file.read()
+        return {
+            "row": {
+                column.name: getattr(account, column.name) for column in Account.__table__.columns
+            },
+            "passwords": [
+                (one.id, one.entry, one.updated_at)
+                for one in vault.entries(session, made.keyring, account)
+            ],
+            "avatar": image,
+            "events": session.scalars(
+                select(AuditEvent.id).where(
+                    AuditEvent.subject == account.public_id, AuditEvent.action.not_in(ATTEMPTS)
+                )
+            ).all(),
+        }
+
+
+def everything(app: APIFlask) -> Mapping[str, list[Any]]:
+    """Every row but those of attempts: equal before and after means that nothing was changed."""
+    found = {}
+    with services_of(app).sessions() as session, reading(session):
+        for table in Account.metadata.sorted_tables:
+            query = table.select()
+            if table.name == AuditEvent.__tablename__:
+                query = query.where(table.c.action.not_in(ATTEMPTS))
+            found[table.name] = sorted(session.execute(query).all(), key=repr)
+    return found
+
+
+def events(app: APIFlask, action: str) -> list[AuditEvent]:
+    """The audit events of one *action*, oldest first."""
+    return _all(app, select(AuditEvent).where(AuditEvent.action == action).order_by(AuditEvent.id))
+
+
+def effects(app: APIFlask, kind: str) -> list[Effect]:
+    """What the outbox owes of one *kind*."""
+    return _all(app, select(Effect).where(Effect.kind == kind).order_by(Effect.id))
+
+
+def _all(app: APIFlask, query: Any) -> list[Any]:
+    with services_of(app).sessions() as session, reading(session):
+        found = list(session.scalars(query))
+        session.expunge_all()
+    return found
+
+
+def run_sql(app: APIFlask, statement: str, **values: Any) -> None:
+    """Do by hand what no code of ours would."""
+    with services_of(app).sessions() as session:
+        _write(session, statement, values)
+
+
+def _write(session: Session, statement: str, values: Mapping[str, Any]) -> None:
+    with writing(session):
+        session.execute(text(statement), values)
+
+
+def png(side: int = 16, colour: str = "red", mode: str = "RGB") -> bytes:
+    file = BytesIO()
+    Image.new(mode, (side, side), colour).save(file, "PNG")
+    return file.getvalue()

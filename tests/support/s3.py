@@ -1,0 +1,118 @@
+"""A real S3 server for tests: moto, on a free loopback port, in a thread of this process."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from io import BytesIO
+from typing import TYPE_CHECKING, Any
+from unittest.mock import patch
+
+from botocore.awsrequest import AWSPreparedRequest, AWSResponse
+from botocore.compat import HTTPHeaders
+from moto.server import ThreadedMotoServer
+
+from accountsvc.objectstore import s3_client
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
+
+
+@dataclass(frozen=True)
+class S3Server:
+    """A running server; ``env`` is what a process needs to find it."""
+
+    host: str
+    port: int
+
+    @property
+    def url(self) -> str:
+        return f"http://{self.host}:{self.port}"
+
+    @property
+    def env(self) -> dict[str, str]:
+        return {
+            "AWS_ENDPOINT_URL": self.url,
+            "AWS_ACCESS_KEY_ID": "testing",
+            "AWS_SECRET_ACCESS_KEY": "testing",
+            "AWS_DEFAULT_REGION": "us-east-1",
+            # Nothing from the developer's home, and no search for a cloud's metadata service.
+            "AWS_CONFIG_FILE": os.devnull,
+            "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
+            "AWS_EC2_METADATA_DISABLED": "true",
+        }
+
+    @cached_property
+    def client(self) -> S3Client:
+        """A client of this server with the settings of the service; the first one takes a second."""
+        with patch.dict(os.environ, self.env):
+            return s3_client()
+
+    def make_bucket(self, *, versions: str = "") -> str:
+        """Make a bucket of its own name; *versions* is ``Enabled``, ``Suspended`` or nothing."""
+        name = f"test-{uuid.uuid4().hex}"
+        self.client.create_bucket(Bucket=name)
+        for status in ("Enabled", "Suspended")[: {"": 0, "Enabled": 1, "Suspended": 2}[versions]]:
+            self.client.put_bucket_versioning(
+                Bucket=name,
+                VersioningConfiguration={"Status": status},  # type: ignore[typeddict-item]
+            )
+        return name
+
+
+@contextmanager
+def start_moto() -> Iterator[S3Server]:
+    """Run a server, on a port that the kernel picks, until the block ends."""
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    try:
+        yield S3Server(*server.get_host_and_port())
+    finally:
+        server.stop()
+        # ``stop`` ends the loop only; an open socket would be reported when it is collected.
+        assert server._server is not None
+        server._server.server_close()
+
+
+Answer = tuple[int, bytes]
+
+
+@contextmanager
+def on_request(
+    client: S3Client, operation: str, answer: Callable[[], Answer | None]
+) -> Iterator[None]:
+    """Within the block let *answer* speak for the server, each time before *operation* is sent.
+
+    It returns a status and an XML body, or None to let the request through.
+    """
+
+    def intercept(request: AWSPreparedRequest, **_: object) -> AWSResponse | None:
+        said = answer()
+        return (
+            None
+            if said is None
+            else AWSResponse(request.url, said[0], HTTPHeaders(), _Raw(said[1]))
+        )
+
+    # What it returns is sent to the caller in place of the server's answer (botocore's own way in);
+    # the stubs know only handlers that return nothing.
+    handler: Callable[..., Any] = intercept
+    client.meta.events.register(f"before-send.s3.{operation}", handler)
+    try:
+        yield
+    finally:
+        client.meta.events.unregister(f"before-send.s3.{operation}", handler)
+
+
+def error(status: int, code: str) -> Answer:
+    """Return the answer with which S3 refuses."""
+    return status, f"<Error><Code>{code}</Code><Message>No</Message></Error>".encode()
+
+
+class _Raw(BytesIO):
+    def stream(self) -> Iterator[bytes]:
+        yield self.read()

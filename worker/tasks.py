@@ -1,0 +1,93 @@
+"""Doorways from Celery to the core: look what is due, do a slice of it, say what was done."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache, wraps
+from typing import Any
+
+import structlog
+from celery import shared_task
+from kombu.exceptions import OperationalError as BrokerUnavailable
+
+from accountsvc.config import load_settings
+from accountsvc.database import is_passing_fault
+from accountsvc.purge import LedgerBehind
+from accountsvc.services import Services, build_services
+
+from .app import DELIVER, SLICE, SWEEP
+
+log = structlog.get_logger(__name__)
+
+_SECONDS = SLICE.total_seconds()
+
+
+@cache
+def services() -> Services:
+    """This process's services: made by its first task, so after the fork, and no connection is shared."""
+    return build_services(load_settings())
+
+
+def doorway(name: str) -> Callable[[Callable[[], bool]], Any]:
+    """Make a function a task that runs again at once, behind what waits, if it returns True.
+
+    Whatever goes wrong ends in one line of the log: the next tick repeats it.
+    """
+
+    def register(function: Callable[[], bool]) -> Any:
+        @wraps(function)
+        def run() -> None:
+            try:
+                if function():
+                    # Expires like a tick, so that successors do not pile up where ticks start more of them.
+                    expires = services().settings.sweep_interval.total_seconds()
+                    task.apply_async(expires=expires)
+            except LedgerBehind:
+                log.error("the ledger does not take its lines, so nothing is purged", task=name)
+            except BrokerUnavailable:
+                log.warning("the broker does not answer; the next tick goes on", task=name)
+            except Exception as exc:
+                if is_passing_fault(exc):
+                    error = type(exc).__name__
+                    log.warning(
+                        "the database does not answer; the next tick repeats",
+                        task=name,
+                        error=error,
+                    )
+                else:
+                    # Never raised: Celery would log the exception's text, which may quote a row.
+                    log.error("a task failed; the next tick repeats it", task=name, exc_info=exc)
+
+        task = shared_task(name=name)(run)
+        return task
+
+    return register
+
+
+@doorway(SWEEP)
+def sweep() -> bool:
+    """Purge what is due for a slice of time; scrub when nothing is left."""
+    result = services().sweep(seconds=_SECONDS)
+    if result.dealt_with:
+        counts = (result.purged, result.saved_passwords, result.files, result.failed, result.stuck)
+        names = ("purged", "saved_passwords", "files", "failed", "stuck")
+        log.info("swept", **dict(zip(names, counts, strict=True)), more=result.more)
+    if not result.more:
+        services().scrub()
+    # A cap is a brake: what is above it waits for the next tick.
+    return result.more and not services().settings.purge_max_per_sweep
+
+
+@doorway(DELIVER)
+def deliver() -> bool:
+    """Do for a slice of time what is owed: delete files, send mails, write the ledger."""
+    result = services().deliver(seconds=_SECONDS)
+    if result.delivered or result.failed or result.given_up:
+        log.info(
+            "delivered",
+            delivered=result.delivered,
+            failed=result.failed,
+            given_up=result.given_up,
+            more=result.more,
+        )
+    return result.more
