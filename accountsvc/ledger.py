@@ -10,7 +10,7 @@ import json
 import secrets
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from datetime import date
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -27,15 +27,15 @@ from .objectstore import (
 class Ledger(Protocol):
     """Where receipts are kept apart from the database."""
 
-    def append(self, name: uuid.UUID, lines: Sequence[Mapping[str, object]], *, on: date) -> None:
+    def append(self, name: str, lines: Sequence[Mapping[str, object]], *, at: datetime) -> None:
         """Write one batch of receipts durably, whole or not at all.
 
-        *name* is the uuid of the effect that owes it and *on* the day in UTC when that was recorded:
-        the same two write the same object again, so a repeat changes nothing. Other batches are
-        untouched. No lines, no object.
+        *name* is the uuid of the effect that owes it and *at* when that was recorded: the same two
+        write the same object again, so a repeat changes nothing. Other batches are untouched. No
+        lines, no object.
 
-        Raises StoreUnavailable if it may not have been written, ValueError if a line has no
-        ``public_id``, TypeError if a value is not JSON.
+        Raises StoreUnavailable if it may not have been written, ValueError if *name* is no uuid,
+        *at* has no time zone or a line has no ``public_id``, TypeError if a value is not JSON.
         """
 
     def read(self) -> Iterator[dict[str, Any]]:
@@ -60,11 +60,11 @@ class FileLedger:
     def __init__(self, root: Path) -> None:
         self._root = root
 
-    def append(self, name: uuid.UUID, lines: Sequence[Mapping[str, object]], *, on: date) -> None:
+    def append(self, name: str, lines: Sequence[Mapping[str, object]], *, at: datetime) -> None:
         data = _encode(lines)
         if not data:
             return
-        path = self._root / _object_name(name, on)
+        path = self._root / _object_name(name, at)
         # A name of its own: after its lease ran out, a second worker may write the same batch.
         part = path.with_name(f".{name}.{secrets.token_hex(4)}.part")
         with file_errors():
@@ -90,10 +90,10 @@ class S3Ledger:
     def __init__(self, bucket: Bucket) -> None:
         self._bucket = bucket
 
-    def append(self, name: uuid.UUID, lines: Sequence[Mapping[str, object]], *, on: date) -> None:
+    def append(self, name: str, lines: Sequence[Mapping[str, object]], *, at: datetime) -> None:
         data = _encode(lines)
         if data:
-            self._bucket.put(_object_name(name, on), data, content_type="application/x-ndjson")
+            self._bucket.put(_object_name(name, at), data, content_type="application/x-ndjson")
 
     def read(self) -> Iterator[dict[str, Any]]:
         keys = [key for key, _ in self._bucket.listing() if key.endswith(".jsonl")]
@@ -112,8 +112,10 @@ def ledger_from_url(url: str) -> Ledger:
     return S3Ledger(place) if isinstance(place, Bucket) else FileLedger(place)
 
 
-def _object_name(name: uuid.UUID, on: date) -> str:
-    return f"{on:%Y/%m}/{name}.jsonl"
+def _object_name(name: str, at: datetime) -> str:
+    if name != str(uuid.UUID(name)) or at.tzinfo is None:
+        raise ValueError("a batch of the ledger needs a uuid and a time with its zone")
+    return f"{at.astimezone(UTC):%Y/%m}/{name}.jsonl"
 
 
 def _encode(lines: Sequence[Mapping[str, object]]) -> bytes:

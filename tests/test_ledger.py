@@ -6,7 +6,7 @@ import os
 import stat
 import uuid
 from collections.abc import Iterator
-from datetime import date, timedelta
+from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 
 import pytest
@@ -16,7 +16,8 @@ from accountsvc.ledger import FileLedger, Ledger, S3Ledger, ledger_from_url
 from accountsvc.objectstore import Bucket
 from tests.support.s3 import S3Server, start_moto
 
-DAY = date(2026, 11, 23)
+SOME = "0f8fad5b-d9cb-469f-a165-70867728950e"
+AT = datetime(2026, 11, 23, 9, 30, tzinfo=UTC)
 
 
 @pytest.fixture(scope="module")
@@ -44,14 +45,14 @@ def receipt(**more: object) -> dict[str, object]:
     return {"public_id": str(uuid.uuid4()), "saved_passwords": 3, "files": 1, **more}
 
 
-def name() -> uuid.UUID:
-    return uuid.uuid4()
+def name() -> str:
+    return str(uuid.uuid4())
 
 
 def test_what_was_appended_is_read_again(ledger: Ledger) -> None:
     lines = [receipt(purged_at="2026-11-23T09:30:00Z"), receipt(odd="\u2028 \n é")]
 
-    ledger.append(name(), lines, on=DAY)
+    ledger.append(name(), lines, at=AT)
 
     assert list(ledger.read()) == lines
 
@@ -64,7 +65,7 @@ def test_the_same_batch_twice_is_there_once(ledger: Ledger, place: Path | Bucket
     batch, lines = name(), [receipt(), receipt()]
 
     for _ in range(2):
-        ledger.append(batch, lines, on=DAY)
+        ledger.append(batch, lines, at=AT)
 
     assert list(ledger.read()) == lines
     assert objects(place) == [f"2026/11/{batch}.jsonl"]
@@ -73,10 +74,10 @@ def test_the_same_batch_twice_is_there_once(ledger: Ledger, place: Path | Bucket
 def test_a_repeat_in_another_key_order_writes_the_same_bytes(tmp_path: Path) -> None:
     ledger, batch, line = ledger_from_url(f"file://{tmp_path}"), name(), receipt()
     path = tmp_path / "2026" / "11" / f"{batch}.jsonl"
-    ledger.append(batch, [line], on=DAY)
+    ledger.append(batch, [line], at=AT)
     before = path.read_bytes()
 
-    ledger.append(batch, [dict(reversed(line.items()))], on=DAY)
+    ledger.append(batch, [dict(reversed(line.items()))], at=AT)
 
     assert path.read_bytes() == before
 
@@ -84,8 +85,8 @@ def test_a_repeat_in_another_key_order_writes_the_same_bytes(tmp_path: Path) -> 
 def test_a_receipt_in_two_batches_is_read_once_as_it_was_first(ledger: Ledger) -> None:
     first, bystander = receipt(files=1), receipt()
     again = {**first, "files": 2}
-    ledger.append(name(), [again], on=DAY + timedelta(days=31))
-    ledger.append(name(), [first, bystander], on=DAY)
+    ledger.append(name(), [again], at=AT + timedelta(days=31))
+    ledger.append(name(), [first, bystander], at=AT)
 
     found = list(ledger.read())
 
@@ -95,13 +96,52 @@ def test_a_receipt_in_two_batches_is_read_once_as_it_was_first(ledger: Ledger) -
 def test_months_are_read_in_order(ledger: Ledger) -> None:
     lines = {month: receipt() for month in (12, 1, 11)}
     for month, line in lines.items():
-        ledger.append(name(), [line], on=date(2027 if month == 1 else 2026, month, 1))
+        ledger.append(
+            name(), [line], at=datetime(2027 if month == 1 else 2026, month, 1, tzinfo=UTC)
+        )
 
     assert list(ledger.read()) == [lines[11], lines[12], lines[1]]
 
 
+def test_the_month_is_that_of_utc(ledger: Ledger, place: Path | Bucket) -> None:
+    batch = name()
+
+    ledger.append(
+        batch, [receipt()], at=datetime(2027, 1, 1, 0, 30, tzinfo=timezone(timedelta(hours=1)))
+    )
+
+    assert objects(place) == [f"2026/12/{batch}.jsonl"]
+
+
 def test_no_lines_write_no_object(ledger: Ledger, place: Path | Bucket) -> None:
-    ledger.append(name(), [], on=DAY)
+    ledger.append(name(), [], at=AT)
+
+    assert objects(place) == []
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        "../../etc/passwd",
+        "a",
+        "",
+        "..",
+        f"{SOME}\n",
+        SOME.replace("-", ""),
+        f"{{{SOME}}}",
+        SOME.upper(),
+    ],
+)
+def test_a_name_that_is_no_uuid_is_refused(ledger: Ledger, place: Path | Bucket, bad: str) -> None:
+    with pytest.raises(ValueError):
+        ledger.append(bad, [receipt()], at=AT)
+
+    assert objects(place) == []
+
+
+def test_a_time_without_zone_is_refused(ledger: Ledger, place: Path | Bucket) -> None:
+    with pytest.raises(ValueError, match="zone"):
+        ledger.append(name(), [receipt()], at=AT.replace(tzinfo=None))
 
     assert objects(place) == []
 
@@ -111,7 +151,7 @@ def test_no_lines_write_no_object(ledger: Ledger, place: Path | Bucket) -> None:
     [
         ({"files": 1}, ValueError),
         ({"public_id": 7}, ValueError),
-        ({"public_id": "x", "purged_at": DAY}, TypeError),
+        ({"public_id": "x", "purged_at": AT}, TypeError),
         ({"public_id": "x", "files": float("nan")}, ValueError),
     ],
 )
@@ -119,7 +159,7 @@ def test_a_line_that_could_not_be_read_again_is_refused_with_its_batch(
     ledger: Ledger, place: Path | Bucket, bad: dict[str, object], error: type[Exception]
 ) -> None:
     with pytest.raises(error):
-        ledger.append(name(), [receipt(), bad], on=DAY)
+        ledger.append(name(), [receipt(), bad], at=AT)
 
     assert objects(place) == []
 
@@ -129,7 +169,7 @@ def test_a_line_that_could_not_be_read_again_is_refused_with_its_batch(
 )
 def test_a_damaged_line_stops_the_reading_and_is_named(tmp_path: Path, damage: bytes) -> None:
     ledger, batch, line = ledger_from_url(f"file://{tmp_path}"), name(), receipt()
-    ledger.append(batch, [line], on=DAY)
+    ledger.append(batch, [line], at=AT)
     path = tmp_path / "2026" / "11" / f"{batch}.jsonl"
     path.write_bytes(path.read_bytes() + damage + b"\n")
 
@@ -143,7 +183,7 @@ def test_a_damaged_line_stops_the_reading_and_is_named(tmp_path: Path, damage: b
 
 def test_a_batch_half_written_by_a_killed_process_is_not_read(tmp_path: Path) -> None:
     ledger, line = ledger_from_url(f"file://{tmp_path}"), receipt()
-    ledger.append(name(), [line], on=DAY)
+    ledger.append(name(), [line], at=AT)
     (tmp_path / "2026" / "11" / f".{name()}.0a1b2c3d.part").write_bytes(b'{"public_id"')
 
     assert list(ledger.read()) == [line]
@@ -153,7 +193,7 @@ def test_files_are_for_owner_and_group_only_and_nothing_else_is_left(tmp_path: P
     root = tmp_path / "deep" / "ledger"
     before = os.umask(0)
     try:
-        ledger_from_url(f"file://{root}").append(name(), [receipt()], on=DAY)
+        ledger_from_url(f"file://{root}").append(name(), [receipt()], at=AT)
     finally:
         os.umask(before)
 
@@ -169,7 +209,7 @@ def test_a_folder_that_cannot_be_used_is_reported_without_its_path(tmp_path: Pat
 
     for use in (
         ledger.check,
-        lambda: ledger.append(name(), [receipt()], on=DAY),
+        lambda: ledger.append(name(), [receipt()], at=AT),
         lambda: list(ledger.read()),
     ):
         with pytest.raises(StoreUnavailable) as caught:
@@ -189,7 +229,7 @@ def test_a_missing_bucket_is_reported(s3: S3Server) -> None:
 
     for use in (
         ledger.check,
-        lambda: ledger.append(name(), [receipt()], on=DAY),
+        lambda: ledger.append(name(), [receipt()], at=AT),
         lambda: list(ledger.read()),
     ):
         with pytest.raises(StoreUnavailable):
@@ -203,7 +243,7 @@ def test_an_s3_ledger_reads_every_page_and_ignores_other_objects(
     bucket = Bucket(s3.make_bucket(), "l", client_factory=lambda: s3.client)
     ledger, lines = S3Ledger(bucket), [receipt() for _ in range(5)]
     for line in lines:
-        ledger.append(name(), [line], on=DAY)
+        ledger.append(name(), [line], at=AT)
     bucket.put("README", b"not a receipt", content_type="text/plain")
     beside = Bucket(bucket.name, "lx", client_factory=lambda: s3.client)
     beside.put("2026/11/x.jsonl", b"another prefix", content_type="text/plain")
@@ -218,7 +258,7 @@ def test_an_object_that_vanishes_while_reading_is_reported(s3: S3Server) -> None
     bucket = Bucket(s3.make_bucket(), "l", client_factory=lambda: s3.client)
     ledger = S3Ledger(bucket)
     for _ in range(2):
-        ledger.append(name(), [receipt()], on=DAY)
+        ledger.append(name(), [receipt()], at=AT)
     keys = [key for key, _ in bucket.listing()]
 
     found = ledger.read()
@@ -236,8 +276,8 @@ def test_a_url_names_the_ledger(
         monkeypatch.setenv(key, value)
     bucket, files, lines = s3.make_bucket(), tmp_path / "50%20 #1?", [receipt()]
 
-    ledger_from_url(f"file://{files}").append(name(), lines, on=DAY)
-    ledger_from_url(f"s3://{bucket}/a/b/").append(name(), lines, on=DAY)
+    ledger_from_url(f"file://{files}").append(name(), lines, at=AT)
+    ledger_from_url(f"s3://{bucket}/a/b/").append(name(), lines, at=AT)
 
     assert list(FileLedger(files).read()) == lines
     assert list(S3Ledger(Bucket(bucket, "a/b", lambda: s3.client)).read()) == lines
