@@ -29,7 +29,6 @@ def init_app(app: APIFlask, services: Services) -> None:
     errors.init_app(app)
     auth.init_app(app, services)
     openapi.init_app(app)
-    # The profile first: APIFlask must meet its schema before another one nests it.
     for blueprint in (profile, session, deletion, grace, vault, reset, staff):
         app.register_blueprint(blueprint, url_prefix="/api")
     for blueprint in (media, health):

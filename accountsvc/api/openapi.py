@@ -8,6 +8,8 @@ from datetime import datetime
 from typing import Any, TypeVar
 
 from apiflask import APIFlask
+from apispec import APISpec
+from apispec.ext.marshmallow.common import make_schema_key, resolve_schema_instance
 from flask import current_app
 
 from .. import errors as tree
@@ -87,10 +89,31 @@ def init_app(app: APIFlask) -> None:
         },
     )
     app.spec_processor(_complete)
+    _register_schemas_once(app)
+
+
+def _register_schemas_once(app: APIFlask) -> None:
+    """Make a schema that apispec has met inside another one keep its name when a view answers it.
+
+    APIFlask remembers only what it registered itself and would add the schema again, with a warning.
+    """
+    register = app._register_schema_and_get_ref
+
+    def once(spec: APISpec, registered: dict[int, str], schema: Any) -> dict[str, str]:
+        converter = app._ma_plugin.converter
+        assert converter is not None
+        known = converter.refs.get(make_schema_key(resolve_schema_instance(schema)))
+        if known is not None:
+            return {"$ref": f"#/components/schemas/{known}"}
+        return register(spec, registered, schema)
+
+    app._register_schema_and_get_ref = once  # type: ignore[method-assign,assignment]
 
 
 def _complete(spec: Any) -> Any:
     spec["components"].setdefault("schemas", {}).update(_SCHEMAS)
+    # A tag that several blueprints share.
+    spec["tags"] = list({tag["name"]: tag for tag in spec["tags"]}.values())
     for rule in current_app.url_map.iter_rules():
         path = re.sub(r"<(?:[^<:]+:)?([^>]+)>", r"{\1}", rule.rule)
         view = current_app.view_functions[rule.endpoint]
