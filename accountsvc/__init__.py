@@ -25,7 +25,8 @@ def create_app(settings: Settings | None = None) -> APIFlask:
         spec_path="/api/openapi.json",
         docs_path=None,
         instance_path=str(settings.instance_path),
-        static_folder=None,
+        # Without a folder of static files nothing is served by chance.
+        static_folder=None,  # type: ignore[arg-type]
     )
     app.config.update(
         SECRET_KEY=settings.secret_key,

@@ -8,17 +8,18 @@ address, a host or a credential.
 from __future__ import annotations
 
 import re
+import secrets
 import smtplib
 import ssl
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime
-from email.headerregistry import Address, UniqueSingleAddressHeader
+from email.headerregistry import Address
 from email.message import EmailMessage
 from email.policy import SMTP, SMTPUTF8
 from pathlib import Path
-from typing import Protocol, cast
+from typing import Any, Protocol
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from .errors import MailUnavailable
@@ -88,10 +89,11 @@ def read_sender(text: str) -> Address:
     """Read ``Name <mailbox@domain>`` or ``mailbox@domain``; raise ValueError for anything else."""
     if not text.isascii() or not text.isprintable():
         raise ValueError("must be one line of ASCII")
-    header = cast(UniqueSingleAddressHeader, SMTP.header_factory("Sender", text))
+    header: Any = SMTP.header_factory("From", text)
     if header.defects or len(header.addresses) != 1 or not header.addresses[0].domain:
         raise ValueError("must be one mail address such as Accounts <accounts@example.org>")
-    return header.addresses[0]
+    address: Address = header.addresses[0]
+    return address
 
 
 def _recipient(to: str) -> Address:
@@ -127,8 +129,10 @@ class FileMailer:
         if name is None:
             raise ValueError("not a message of compose()")
         path = self._root / f"{name[1]}.eml"
+        # A name of its own: after its lease ran out, a second worker may write the same mail.
+        part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
         with _file_errors():
-            write_file(path, message.as_bytes(), part=path.with_name(f".{path.name}.part"))
+            write_file(path, message.as_bytes(), part=part)
 
     def check(self) -> None:
         with _file_errors():

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import re
 import textwrap
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
@@ -308,44 +308,36 @@ class _Delivery:
             return None
         if one.kind == ADDRESS_CHANGED:
             return _Letter(str(one.payload["address"]))
-        decide = _DECISIONS[one.kind]
-        return decide(self, session, one, account, now)
+        if one.kind == PASSWORD_RESET:
+            return self._password_reset(one, account, now)
+        if one.kind == PASSWORD_CHANGED:
+            return _to(account, one)
+        if one.kind == REACTIVATED:
+            return _to(account, one) if account.is_active else None
+        return None if account.is_active else self._scheduled(session, one, account, now)
 
     def _scheduled(self, session: Session, one: Owed, account: Account, now: datetime) -> _Decision:
         """Decide on what says when the account will be purged; a reminder is one of them."""
-        if account.purge_at is None:
-            return None
         coming = [row for row in _reminders(session, account) if _falls_due(row, account) <= now]
         if one.kind == REMINDER:
             before = one.payload["before"]
-            falls_due = account.purge_at - timedelta(seconds=before)
+            falls_due = _before_purge(account, before)
             if falls_due > now:
                 return falls_due
             if any(row.payload["before"] < before for row in coming):
                 return None
             coming = [row for row in coming if row.payload["before"] > before]
         letter = _to(account, one)
-        if letter is not None:
+        if letter is None:
+            return None
+        if letter.to == account.email:
             letter.covers = [row.id for row in coming]
-            letter.facts["by_owner"] = account.deactivated_by == OWNER
-            if account.deactivated_by == OWNER:
-                token = self.tokens.mailed(account, now=now)
-                letter.facts["link"] = f"{self.public_url}/recover/{token}"
+        if account.deactivated_by == OWNER:
+            token = self.tokens.mailed(account, now=now)
+            letter.facts["link"] = f"{self.public_url}/recover/{token}"
         return letter
 
-    def _reactivated(
-        self, session: Session, one: Owed, account: Account, now: datetime
-    ) -> _Decision:
-        return _to(account, one) if account.is_active else None
-
-    def _password_changed(
-        self, session: Session, one: Owed, account: Account, now: datetime
-    ) -> _Decision:
-        return _to(account, one)
-
-    def _password_reset(
-        self, session: Session, one: Owed, account: Account, now: datetime
-    ) -> _Decision:
+    def _password_reset(self, one: Owed, account: Account, now: datetime) -> _Decision:
         # Something has ended every session since: whoever still wants a new password asks again.
         if account.epoch != one.payload["epoch"]:
             return None
@@ -356,22 +348,12 @@ class _Delivery:
         return letter
 
 
-_DECISIONS: Mapping[str, Callable[[_Delivery, Session, Owed, Account, datetime], _Decision]] = {
-    SCHEDULED: _Delivery._scheduled,
-    DATE_MOVED: _Delivery._scheduled,
-    REMINDER: _Delivery._scheduled,
-    REACTIVATED: _Delivery._reactivated,
-    PASSWORD_CHANGED: _Delivery._password_changed,
-    PASSWORD_RESET: _Delivery._password_reset,
-}
-
-
 def _to(account: Account, one: Owed) -> _Letter | None:
     """Address a mail as it was owed: not to an address that the account has got only since then."""
     letter = _Letter(account.email, _grace(account))
     changed_at = account.email_changed_at
     changed_since = changed_at is not None and changed_at > one.created_at
-    if one.payload["to"] == PREVIOUS or changed_since:
+    if one.payload.get("to", CURRENT) == PREVIOUS or changed_since:
         if account.previous_email is None:
             return None
         letter.to = account.previous_email
@@ -390,8 +372,12 @@ def _reminders(session: Session, account: Account) -> Sequence[Effect]:
 
 
 def _falls_due(row: Effect, account: Account) -> datetime:
+    return _before_purge(account, row.payload["before"])
+
+
+def _before_purge(account: Account, seconds: int) -> datetime:
     assert account.purge_at is not None
-    return account.purge_at - timedelta(seconds=row.payload["before"])
+    return account.purge_at - timedelta(seconds=seconds)
 
 
 # Text

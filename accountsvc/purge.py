@@ -65,14 +65,13 @@ _OWED_AFTER_PURGE = (outbox.DELETE_FILE, outbox.LEDGER, notices.PURGED)
 
 @dataclass(frozen=True)
 class PlannedPurge:
-    """What a purge of one account destroys. ``blocked_by`` says why it would not be purged now."""
+    """What a purge of one account destroys; ``purge_at`` is None while it is active."""
 
     account_id: int
     public_id: uuid.UUID
-    purge_at: datetime
+    purge_at: datetime | None
     saved_passwords: int
     files: int
-    blocked_by: str | None = None
 
 
 @dataclass
@@ -146,31 +145,36 @@ def sweep(
 
 
 def plan(
-    session: Session,
-    *,
-    now: datetime,
-    max_attempts: int,
-    only: Collection[int] | None = None,
-    page: int = 500,
+    session: Session, *, now: datetime, max_attempts: int, page: int = 500
 ) -> Iterator[PlannedPurge]:
     """Yield what a sweep at *now* would destroy, in its order, by the claim and the counts of the sweep.
 
-    With *only*, due accounts that are blocked come too, with ``blocked_by``. Locks nothing, changes nothing.
+    Locks nothing, changes nothing.
     """
     after: tuple[datetime, int] | None = None
     while True:
-        query = _claim(now, max_attempts, only, after=after).limit(page)
+        query = _claim(now, max_attempts, None, after=after).limit(page)
         proposed = [(row.purge_at, row.id) for row in session.execute(query)]
         if not proposed:
-            break
+            return
         after = proposed[-1]
         yield from _decide(session, [account_id for _, account_id in proposed], now)
-    if only is not None:
-        for account_id in sorted(only):
-            reason = blocked_by(session, account_id, now=now, max_attempts=max_attempts)
-            if reason == HELD:
-                for planned in _count(session, [account_id], now):
-                    yield PlannedPurge(**{**planned.__dict__, "blocked_by": reason})
+
+
+def count(session: Session, ids: Sequence[int]) -> list[PlannedPurge]:
+    """Return what a purge of just these accounts would destroy, whatever their state."""
+    return [
+        planned
+        for start in range(0, len(ids), 500)
+        for planned in _count(session, ids[start : start + 500])
+    ]
+
+
+def held(session: Session) -> int:
+    """Count the deactivated accounts whose purge a hold suspends."""
+    query = select(func.count()).select_from(Account)
+    found = session.scalar(query.where(Account.purge_at.is_not(None), _open_hold(Account.id)))
+    return found or 0
 
 
 def blocked_by(
@@ -309,10 +313,11 @@ def _decide(session: Session, proposed: Sequence[int], now: datetime) -> list[Pl
             )
         )
     )
-    return _count(session, [account_id for account_id in proposed if account_id not in held], now)
+    due = [account_id for account_id in proposed if account_id not in held]
+    return [one for one in _count(session, due) if one.purge_at is not None and one.purge_at <= now]
 
 
-def _count(session: Session, ids: Sequence[int], now: datetime) -> list[PlannedPurge]:
+def _count(session: Session, ids: Sequence[int]) -> list[PlannedPurge]:
     passwords = (
         select(func.count())
         .where(SavedPassword.account_id == Account.id)
@@ -327,7 +332,7 @@ def _count(session: Session, ids: Sequence[int], now: datetime) -> list[PlannedP
             Account.avatar_key,
             passwords,
         )
-        .where(Account.id.in_(ids), Account.purge_at <= now)
+        .where(Account.id.in_(ids))
         .order_by(Account.purge_at, Account.id)
     )
     return [

@@ -9,12 +9,13 @@ from datetime import datetime, timedelta
 from sqlalchemy import Engine, select
 from sqlalchemy.orm import Session, sessionmaker
 
-from . import database, outbox, purge
+from . import database, notices, outbox, purge
 from .accounts import PasswordHasher
 from .audit import SYSTEM_ACTOR, Actor
 from .avatars import AvatarStore, store_from_url
 from .config import Settings
 from .ledger import Ledger, ledger_from_url
+from .mail import Mailer, mailer_from_url
 from .models import Account
 from .outbox import DeliveryResult, Outcome, Owed
 from .throttle import Throttle
@@ -37,6 +38,7 @@ class Services:
     keyring: Keyring
     avatars: AvatarStore
     ledger: Ledger
+    mailer: Mailer
     throttle: Throttle
     handlers: Mapping[str, outbox.Handler]
 
@@ -73,6 +75,7 @@ class Services:
             self.handlers,
             kinds=kinds,
             seconds=seconds,
+            on_given_up=notices.on_given_up,
         )
 
     def write_ledger(self) -> bool:
@@ -110,6 +113,7 @@ def build_services(settings: Settings, engine: Engine | None = None) -> Services
         keyring=Keyring(settings.vault_keys),
         avatars=avatars,
         ledger=ledger,
+        mailer=mailer_from_url(settings.mail_url),
         throttle=Throttle(
             derive_key(settings.secret_key, "throttle"),
             redis_url=settings.redis_url,
@@ -120,6 +124,13 @@ def build_services(settings: Settings, engine: Engine | None = None) -> Services
     handlers: dict[str, outbox.Handler] = {
         outbox.LEDGER: _ledger_handler(ledger),
         outbox.DELETE_FILE: _file_handler(sessions, avatars),
+        **notices.handlers(
+            sessions,
+            services.mailer,
+            services.tokens,
+            public_url=settings.public_url,
+            sender=settings.mail_from,
+        ),
     }
     return replace(services, handlers=handlers)
 

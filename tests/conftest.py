@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator
@@ -39,6 +40,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     if hasattr(config, "workerinput") or config.option.collectonly:
         return
+    # What ends a job (`timeout`, CI, a closing terminal) is an interrupt: it leaves no server behind.
+    for name in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(name, signal.default_int_handler)
     stack = ExitStack()
     config.add_cleanup(stack.close)
     folder = Path(tempfile.mkdtemp(prefix="accountsvc-tests-"))
@@ -87,7 +91,7 @@ def _execute(statement: str) -> None:
 
 
 def _create(name: str, template: str = "template0") -> str:
-    _execute(f'CREATE DATABASE "{name}" TEMPLATE "{template}" STRATEGY FILE_COPY')
+    _execute(f'CREATE DATABASE "{name}" TEMPLATE "{template}" STRATEGY WAL_LOG')
     return _sibling(name)
 
 

@@ -1,6 +1,12 @@
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
 
 import psycopg
 import pytest
@@ -62,3 +68,52 @@ def test_each_test_has_a_migrated_database_of_its_own(postgresql_url: str, sqlit
 def test_redis_is_there_for_every_test(redis_url: str) -> None:
     with redis.Redis.from_url(redis_url) as client:
         assert client.ping()
+
+
+def test_a_run_that_is_terminated_leaves_no_server_and_no_folder() -> None:
+    with tempfile.TemporaryDirectory() as name:
+        # given a run with servers of its own, inside a test
+        folder, root = Path(name), Path(__file__).parent.parent
+        # The servers run as somebody else when this is root.
+        folder.chmod(0o755)
+        (folder / "test_long.py").write_text(
+            "import os, pathlib, time\n"
+            "def test_long():\n"
+            "    urls = [os.environ['TEST_DATABASE_URL'], os.environ['TEST_REDIS_URL']]\n"
+            f"    draft = pathlib.Path({name!r}, 'draft')\n"
+            "    draft.write_text('\\n'.join(urls))\n"
+            "    draft.rename(draft.with_name('urls'))\n"
+            "    time.sleep(100)\n"
+        )
+        left_out = {"TEST_DATABASE_URL", "TEST_REDIS_URL", "PYTEST_ADDOPTS"}
+        env = {key: value for key, value in os.environ.items() if key not in left_out}
+        options = ["-p", "tests.conftest", "-p", "no:cacheprovider", "-n", "0", "--rootdir", name]
+        run = subprocess.Popen(
+            [sys.executable, "-m", "pytest", *options, str(folder / "test_long.py")],
+            cwd=root,
+            env={**env, "TMPDIR": name},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        try:
+            deadline = time.monotonic() + 100
+            while not (folder / "urls").exists() and run.poll() is None:
+                assert time.monotonic() < deadline
+                time.sleep(0.1)
+
+            # when it is terminated
+            run.send_signal(signal.SIGTERM)
+            output, _ = run.communicate(timeout=60)
+        finally:
+            run.kill()
+            run.wait()
+
+        # then both servers are gone, and so is what they wrote
+        assert (folder / "urls").exists(), output
+        database_url, redis_url = (folder / "urls").read_text().split()
+        with pytest.raises(psycopg.OperationalError):
+            psycopg.connect(database_url)
+        with pytest.raises(redis.ConnectionError):
+            redis.Redis.from_url(redis_url).ping()
+        assert list(folder.glob("accountsvc-*")) == []

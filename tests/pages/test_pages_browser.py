@@ -1,0 +1,393 @@
+"""The pages in a real browser: walked with and without JavaScript, by keyboard, on a phone, and measured."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from apiflask import APIFlask
+from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
+from werkzeug.serving import WSGIRequestHandler, make_server
+from werkzeug.wrappers import Request, Response
+
+from tests.support.factories import (
+    PASSWORD,
+    Person,
+    deactivate,
+    dispose,
+    everything,
+    make_app,
+    make_person,
+    now,
+)
+
+from .conftest import account_of, mailed_token, reset_token
+
+FLAGS = (
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
+
+# What the eye can tell apart: of every text its colour against the ground below it; of every edge that
+# shows where a field or a button is, its colour against the ground around it (WCAG 2.2, 1.4.3, 1.4.11).
+CONTRASTS = """() => {
+  const canvas = document.createElement("canvas").getContext("2d", { willReadFrequently: true });
+  const rgba = (colour) => {
+    canvas.clearRect(0, 0, 1, 1);
+    canvas.fillStyle = colour;
+    canvas.fillRect(0, 0, 1, 1);
+    return [...canvas.getImageData(0, 0, 1, 1).data];
+  };
+  const light = (colour) => {
+    const [r, g, b] = rgba(colour).slice(0, 3).map((part) => {
+      const share = part / 255;
+      return share <= 0.04045 ? share / 12.92 : ((share + 0.055) / 1.055) ** 2.4;
+    });
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+  };
+  const ratio = (one, other) => {
+    const [low, high] = [light(one), light(other)].sort((a, b) => a - b);
+    return (high + 0.05) / (low + 0.05);
+  };
+  const ground = (element) => {
+    for (let at = element; at; at = at.parentElement) {
+      const colour = getComputedStyle(at).backgroundColor;
+      if (rgba(colour)[3] === 255) return colour;
+    }
+    return "white";
+  };
+  const found = [];
+  for (const element of document.body.querySelectorAll("*")) {
+    if (!element.checkVisibility({ visibilityProperty: true })) continue;
+    const style = getComputedStyle(element);
+    const says = [...element.childNodes].some((node) => node.nodeType === 3 && node.data.trim());
+    const name = `${element.tagName.toLowerCase()}.${element.className.baseVal ?? element.className}`;
+    if (says) found.push({ what: `text of ${name}`, ratio: ratio(style.color, ground(element)), least: 4.5 });
+    if (element.matches("input[type=password]"))
+      found.push({ what: `edge of ${name}`, ratio: ratio(style.borderTopColor, ground(element.parentElement)), least: 3 });
+    if (element.matches("button")) {
+      const edge = rgba(style.borderTopColor)[3] ? style.borderTopColor : style.backgroundColor;
+      found.push({ what: `edge of ${name}`, ratio: ratio(edge, ground(element.parentElement)), least: 3 });
+    }
+  }
+  const accent = getComputedStyle(document.documentElement).getPropertyValue("--accent");
+  found.push({ what: "focus ring", ratio: ratio(accent, ground(document.querySelector("main"))), least: 3 });
+  return found;
+}"""
+
+SHIFTS = """() => new Promise((resolve) => {
+  let sum = 0;
+  new PerformanceObserver((list) => list.getEntries().forEach((entry) => { sum += entry.value; }))
+    .observe({ type: "layout-shift", buffered: true });
+  requestAnimationFrame(() => setTimeout(() => resolve(sum), 100));
+})"""
+
+
+class _Quiet(WSGIRequestHandler):
+    # The development server's own access log would hold the token.
+    def log(self, type: str, message: str, *args: object) -> None:
+        pass
+
+
+@contextmanager
+def served(wsgi: Any, host: str = "127.0.0.1") -> Iterator[str]:
+    server = make_server(host, 0, wsgi, threaded=True, request_handler=_Quiet)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield f"http://{host}:{server.port}"
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Browser]:
+    path = shutil.which("chromium")
+    assert path is not None, "install Chromium: the package `chromium`"
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@dataclass(frozen=True)
+class Site:
+    """The application behind a real server, and the links that it mailed."""
+
+    app: APIFlask
+    url: str
+
+    def mailed_link(self, person: Person) -> str:
+        return f"{self.url}/recover/{mailed_token(self.app, person)}"
+
+    def reset_link(self, person: Person) -> str:
+        return f"{self.url}/reset-password/{reset_token(self.app, person)}"
+
+
+@pytest.fixture
+def site(sqlite_url: str, tmp_path: Path) -> Iterator[Site]:
+    app = make_app(sqlite_url, tmp_path)
+    with served(app) as url:
+        yield Site(app, url)
+    dispose(app)
+
+
+@pytest.fixture
+def ann(site: Site) -> Person:
+    """Who has deleted her account."""
+    person = make_person(site.app, "ann")
+    deactivate(site.app, person.id)
+    return person
+
+
+@contextmanager
+def window(chromium: Browser, **options: Any) -> Iterator[Page]:
+    """A window of a browser without a past, in which no page may break its own policy."""
+    context: BrowserContext = chromium.new_context(**options)
+    context.set_default_timeout(30_000)
+    page = context.new_page()
+    complaints: list[str] = []
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.on(
+        "console",
+        lambda line: complaints.append(line.text) if "Content Security" in line.text else None,
+    )
+    yield page
+    context.close()
+    assert complaints == []
+
+
+def test_the_mailed_link_is_walked_to_the_sign_in_and_a_second_visit_says_that_it_is_used(
+    chromium: Browser, site: Site, ann: Person
+) -> None:
+    link = site.mailed_link(ann)
+    with window(chromium) as page:
+        page.goto(link)
+        assert page.url == f"{site.url}/recover/"
+        expect(page).to_have_title("Your account will be deleted")
+
+        page.get_by_role("button", name="Keep my account").click()
+
+        expect(page.get_by_role("heading", level=1)).to_have_text("Your account is back")
+        signed_in = page.request.post(
+            f"{site.url}/api/sign-in/", data={"email": ann.email, "password": PASSWORD}
+        )
+        assert signed_in.status == 200
+        page.goto(link)
+        expect(page.get_by_role("heading", level=1)).to_have_text("Your account is active")
+        expect(page.get_by_role("main")).to_contain_text("used already")
+        assert page.evaluate("history.length") <= 4
+        assert page.evaluate("document.cookie") == ""
+
+
+def test_a_link_that_is_clicked_in_a_webmail_opens(
+    chromium: Browser, site: Site, ann: Person
+) -> None:
+    link = site.mailed_link(ann)
+
+    @Request.application
+    def webmail(_request: Request) -> Response:
+        return Response(f'<a href="{link}">Keep it</a>', mimetype="text/html")
+
+    with served(webmail, "localhost") as inbox, window(chromium) as page:
+        page.goto(inbox)
+
+        page.get_by_role("link").click()
+
+        expect(page).to_have_url(f"{site.url}/recover/")
+        expect(page.get_by_role("button", name="Keep my account")).to_be_visible()
+        page.get_by_role("button", name="Keep my account").click()
+        expect(page.get_by_role("heading", level=1)).to_have_text("Your account is back")
+
+
+def test_a_form_on_another_site_changes_nothing(chromium: Browser, site: Site, ann: Person) -> None:
+    with window(chromium) as page:
+        page.goto(site.mailed_link(ann))
+        key = page.locator('form:has-text("Keep") input[name=form_key]').input_value()
+        before = everything(site.app)
+
+        @Request.application
+        def evil(_request: Request) -> Response:
+            return Response(
+                f'<form method="post" action="{site.url}/recover/">'
+                f'<input name="form_key" value="{key}"><input name="action" value="keep">'
+                "<button>Win a prize</button></form>",
+                mimetype="text/html",
+            )
+
+        with served(evil, "localhost") as elsewhere:
+            page.goto(elsewhere)
+            with page.expect_navigation() as navigation:
+                page.get_by_role("button").click()
+
+            assert navigation.value is not None
+            assert navigation.value.status in {400, 403}
+        assert everything(site.app) == before
+
+
+def test_without_javascript_the_account_is_deleted_now_after_a_wrong_password(
+    chromium: Browser, site: Site, ann: Person
+) -> None:
+    with window(chromium, java_script_enabled=False) as page:
+        page.goto(site.mailed_link(ann))
+        expect(page.get_by_role("time")).to_contain_text("UTC")
+        page.locator("summary", has_text="Delete it now").click()
+        page.locator("#delete-password").fill("not the password")
+        page.get_by_label("I am sure.").check()
+        page.get_by_role("button", name="Delete it now, for good").click()
+        expect(page).to_have_title("Error: Your account will be deleted")
+        expect(page.get_by_role("alert")).to_be_focused()
+        expect(page.locator("#delete-password")).to_have_accessible_description(
+            "Error: This is not the password of this account."
+        )
+        assert account_of(site.app, ann).state(now(site.app)) == "deactivated"
+
+        page.get_by_role("alert").get_by_role("link").click()
+        expect(page.locator("#delete-password")).to_be_focused()
+        page.locator("#delete-password").fill(PASSWORD)
+        page.get_by_role("button", name="Delete it now, for good").click()
+
+        expect(page.get_by_role("heading", level=1)).to_have_text("Your account is being deleted")
+        assert account_of(site.app, ann).state(now(site.app)) == "due"
+
+
+def test_the_keyboard_alone_is_enough(chromium: Browser, site: Site, ann: Person) -> None:
+    focused = "document.activeElement.id || document.activeElement.innerText.trim()"
+    with window(chromium) as page:
+        page.goto(site.mailed_link(ann))
+        page.keyboard.press("Tab")
+        assert page.evaluate(focused) == "Keep my account"
+        while page.evaluate(focused) != "Delete it now":
+            page.keyboard.press("Tab")
+        page.keyboard.press("Enter")
+        page.keyboard.press("Tab")
+        assert page.evaluate(focused) == "delete-password"
+        page.keyboard.type("not the password")
+        page.keyboard.press("Tab")
+        page.keyboard.press("Space")
+        page.keyboard.press("Tab")
+        assert page.evaluate(focused) == "Delete it now, for good"
+        assert page.evaluate("getComputedStyle(document.activeElement).outlineWidth") == "3px"
+        with page.expect_navigation():
+            page.keyboard.press("Enter")
+
+        page.keyboard.press("Tab")
+        page.keyboard.press("Enter")
+        assert page.evaluate(focused) == "delete-password"
+        page.keyboard.type(PASSWORD)
+        with page.expect_navigation():
+            page.keyboard.press("Enter")
+
+        expect(page.get_by_role("heading", level=1)).to_have_text("Your account is being deleted")
+
+
+def test_a_forgotten_password_is_set_by_keyboard_without_javascript(
+    chromium: Browser, site: Site, ann: Person
+) -> None:
+    with window(chromium, java_script_enabled=False) as page:
+        page.goto(site.reset_link(ann))
+        assert page.url == f"{site.url}/reset-password/"
+        page.keyboard.press("Tab")
+        expect(page.get_by_label("New password")).to_be_focused()
+        page.keyboard.type("password")
+        page.keyboard.press("Enter")
+        expect(page.get_by_role("alert")).to_be_focused()
+        page.get_by_label("New password").fill("nine purple otters sing")
+
+        page.get_by_role("button", name="Set the new password").press("Enter")
+
+        expect(page.get_by_role("heading", level=1)).to_have_text("Your password is changed")
+
+
+@pytest.mark.parametrize(
+    ("zone", "hours"), [("Australia/Brisbane", 10), ("America/Bogota", -5), ("UTC", 0)]
+)
+def test_the_promised_time_is_shown_by_the_readers_clock_and_nothing_moves(
+    chromium: Browser, site: Site, ann: Person, zone: str, hours: int
+) -> None:
+    from datetime import timedelta
+
+    purge_at = account_of(site.app, ann).purge_at
+    assert purge_at is not None
+    local = purge_at + timedelta(hours=hours)
+    utc = f"{purge_at:%H:%M} UTC"
+    if local.date() != purge_at.date():
+        utc = f"{purge_at:%A %-d %B %Y}, {utc}"
+    clock = f"at {local:%H:%M} your time ({utc})" if hours else f"at {utc}"
+    with window(chromium, timezone_id=zone, locale="de-DE") as page:
+        page.goto(site.mailed_link(ann))
+
+        expect(page.locator("time strong")).to_have_text(f"{local:%A %-d %B %Y}")
+        expect(page.locator("time span")).to_have_text(clock)
+        assert page.evaluate(SHIFTS) == 0
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_every_page_can_be_read_in_light_and_dark_on_a_narrow_screen(
+    chromium: Browser, site: Site, ann: Person, scheme: Any
+) -> None:
+    screen: Any = {"width": 320, "height": 640}
+    with window(chromium, color_scheme=scheme, viewport=screen) as page:
+
+        def check() -> None:
+            poor = [one for one in page.evaluate(CONTRASTS) if one["ratio"] < one["least"]]
+            assert poor == [], page.title()
+            assert page.evaluate("document.documentElement.scrollWidth") <= 320, page.title()
+            # WCAG 2.2, 2.5.8: what is pressed is at least 24 pixels high.
+            for target in page.locator("button:visible, summary, input:visible").all():
+                box = target.bounding_box()
+                assert box is not None
+                least = 22 if target.get_attribute("type") == "checkbox" else 44
+                assert box["height"] >= least, target.inner_text()
+
+        page.goto(f"{site.url}/recover/nonsense")
+        check()
+        page.goto(site.reset_link(ann))
+        check()
+        page.goto(site.mailed_link(ann))
+        for closed in page.locator("summary").all():
+            closed.click()
+        check()
+        page.locator("form:has(#delete-password)").evaluate("form => form.noValidate = true")
+        page.get_by_role("button", name="Delete it now, for good").click()
+        expect(page.get_by_role("alert")).to_be_visible()
+        check()
+        page.get_by_role("button", name="Keep my account").click()
+        expect(page.get_by_role("heading", level=1)).to_have_text("Your account is back")
+        check()
+
+
+def test_dark_is_dark(chromium: Browser, site: Site) -> None:
+    grounds = []
+    for scheme in ("light", "dark"):
+        with window(chromium, color_scheme=scheme) as page:
+            page.goto(f"{site.url}/recover/")
+            grounds.append(
+                page.evaluate("getComputedStyle(document.querySelector('main')).backgroundColor")
+            )
+
+    assert grounds == ["rgb(255, 255, 255)", "rgb(26, 33, 43)"]
+
+
+def test_text_of_twice_the_size_still_fits(chromium: Browser, site: Site, ann: Person) -> None:
+    screen: Any = {"width": 640, "height": 640}
+    with window(chromium, viewport=screen) as page:
+        page.goto(site.mailed_link(ann))
+        page.locator("summary").last.click()
+        page.evaluate("document.documentElement.style.fontSize = '200%'")
+
+        assert page.evaluate("document.documentElement.scrollWidth") <= 640
