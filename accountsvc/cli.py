@@ -1,39 +1,66 @@
 """The operator's doorway: ``flask --app wsgi accounts …``.
 
 Exit codes: 0 when all that was asked is done (or was so already), 1 with a sentence when something is
-not, 2 for bad usage. With ``--json`` one document goes to stdout, sentences go to stderr.
+not, 2 for bad usage. With ``--json`` one document goes to stdout; sentences and logs go to stderr.
 """
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
-from datetime import datetime
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, redirect_stdout
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
 from functools import wraps
 from typing import Any, NoReturn, TypeVar, cast
 
 import click
 from flask import Flask, current_app
 from flask.cli import AppGroup
-from sqlalchemy import func, select
+from sqlalchemy import func, inspect, select
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
 from . import accounts as core
-from . import lifecycle, outbox, purge, rows, vault
+from . import audit, lifecycle, notices, outbox, purge, rows, vault
+from . import status as overview
 from .audit import OPERATOR_ACTOR
 from .database import database_now, is_passing_fault, reading, writing
-from .errors import AccountError, InvalidInput
-from .models import ACTIVE, DEACTIVATED, DUE, Account, PurgeFailure, Receipt
+from .errors import (
+    AccountError,
+    AccountNotFound,
+    InvalidInput,
+    LastStaff,
+    LegalHold,
+    NotDeactivated,
+)
+from .models import ACTIVE, DEACTIVATED, DUE, Account, Effect, PurgeFailure, Receipt, VaultKey
 from .purge import PlannedPurge
 from .services import Services
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-accounts = AppGroup("accounts", help="List, deactivate, reactivate and purge accounts.")
+# Ids of one statement; SQLite takes 32,766 at most.
+PAGE = 500
+# How long a command waits for what another process has locked, or does at the moment.
+PATIENCE = timedelta(seconds=10)
+
+accounts = AppGroup(
+    "accounts",
+    help="""List, deactivate, reactivate and purge accounts.
+
+    \b
+    Accounts are named by id or e-mail:
+      flask --app wsgi accounts list --state due
+      flask --app wsgi accounts show ann@example.org
+      flask --app wsgi accounts purge 42 --dry-run
+    """,
+)
 keys = AppGroup("vault", help="Look after the keys of the saved passwords.")
-records = AppGroup("ledger", help="Read the ledger, and replay it after a restore.")
+records = AppGroup("ledger", help="Check the ledger, and replay it after a restore from a backup.")
 
 
 def init_app(app: Flask) -> None:
@@ -63,16 +90,26 @@ def sentences(command: F) -> F:
             fail(" ".join(f"{name}: {' '.join(texts)}" for name, texts in exc.fields.items()))
         except AccountError as exc:
             fail(str(exc))
-        except purge.LedgerBehind:
-            fail("The ledger does not take its lines, so nothing more is purged. Mend it first.")
         except vault.VaultKeyMissing as exc:
             fail(f"No key in VAULT_KEYS opens what key {exc} wrapped. Add that key again.")
         except Exception as exc:
+            if not isinstance(exc, DBAPIError) and not is_passing_fault(exc):
+                raise
+            if _lacks_tables():
+                fail("The database has no tables yet. Run `python -m accountsvc prepare`.")
             if not is_passing_fault(exc):
                 raise
             fail("The database does not answer. Nothing is half-done; repeat the command later.")
 
     return guarded  # type: ignore[return-value]
+
+
+def _lacks_tables() -> bool:
+    try:
+        return not inspect(services().engine).has_table(Account.__tablename__)
+    except Exception:
+        # It does not answer at all.
+        return False
 
 
 as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
@@ -91,6 +128,13 @@ def write() -> Iterator[Session]:
         yield session
 
 
+@contextmanager
+def logs_aside() -> Iterator[None]:
+    """Send what the core logs meanwhile to stderr: stdout is for the answer."""
+    with redirect_stdout(sys.stderr):
+        yield
+
+
 def show_json(document: object) -> None:
     click.echo(json.dumps(document, indent=2, ensure_ascii=False))
 
@@ -99,28 +143,38 @@ def stamp(moment: datetime | None) -> str | None:
     return None if moment is None else f"{moment:%Y-%m-%dT%H:%M:%SZ}"
 
 
+def pages(ids: Sequence[Any]) -> Iterator[Sequence[Any]]:
+    for start in range(0, len(ids), PAGE):
+        yield ids[start : start + PAGE]
+
+
 def find(names: Sequence[str]) -> list[int]:
     """Return the ids of the named accounts, each once; fail if any is unknown, before anything is done."""
     found: dict[int, None] = {}
     unknown = []
     with read() as session:
         for name in names:
-            account = rows.locate(session, name)
+            # What the shell could not decode cannot be asked for either.
+            account = None if core.text_problem(name) else rows.locate(session, name)
             if account is None:
                 unknown.append(name)
             else:
                 found[account.id] = None
     if unknown:
-        fail(f"No account {', '.join(unknown)}. Give ids or e-mails; nothing was changed.")
+        shown = ", ".join(name.encode("ascii", "replace").decode() for name in unknown)
+        fail(f"Not found: {shown}. Give ids or e-mails; nothing was changed.")
     return list(found)
 
 
 def document(session: Session, account: Account, now: datetime) -> dict[str, Any]:
+    settings = services().settings
     failure = session.get(PurgeFailure, account.id)
+    planned = purge.count(session, [account.id])
     return {
         **core.user_document(account),
         "public_id": str(account.public_id),
         "state": account.state(now),
+        "saved_passwords": planned[0].saved_passwords if planned else 0,
         "deactivated_at": stamp(account.deactivated_at),
         "deactivated_by": account.deactivated_by,
         "purge_at": stamp(account.purge_at),
@@ -128,10 +182,7 @@ def document(session: Session, account: Account, now: datetime) -> dict[str, Any
         "blocked_by": None
         if account.is_active
         else purge.blocked_by(
-            session,
-            account.id,
-            now=now,
-            max_attempts=services().settings.purge_max_attempts,
+            session, account.id, now=now, max_attempts=settings.purge_max_attempts
         ),
         "attempts": 0 if failure is None else failure.attempts,
         "error": None if failure is None else failure.error,
@@ -143,9 +194,9 @@ def document(session: Session, account: Account, now: datetime) -> dict[str, Any
     }
 
 
-def print_account(shown: dict[str, Any]) -> None:
+def print_fields(shown: Mapping[str, Any]) -> None:
     for name, value in shown.items():
-        if value not in (None, "", [], 0):
+        if value not in (None, "", [], {}):
             click.echo(f"{name:15} {value}")
 
 
@@ -171,61 +222,117 @@ def purge_command(
 ) -> None:
     """Purge accounts now and for good: rows, saved passwords, files.
 
-    Named accounts lose the rest of their grace period. Works while the worker runs, and without it.
+    Named accounts lose the rest of their grace period; if one of them may not be purged (unknown,
+    active, on hold), nothing is. Works while the worker runs, and without it.
 
     \b
     flask --app wsgi accounts purge --expired --dry-run
     flask --app wsgi accounts purge 42 ann@example.org
+    flask --app wsgi accounts purge 42 --force --yes --json
+
+    \b
+    Exit codes: 0 all is gone, 1 something is not (it says what), 2 bad usage.
     """
     if bool(names) == expired:
         raise click.UsageError("Name accounts by id or e-mail, or give --expired; not both.")
     if force and expired:
         raise click.UsageError("--force is for named accounts: those that are due are not active.")
-    only = find(names) if names else None
-    planned = _plan(only, force=force)
-    total = _totals(planned)
-    if not as_json:
-        _print_plan(planned, total)
+    planned = _plan_named(find(names), force=force) if names else _plan_due()
+    if not _confirmed(planned, dry_run=dry_run, yes=yes, as_json=as_json):
+        return
+    if names:
+        with write() as session:
+            _refuse(_make_due(session, planned, force=force))
+    outcome = _purge(planned)
+    if expired:
+        # Those that failed before wait for their next try, or for a person: due, but not in the plan.
+        outcome.left |= {one: _why_left(one) for one in _troubled() if one not in outcome.left}
+    _finish(outcome, as_json=as_json)
+
+
+def _troubled() -> tuple[int, ...]:
+    attempts = services().settings.purge_max_attempts
+    with read() as session:
+        now = database_now(session)
+        found = overview.read(session, now=now, max_attempts=attempts, most_ids=1000)
+    return found.troubled_ids
+
+
+def _plan_due() -> list[PlannedPurge]:
+    with read() as session:
+        now = database_now(session)
+        attempts = services().settings.purge_max_attempts
+        return list(purge.plan(session, now=now, max_attempts=attempts))
+
+
+def _plan_named(ids: Sequence[int], *, force: bool) -> list[PlannedPurge]:
+    """Return what purging *ids* destroys; fail if it is refused: by doing it all and taking it back."""
+
+    class TakenBack(Exception):
+        pass
+
+    planned: list[PlannedPurge] = []
+    refused: dict[int, str] = {}
+    try:
+        with write() as session:
+            planned = purge.count(session, sorted(ids))
+            refused = _make_due(session, planned, force=force)
+            raise TakenBack
+    except TakenBack:
+        _refuse(refused)
+    return planned
+
+
+def _make_due(session: Session, planned: Sequence[PlannedPurge], *, force: bool) -> dict[int, str]:
+    """Make accounts due now, active ones only with *force*; return those that are refused, and why.
+
+    An account that is gone meanwhile is passed over: the worker has purged it.
+    """
+    refused: dict[int, str] = {}
+    # In id order, as everybody locks.
+    for account_id in sorted(one.account_id for one in planned):
+        now = database_now(session)
+        try:
+            account = rows.lock(session, account_id)
+            if account.is_active and force:
+                lifecycle.deactivate(
+                    session,
+                    account_id,
+                    now=now,
+                    # Not of the promise, which is waived below: how long ago a previous address counts.
+                    grace=services().settings.grace_period,
+                    by=OPERATOR_ACTOR,
+                )
+            lifecycle.due_now(session, account_id, now=now, by=OPERATOR_ACTOR)
+        except AccountNotFound:
+            continue
+        except NotDeactivated:
+            refused[account_id] = "It is active. Deactivate it first, or give --force."
+        except (LastStaff, LegalHold) as exc:
+            refused[account_id] = str(exc)
+    return refused
+
+
+def _refuse(refused: Mapping[int, str]) -> None:
+    if refused:
+        why = " ".join(f"Account {account_id}: {text}" for account_id, text in refused.items())
+        fail(f"{why} Nothing was changed.")
+
+
+def _confirmed(planned: Sequence[PlannedPurge], *, dry_run: bool, yes: bool, as_json: bool) -> bool:
+    """Show what will be destroyed and ask; False if that is all that is to be done."""
+    lines = [_line(one) for one in planned]
+    if dry_run and as_json:
+        show_json({"dry_run": True, **_totals(lines), "would_purge": lines})
+    else:
+        _print_plan(lines, most=len(lines) if dry_run else 20, err=as_json)
     if dry_run:
-        if as_json:
-            show_json({"dry_run": True, **total, "would_purge": [_line(one) for one in planned]})
-        return
-    if not planned:
-        if as_json:
-            show_json({**total, "purged": 0, "failed": []})
-        return
-    if not yes:
+        return False
+    if planned and not yes:
         if not sys.stdin.isatty():
             raise click.UsageError("There is no terminal to ask at: repeat with --yes.")
         click.confirm("Destroy this for good?", abort=True, err=True)
-    ids = [one.account_id for one in planned]
-    if only is not None:
-        _make_due(ids, force=force)
-    _purge(planned, None if only is None else ids, as_json=as_json)
-
-
-def _plan(only: list[int] | None, *, force: bool) -> list[PlannedPurge]:
-    """Return what a purge would destroy, as the sweep itself counts it; fail if it would be refused."""
-    settings = services().settings
-    with read() as session:
-        now = database_now(session)
-        if only is None:
-            return list(purge.plan(session, now=now, max_attempts=settings.purge_max_attempts))
-        for account_id in only:
-            account = rows.find(session, account_id)
-            if account is not None and account.is_active and not force:
-                fail(f"Account {account_id} is active. Deactivate it first, or give --force.")
-            if lifecycle.open_holds(session, account_id):
-                fail(f"A legal hold suspends the purge of account {account_id}. Release it first.")
-        return purge.count(session, only)
-
-
-def _totals(planned: Sequence[PlannedPurge]) -> dict[str, int]:
-    return {
-        "accounts": len(planned),
-        "saved_passwords": sum(one.saved_passwords for one in planned),
-        "files": sum(one.files for one in planned),
-    }
+    return True
 
 
 def _line(one: PlannedPurge) -> dict[str, Any]:
@@ -237,80 +344,226 @@ def _line(one: PlannedPurge) -> dict[str, Any]:
     }
 
 
-def _print_plan(planned: Sequence[PlannedPurge], total: dict[str, int]) -> None:
-    for one in planned:
+def _totals(lines: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    return {
+        "accounts": len(lines),
+        "saved_passwords": sum(line["saved_passwords"] for line in lines),
+        "files": sum(line["files"] for line in lines),
+    }
+
+
+def _print_plan(lines: Sequence[Mapping[str, Any]], *, most: int, err: bool) -> None:
+    if lines:
+        click.echo(f"{'ID':>10}  {'PUBLIC ID':36}  {'PASSWORDS':>9}  {'FILES':>5}", err=err)
+    for line in lines[:most]:
         click.echo(
-            f"account {one.account_id}  {one.public_id}  "
-            f"{one.saved_passwords} saved passwords, {one.files} files"
+            f"{line['id']:>10}  {line['public_id']}  {line['saved_passwords']:>9}  {line['files']:>5}",
+            err=err,
         )
-    click.echo(
-        f"{total['accounts']} accounts, {total['saved_passwords']} saved passwords, "
-        f"{total['files']} files"
-    )
+    if len(lines) > most:
+        click.echo(f"{'…':>10}  and {len(lines) - most} more; --dry-run shows all", err=err)
+    click.echo(_sum(_totals(lines)) if lines else "Nothing is to be purged.", err=err)
 
 
-def _make_due(ids: Sequence[int], *, force: bool) -> None:
-    for account_id in ids:
-        with write() as session:
-            now = database_now(session)
-            try:
-                account = rows.lock(session, account_id)
-            except AccountError:
-                continue  # The worker purged it meanwhile.
-            if account.is_active and force:
-                lifecycle.deactivate(
-                    session,
-                    account_id,
-                    now=now,
-                    grace=services().settings.grace_period,
-                    by=OPERATOR_ACTOR,
-                )
-            lifecycle.due_now(session, account_id, now=now, by=OPERATOR_ACTOR)
+def _sum(totals: Mapping[str, int]) -> str:
+    words = {"accounts": "account", "saved_passwords": "saved password", "files": "file"}
+    parts = [f"{n} {words[name]}{'' if n == 1 else 's'}" for name, n in totals.items()]
+    return f"{parts[0]}, {parts[1]} and {parts[2]}"
 
 
-def _purge(planned: Sequence[PlannedPurge], only: list[int] | None, *, as_json: bool) -> None:
-    shown = sys.stdout.isatty() and not as_json
-    bar: Any = click.progressbar(length=len(planned), label="Purging") if shown else nullcontext()
-    with bar as progress:
-        services().sweep(
-            only=only,
-            by=OPERATOR_ACTOR,
-            progress=progress.update if progress is not None else None,
-        )
-    services().deliver(seconds=30)
-    scrubbed = services().scrub(at_most_every=None)
-    public_ids = [one.public_id for one in planned]
-    gone: set[Any] = set()
+@dataclass
+class _Outcome:
+    """What became of a plan: what was destroyed, who is left and why, what is still owed."""
+
+    purged: list[dict[str, Any]] = field(default_factory=list)
+    left: dict[int, str] = field(default_factory=dict)
+    owed: dict[str, int] = field(default_factory=dict)
+    scrubbed: bool = True
+
+
+def _purge(planned: Sequence[PlannedPurge], refused: Mapping[int, str] | None = None) -> _Outcome:
+    """Purge just these accounts, then do what that owes, at once; what the worker purged counts too."""
+    outcome = _Outcome(left=dict(refused or {}))
+    ids = [one.account_id for one in planned if one.account_id not in outcome.left]
+    bar: Any = nullcontext()
+    if sys.stderr.isatty():
+        bar = click.progressbar(length=len(ids), label="Purging", file=sys.stderr)
+    behind = False
+    try:
+        with bar as shown, logs_aside():
+            for page in pages(ids):
+                _sweep(page, None if shown is None else shown.update)
+    except purge.LedgerBehind:
+        behind = True
+    receipts = _receipts(planned)
+    # What another process had locked is its to purge, or free in a moment.
+    give_up_at = time.monotonic() + PATIENCE.total_seconds()
+    while not behind:
+        waiting = _waiting(planned, receipts, outcome.left)
+        if not waiting or time.monotonic() > give_up_at:
+            break
+        time.sleep(0.2)
+        with logs_aside():
+            for page in pages(waiting):
+                _sweep(page, None)
+        receipts = _receipts(planned)
+    for one in planned:
+        receipt = receipts.get(one.public_id)
+        if receipt is not None:
+            counts = {"saved_passwords": receipt.saved_passwords, "files": receipt.files}
+            outcome.purged.append({**_line(one), **counts})
+        elif one.account_id not in outcome.left:
+            reason = "The ledger does not take its lines. Mend it first." if behind else None
+            outcome.left[one.account_id] = reason or _why_left(one.account_id)
+    if outcome.purged:
+        outcome.owed = _deliver(list(receipts))
+        outcome.scrubbed = not outcome.owed and _scrub(list(receipts))
+    return outcome
+
+
+def _sweep(ids: Sequence[int], progress: purge.Progress | None) -> None:
+    services().sweep(only=ids, by=OPERATOR_ACTOR, progress=progress)
+
+
+def _receipts(planned: Sequence[PlannedPurge]) -> dict[uuid.UUID, Receipt]:
     with read() as session:
-        for start in range(0, len(public_ids), 500):
-            gone.update(
-                session.scalars(
-                    select(Receipt.public_id).where(
-                        Receipt.public_id.in_(public_ids[start : start + 500])
+        found = [
+            receipt
+            for page in pages([one.public_id for one in planned])
+            for receipt in session.scalars(select(Receipt).where(Receipt.public_id.in_(page)))
+        ]
+        session.expunge_all()
+    return {receipt.public_id: receipt for receipt in found}
+
+
+def _waiting(
+    planned: Sequence[PlannedPurge],
+    receipts: Mapping[uuid.UUID, Receipt],
+    left: Mapping[int, str],
+) -> list[int]:
+    """Return who is neither purged nor kept by anything that waiting would not change."""
+    rest = [one for one in planned if one.public_id not in receipts and one.account_id not in left]
+    with read() as session:
+        now = database_now(session)
+        found: list[int] = []
+        for page in pages([one.account_id for one in rest]):
+            found += session.scalars(
+                select(Account.id)
+                .outerjoin(PurgeFailure)
+                .where(Account.id.in_(page), Account.purge_at <= now)
+                .where(PurgeFailure.account_id.is_(None))
+            )
+        return [account_id for account_id in found if not lifecycle.open_holds(session, account_id)]
+
+
+def _why_left(account_id: int) -> str:
+    with read() as session:
+        account = rows.find(session, account_id)
+        failure = session.get(PurgeFailure, account_id)
+        if account is None:
+            return "It is gone without a receipt."
+        if lifecycle.open_holds(session, account_id):
+            return LegalHold.message
+        if failure is not None:
+            constraint = f" ({failure.constraint_name})" if failure.constraint_name else ""
+            return f"It failed with {failure.error}{constraint}, {failure.attempts} times by now."
+        if account.is_active:
+            return "It was reactivated meanwhile."
+        return "Another process works on it. Repeat the command."
+
+
+def _deliver(public_ids: Sequence[uuid.UUID]) -> dict[str, int]:
+    """Deliver what the purge owes; return what is still owed when a try has failed or nothing moves."""
+    give_up_at = time.monotonic() + PATIENCE.total_seconds()
+    before: int | None = None
+    while True:
+        with logs_aside():
+            services().deliver(seconds=5)
+        owed, failed = _owed(public_ids)
+        count = sum(owed.values())
+        if count == failed:
+            return owed
+        if before is None or count < before:
+            give_up_at = time.monotonic() + PATIENCE.total_seconds()
+        elif time.monotonic() > give_up_at:
+            return owed
+        before = count
+        time.sleep(0.1)
+
+
+def _owed(public_ids: Sequence[uuid.UUID]) -> tuple[dict[str, int], int]:
+    """Count what is owed for purged accounts, by kind, and how much of it was tried in vain."""
+    owed: dict[str, int] = {}
+    failed = 0
+    of_ours = Effect.kind.in_([outbox.DELETE_FILE, notices.PURGED])
+    conditions = [of_ours & Effect.subject.in_(page) for page in pages(public_ids)]
+    with read() as session:
+        for condition in [Effect.kind == outbox.LEDGER, *conditions]:
+            for kind, count, tried in session.execute(
+                select(Effect.kind, func.count(), func.count(Effect.last_error))
+                .where(condition)
+                .group_by(Effect.kind)
+            ):
+                owed[kind] = owed.get(kind, 0) + count
+                failed += tried
+    return owed, failed
+
+
+def _scrub(public_ids: Sequence[uuid.UUID]) -> bool:
+    """Scrub at once; False if a reader was in the way all the time. PostgreSQL: nothing to do."""
+    if not services().settings.is_sqlite:
+        return True
+    give_up_at = time.monotonic() + PATIENCE.total_seconds()
+    while True:
+        with logs_aside():
+            services().scrub(at_most_every=None)
+        with read() as session:
+            covered = sum(
+                session.scalar(
+                    select(func.count()).where(
+                        Receipt.public_id.in_(page), Receipt.scrubbed_at.is_not(None)
                     )
                 )
+                or 0
+                for page in pages(public_ids)
             )
-        owed = outbox.pending(session, database_now(session)).get(outbox.DELETE_FILE, 0)
-    left = [one for one in planned if one.public_id not in gone]
+        if covered == len(public_ids):
+            return True
+        if time.monotonic() > give_up_at:
+            return False
+        time.sleep(0.2)
+
+
+_OWED = {
+    outbox.DELETE_FILE: "files are still to be deleted",
+    outbox.LEDGER: "ledger lines are still to be written",
+    notices.PURGED: "mails are still to be sent",
+}
+
+
+def _finish(outcome: _Outcome, *, as_json: bool) -> None:
+    """Say what was done and what is left; exit code 1 if anything is."""
     if as_json:
         show_json(
             {
-                **_totals([one for one in planned if one.public_id in gone]),
-                "purged": len(gone),
-                "failed": [one.account_id for one in left],
-                "files_owed": owed,
-                "scrubbed": scrubbed,
+                "dry_run": False,
+                **_totals(outcome.purged),
+                "purged": outcome.purged,
+                "left": [{"id": one, "reason": why} for one, why in outcome.left.items()],
+                "owed": outcome.owed,
+                "scrubbed": outcome.scrubbed,
             }
         )
-    else:
-        click.echo(f"{len(gone)} accounts purged.")
-    if owed:
-        click.echo(f"{owed} files are still to be deleted; the worker goes on with it.", err=True)
-    if not scrubbed:
-        click.echo("The database file is scrubbed later: another process reads it.", err=True)
-    if left:
-        names = ", ".join(str(one.account_id) for one in left[:20])
-        fail(f"{len(left)} accounts are left: {names}. `accounts show ID` says why.")
+    elif outcome.purged:
+        click.echo(f"Purged: {_sum(_totals(outcome.purged))}.")
+    for kind, count in outcome.owed.items():
+        click.echo(f"Left: {count} {_OWED[kind]}; the worker goes on trying.", err=True)
+    if not outcome.scrubbed:
+        click.echo("Left: the database file is not scrubbed yet; the worker does it.", err=True)
+    for account_id, why in outcome.left.items():
+        click.echo(f"Left: account {account_id}. {why}", err=True)
+    if outcome.owed or outcome.left or not outcome.scrubbed:
+        sys.exit(1)
 
 
 # Deactivate, reactivate, show, list, create -----------------------------------------------------
@@ -324,19 +577,24 @@ def _each(
     *,
     as_json: bool,
 ) -> None:
-    """Do *work* for each account in a transaction of its own; it says whether anything changed."""
+    """Do *work*, which says whether it changed anything, for all accounts or, if one refuses, for none."""
     results = []
-    for account_id in find(names):
-        with write() as session:
+    ids = sorted(find(names))
+    with write() as session:
+        for account_id in ids:
             now = database_now(session)
-            changed = work(session, account_id, now)
-            shown = document(session, rows.lock(session, account_id), now)
-        results.append({"changed": changed, **shown})
-        if not as_json:
-            until = f"; purge at {shown['purge_at']}" if shown["purge_at"] else ""
-            click.echo(f"Account {account_id}: {done if changed else so}{until}.")
+            try:
+                changed = work(session, account_id, now)
+                shown = document(session, rows.lock(session, account_id), now)
+            except AccountError as exc:
+                fail(f"Account {account_id}: {exc} Nothing was changed.")
+            results.append({"changed": changed, **shown})
     if as_json:
         show_json(results)
+        return
+    for shown in results:
+        until = f"; purge at {shown['purge_at']}" if shown["purge_at"] else ""
+        click.echo(f"Account {shown['id']} {done if shown['changed'] else so}{until}.")
 
 
 @accounts.command()
@@ -345,7 +603,11 @@ def _each(
 @as_json
 @sentences
 def deactivate(names: tuple[str, ...], *, reason: str | None, as_json: bool) -> None:
-    """End all access at once; the purge follows after the grace period."""
+    """End all access at once; the purge follows after the grace period.
+
+    \b
+    flask --app wsgi accounts deactivate ann@example.org --reason "asked by letter"
+    """
     settings = services().settings
 
     def work(session: Session, account_id: int, now: datetime) -> bool:
@@ -361,7 +623,7 @@ def deactivate(names: tuple[str, ...], *, reason: str | None, as_json: bool) -> 
         )
         return was_active
 
-    _each(names, work, "deactivated", "was deactivated already", as_json=as_json)
+    _each(names, work, "is deactivated", "was deactivated already", as_json=as_json)
 
 
 @accounts.command()
@@ -369,7 +631,11 @@ def deactivate(names: tuple[str, ...], *, reason: str | None, as_json: bool) -> 
 @as_json
 @sentences
 def reactivate(names: tuple[str, ...], *, as_json: bool) -> None:
-    """Give accounts back in their grace period, whoever deactivated them."""
+    """Give accounts back in their grace period, whoever deactivated them.
+
+    \b
+    flask --app wsgi accounts reactivate 42
+    """
 
     def work(session: Session, account_id: int, now: datetime) -> bool:
         if rows.lock(session, account_id).is_active:
@@ -383,7 +649,7 @@ def reactivate(names: tuple[str, ...], *, as_json: bool) -> None:
         )
         return True
 
-    _each(names, work, "reactivated", "was active already", as_json=as_json)
+    _each(names, work, "is active again", "was active already", as_json=as_json)
 
 
 @accounts.command()
@@ -395,12 +661,13 @@ def show(name: str, *, as_json: bool) -> None:
     (account_id,) = find([name])
     with read() as session:
         account = rows.find(session, account_id)
-        assert account is not None
+        if account is None:
+            raise AccountNotFound
         shown = document(session, account, database_now(session))
     if as_json:
         show_json(shown)
     else:
-        print_account(shown)
+        print_fields(shown)
 
 
 @accounts.command("list")
@@ -410,7 +677,11 @@ def show(name: str, *, as_json: bool) -> None:
 @as_json
 @sentences
 def list_command(state: str | None, after: int, limit: int, *, as_json: bool) -> None:
-    """List accounts by id, a page at a time."""
+    """List accounts by id, a page at a time.
+
+    \b
+    flask --app wsgi accounts list --state deactivated --limit 20
+    """
     with read() as session:
         now = database_now(session)
         found = core.list_accounts(session, now=now, state=state, after=after, limit=limit + 1)
@@ -427,14 +698,15 @@ def list_command(state: str | None, after: int, limit: int, *, as_json: bool) ->
         ]
     if as_json:
         show_json(page)
-    else:
+    elif page:
+        click.echo(f"{'ID':>8}  {'STATE':11}  {'PURGE AT':20}  {'':5}  USERNAME  E-MAIL")
         for one in page:
             click.echo(
                 f"{one['id']:>8}  {one['state']:11}  {one['purge_at'] or '':20}  "
-                f"{'staff' if one['is_staff'] else '     '}  {one['username']}  {one['email']}"
+                f"{'staff' if one['is_staff'] else '':5}  {one['username']}  {one['email']}"
             )
-        if not page:
-            click.echo("No accounts.")
+    else:
+        click.echo("No accounts.")
     if len(found) > limit:
         click.echo(f"More: repeat with --after {page[-1]['id']}.", err=True)
 
@@ -443,19 +715,23 @@ def list_command(state: str | None, after: int, limit: int, *, as_json: bool) ->
 @click.option("--username", required=True)
 @click.option("--email", required=True)
 @click.option("--staff", is_flag=True, help="The account may act on others.")
-@click.option(
-    "--password-stdin",
-    is_flag=True,
-    help="Read the password from standard input; else it is asked.",
-)
 @as_json
 @sentences
-def create(username: str, email: str, *, staff: bool, password_stdin: bool, as_json: bool) -> None:
-    """Create an account. The password is never given on the command line, where others could read it."""
-    if password_stdin:
-        password = sys.stdin.readline().rstrip("\n")
-    else:
+def create(username: str, email: str, *, staff: bool, as_json: bool) -> None:
+    """Create an account; the password is asked for, or read from standard input.
+
+    It is never given on the command line, where others could read it.
+
+    \b
+    flask --app wsgi accounts create --username ann --email ann@example.org --staff
+    pwgen 20 1 | flask --app wsgi accounts create --username bob --email bob@example.org
+    """
+    if sys.stdin.isatty():
         password = click.prompt("Password", hide_input=True, confirmation_prompt=True, err=True)
+    else:
+        # What is not UTF-8 comes through as surrogates, which no password may hold.
+        line = sys.stdin.buffer.readline()
+        password = line.decode(errors="surrogateescape").rstrip("\r\n")
     made = services()
     with made.sessions() as session:
         account = core.sign_up(
@@ -501,7 +777,10 @@ def hold(name: str, *, reason: str, as_json: bool) -> None:
 @as_json
 @sentences
 def release(name: str, hold_id: int, *, as_json: bool) -> None:
-    """Release a legal hold. After the last one the purge waits at least HOLD_RELEASE_DELAY."""
+    """Release a legal hold. After the last one the purge waits at least HOLD_RELEASE_DELAY.
+
+    `accounts show` lists the holds of an account.
+    """
     (account_id,) = find([name])
     with write() as session:
         now = database_now(session)
@@ -517,7 +796,8 @@ def release(name: str, hold_id: int, *, as_json: bool) -> None:
     if as_json:
         show_json(shown)
     else:
-        click.echo(f"Hold {hold_id} released; account {account_id} is {shown['state']}.")
+        until = f", purge at {shown['purge_at']}" if shown["purge_at"] else ""
+        click.echo(f"Hold {hold_id} released; account {account_id} is {shown['state']}{until}.")
 
 
 @accounts.command()
@@ -525,7 +805,10 @@ def release(name: str, hold_id: int, *, as_json: bool) -> None:
 @as_json
 @sentences
 def retry(names: tuple[str, ...], *, as_json: bool) -> None:
-    """Let the next sweep try failing or stuck accounts again."""
+    """Let the next sweep try failing or stuck accounts again.
+
+    Mend the cause first: `accounts show` names the error and the constraint.
+    """
 
     def work(session: Session, account_id: int, now: datetime) -> bool:
         return purge.retry(session, account_id, now=now, by=OPERATOR_ACTOR)
@@ -537,61 +820,115 @@ def retry(names: tuple[str, ...], *, as_json: bool) -> None:
 @as_json
 @sentences
 def status(*, as_json: bool) -> None:
-    """Show what is due, overdue, held, failing and stuck, and what is owed. Exit code 1 if any is stuck."""
+    """Show what is due, overdue, held, failing and stuck, and what is owed.
+
+    Exit code 1 if an account is stuck.
+    """
     settings = services().settings
     with read() as session:
         now = database_now(session)
-        due = lifecycle.deletions(session, now=now, state=DUE, limit=1)
-        waiting = select(func.count()).select_from(Account).where(Account.purge_at > now)
-        overdue = select(func.count()).select_from(Account).where(Account.purge_at <= now)
-        attempts = select(func.count()).select_from(PurgeFailure)
-        shown = {
-            "deactivated": session.scalar(waiting),
-            "due": session.scalar(overdue),
-            "oldest_due": stamp(due[0].purge_at) if due else None,
-            "held": purge.held(session),
-            "failing": session.scalar(attempts),
-            "stuck": session.scalar(
-                attempts.where(PurgeFailure.attempts >= settings.purge_max_attempts)
-            ),
-            "owed": outbox.pending(session, now),
-            "unscrubbed_receipts": session.scalar(
-                select(func.count()).select_from(Receipt).where(Receipt.scrubbed_at.is_(None))
-            )
-            if settings.is_sqlite
-            else 0,
-        }
+        found = overview.read(session, now=now, max_attempts=settings.purge_max_attempts)
+    shown = {
+        "active": found.active,
+        "deactivated": found.deactivated,
+        "due": found.due,
+        "held": found.held,
+        "failing": found.failing,
+        "stuck": found.stuck,
+        "overdue_seconds": round(found.overdue.total_seconds()),
+        "owed": dict(found.owed),
+        "last_purged_at": stamp(found.last_purged_at),
+        "unscrubbed": found.unscrubbed if settings.is_sqlite else 0,
+        "troubled": list(found.troubled_ids),
+    }
     if as_json:
         show_json(shown)
     else:
-        for name, value in shown.items():
-            click.echo(f"{name:20} {value if value is not None else '-'}")
-    if shown["stuck"]:
-        fail(f"{shown['stuck']} accounts are stuck. `accounts show ID` says why.")
+        print_fields(shown)
+    if found.stuck:
+        fail(f"{found.stuck} accounts are stuck. `accounts show ID` says why.")
 
 
 @keys.command("rewrap")
+@as_json
 @sentences
-def rewrap() -> None:
-    """Wrap every account's key by the first of VAULT_KEYS; afterwards the others can be removed."""
+def rewrap(*, as_json: bool) -> None:
+    """Wrap every account's key by the first of VAULT_KEYS; then the others can be removed.
+
+    Saved passwords are not touched. Safe while everything runs, and to repeat.
+    """
+    keyring = services().keyring
     done = 0
     while True:
         with write() as session:
-            count = vault.rewrap(session, services().keyring, limit=500)
+            count = vault.rewrap(session, keyring, limit=PAGE)
+            if count:
+                now = database_now(session)
+                audit.record(
+                    session,
+                    "vault.rewrapped",
+                    subject=None,
+                    by=OPERATOR_ACTOR,
+                    now=now,
+                    count=count,
+                )
         if not count:
             break
         done += count
-    click.echo(f"{done} keys wrapped anew; nothing is left.")
+    with read() as session:
+        # Those that another process had locked were passed over.
+        others = select(func.count()).where(VaultKey.wrapped_by != keyring.newest)
+        left = session.scalar(others) or 0
+    if as_json:
+        show_json({"rewrapped": done, "left": left})
+    else:
+        click.echo(f"{done} keys wrapped anew.")
+    if left:
+        fail(f"{left} keys are still wrapped by an older one. Repeat the command.")
+
+
+# The ledger -------------------------------------------------------------------------------------
 
 
 @records.command("verify")
+@as_json
 @sentences
-def verify() -> None:
-    """Check that nobody in the ledger is in the database. Exit code 1 if somebody is."""
-    back = _resurrected()
+def verify(*, as_json: bool) -> None:
+    """Compare the ledger with the database. Exit code 1 if they disagree.
+
+    Nobody in the ledger may have an account (a restore brings people back), and every receipt has a
+    line in the ledger, unless that is still owed.
+    """
+    known = _ledger()
+    back = _back(known)
+    with read() as session:
+        receipts = set(session.scalars(select(Receipt.public_id)))
+        owed = {
+            uuid.UUID(str(line["public_id"]))
+            for payload in session.scalars(
+                select(Effect.payload).where(Effect.kind == outbox.LEDGER)
+            )
+            for line in payload["lines"]
+        }
+    missing = receipts - set(known) - owed
+    if as_json:
+        show_json(
+            {
+                "lines": len(known),
+                "receipts": len(receipts),
+                "owed": len(owed),
+                "back": [one.account_id for one in back],
+                "missing": sorted(str(public_id) for public_id in missing),
+            }
+        )
+    else:
+        click.echo(f"{len(known)} purged accounts in the ledger, {len(receipts)} receipts.")
     if back:
-        fail(f"{len(back)} purged accounts are back, from a restore? Run `ledger replay`.")
-    click.echo("Nobody whom the ledger knows as purged is in the database.")
+        click.echo(f"{len(back)} purged accounts are back: run `ledger replay`.", err=True)
+    if missing:
+        click.echo(f"{len(missing)} receipts are not in the ledger.", err=True)
+    if back or missing:
+        sys.exit(1)
 
 
 @records.command("replay")
@@ -600,33 +937,34 @@ def verify() -> None:
 @as_json
 @sentences
 def replay(*, dry_run: bool, yes: bool, as_json: bool) -> None:
-    """Purge again whoever a restore brought back; by public id only, so nobody else can be hit."""
-    ids = _resurrected()
-    with read() as session:
-        planned = purge.count(session, ids)
-    if not as_json:
-        _print_plan(planned, _totals(planned))
-    if dry_run or not planned:
-        if as_json:
-            show_json({"dry_run": dry_run, "would_purge": [_line(one) for one in planned]})
+    """Purge again whoever a restore brought back.
+
+    By public id only: whoever has got an account's number since cannot be hit.
+
+    \b
+    flask --app wsgi ledger replay --dry-run
+    flask --app wsgi ledger replay
+    """
+    planned = _back(_ledger())
+    if not _confirmed(planned, dry_run=dry_run, yes=yes, as_json=as_json):
         return
-    if not yes:
-        if not sys.stdin.isatty():
-            raise click.UsageError("There is no terminal to ask at: repeat with --yes.")
-        click.confirm("Purge these again?", abort=True, err=True)
-    _make_due(ids, force=True)
-    _purge(planned, ids, as_json=as_json)
+    refused: dict[int, str] = {}
+    for page in pages(planned):
+        with write() as session:
+            refused |= _make_due(session, page, force=True)
+    _finish(_purge(planned, refused), as_json=as_json)
 
 
-def _resurrected() -> list[int]:
-    """Return the ids of accounts whose public id the ledger knows as purged."""
-    import uuid
+def _ledger() -> list[uuid.UUID]:
+    return [uuid.UUID(str(line["public_id"])) for line in services().ledger.read()]
 
-    known = [uuid.UUID(str(line["public_id"])) for line in services().ledger.read()]
-    found: list[int] = []
+
+def _back(known: Sequence[uuid.UUID]) -> list[PlannedPurge]:
+    """Return what purging those accounts would destroy whose public id the ledger knows."""
     with read() as session:
-        for start in range(0, len(known), 500):
-            found += session.scalars(
-                select(Account.id).where(Account.public_id.in_(known[start : start + 500]))
-            ).all()
-    return found
+        ids = [
+            account_id
+            for page in pages(known)
+            for account_id in session.scalars(select(Account.id).where(Account.public_id.in_(page)))
+        ]
+        return purge.count(session, ids)

@@ -48,9 +48,7 @@ def read(session: Session, *, now: datetime, max_attempts: int, most_ids: int = 
     given_up = exists().where(
         PurgeFailure.account_id == Account.id, PurgeFailure.attempts >= max_attempts
     )
-    oldest = session.scalar(
-        select(func.min(Account.purge_at)).where(is_due, ~held, ~failed)
-    )
+    oldest = session.scalar(select(func.min(Account.purge_at)).where(is_due, ~held, ~failed))
     troubled = select(Account.id).where(is_due, failed, ~held).order_by(Account.id).limit(most_ids)
     return Status(
         at=now,
