@@ -5,8 +5,6 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from sqlalchemy import Engine, select, text
 from sqlalchemy.exc import StatementError
 from sqlalchemy.orm import Session
@@ -86,11 +84,13 @@ def test_different_names_have_different_keys(one: str, other: str) -> None:
     assert unique_key(one) != unique_key(other)
 
 
-@given(
-    st.text(st.sampled_from("a\N{ARABIC LIGATURE SALLALLAHOU ALAYHE WASALLAM}ß😀"), max_size=254)
+@pytest.mark.parametrize(
+    "character",
+    ["a", "ß", "\N{ARABIC LIGATURE SALLALLAHOU ALAYHE WASALLAM}", "\N{GRINNING FACE}"],
 )
-def test_a_key_fits_its_column_and_its_index(typed: str) -> None:
-    assert len(unique_key(typed).encode()) <= 600
+@pytest.mark.parametrize("length", [0, 1, 33, 34, 150, 254])
+def test_a_key_fits_its_column_and_its_index(character: str, length: int) -> None:
+    assert len(unique_key(character * length).encode()) <= 600
 
 
 def test_a_name_that_grows_when_folded_is_kept_and_found(engine: Engine) -> None:
@@ -107,7 +107,7 @@ def test_a_name_that_grows_when_folded_is_kept_and_found(engine: Engine) -> None
         assert session.scalars(query).all() == [grows + "b"]
 
 
-@given(st.text("@.+-_aAbBiIkKsSzZ09", max_size=254))
+@pytest.mark.parametrize("address", ["Anna@Example.org", "i.K+tag@s-s.ORG", "ZOË@example.org"])
 def test_the_case_of_an_address_does_not_matter(address: str) -> None:
     assert unique_key(address.upper()) == unique_key(address.lower()) == unique_key(address)
 

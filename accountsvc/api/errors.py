@@ -128,6 +128,7 @@ TABLE: Mapping[type[AccountError], Row] = {
     tree.Throttled: Row(429, "throttled", headers=_throttled),
     tree.DatabaseUnavailable: Row(503, "unavailable", unavailable, _retry),
     tree.StoreUnavailable: Row(503, "unavailable", unavailable, _retry),
+    tree.MailUnavailable: Row(503, "unavailable", unavailable, _retry),
 }
 
 # What the framework raises, as a code and a sentence that says what to do.

@@ -11,7 +11,7 @@ from datetime import timedelta
 
 from flask import Response, render_template, request
 
-from .. import accounts, audit, lifecycle, throttle
+from .. import accounts, audit, exports, lifecycle, throttle
 from ..audit import Actor
 from ..database import database_now, writing
 from ..errors import (
@@ -91,6 +91,27 @@ def _keep(who: Visit) -> Response:
     return say(messages.KEPT)
 
 
+def _download(who: Visit) -> Response:
+    problems = _without_password("download")
+    if problems:
+        return _page(who, 400, problems)
+    # First the password: nobody else can use up how often the owner may take the data along.
+    _confirm(who.account)
+    made = services()
+    made.throttle.spend(throttle.EXPORT, account=who.account.email_key, address=client())
+    pieces = exports.export(
+        made.sessions,
+        made.keyring,
+        made.avatars,
+        who.account.id,
+        epoch=who.claims.epoch,
+        now=who.now,
+    )
+    response = Response(pieces, mimetype=exports.CONTENT_TYPE)
+    response.headers["Content-Disposition"] = 'attachment; filename="account-data.zip"'
+    return response
+
+
 def _delete(who: Visit) -> Response:
     problems = _without_password("delete")
     if "sure" not in request.form:
@@ -109,7 +130,11 @@ def _delete(who: Visit) -> Response:
     return say(messages.DUE_NOW)
 
 
-_ACTIONS: Mapping[str, Callable[[Visit], Response]] = {"keep": _keep, "delete": _delete}
+_ACTIONS: Mapping[str, Callable[[Visit], Response]] = {
+    "keep": _keep,
+    "download": _download,
+    "delete": _delete,
+}
 
 
 def _without_password(action: str) -> dict[str, str]:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -29,6 +31,22 @@ def new_app(database_url: str, tmp_path: Path) -> Iterator[NewApp]:
 @pytest.fixture
 def app(new_app: NewApp) -> APIFlask:
     return new_app()
+
+
+@pytest.fixture(scope="module")
+def shared_url(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A migrated SQLite file for all tests of a module."""
+    path = tmp_path_factory.mktemp("shared") / "accountsvc.db"
+    shutil.copy(os.environ["ACCOUNTSVC_TEST_SQLITE"], path)
+    return f"sqlite:///{path}"
+
+
+@pytest.fixture(scope="module")
+def shared_app(shared_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[APIFlask]:
+    """One application for all tests of a module, where nothing depends on the database."""
+    app = make_app(shared_url, tmp_path_factory.mktemp("shared"))
+    yield app
+    dispose(app)
 
 
 @pytest.fixture

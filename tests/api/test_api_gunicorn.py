@@ -5,9 +5,7 @@ What Flask's test client cannot show: what the server adds, and bodies that nobo
 
 from __future__ import annotations
 
-import itertools
 import os
-import shutil
 import socket
 import subprocess
 import sys
@@ -25,38 +23,22 @@ from tests.support.factories import (
     VAULT_KEY,
     Person,
     belongings,
-    dispose,
-    make_app,
     make_person,
+    new_name,
     png,
     read_account,
 )
 
-NUMBERS = itertools.count()
+
+@pytest.fixture(scope="module")
+def app(shared_app: APIFlask) -> APIFlask:
+    return shared_app
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("gunicorn")
-
-
-@pytest.fixture(scope="module")
-def url(folder: Path) -> str:
-    """One database for all tests here, since a server takes seconds to start."""
-    shutil.copy(os.environ["ACCOUNTSVC_TEST_SQLITE"], folder / "accountsvc.db")
-    return f"sqlite:///{folder}/accountsvc.db"
-
-
-@pytest.fixture(scope="module")
-def app(url: str, folder: Path) -> Iterator[APIFlask]:
-    app = make_app(url, folder)
-    yield app
-    dispose(app)
-
-
-@pytest.fixture(scope="module")
-def server(url: str, folder: Path) -> Iterator[tuple[str, int]]:
+def server(shared_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, int]]:
     """gunicorn with threads on a free port of the loopback, on the same database."""
+    folder = tmp_path_factory.mktemp("gunicorn")
     with closing(socket.socket()) as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -66,7 +48,7 @@ def server(url: str, folder: Path) -> Iterator[tuple[str, int]]:
         "INSTANCE_PATH": str(folder / "instance"),
         "SECRET_KEY": SECRET_KEY,
         "VAULT_KEYS": VAULT_KEY,
-        "DATABASE_URL": url,
+        "DATABASE_URL": shared_url,
         "PASSWORD_HASH_COST": "cheap",
         "RATE_LIMITS": "off",
     }
@@ -102,12 +84,12 @@ def wait_until_it_serves(port: int, process: subprocess.Popen[bytes], log: Path)
 
 @pytest.fixture
 def ann(app: APIFlask) -> Person:
-    return make_person(app, f"ann{next(NUMBERS)}")
+    return make_person(app, new_name("ann"))
 
 
 @pytest.fixture
 def bob(app: APIFlask) -> Person:
-    return make_person(app, f"bob{next(NUMBERS)}")
+    return make_person(app, new_name("bob"))
 
 
 class Wire:

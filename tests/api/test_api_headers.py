@@ -10,10 +10,25 @@ from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
 from tests.api.conftest import NewApp
-from tests.support.factories import Person
+from tests.support.factories import Person, make_person, new_name
 
 ORIGIN = "http://localhost:3000"
 EXPOSED = "Sunset, Link, ETag, Location, Retry-After, Preference-Applied, X-Request-ID"
+
+
+@pytest.fixture(scope="module")
+def app(shared_app: APIFlask) -> APIFlask:
+    return shared_app
+
+
+@pytest.fixture
+def ann(app: APIFlask) -> Person:
+    return make_person(app, new_name("ann"))
+
+
+@pytest.fixture
+def bob(app: APIFlask) -> Person:
+    return make_person(app, new_name("bob"))
 
 
 def preflight(client: FlaskClient, path: str, origin: str = ORIGIN) -> TestResponse:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import shutil
 import threading
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +95,9 @@ SHIFTS = """() => new Promise((resolve) => {
     .observe({ type: "layout-shift", buffered: true });
   requestAnimationFrame(() => setTimeout(() => resolve(sum), 100));
 })"""
+
+
+expect.set_options(timeout=30_000)
 
 
 class _Quiet(WSGIRequestHandler):
@@ -313,14 +318,29 @@ def test_a_forgotten_password_is_set_by_keyboard_without_javascript(
         expect(page.get_by_role("heading", level=1)).to_have_text("Your password is changed")
 
 
+def test_the_data_is_downloaded_and_the_page_stays(
+    chromium: Browser, site: Site, ann: Person, tmp_path: Path
+) -> None:
+    with window(chromium, java_script_enabled=False) as page:
+        page.goto(site.mailed_link(ann))
+        page.locator("summary", has_text="Download my data").click()
+        page.locator("#download-password").fill(PASSWORD)
+
+        with page.expect_download() as download:
+            page.get_by_role("button", name="Download my data").click()
+
+        download.value.save_as(tmp_path / "data.zip")
+        with zipfile.ZipFile(tmp_path / "data.zip") as archive:
+            assert "ann 2" in archive.read("saved_passwords.csv").decode()
+        expect(page.get_by_role("button", name="Keep my account")).to_be_visible()
+
+
 @pytest.mark.parametrize(
     ("zone", "hours"), [("Australia/Brisbane", 10), ("America/Bogota", -5), ("UTC", 0)]
 )
 def test_the_promised_time_is_shown_by_the_readers_clock_and_nothing_moves(
     chromium: Browser, site: Site, ann: Person, zone: str, hours: int
 ) -> None:
-    from datetime import timedelta
-
     purge_at = account_of(site.app, ann).purge_at
     assert purge_at is not None
     local = purge_at + timedelta(hours=hours)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import re
 import threading
+import zipfile
 from datetime import timedelta
 
 import pytest
@@ -179,8 +181,8 @@ def test_the_page_says_what_happens_when_and_what_is_kept(app: APIFlask, ann: Pe
     assert f"{purge_at:%A %-d %B %Y} at {purge_at:%H:%M} UTC" in said
     assert f'<time datetime="{purge_at:%Y-%m-%dT%H:%M:%SZ}">' in page.text
     assert "everything is kept as it was" in said
-    assert "Keep my account" in said
-    assert "Delete it now" in said
+    for action in ("Keep my account", "Download my data", "Delete it now"):
+        assert action in said
 
 
 def test_the_link_alone_shows_nothing_of_what_is_in_the_account(app: APIFlask, ann: Person) -> None:
@@ -390,6 +392,65 @@ def test_a_link_from_before_a_password_reset_says_where_to_go(app: APIFlask, ann
     assert response.status_code == 410
     assert heading(response) == "This link is out of date"
     assert "sign in with your email address and your password" in words(response)
+
+
+# Download my data
+
+
+def test_the_password_opens_the_download_and_changes_nothing_else(
+    app: APIFlask, ann: Person
+) -> None:
+    browser = follow_mailed(app, ann)
+    before = {**everything(app), "audit_events": None}
+
+    response = browser.send(action="download", password=PASSWORD)
+
+    assert response.status_code == 200
+    assert response.mimetype == "application/zip"
+    assert response.headers["Content-Disposition"] == 'attachment; filename="account-data.zip"'
+    assert response.headers["Cache-Control"] == "no-store"
+    with zipfile.ZipFile(io.BytesIO(response.data)) as archive:
+        assert archive.testzip() is None
+        assert ann.email in archive.read("account.json").decode()
+        assert "ann 2" in archive.read("saved_passwords.csv").decode()
+    assert {**everything(app), "audit_events": None} == before
+    assert len(events(app, "account.exported")) == 1
+    assert browser.send(action="keep").status_code == 200
+
+
+def test_without_the_right_password_nothing_is_exported(app: APIFlask, ann: Person) -> None:
+    browser = follow_mailed(app, ann)
+
+    none = browser.send(action="download")
+    wrong = browser.send(action="download", password="wrong")
+
+    assert (none.status_code, wrong.status_code) == (400, 403)
+    for response in (none, wrong):
+        assert response.mimetype == "text/html"
+        assert re.search(r"<details open>\s*<summary>Download my data", response.text)
+        assert 'href="#download-password"' in response.text
+    assert events(app, "account.exported") == []
+
+
+def test_what_the_staff_deactivated_can_be_downloaded(app: APIFlask) -> None:
+    ann = make_person(app)
+    deactivate(app, ann.id, by="staff")
+
+    response = follow_mailed(app, ann).send(action="download", password=PASSWORD)
+
+    assert response.mimetype == "application/zip"
+
+
+def test_after_ten_downloads_one_has_to_wait(new_app: NewApp) -> None:
+    app = new_app(RATE_LIMITS="on")
+    ann = make_person(app)
+    deactivate(app, ann.id)
+    browser = follow_mailed(app, ann)
+    form = {"form_key": browser.form_key(), "action": "download", "password": PASSWORD}
+
+    statuses = [browser.client.post("/recover/", data=form).status_code for _ in range(11)]
+
+    assert statuses == [200] * 10 + [429]
 
 
 # Delete it now

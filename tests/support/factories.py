@@ -6,6 +6,7 @@ The names hold no hash and no random part: a test that searches for them finds o
 from __future__ import annotations
 
 import base64
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -73,6 +74,14 @@ def make_account(
             {"username": name, "email": f"{name}@example.org", "password": PASSWORD, **fields},
             is_staff=staff,
         )
+
+
+_NUMBERS = itertools.count()
+
+
+def new_name(beginning: str) -> str:
+    """A name that nobody in this process has, for tests that share a database."""
+    return f"{beginning}{next(_NUMBERS)}"
 
 
 @dataclass(frozen=True)

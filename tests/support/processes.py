@@ -1,0 +1,170 @@
+"""Real processes of the service: started as an operator starts them, watched, and ended by their pid."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import TypeVar
+
+from tests.support.factories import SECRET_KEY, VAULT_KEY
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+PYTHON = sys.executable
+
+# How long a busy machine may take to import everything and start.
+START = 90.0
+
+_MARK = "ACCOUNTSVC_TEST_PROCESS"
+
+T = TypeVar("T")
+
+
+def environment(folder: Path, database_url: str = "", **changes: str) -> dict[str, str]:
+    """An environment with nothing of ours in it but what a test says: its instance lies in *folder*."""
+    given = {name: value for name, value in os.environ.items() if name in {"PATH", "HOME", "LANG"}}
+    return {
+        **given,
+        "INSTANCE_PATH": str(folder / "instance"),
+        "SECRET_KEY": SECRET_KEY,
+        "VAULT_KEYS": VAULT_KEY,
+        "DATABASE_URL": database_url,
+        "PASSWORD_HASH_COST": "cheap",
+        "RATE_LIMITS": "off",
+        "PYTHONUNBUFFERED": "1",
+        **changes,
+    }
+
+
+def eventually(check: Callable[[], T], seconds: float = 60.0, *, pause: float = 0.05) -> T:
+    """Return the first true answer of *check*; fail with its last one after *seconds*."""
+    deadline = time.monotonic() + seconds
+    while not (answer := check()):
+        if time.monotonic() > deadline:
+            raise AssertionError(f"not within {seconds} s; the last answer was {answer!r}")
+        time.sleep(pause)
+    return answer
+
+
+def run(*command: str, env: dict[str, str], stdin: str = "") -> subprocess.CompletedProcess[str]:
+    """Run a command of the virtual environment (``python``, ``flask`` …) to its end."""
+    return subprocess.run(
+        [str(Path(PYTHON).parent / command[0]), *command[1:]],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env=env,
+        input=stdin,
+        timeout=START,
+        check=False,
+    )
+
+
+class Running:
+    """A command that runs, with everything that it started; ended and cleaned up on exit."""
+
+    def __init__(self, *command: str, env: dict[str, str]) -> None:
+        self._mark = uuid.uuid4().hex
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed on exit
+        self.process = subprocess.Popen(
+            [str(Path(PYTHON).parent / command[0]), *command[1:]],
+            cwd=ROOT,
+            env={**env, _MARK: self._mark},
+            stdin=subprocess.DEVNULL,
+            stdout=self._log,
+            stderr=subprocess.STDOUT,
+            # A process group of its own: what is sent to it must not reach the tests.
+            start_new_session=True,
+        )
+
+    def __enter__(self) -> Running:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        if exc is not None:
+            # What pytest shows of a failed test.
+            print(self.log)
+        self.kill()
+        self._log.close()
+
+    @property
+    def log(self) -> str:
+        """All that the processes have printed so far."""
+        self._log.flush()
+        return os.pread(self._log.fileno(), 10_000_000, 0).decode(errors="replace")
+
+    def wait_for(self, words: str, seconds: float = START) -> None:
+        """Wait until *words* are printed; fail at once if the process ends before."""
+
+        def said() -> bool:
+            ended = self.process.poll() is not None
+            if words in self.log:
+                return True
+            assert not ended, f"ended with {self.process.returncode}:\n{self.log[-5000:]}"
+            return False
+
+        eventually(said, seconds)
+
+    def alive(self) -> list[int]:
+        """Return the pids of all processes that were started, directly or not, and still run."""
+        mark = f"{_MARK}={self._mark}".encode()
+        return [pid for pid in _pids() if mark in _read(pid, "environ") and not _is_zombie(pid)]
+
+    def stop(self, how: signal.Signals = signal.SIGTERM, *, group: bool = False) -> float:
+        """Send a signal, to the whole group as a terminal does if asked; return how long the end took."""
+        started = time.monotonic()
+        (os.killpg if group else os.kill)(self.process.pid, how)
+        self.process.wait(60)
+        return time.monotonic() - started
+
+    def kill(self) -> None:
+        """SIGKILL everything, until nothing is left."""
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait()
+        deadline = time.monotonic() + 30
+        while pids := self.alive():
+            assert time.monotonic() < deadline, f"not to be killed: {pids}"
+            for pid in pids:
+                with _gone():
+                    os.kill(pid, signal.SIGKILL)
+            time.sleep(0.01)
+
+
+def worker(env: dict[str, str]) -> Running:
+    """Start worker and beat as one command, as the Procfile does."""
+    words = ("--quiet", "-A", "worker", "worker", "-B", "--concurrency", "2")
+    return Running("celery", *words, env=env)
+
+
+@contextmanager
+def _gone() -> Iterator[None]:
+    try:
+        yield
+    except (FileNotFoundError, ProcessLookupError, PermissionError):
+        return
+
+
+def _pids() -> list[int]:
+    return [int(path.name) for path in Path("/proc").iterdir() if path.name.isdigit()]
+
+
+def _read(pid: int, name: str) -> bytes:
+    with _gone():
+        return Path(f"/proc/{pid}/{name}").read_bytes()
+    return b""
+
+
+def _is_zombie(pid: int) -> bool:
+    # The state follows the command's name, which is in parentheses and may hold anything.
+    return _read(pid, "stat").rpartition(b")")[2].strip().startswith(b"Z")
