@@ -1,0 +1,142 @@
+"""SIGKILL at ten random moments while two thousand accounts are due."""
+
+from __future__ import annotations
+
+import os
+import random
+import time
+import uuid
+from datetime import timedelta
+from pathlib import Path
+
+from sqlalchemy import func, insert, select, update
+
+from accountsvc.avatars import new_key
+from accountsvc.database import database_now, reading, writing
+from accountsvc.models import Account, Effect, Receipt, SavedPassword, VaultKey
+from accountsvc.outbox import DELETE_FILE, LEDGER
+from accountsvc.services import Services
+from tests.support.factories import belongings, dispose, make_app, make_person, services_of
+from tests.support.processes import START, environment, eventually, worker
+
+DUE, PASSWORDS, KILLS = 2000, 10, 10
+
+
+def test_a_worker_killed_at_random_moments_purges_everybody_once_and_nobody_else(
+    sqlite_url: str, tmp_path: Path
+) -> None:
+    # given
+    seed = int(os.environ.get("TEST_KILL_SEED", "20261207"))
+    chance = random.Random(seed)
+    app = make_app(sqlite_url, tmp_path)
+    services = services_of(app)
+    bystanders = [make_person(app, f"bystander{number}") for number in range(3)]
+    before = [belongings(app, person) for person in bystanders]
+    due = insert_due(services)
+    media = tmp_path / "instance" / "media"
+    assert count_files(media) == DUE + len(bystanders)
+    # Small batches, so that there are many moments; a mail is a matter of its own.
+    env = environment(tmp_path, sqlite_url, SWEEP_INTERVAL="1s", PURGE_BATCH_SIZE="5")
+
+    # when: killed after so many accounts, and a few milliseconds more
+    moments = sorted(chance.sample(range(1, DUE - 100), KILLS))
+    for moment in moments:
+        with worker(env) as running:
+            eventually(lambda: receipts(services) >= moment, START, pause=0.005)
+            time.sleep(chance.uniform(0, 0.05))
+            running.kill()
+    assert 0 < receipts(services) < DUE, f"killed too late to matter, seed {seed}"
+
+    # then: after a restart everybody is purged
+    with worker(env) as running:
+        eventually(lambda: receipts(services) == DUE, START)
+        # What the killed ones had claimed is theirs for five minutes, which pass here in a moment.
+        let_leases_run_out(services)
+        eventually(lambda: owed(services) == 0, START)
+        assert "Traceback" not in running.log
+    with services.sessions() as session, reading(session):
+        assert set(session.scalars(select(Receipt.public_id))) == due
+        # Counted when they were destroyed: nothing was lost between, nothing counted twice.
+        counts = select(Receipt.saved_passwords, Receipt.files).distinct()
+        assert session.execute(counts).all() == [(PASSWORDS, 1)]
+        left = session.scalar(select(func.count()).select_from(SavedPassword))
+    assert left == 3 * len(bystanders)
+    assert count_files(media) == len(bystanders)
+    assert [belongings(app, person) for person in bystanders] == before
+    assert {uuid.UUID(line["public_id"]) for line in services.ledger.read()} == due
+    dispose(app)
+
+
+def insert_due(services: Services) -> set[uuid.UUID]:
+    """Insert accounts that are due, with saved passwords, a key and a file each; return their public ids."""
+    with services.sessions() as session, reading(session):
+        first = (session.scalar(select(func.max(Account.id))) or 0) + 1
+        then = database_now(session) - timedelta(hours=1)
+    ids = range(first, first + DUE)
+    people = [
+        {
+            "id": account_id,
+            "public_id": uuid.uuid4(),
+            "username": f"due{account_id}",
+            "username_key": f"due{account_id}",
+            "email": f"due{account_id}@example.net",
+            "email_key": f"due{account_id}@example.net",
+            "password_hash": "!",
+            "avatar_key": new_key(),
+            "joined_at": then,
+            "deactivated_at": then,
+            "purge_at": then,
+            "deactivated_by": "owner",
+        }
+        for account_id in ids
+    ]
+    with services.sessions() as session, writing(session):
+        session.execute(insert(Account), people)
+        session.execute(
+            insert(VaultKey),
+            [{"account_id": one, "wrapped_key": b"k", "wrapped_by": "none"} for one in ids],
+        )
+        session.execute(
+            insert(SavedPassword),
+            [
+                {
+                    "uid": uuid.uuid4(),
+                    "account_id": one,
+                    "ciphertext": b"c" * 100,
+                    "created_at": then,
+                    "updated_at": then,
+                }
+                for one in ids
+                for _ in range(PASSWORDS)
+            ],
+        )
+    media = services.settings.instance_path / "media"
+    for person in people:
+        key = str(person["avatar_key"])
+        # As the store lays them out, but without its care for power cuts, two thousand times.
+        (media / key[:2]).mkdir(parents=True, exist_ok=True)
+        (media / key[:2] / key).write_bytes(b"an image")
+        with services.avatars.open(key) as file:  # type: ignore[union-attr]
+            assert file.read() == b"an image"
+    return {person["public_id"] for person in people}  # type: ignore[misc]
+
+
+def receipts(services: Services) -> int:
+    with services.sessions() as session, reading(session):
+        return session.scalar(select(func.count()).select_from(Receipt)) or 0
+
+
+def owed(services: Services) -> int:
+    """Count files to delete and ledger lines to write."""
+    with services.sessions() as session, reading(session):
+        query = select(func.count()).where(Effect.kind.in_([DELETE_FILE, LEDGER]))
+        return session.scalar(query) or 0
+
+
+def let_leases_run_out(services: Services) -> None:
+    with services.sessions() as session, writing(session):
+        session.execute(update(Effect).values(deliver_after=Effect.created_at))
+
+
+def count_files(folder: Path) -> int:
+    return sum(1 for path in folder.rglob("*") if path.is_file())

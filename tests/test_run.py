@@ -1,0 +1,281 @@
+"""`make run` on a fresh checkout: prepare, serve, and the life of an account by HTTP alone."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.support.factories import PASSWORD, png
+from tests.support.processes import ROOT, START, Running, environment, eventually, run
+from tests.support.servers import free_port
+
+
+def fresh(folder: Path, **changes: str) -> dict[str, str]:
+    """The environment of somebody who has just cloned it: no key, no database, no server."""
+    env = environment(folder, **changes)
+    for name in ("SECRET_KEY", "VAULT_KEYS", "DATABASE_URL"):
+        del env[name]
+    return env
+
+
+# Prepare ----------------------------------------------------------------------------------------
+
+
+def test_prepare_makes_keys_folder_and_schema_and_can_be_repeated(tmp_path: Path) -> None:
+    env = fresh(tmp_path)
+    instance = tmp_path / "instance"
+
+    first = run("python", "-m", "accountsvc", "prepare", env=env)
+    keys = {path.name: path.read_bytes() for path in instance.glob("*key*")}
+    second = run("python", "-m", "accountsvc", "prepare", env=env)
+    listed = run("flask", "--app", "wsgi", "accounts", "list", "--json", env=env)
+
+    assert first.returncode == second.returncode == 0, first.stderr + second.stderr
+    assert set(keys) == {"secret_key", "vault_keys"}
+    for path in instance.glob("*key*"):
+        assert path.stat().st_mode & 0o777 == 0o600
+        assert path.read_bytes() == keys[path.name]
+        assert keys[path.name].decode().strip() not in first.stdout + second.stdout
+    assert "made SECRET_KEY" in first.stdout
+    assert "made" not in second.stdout
+    assert instance.stat().st_mode & 0o777 == 0o700
+    assert listed.stdout == "[]\n"
+
+
+def test_a_process_that_finds_no_keys_says_what_to_do_and_makes_none(tmp_path: Path) -> None:
+    result = run("flask", "--app", "wsgi", "accounts", "list", env=fresh(tmp_path))
+
+    assert result.returncode != 0
+    assert "run `python -m accountsvc prepare`" in result.stderr
+    assert not (tmp_path / "instance" / "secret_key").exists()
+
+
+def test_prepare_in_production_makes_no_keys(tmp_path: Path) -> None:
+    result = run("python", "-m", "accountsvc", "prepare", env=fresh(tmp_path, APP_ENV="production"))
+
+    assert result.returncode == 2
+    assert "accountsvc: SECRET_KEY is not set" in result.stderr
+    assert not (tmp_path / "instance").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "code", "sentence"),
+    [
+        ({"INSTANCE_PATH": "/dev/null/instance"}, 1, "the instance folder cannot be written"),
+        ({"DATABASE_URL": "postgresql://nobody@127.0.0.1:1/none"}, 1, "the database refused"),
+        ({"PORT": "0"}, 2, "PORT must be between 1 and 65535"),
+    ],
+)
+def test_what_cannot_be_prepared_is_one_line(
+    tmp_path: Path, changes: dict[str, str], code: int, sentence: str
+) -> None:
+    result = run("python", "-m", "accountsvc", "prepare", env=fresh(tmp_path, **changes))
+
+    assert result.returncode == code, result.stderr
+    assert sentence in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("words", [(), ("nonsense",), ("prepare", "more")])
+def test_wrong_arguments_are_bad_usage(tmp_path: Path, words: tuple[str, ...]) -> None:
+    result = run("python", "-m", "accountsvc", *words, env=fresh(tmp_path))
+
+    assert result.returncode == 2
+    assert "usage: python -m accountsvc" in result.stderr
+
+
+# Run --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def served(tmp_path: Path) -> Iterator[tuple[Running, httpx.Client]]:
+    """All processes on a free port, with a grace period of three seconds."""
+    port = free_port()
+    env = fresh(tmp_path, GRACE_PERIOD="3s", SWEEP_INTERVAL="1s", PORT=str(port))
+    # Nothing but the virtual environment is needed.
+    env["PATH"] = "/usr/bin:/bin"
+    prepared = run("python", "-m", "accountsvc", "prepare", env=env)
+    assert prepared.returncode == 0, prepared.stderr
+    url = f"http://localhost:{port}"
+    with (
+        Running("python", "-m", "accountsvc", "run", env=env) as running,
+        httpx.Client(base_url=url, timeout=30) as client,
+    ):
+        running.wait_for(f"serving {url}")
+        eventually(lambda: is_served(client), START)
+        yield running, client
+
+
+def is_served(client: httpx.Client) -> bool:
+    try:
+        return client.get("/healthz").status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+class Somebody:
+    """A person who signs up, saves three passwords and uploads an avatar, by HTTP."""
+
+    def __init__(self, client: httpx.Client, name: str) -> None:
+        self.name, self.email = name, f"{name}@mail.example"
+        answer = client.post(
+            "/api/sign-up/",
+            json={"username": name, "email": self.email, "password": PASSWORD}
+            | {"first_name": "", "last_name": "", "number_phone": ""},
+        )
+        assert answer.status_code == 201, answer.text
+        self.id: int = answer.json()["user"]["id"]
+        self.auth = {"Authorization": f"Bearer {answer.json()['access']}"}
+        for number in range(3):
+            saved = client.post(
+                "/api/save-passwords/",
+                json={"name_pages": "site", "url": "", "password_saved": f"{name} {number}"},
+                headers=self.auth,
+            )
+            assert saved.status_code == 201, saved.text
+        updated = client.put(
+            f"/api/profile/{self.id}/update/",
+            files={"avatar": ("me.png", png(), "image/png")},
+            headers=self.auth,
+        )
+        assert updated.status_code == 200, updated.text
+        self.avatar: str = updated.json()["avatar"]
+
+    def passwords(self, client: httpx.Client) -> list[str]:
+        answer = client.get("/api/view-all-saved-passwords/", headers=self.auth)
+        return sorted(one["password_saved"] for one in answer.json()["passwords"])
+
+
+def test_a_deleted_account_is_gone_from_the_instance_folder_and_the_other_has_everything(
+    served: tuple[Running, httpx.Client], tmp_path: Path
+) -> None:
+    # given
+    running, client = served
+    instance = tmp_path / "instance"
+    gone, stays = Somebody(client, "zebulonia"), Somebody(client, "yvonnette")
+    files = [path for path in (instance / "media").rglob("*") if path.is_file()]
+    assert len(files) == 2
+
+    # when
+    answer = client.delete(f"/api/profile/{gone.id}/delete/", headers=gone.auth)
+
+    # then: at once
+    assert (answer.status_code, answer.content) == (204, b"")
+    assert "Sunset" in answer.headers
+    assert client.get("/api/profile/", headers=gone.auth).status_code == 401
+    signed_in = client.post("/api/sign-in/", json={"email": gone.email, "password": PASSWORD})
+    assert signed_in.status_code == 403
+    assert client.get(gone.avatar).status_code == 404
+
+    # then: after the grace period
+    receipts = eventually(lambda: scrubbed_receipts(instance))
+    assert len(receipts) == 1
+    assert receipts[0][:2] == (3, 1)
+    for path in instance.rglob("*"):
+        if path.is_file() and "mail" not in path.relative_to(instance).parts:
+            content = path.read_bytes()
+            assert gone.name.encode() not in content, path
+    left = [path for path in (instance / "media").rglob("*") if path.is_file()]
+    assert len(left) == 1
+    assert rows_left(instance) == {"accounts": 1, "saved_passwords": 3, "vault_keys": 1}
+    lines = [
+        json.loads(line)
+        for path in (instance / "ledger").rglob("*.jsonl")
+        for line in path.read_text().splitlines()
+    ]
+    assert [line["saved_passwords"] for line in lines] == [3]
+    assert stays.passwords(client) == [f"yvonnette {number}" for number in range(3)]
+    assert client.get(stays.avatar).status_code == 200
+    assert gone.name not in running.log
+    assert "Traceback" not in running.log
+
+
+def scrubbed_receipts(instance: Path) -> list[tuple[int, int]]:
+    with sqlite3.connect(instance / "accountsvc.db", timeout=30) as database:
+        return database.execute(
+            "SELECT saved_passwords, files FROM receipts WHERE scrubbed_at IS NOT NULL"
+        ).fetchall()
+
+
+def rows_left(instance: Path) -> dict[str, int]:
+    with sqlite3.connect(instance / "accountsvc.db", timeout=30) as database:
+        return {
+            table: database.execute(f"SELECT count(*) FROM {table}").fetchone()[0]
+            for table in ("accounts", "saved_passwords", "vault_keys")
+        }
+
+
+@pytest.mark.parametrize(
+    ("how", "group"),
+    [(signal.SIGINT, True), (signal.SIGTERM, False), (signal.SIGHUP, True)],
+    ids=["Ctrl-C", "SIGTERM", "closed terminal"],
+)
+def test_a_signal_stops_everything_and_leaves_no_process(
+    served: tuple[Running, httpx.Client], tmp_path: Path, how: signal.Signals, group: bool
+) -> None:
+    running, client = served
+    running.wait_for("worker is ready")
+    assert len(running.alive()) > 4
+
+    took = running.stop(how, group=group)
+
+    assert took < 15
+    assert running.process.returncode == 0
+    eventually(lambda: running.alive() == [], 1)
+    assert not is_served(client)
+    assert "Traceback" not in running.log
+    # All that was written lies in the instance folder.
+    assert [path.name for path in tmp_path.iterdir()] == ["instance"]
+
+
+def test_one_process_that_dies_stops_the_others(
+    served: tuple[Running, httpx.Client],
+) -> None:
+    running, _ = served
+    running.wait_for("worker is ready")
+    worker = next(pid for pid in running.alive() if is_worker(pid))
+
+    os.kill(worker, signal.SIGKILL)
+
+    running.process.wait(30)
+    assert running.process.returncode != 0
+    eventually(lambda: running.alive() == [], 5)
+
+
+def is_worker(pid: int) -> bool:
+    """Say whether this is the one that the Procfile starts: its words are there, its parent is not it."""
+    words = Path(f"/proc/{pid}/cmdline").read_bytes()
+    # A process that the worker forks is in its session, whose leader it is.
+    return b"celery" in words and b"honcho" not in words and os.getsid(pid) == pid
+
+
+def test_every_process_knows_the_port_and_none_tells_its_version(
+    served: tuple[Running, httpx.Client],
+) -> None:
+    running, client = served
+    running.wait_for("worker is ready")
+
+    ports = {
+        words.split(b"=", 1)[1]
+        for pid in running.alive()
+        for words in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+        if words.startswith(b"PORT=")
+    }
+
+    # The worker mails links to it.
+    assert ports == {str(client.base_url.port).encode()}
+    assert client.get("/healthz").headers["Server"] == "accountsvc"
+
+
+def test_make_run_prepares_and_runs_what_is_tested_here() -> None:
+    recipe = (ROOT / "Makefile").read_text().partition("\nrun: ")[2].partition("\n\n")[0]
+
+    assert "python -m accountsvc prepare" in recipe
+    assert "python -m accountsvc run" in recipe
