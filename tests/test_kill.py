@@ -42,7 +42,7 @@ def test_a_worker_killed_at_random_moments_purges_everybody_once_and_nobody_else
     moments = sorted(chance.sample(range(1, DUE - 100), KILLS))
     for moment in moments:
         with worker(env) as running:
-            eventually(lambda: receipts(services) >= moment, START, pause=0.005)
+            eventually(lambda moment=moment: receipts(services) >= moment, START, pause=0.005)
             time.sleep(chance.uniform(0, 0.05))
             running.kill()
     assert 0 < receipts(services) < DUE, f"killed too late to matter, seed {seed}"
