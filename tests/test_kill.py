@@ -7,6 +7,7 @@ import random
 import time
 import uuid
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 
 from sqlalchemy import func, insert, select, update
@@ -42,7 +43,7 @@ def test_a_worker_killed_at_random_moments_purges_everybody_once_and_nobody_else
     moments = sorted(chance.sample(range(1, DUE - 100), KILLS))
     for moment in moments:
         with worker(env) as running:
-            eventually(lambda moment=moment: receipts(services) >= moment, START, pause=0.005)
+            eventually(partial(reached, services, moment), START, pause=0.005)
             time.sleep(chance.uniform(0, 0.05))
             running.kill()
     assert 0 < receipts(services) < DUE, f"killed too late to matter, seed {seed}"
@@ -124,6 +125,10 @@ def insert_due(services: Services) -> set[uuid.UUID]:
 def receipts(services: Services) -> int:
     with services.sessions() as session, reading(session):
         return session.scalar(select(func.count()).select_from(Receipt)) or 0
+
+
+def reached(services: Services, count: int) -> bool:
+    return receipts(services) >= count
 
 
 def owed(services: Services) -> int:
