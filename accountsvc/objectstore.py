@@ -96,15 +96,18 @@ def _make_folder(folder: Path) -> None:
     sync_folder(folder.parent)
 
 
-def s3_client() -> S3Client:
-    """Make an S3 client from the usual ``AWS_…`` environment, with bounded time and retries."""
+def s3_client(*, read_timeout: float = 10) -> S3Client:
+    """Make an S3 client from the usual ``AWS_…`` environment, with bounded time and retries.
+
+    *read_timeout* is in seconds, for each try; some stores take several to delete 1,000 keys.
+    """
     import boto3
     from botocore.config import Config
 
     config = Config(
         # botocore's own minute each would hold a request, and a sweep, for as long.
         connect_timeout=2,
-        read_timeout=5,
+        read_timeout=read_timeout,
         # "legacy", the default, knows fewer throttling errors. Four tries wait 7 seconds at most.
         retries={"mode": "standard", "total_max_attempts": 4},
     )

@@ -11,6 +11,7 @@ from functools import cached_property
 from io import BytesIO
 from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
+from urllib.request import urlopen
 
 from botocore.awsrequest import AWSPreparedRequest, AWSResponse
 from botocore.compat import HTTPHeaders
@@ -48,9 +49,10 @@ class S3Server:
 
     @cached_property
     def client(self) -> S3Client:
-        """A client of this server with the settings of the service; the first one takes a second."""
+        """A client as the service makes it, but more patient; the first one takes a second."""
         with patch.dict(os.environ, self.env):
-            return s3_client()
+            # A busy test machine is slower than any store.
+            return s3_client(read_timeout=60)
 
     def make_bucket(self, *, versions: str = "") -> str:
         """Make a bucket of its own name; *versions* is ``Enabled``, ``Suspended`` or nothing."""
@@ -69,8 +71,12 @@ def start_moto() -> Iterator[S3Server]:
     """Run a server, on a port that the kernel picks, until the block ends."""
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
+    found = S3Server(*server.get_host_and_port())
     try:
-        yield S3Server(*server.get_host_and_port())
+        # Its first answer waits for all of moto's S3 to be imported: longer, on a busy machine, than
+        # the service is patient.
+        urlopen(found.url, timeout=120).close()
+        yield found
     finally:
         server.stop()
         # ``stop`` ends the loop only; an open socket would be reported when it is collected.
