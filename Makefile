@@ -4,7 +4,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-UV_VERSION := 0.13.9
+COMPILE = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
+  --no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" setup.cfg
 
 .DEFAULT_GOAL := help
 .PHONY: help install run test lint format faults bench lock audit clean
@@ -14,19 +15,27 @@ help: ## Show this help
 
 install: $(STAMP) ## Make .venv with the locked dependencies
 
+# uv installs many times faster than pip; but it reads no pip.conf, so where only pip knows the index,
+# pip does it.
 $(STAMP): requirements-dev.lock setup.cfg pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12 install")'
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@test "$$($(BIN)/uv --version 2>/dev/null | cut -d' ' -f2)" = $(UV_VERSION) || $(BIN)/python -m pip install --quiet uv==$(UV_VERSION)
-	VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install --quiet --require-hashes -r requirements-dev.lock
-	VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install --quiet --no-deps -e .
+	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) was not found: make PYTHON=/path/to/python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is %d.%d: make PYTHON=python3.12 $(MAKECMDGOALS)" % sys.version_info[:2])'
+	@test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
+	@awk '/^[a-z]/ {wanted = /^uv==/} wanted' requirements-dev.lock > $(VENV)/uv.txt
+	@$(BIN)/python -m pip install --quiet --no-deps --require-hashes -r $(VENV)/uv.txt
+	VIRTUAL_ENV=$(VENV) $(BIN)/uv pip sync --quiet --require-hashes requirements-dev.lock || \
+	  $(BIN)/python -m pip install --quiet --no-deps --require-hashes -r requirements-dev.lock
+	VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install --quiet --no-deps --no-build-isolation --offline -e .
+	@# Where Python may not write bytecode, each of the many processes would compile all libraries again.
+	@test -z "$$PYTHONDONTWRITEBYTECODE" || PYTHONDONTWRITEBYTECODE= $(BIN)/python -c "import accountsvc.api, accountsvc.cli, accountsvc.pages, celery.bin.celery, hypothesis, pytest" || true
 	@touch $@
 
 run: install ## Serve: web, worker and beat together; Ctrl-C stops them
 	@$(BIN)/python -m accountsvc prepare
-	@PATH="$(CURDIR)/$(BIN):$$PATH" exec $(BIN)/honcho start
+	@exec $(BIN)/python -m accountsvc run
 
 test: install ## Run all tests on real PostgreSQL, Redis protocol, SMTP, S3 protocol and worker processes
+	@command -v chromium >/dev/null || echo "make test: NO CHROMIUM FOUND: the browser tests cannot run (Debian: apt-get install chromium)" >&2
 	$(BIN)/pytest $(PYTEST_OPTIONS)
 
 lint: install ## Check format, style, types and import directions
@@ -45,13 +54,17 @@ faults: install ## Inject faults for up to ten minutes and check what was promis
 bench: install ## Measure, as ratios against a reference in the same run
 	$(BIN)/python -m bench
 
-lock: install ## Lock the dependencies anew
-	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" setup.cfg -o requirements.lock $(LOCK_OPTIONS)
-	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" --extra dev -c requirements.lock setup.cfg -o requirements-dev.lock $(LOCK_OPTIONS)
+lock: install ## Lock the dependencies anew; LOCK_OPTIONS=--upgrade takes newer releases
+	$(COMPILE) -o requirements.lock $(LOCK_OPTIONS)
+	$(COMPILE) --extra dev -c requirements.lock -o requirements-dev.lock $(LOCK_OPTIONS)
 
+# pip-audit calls it clean when it got no data. So a release with known vulnerabilities is asked for
+# first: if it is not reported, nothing was audited.
 audit: install ## Look the locked dependencies up in a vulnerability database
-	@$(BIN)/pip-audit --require-hashes --disable-pip -r requirements.lock || \
-	  { echo "make audit: findings above, or no vulnerability data could be had: this was no clean audit" >&2; exit 1; }
+	@echo "jinja2==2.4.1" > $(VENV)/known-vulnerable.txt
+	@$(BIN)/pip-audit --progress-spinner off --disable-pip --no-deps -r $(VENV)/known-vulnerable.txt $(AUDIT_OPTIONS) 2>/dev/null | grep -qE 'PYSEC-|GHSA-|CVE-' || \
+	  { echo "make audit: NOT AUDITED: there was no vulnerability data (a release known to be vulnerable was not reported)" >&2; exit 2; }
+	$(BIN)/pip-audit --progress-spinner off --strict --disable-pip --require-hashes -r requirements.lock $(AUDIT_OPTIONS)
 
 clean: ## Remove .venv and caches; instance/ stays
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist *.egg-info

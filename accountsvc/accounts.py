@@ -113,10 +113,12 @@ def sign_up(
     given = {name: fields.get(name, "") for name in PROFILE_FIELDS}
     problems = _problems(given)
     values = _cleaned(given)
+    # What is no valid text can neither be looked up nor be compared with the password.
+    sound = {name: value for name, value in values.items() if name not in problems}
     password = fields.get("password", "")
-    problems |= _password_problems("password", password, values)
+    problems |= _password_problems("password", password, sound)
     with reading(session):
-        problems = {**_taken(session, values, but=None), **problems}
+        problems |= _taken(session, sound, but=None)
     if problems:
         raise InvalidInput(problems)
     password_hash = hasher.hash(password)

@@ -16,11 +16,14 @@ import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from datetime import timedelta
+from email.utils import parseaddr
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from dotenv import dotenv_values
+from sqlalchemy import make_url
+from sqlalchemy.exc import ArgumentError
 
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 # A century: far beyond any grace period, and far from the largest date that Python can hold.
@@ -36,10 +39,11 @@ def duration(text: str) -> timedelta:
     match = re.fullmatch(r"([0-9]{1,9})([smhdw])", text.strip().lower())
     if match is None:
         raise ValueError("is not a duration")
-    span = timedelta(**{_UNITS[match[2]]: int(match[1])})
-    if span > _LONGEST:
+    unit, number = timedelta(**{_UNITS[match[2]]: 1}), int(match[1])
+    # Divided, since the product may be more than a timedelta can hold.
+    if number > _LONGEST // unit:
         raise ValueError("is longer than a century")
-    return span
+    return number * unit
 
 
 def _positive_duration(text: str) -> timedelta:
@@ -85,6 +89,8 @@ def _switch(text: str) -> bool:
 
 
 def _secret(text: str) -> str:
+    if any(0xD800 <= ord(character) <= 0xDFFF for character in text):
+        raise ValueError("is not UTF-8")
     if len(text.encode()) < 32:
         raise ValueError("must be at least 32 bytes long")
     return text
@@ -106,20 +112,51 @@ def _wrapping_keys(text: str) -> tuple[bytes, ...]:
 def _database_url(text: str) -> str:
     if not re.match(r"(sqlite|postgresql(\+psycopg)?)://", text):
         raise ValueError("must begin with postgresql:// or sqlite:///")
-    if text in {"sqlite://", "sqlite:///", "sqlite:///:memory:"}:
+    try:
+        database = make_url(text).database or ""
+    except (ArgumentError, ValueError):
+        raise ValueError("cannot be read as a URL") from None
+    if text.startswith("sqlite") and (not database or ":memory:" in database):
         # Web, worker and CLI are processes of their own: they would each see an empty database.
         raise ValueError("must name a file, since several processes share it")
     return text
 
 
 def _url(*schemes: str) -> Callable[[str], str]:
+    """Make a reader of URLs: ``file:`` ones name an absolute path, all others a host."""
+
     def read(text: str) -> str:
-        parts = urlsplit(text)
-        if parts.scheme not in schemes or not (parts.netloc or parts.path.strip("/")):
+        scheme, _, rest = text.partition("://")
+        if scheme not in schemes or not rest.strip("/"):
             raise ValueError("must begin with " + " or ".join(f"{name}://" for name in schemes))
+        if scheme in {"file", "filesystem"}:
+            if not rest.startswith("/"):
+                raise ValueError(f"must name an absolute path, as in {scheme}:///path")
+            return text
+        try:
+            parts = urlsplit(text)
+            host = parts.hostname if parts.port != 0 else None
+        except ValueError:
+            # The reason would quote a part of the URL, which may be a password.
+            raise ValueError("cannot be read as a URL") from None
+        if not host:
+            raise ValueError("must name a host, and a port only if it is a number")
+        if scheme == "s3" and not re.fullmatch(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]", parts.netloc):
+            raise ValueError("does not name a bucket")
         return text
 
     return read
+
+
+def _sender(text: str) -> str:
+    _, address = parseaddr(text)
+    if (
+        not text.isascii()
+        or not text.isprintable()
+        or not re.fullmatch(r"[^@\s]+@[^@\s]+", address)
+    ):
+        raise ValueError("is not one mail address in ASCII")
+    return text
 
 
 def _origins(text: str) -> tuple[str, ...]:
@@ -139,12 +176,11 @@ def _networks(
         raise ValueError("holds something that is not an address or a network") from None
 
 
-def _text(text: str) -> str:
-    return text
-
-
 def _path(text: str) -> Path:
-    return Path(text).expanduser().resolve()
+    try:
+        return Path(text).expanduser().resolve()
+    except (RuntimeError, OSError):
+        raise ValueError("cannot be resolved to a folder") from None
 
 
 def _setting(
@@ -211,7 +247,7 @@ class Settings:
     mail_from: str = _setting(
         "MAIL_FROM",
         "Accounts <accounts@localhost>",
-        _text,
+        _sender,
         "Accounts <accounts@example.org>",
     )
     ledger_url: str = _setting(
@@ -242,6 +278,8 @@ class Settings:
     cors_origins: tuple[str, ...] = _setting(
         "CORS_ORIGINS", "http://localhost:3000", _origins, "https://app.example.org"
     )
+    # Before the setting that is derived from it: the first wrong one is named.
+    port: int = _setting("PORT", "8000", _whole(1, 65_535), "8000")
     public_url: str = _setting(
         "PUBLIC_URL", "", _url("http", "https"), "https://accounts.example.org"
     )
@@ -249,7 +287,6 @@ class Settings:
         "TRUSTED_PROXIES", "", _networks, "10.0.0.0/8"
     )
     rate_limits: bool = _setting("RATE_LIMITS", "on", _switch, "on")
-    port: int = _setting("PORT", "8000", _whole(1, 65_535), "8000")
     # argon2id's first recommended choice of RFC 9106 for constrained memory; tests make it cheap.
     password_hash_cost: str = _setting(
         "PASSWORD_HASH_COST", "normal", _one_of("normal", "cheap"), "normal"
@@ -263,6 +300,14 @@ class Settings:
         return self.database_url.startswith("sqlite")
 
 
+def wrong(name: str, why: object) -> ConfigError:
+    """Make the line that refuses the setting *name*; *why* must not repeat a secret."""
+    example = next(
+        spec.metadata["example"] for spec in fields(Settings) if spec.metadata["name"] == name
+    )
+    return ConfigError(f"{name} {why}; for example: {example}")
+
+
 def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
     """Read and check every setting; write nothing.
 
@@ -274,7 +319,7 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
     if environ is None:
         given = {name: value for name, value in dotenv_values(".env").items() if value is not None}
         environ = {**given, **os.environ}
-    instance = _path(environ.get("INSTANCE_PATH") or "./instance")
+    instance = _instance(environ)
     production = environ.get("APP_ENV") == "production"
     derived = {
         "DATABASE_URL": f"sqlite:///{instance}/accountsvc.db",
@@ -305,7 +350,7 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
         except ValueError as exc:
             # The value of a secret is not repeated: this line ends up in logs.
             shown = f" ({text!r})" if spec.repr else ""
-            raise ConfigError(f"{name} {exc}{shown}; for example: {example}") from None
+            raise wrong(name, f"{exc}{shown}") from None
     settings = Settings(**values)  # type: ignore[arg-type]
     _check_together(settings)
     return settings
@@ -337,6 +382,14 @@ def _check_together(settings: Settings) -> None:
         raise ConfigError("PASSWORD_HASH_COST may not be cheap in production; for example: normal")
 
 
+def _instance(environ: Mapping[str, str]) -> Path:
+    text = environ.get("INSTANCE_PATH") or "./instance"
+    try:
+        return _path(text)
+    except ValueError as exc:
+        raise wrong("INSTANCE_PATH", f"{exc} ({text!r})") from None
+
+
 def _key_file(instance: Path, name: str) -> Path:
     return instance / name.lower()
 
@@ -346,10 +399,9 @@ def _read_key(instance: Path, name: str) -> str | None:
         return _key_file(instance, name).read_text().strip() or None
     except FileNotFoundError:
         return None
-    except OSError as exc:
-        raise ConfigError(
-            f"{name} cannot be read from the instance folder: {exc.strerror}"
-        ) from None
+    except (OSError, UnicodeDecodeError) as exc:
+        reason = exc.strerror if isinstance(exc, OSError) else "it is not text"
+        raise ConfigError(f"{name} cannot be read from the instance folder: {reason}") from None
 
 
 def make_keys(environ: Mapping[str, str]) -> list[str]:
@@ -360,7 +412,7 @@ def make_keys(environ: Mapping[str, str]) -> list[str]:
     """
     if environ.get("APP_ENV") == "production":
         return []
-    instance = _path(environ.get("INSTANCE_PATH") or "./instance")
+    instance = _instance(environ)
     instance.mkdir(mode=0o700, parents=True, exist_ok=True)
     made = []
     for name in ("SECRET_KEY", "VAULT_KEYS"):

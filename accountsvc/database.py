@@ -178,6 +178,15 @@ def is_passing_fault(exc: BaseException) -> bool:
     return state.startswith(("08", "25006", "40", "53", "55P03", "57", "58"))
 
 
+def is_outage(exc: BaseException) -> bool:
+    """Say whether the fault is the database's as a whole, and would meet whatever is tried next.
+
+    A lock or statement that took too long, or a deadlock, is not: that may be about single rows.
+    """
+    state = getattr(getattr(exc, "orig", None), "sqlstate", None) or ""
+    return is_passing_fault(exc) and not state.startswith(("40", "55P03", "57014"))
+
+
 @contextmanager
 def translated() -> Iterator[None]:
     """Turn a passing fault of the database into :class:`DatabaseUnavailable`, the cause chained."""

@@ -132,9 +132,10 @@ def reschedule(
         raise GraceOver("The account is due. Place a hold to suspend its purge.")
     assert account.deactivated_at is not None
     assert account.purge_at is not None
-    purge_at = whole_second(purge_at)
+    # Before it is rounded: the last microsecond of the calendar cannot be.
     if not account.purge_at <= purge_at <= whole_second(account.deactivated_at + max_grace):
         raise InvalidSchedule
+    purge_at = whole_second(purge_at)
     if purge_at != account.purge_at:
         account.purge_at = purge_at
         audit.record(session, "deletion.rescheduled", subject=account.public_id, by=by, now=now)

@@ -82,6 +82,8 @@ def compose(
     message["Auto-Submitted"] = "auto-generated"
     message.set_content(text, cte=_encoding(text))
     message.add_alternative(html, subtype="html", cte=_encoding(html))
+    # Not random, so that what is sent again is the same to the last byte.
+    message.set_boundary(f"=={uid}==")
     return message
 
 
@@ -89,22 +91,38 @@ def read_sender(text: str) -> Address:
     """Read ``Name <mailbox@domain>`` or ``mailbox@domain``; raise ValueError for anything else."""
     if not text.isascii() or not text.isprintable():
         raise ValueError("must be one line of ASCII")
-    header: Any = SMTP.header_factory("From", text)
-    if header.defects or len(header.addresses) != 1 or not header.addresses[0].domain:
+    try:
+        header: Any = SMTP.header_factory("From", text)
+        (address,) = header.addresses
+    except (ValueError, LookupError):
+        address = None
+    if not isinstance(address, Address) or header.defects or not _is_plain(address):
         raise ValueError("must be one mail address such as Accounts <accounts@example.org>")
-    address: Address = header.addresses[0]
     return address
 
 
 def _recipient(to: str) -> Address:
     username, _, domain = to.rpartition("@")
-    if not username or not to.isprintable() or " " in to:
-        raise MailRefused("not an address")
     try:
         # A server knows the domain by its ASCII form (RFC 5891).
-        return Address(username=username, domain=domain.encode("idna").decode())
+        address = Address(username=username, domain=domain.encode("idna").decode())
     except ValueError as exc:
         raise MailRefused("not an address") from exc
+    if not _is_plain(address):
+        raise MailRefused("not an address")
+    return address
+
+
+def _is_plain(address: Address) -> bool:
+    """Say whether it needs no quoting: then nothing in it means something to a header or a command."""
+    return (
+        re.fullmatch(r"""[^\s<>()\[\]\\,;:"@]+""", address.username) is not None
+        and re.fullmatch(r"[A-Za-z0-9-]+(\.[A-Za-z0-9-]+)*", address.domain) is not None
+        and address.username.isprintable()
+        # An encoded word (RFC 2047) is decoded on the way into a header, line breaks and all.
+        and "=?" not in address.username
+        and address.addr_spec == f"{address.username}@{address.domain}"
+    )
 
 
 def _encoding(text: str) -> str | None:
@@ -153,11 +171,19 @@ class SmtpMailer:
         self._tls = _tls(parts.scheme, parts.query)
         if not parts.hostname or parts.path.strip("/") or parts.fragment:
             raise ValueError("must be smtp://user:password@host:port/ or smtps://…")
-        # Also refuses what the resolver would choke on later.
-        self._host = parts.hostname.encode("idna").decode()
-        self._port = parts.port or {"none": 25, "starttls": 587, "implicit": 465}[self._tls]
+        try:
+            # Also refuses what the resolver would choke on later.
+            self._host = parts.hostname.encode("idna").decode()
+            self._port = parts.port or {"none": 25, "starttls": 587, "implicit": 465}[self._tls]
+        except ValueError:
+            # Its text may quote a part of the password, if that was not percent-encoded.
+            raise ValueError(
+                "has a host or a port that cannot be; is the password percent-encoded?"
+            ) from None
         self._user = unquote(parts.username or "")
         self._password = unquote(parts.password or "")
+        if not (self._user + self._password).isascii():
+            raise ValueError("must have user and password in ASCII")
         if self._user and self._tls == "none":
             raise ValueError("must not send a password without TLS: remove tls=none")
         self._timeout = timeout

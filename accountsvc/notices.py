@@ -57,6 +57,8 @@ KINDS = (
     PASSWORD_CHANGED,
     PASSWORD_RESET,
 )
+# What says when an account will be purged: one of them at a time is enough.
+_OF_THE_DATE = (SCHEDULED, DATE_MOVED, REMINDER)
 
 # How long an address may wait in the outbox for a mail server that does not answer.
 ADDRESS_KEPT = timedelta(hours=72)
@@ -97,7 +99,7 @@ def date_moved(
 
 def reactivated(session: Session, account: Account, *, now: datetime, grace: timedelta) -> None:
     """Owe the mail that the account is back, with what to do if it was somebody else's doing."""
-    outbox.forget(session, subject=account.public_id, kinds=[SCHEDULED, DATE_MOVED, REMINDER])
+    outbox.forget(session, subject=account.public_id, kinds=_OF_THE_DATE)
     _owe(session, REACTIVATED, account, now=now, kept=NEWS_KEPT)
     if _recently_moved(account, now=now, within=grace):
         _owe(session, REACTIVATED, account, now=now, to=PREVIOUS, kept=NEWS_KEPT)
@@ -282,10 +284,11 @@ class _Delivery:
             outcome.failed[one.uid] = type(exc.__cause__ or exc).__name__
         except MailRefused as exc:
             log.warning("a mail was refused", kind=one.kind, attempts=one.attempts)
-            if one.attempts > len(REFUSED_PAUSES):
+            again = _next_try(one, now)
+            if again is None:
                 outcome.given_up[one.uid] = type(exc).__name__
             else:
-                outcome.later[one.uid] = now + REFUSED_PAUSES[one.attempts - 1]
+                outcome.later[one.uid] = again
 
     def _drop(self, ids: Collection[int]) -> None:
         if ids:
@@ -318,8 +321,13 @@ class _Delivery:
 
     def _scheduled(self, session: Session, one: Owed, account: Account, now: datetime) -> _Decision:
         """Decide on what says when the account will be purged; a reminder is one of them."""
-        coming = [row for row in _reminders(session, account) if _falls_due(row, account) <= now]
+        owed = session.scalars(
+            select(Effect).where(Effect.subject == account.public_id, Effect.kind.in_(_OF_THE_DATE))
+        ).all()
+        coming = [row for row in owed if row.kind == REMINDER and _falls_due(row, account) <= now]
         if one.kind == REMINDER:
+            if any(row.kind != REMINDER and row.payload["to"] == CURRENT for row in owed):
+                return None
             before = one.payload["before"]
             falls_due = _before_purge(account, before)
             if falls_due > now:
@@ -348,6 +356,14 @@ class _Delivery:
         return letter
 
 
+def _next_try(one: Owed, now: datetime) -> datetime | None:
+    """Say when to try a refused mail again; None: never."""
+    if one.attempts > len(REFUSED_PAUSES):
+        return None
+    again = now + REFUSED_PAUSES[one.attempts - 1]
+    return again if one.expires_at is None or again < one.expires_at else None
+
+
 def _to(account: Account, one: Owed) -> _Letter | None:
     """Address a mail as it was owed: not to an address that the account has got only since then."""
     letter = _Letter(account.email, _grace(account))
@@ -363,12 +379,6 @@ def _to(account: Account, one: Owed) -> _Letter | None:
 
 def _grace(account: Account) -> dict[str, Any]:
     return {"purge_at": account.purge_at, "by_owner": account.deactivated_by == OWNER}
-
-
-def _reminders(session: Session, account: Account) -> Sequence[Effect]:
-    return session.scalars(
-        select(Effect).where(Effect.subject == account.public_id, Effect.kind == REMINDER)
-    ).all()
 
 
 def _falls_due(row: Effect, account: Account) -> datetime:

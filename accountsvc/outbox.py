@@ -45,6 +45,7 @@ class Owed:
     payload: Mapping[str, Any]
     created_at: datetime
     attempts: int
+    expires_at: datetime | None = None
 
 
 @dataclass
@@ -110,7 +111,7 @@ def pending(session: Session, now: datetime) -> dict[str, int]:
     rows = session.execute(
         select(Effect.kind, func.count()).where(Effect.deliver_after <= now).group_by(Effect.kind)
     )
-    return dict(rows.tuples().all())
+    return {kind: count for kind, count in rows}
 
 
 def is_behind(session: Session, kind: str) -> bool:
@@ -131,21 +132,28 @@ def deliver(
     seconds: float = 5.0,
     on_given_up: OnGivenUp | None = None,
 ) -> DeliveryResult:
-    """Deliver what is due of *kinds* (default: all that *handlers* know), oldest first, in batches.
+    """Deliver what is due of *kinds* (default: all that *handlers* know), oldest of each first, in batches.
 
-    Returns after about *seconds*, or when nothing more is due; ``more`` says that something may be.
-    Mails are claimed one at a time, so that a slow server holds up only its own lease. A failing
-    effect is tried again with growing pauses and never stands in the way of the others. Safe beside
-    itself. Raises DatabaseUnavailable causes of SQLAlchemy only; a handler's failure is counted.
+    The kinds take turns. Returns after about *seconds*, or when nothing more is due; ``more`` says that
+    something may be. Mails are claimed one at a time, so that a slow server holds up only its own
+    lease. A failing effect is tried again with growing pauses and never stands in the way of the
+    others. Safe beside itself. Raises the database's own errors only; a handler's failure is counted.
     """
     result = DeliveryResult()
     stop_at = time.monotonic() + seconds
-    for kind in [kind for kind in handlers if kinds is None or kind in kinds]:
-        size = 1 if kind.startswith(MAIL_PREFIX) else batch_size
-        while time.monotonic() < stop_at:
+    waiting = _failing_last(sessions, [kind for kind in handlers if kinds is None or kind in kinds])
+    while waiting:
+        for kind in list(waiting):
+            if time.monotonic() >= stop_at:
+                result.more = True
+                return result
+            size = 1 if kind.startswith(MAIL_PREFIX) else batch_size
             owed = _claim(sessions, clock, kind, size)
+            if owed is None:
+                waiting.remove(kind)
+                continue
             if not owed:
-                break
+                continue
             with sessions() as session, reading(session):
                 now = clock(session)
             outcome = _handle(handlers[kind], owed, now)
@@ -154,12 +162,24 @@ def deliver(
             result.failed += bad
             result.given_up += len(outcome.given_up)
             result.delivered += len(owed) - bad - len(outcome.given_up) - len(outcome.later)
-        else:
-            result.more = True
     return result
 
 
-def _claim(sessions: sessionmaker[Session], clock: Clock, kind: str, size: int) -> dict[int, Owed]:
+def _failing_last(sessions: sessionmaker[Session], kinds: list[str]) -> list[str]:
+    """Put kinds that have failed behind the others, who else would wait for their time-outs."""
+    if len(kinds) < 2:
+        return kinds
+    with sessions() as session, reading(session):
+        failing = set(
+            session.scalars(select(Effect.kind).where(Effect.last_error.is_not(None)).distinct())
+        )
+    return sorted(kinds, key=lambda kind: kind in failing)
+
+
+def _claim(
+    sessions: sessionmaker[Session], clock: Clock, kind: str, size: int
+) -> dict[int, Owed] | None:
+    """Lease up to *size* effects; None when none is due, empty when those that were had expired."""
     with sessions() as session, writing(session):
         now = clock(session)
         rows = session.scalars(
@@ -169,6 +189,8 @@ def _claim(sessions: sessionmaker[Session], clock: Clock, kind: str, size: int) 
             .limit(size)
             .with_for_update(skip_locked=True)
         ).all()
+        if not rows:
+            return None
         gone = [row.id for row in rows if row.expires_at is not None and row.expires_at <= now]
         if gone:
             session.execute(delete(Effect).where(Effect.id.in_(gone)))
@@ -189,6 +211,7 @@ def _claim(sessions: sessionmaker[Session], clock: Clock, kind: str, size: int) 
                 payload=row.payload,
                 created_at=row.created_at,
                 attempts=row.attempts + 1,
+                expires_at=row.expires_at,
             )
             for row in claimed
         }
@@ -219,31 +242,24 @@ def _settle(
     on_given_up: OnGivenUp | None,
 ) -> None:
     """Remove what is done and reschedule what failed, each only while its lease is still ours."""
-    done = {
-        row_id: one
-        for row_id, one in owed.items()
-        if one.uid not in outcome.failed and one.uid not in outcome.later
-    }
+    spoken_of = {*outcome.failed, *outcome.later, *outcome.given_up}
+    done = [(row_id, one.attempts) for row_id, one in owed.items() if one.uid not in spoken_of]
     with sessions() as session, writing(session):
         now = clock(session)
-        leases = [(row_id, one.attempts) for row_id, one in done.items()]
-        if leases:
-            session.execute(
-                delete(Effect)
-                .where(tuple_(Effect.id, Effect.attempts).in_(leases))
-                .execution_options(synchronize_session=False)
-            )
-        for one in done.values():
-            if one.uid in outcome.given_up and on_given_up is not None:
-                on_given_up(session, one, outcome.given_up[one.uid], now)
+        _drop(session, done)
         for row_id, one in owed.items():
             if one.uid in outcome.later:
-                values: dict[str, Any] = {"deliver_after": outcome.later[one.uid]}
+                values: dict[str, Any] = {"deliver_after": _in_time(one, outcome.later[one.uid])}
             elif one.uid in outcome.failed:
                 values = {
-                    "deliver_after": now + retry_pause(one.attempts),
+                    "deliver_after": _in_time(one, now + retry_pause(one.attempts)),
                     "last_error": outcome.failed[one.uid][:100],
                 }
+            elif one.uid in outcome.given_up:
+                dropped = _drop(session, [(row_id, one.attempts)])
+                if dropped and on_given_up is not None:
+                    on_given_up(session, one, outcome.given_up[one.uid], now)
+                continue
             else:
                 continue
             session.execute(
@@ -259,6 +275,23 @@ def _settle(
             count=len(outcome.failed),
             error=next(iter(outcome.failed.values())),
         )
+
+
+def _drop(session: Session, leases: Sequence[tuple[int, int]]) -> int:
+    """Delete the rows whose lease is still the given one and return how many."""
+    if not leases:
+        return 0
+    done = session.execute(
+        delete(Effect)
+        .where(tuple_(Effect.id, Effect.attempts).in_(leases))
+        .execution_options(synchronize_session=False)
+    )
+    return int(done.rowcount)  # type: ignore[attr-defined]
+
+
+def _in_time(one: Owed, moment: datetime) -> datetime:
+    """Return *moment*, but no later than the expiry: an address must not outstay it for a retry."""
+    return moment if one.expires_at is None else min(moment, one.expires_at)
 
 
 def retry_pause(attempts: int) -> timedelta:

@@ -40,7 +40,7 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from . import audit, notices, outbox
 from .audit import SYSTEM_ACTOR, Actor
-from .database import Clock, is_passing_fault, reading, writing
+from .database import Clock, is_outage, reading, writing
 from .datamap import purged_by_account
 from .models import (
     Account,
@@ -153,7 +153,7 @@ def plan(
     """
     after: tuple[datetime, int] | None = None
     while True:
-        query = _claim(now, max_attempts, None, after=after).limit(page)
+        query = _claim(now, None, max_attempts=max_attempts, after=after).limit(page)
         proposed = [(row.purge_at, row.id) for row in session.execute(query)]
         if not proposed:
             return
@@ -242,7 +242,7 @@ def scrub(
                 .values(scrubbed_at=now)
                 .execution_options(synchronize_session=False)
             )
-    return True
+        return not session.scalar(select(exists().where(Receipt.scrubbed_at.is_(None))))
 
 
 def _scrubbable() -> ColumnElement[bool]:
@@ -275,25 +275,29 @@ def _open_hold(account_id: Any) -> Exists:
 
 def _claim(
     now: datetime,
-    max_attempts: int,
     only: Collection[int] | None,
+    *,
+    max_attempts: int | None,
     after: tuple[datetime, int] | None = None,
 ) -> Select[int, datetime | None]:
-    """Propose due accounts, oldest first. Held and failing ones are left out so that they block nobody."""
+    """Propose due accounts, oldest first. Held and failing ones are left out so that they block nobody.
+
+    Without *max_attempts* failing and stuck ones are proposed too.
+    """
     query = (
         select(Account.id, Account.purge_at)
         .where(Account.purge_at.is_not(None), Account.purge_at <= now)
         .where(~_open_hold(Account.id))
         .order_by(Account.purge_at, Account.id)
     )
-    if only is None:
+    if max_attempts is not None:
         query = query.where(
             ~exists().where(
                 PurgeFailure.account_id == Account.id,
                 (PurgeFailure.retry_at > now) | (PurgeFailure.attempts >= max_attempts),
             )
         )
-    else:
+    if only is not None:
         query = query.where(Account.id.in_(only))
     if after is not None:
         purge_at, account_id = after
@@ -358,22 +362,24 @@ def _purge_batch(
 ) -> list[int]:
     """Purge one batch and return the ids that were dealt with; none when nothing due is left."""
     proposed: list[int] = []
+    # Who asks for an account by its id wants it tried now.
+    waited_for = max_attempts if only is None else None
     try:
         with sessions() as session, writing(session):
             now = clock(session)
-            proposed = _lock_due(session, now, size, max_attempts, only)
+            proposed = _lock_due(session, now, size, only, waited_for)
             purged = _decide(session, proposed, now)
             _erase(session, purged, now, by)
     except Exception as exc:
         # Whatever is wrong with one account, a bug of ours too, must not keep the others waiting.
-        if is_passing_fault(exc) or not proposed:
+        if is_outage(exc) or not proposed:
             raise
         log.warning(
             "batch rolled back, purging one by one",
             count=len(proposed),
             error=type(exc).__name__,
         )
-        _purge_one_by_one(sessions, clock, proposed, max_attempts, by, result)
+        _purge_one_by_one(sessions, clock, proposed, max_attempts, waited_for, by, result)
     else:
         _add(result, purged)
     return proposed
@@ -383,10 +389,10 @@ def _lock_due(
     session: Session,
     now: datetime,
     size: int,
-    max_attempts: int,
     only: Collection[int] | None,
+    max_attempts: int | None,
 ) -> list[int]:
-    query = _claim(now, max_attempts, only).limit(size)
+    query = _claim(now, only, max_attempts=max_attempts).limit(size)
     return [row.id for row in session.execute(query.with_for_update(of=Account, skip_locked=True))]
 
 
@@ -395,6 +401,7 @@ def _purge_one_by_one(
     clock: Clock,
     ids: Sequence[int],
     max_attempts: int,
+    waited_for: int | None,
     by: Actor,
     result: SweepResult,
 ) -> None:
@@ -403,12 +410,12 @@ def _purge_one_by_one(
         try:
             with sessions() as session, writing(session):
                 now = clock(session)
-                purged = _decide(
-                    session, _lock_due(session, now, 1, max_attempts, [account_id]), now
-                )
+                # Not again if a sweep beside this one has just written it down.
+                locked = _lock_due(session, now, 1, [account_id], waited_for)
+                purged = _decide(session, locked, now)
                 _erase(session, purged, now, by)
         except Exception as exc:
-            if is_passing_fault(exc):
+            if is_outage(exc):
                 raise
             with sessions() as session, writing(session):
                 _note_failure(session, account_id, exc, clock(session), max_attempts, result)
@@ -539,7 +546,8 @@ def _note_failure(
     max_attempts: int,
     result: SweepResult,
 ) -> None:
-    account = session.get(Account, account_id)
+    # Two sweeps that failed on it at once would else both insert; who has it locked writes it down.
+    account = session.get(Account, account_id, with_for_update={"skip_locked": True})
     if account is None:
         return
     failure = session.get(PurgeFailure, account_id)

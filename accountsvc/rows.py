@@ -28,7 +28,11 @@ def find_by_public_id(session: Session, public_id: uuid.UUID) -> Account | None:
 
 
 def find_by_email(session: Session, email: str) -> Account | None:
-    return session.scalar(select(Account).where(Account.email_key == unique_key(email)))
+    """Return the account of this e-mail; None also for a text that no database can hold."""
+    key = unique_key(email)
+    if "\0" in key or any(0xD800 <= ord(character) <= 0xDFFF for character in key):
+        return None
+    return session.scalar(select(Account).where(Account.email_key == key))
 
 
 def locate(session: Session, text: str) -> Account | None:

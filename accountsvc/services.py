@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from typing import TypeVar
 
 from sqlalchemy import Engine, select
 from sqlalchemy.orm import Session, sessionmaker
@@ -13,14 +14,16 @@ from . import database, notices, outbox, purge
 from .accounts import PasswordHasher
 from .audit import SYSTEM_ACTOR, Actor
 from .avatars import AvatarStore, store_from_url
-from .config import Settings
+from .config import Settings, wrong
 from .ledger import Ledger, ledger_from_url
-from .mail import Mailer, mailer_from_url
+from .mail import Mailer, mailer_from_url, read_sender
 from .models import Account
 from .outbox import DeliveryResult, Outcome, Owed
 from .throttle import Throttle
 from .tokens import Tokens, derive_key
 from .vault import Keyring
+
+_Part = TypeVar("_Part")
 
 # On the embedded default the file is rewritten by a scrub: not more often than this while idle.
 SCRUB_AT_MOST_EVERY = timedelta(hours=1)
@@ -80,7 +83,8 @@ class Services:
 
     def write_ledger(self) -> bool:
         """Deliver the ledger lines that are owed; False if one could not be written."""
-        self.deliver(kinds=[outbox.LEDGER], seconds=30)
+        if self.deliver(kinds=[outbox.LEDGER], seconds=30).more:
+            return False
         with self.sessions() as session, database.reading(session):
             return not outbox.is_behind(session, outbox.LEDGER)
 
@@ -95,11 +99,16 @@ class Services:
 
 
 def build_services(settings: Settings, engine: Engine | None = None) -> Services:
-    """Wire the parts for *settings*; *engine* is given where Flask-SQLAlchemy has made it already."""
+    """Wire the parts for *settings*; *engine* is given where Flask-SQLAlchemy has made it already.
+
+    Raises ConfigError for what only the part itself finds wrong with its setting.
+    """
     engine = engine or database.make_engine(settings.database_url)
     sessions = database.make_sessions(engine)
-    avatars = store_from_url(settings.storage_url)
-    ledger = ledger_from_url(settings.ledger_url)
+    avatars = _read("STORAGE_URL", store_from_url, settings.storage_url)
+    ledger = _read("LEDGER_URL", ledger_from_url, settings.ledger_url)
+    mailer = _read("MAIL_URL", mailer_from_url, settings.mail_url)
+    _read("MAIL_FROM", read_sender, settings.mail_from)
     services = Services(
         settings=settings,
         engine=engine,
@@ -113,7 +122,7 @@ def build_services(settings: Settings, engine: Engine | None = None) -> Services
         keyring=Keyring(settings.vault_keys),
         avatars=avatars,
         ledger=ledger,
-        mailer=mailer_from_url(settings.mail_url),
+        mailer=mailer,
         throttle=Throttle(
             derive_key(settings.secret_key, "throttle"),
             redis_url=settings.redis_url,
@@ -133,6 +142,13 @@ def build_services(settings: Settings, engine: Engine | None = None) -> Services
         ),
     }
     return replace(services, handlers=handlers)
+
+
+def _read(name: str, read: Callable[[str], _Part], text: str) -> _Part:
+    try:
+        return read(text)
+    except ValueError as exc:
+        raise wrong(name, exc) from None
 
 
 def _ledger_handler(ledger: Ledger) -> outbox.Handler:

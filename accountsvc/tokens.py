@@ -154,11 +154,21 @@ class Tokens:
                 expires_at=datetime.fromtimestamp(int(claims["exp"]), UTC),
                 fresh=claims.get("fresh") is True,
             )
-        except (jwt.InvalidTokenError, ValueError, TypeError, OverflowError, OSError):
+        # PyJWT parses the header before it checks the signature: a deep nest is a RecursionError.
+        except (
+            jwt.InvalidTokenError,
+            ValueError,
+            TypeError,
+            OverflowError,
+            OSError,
+            RecursionError,
+        ):
             return None
         if found.kind != kind:
             return None
         leeway = timedelta(seconds=LEEWAY_SECONDS)
-        if now is not None and not found.issued_at - leeway <= now < found.expires_at + leeway:
+        if now is not None and not (
+            found.issued_at - now <= leeway and now - found.expires_at < leeway
+        ):
             return None
         return found

@@ -243,16 +243,16 @@ def test_an_active_account_cannot_be_replaced(sqlite_engine: Engine, key: str) -
 @pytest.mark.parametrize(
     "columns",
     [
-        {"deactivated_at"},
-        {"purge_at"},
-        {"deactivated_by"},
-        {"deactivated_at", "purge_at"},
-        {"deactivated_at", "deactivated_by"},
-        {"purge_at", "deactivated_by"},
+        ["deactivated_at"],
+        ["purge_at"],
+        ["deactivated_by"],
+        ["deactivated_at", "purge_at"],
+        ["deactivated_at", "deactivated_by"],
+        ["purge_at", "deactivated_by"],
     ],
     ids="+".join,
 )
-def test_a_half_deactivated_account_cannot_be(engine: Engine, columns: set[str]) -> None:
+def test_a_half_deactivated_account_cannot_be(engine: Engine, columns: list[str]) -> None:
     half = {name: value for name, value in DEACTIVATED.items() if name in columns}
 
     with pytest.raises(IntegrityError, match="deactivation_whole"):

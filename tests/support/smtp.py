@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from email import message_from_bytes
 from email.message import EmailMessage
-from email.policy import SMTP as SMTP_POLICY
+from email.policy import default
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from cryptography.x509.oid import NameOID
 
 from tests.support.servers import free_port
 
-USER, PASSWORD = "accountsvc", "s3cret/@:é"
+USER, PASSWORD = "accountsvc", "s3cret/@:#%"
 
 
 class Inbox:
@@ -61,7 +61,8 @@ class Inbox:
         if "DATA" in self.answers:
             return self.answers["DATA"]
         assert isinstance(envelope.content, bytes)
-        message = message_from_bytes(envelope.content, policy=SMTP_POLICY)
+        content = envelope.content.replace(b"\r\n", b"\n")
+        message = message_from_bytes(content, policy=default)
         assert isinstance(message, EmailMessage)
         self.raw.append(envelope.content)
         self.messages.append(message)
