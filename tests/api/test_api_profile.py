@@ -429,5 +429,5 @@ def test_the_old_avatars_file_goes_with_the_outbox(
     services_of(app).deliver(seconds=10)
 
     new = response.json["avatar"].removeprefix("/media/avatars/")
-    keys = {key for key, _ in services_of(app).avatars.keys()}  # noqa: SIM118 - no dict
+    keys = {key for key, _ in services_of(app).avatars.listing()}
     assert keys == {new, bystander.avatar}

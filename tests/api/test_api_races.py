@@ -176,7 +176,7 @@ def test_nothing_that_is_written_meanwhile_outlives_the_purge(
     made.deliver(seconds=30)
 
     assert all(read_account(app, ann.id) is None for ann in people)
-    assert [key for key, _ in made.avatars.keys()] == [bystander.avatar]  # noqa: SIM118 - no dict
+    assert [key for key, _ in made.avatars.listing()] == [bystander.avatar]
     with made.sessions() as session:
         ids = [ann.id for ann in people]
         count = select(func.count()).where(SavedPassword.account_id.in_(ids))

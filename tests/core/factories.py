@@ -178,7 +178,7 @@ def set_avatar(services: Services, account: Account, image: bytes = b"an image")
 def files(services: Services) -> set[str]:
     """The keys of all files that are in the store."""
     services.avatars.check()
-    return {key for key, _ in services.avatars}
+    return {key for key, _ in services.avatars.listing()}
 
 
 def deactivate(services: Services, account_id: int, **options: Any) -> Account:

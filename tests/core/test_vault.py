@@ -99,6 +99,7 @@ def test_what_is_saved_comes_back_exactly(services: Services) -> None:
 def test_any_text_that_is_unicode_comes_back(sqlite: Services, entry: Entry) -> None:
     with read(sqlite) as session:
         account = session.scalar(select(Account))
+        session.expunge_all()
     account = account or sign_up(sqlite)
     saved = save_password(
         sqlite, account, entry.password_saved, name_pages=entry.name_pages, url=entry.url
