@@ -111,7 +111,8 @@ def pending(session: Session, now: datetime) -> dict[str, int]:
     rows = session.execute(
         select(Effect.kind, func.count()).where(Effect.deliver_after <= now).group_by(Effect.kind)
     )
-    return {kind: count for kind, count in rows}
+    # A result has `keys`, so dict() alone would take it for a mapping.
+    return dict(iter(rows))
 
 
 def is_behind(session: Session, kind: str) -> bool:

@@ -112,7 +112,7 @@ def add_accounts(
         found = session.execute(
             select(Account.username_key, Account.id).where(Account.username_key.in_(names))
         )
-        by_name = {name: found_id for name, found_id in found}
+        by_name = dict(iter(found))
         ids = [by_name[one] for one in names]
         session.execute(
             insert(VaultKey),
