@@ -89,9 +89,11 @@ def _switch(text: str) -> bool:
 
 
 def _secret(text: str) -> str:
-    if any(0xD800 <= ord(character) <= 0xDFFF for character in text):
-        raise ValueError("is not UTF-8")
-    if len(text.encode()) < 32:
+    try:
+        size = len(text.encode())
+    except UnicodeEncodeError:
+        raise ValueError("is not UTF-8") from None
+    if size < 32:
         raise ValueError("must be at least 32 bytes long")
     return text
 

@@ -162,10 +162,15 @@ def make_sessions(engine: Engine) -> sessionmaker[Session]:
     return sessionmaker(engine, expire_on_commit=False)
 
 
+def is_text(text: str) -> bool:
+    """Say whether *text* can be stored: no NUL bytes (PostgreSQL), no lone surrogates (UTF-8)."""
+    return "\0" not in text and not any("\ud800" <= character <= "\udfff" for character in text)
+
+
 def is_passing_fault(exc: BaseException) -> bool:
     """Say whether a repetition may succeed: connection lost, lock or pool time-out, serialization.
 
-    Such a fault says nothing about the row that was worked on, so it is never counted against it.
+    What it says about the row that was worked on is :func:`is_outage`'s to tell.
     """
     if isinstance(exc, PoolTimeout):
         return True

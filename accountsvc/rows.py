@@ -12,6 +12,7 @@ from collections.abc import Collection
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from .database import is_text
 from .errors import AccountNotFound, TokenNotValid
 from .models import MAX_ID, Account, unique_key
 
@@ -30,9 +31,7 @@ def find_by_public_id(session: Session, public_id: uuid.UUID) -> Account | None:
 def find_by_email(session: Session, email: str) -> Account | None:
     """Return the account of this e-mail; None also for a text that no database can hold."""
     key = unique_key(email)
-    if "\0" in key or any(0xD800 <= ord(character) <= 0xDFFF for character in key):
-        return None
-    return session.scalar(select(Account).where(Account.email_key == key))
+    return session.scalar(select(Account).where(Account.email_key == key)) if is_text(key) else None
 
 
 def locate(session: Session, text: str) -> Account | None:

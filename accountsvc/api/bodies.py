@@ -53,11 +53,6 @@ def init_app(app: APIFlask) -> None:
     app.after_request(_discard_rest)
 
 
-def is_text(text: str) -> bool:
-    """Say whether *text* can be stored: no NUL bytes (PostgreSQL), no lone surrogates (UTF-8)."""
-    return "\0" not in text and not any("\ud800" <= character <= "\udfff" for character in text)
-
-
 def spare_password() -> str | None:
     """Return the ``password`` of a body that is optional and may be anything.
 

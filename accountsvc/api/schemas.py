@@ -21,8 +21,9 @@ from marshmallow.fields import (
 from marshmallow.validate import Length, OneOf, Range
 
 from .. import generator
+from ..database import is_text
 from ..models import MAX_ID
-from .bodies import NOT_TEXT, is_text
+from .bodies import NOT_TEXT
 
 _REQUIRED = "This field is required."
 _BLANK = "This field may not be blank."
