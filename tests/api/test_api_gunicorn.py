@@ -27,6 +27,7 @@ from tests.support.factories import (
     new_name,
     png,
     read_account,
+    services_of,
 )
 
 
@@ -36,8 +37,11 @@ def app(shared_app: APIFlask) -> APIFlask:
 
 
 @pytest.fixture(scope="module")
-def server(shared_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, int]]:
-    """gunicorn with threads on a free port of the loopback, on the same database."""
+def server(
+    shared_app: APIFlask, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[str, int]]:
+    """gunicorn with threads on a free port of the loopback, on the same database and files."""
+    settings = services_of(shared_app).settings
     folder = tmp_path_factory.mktemp("gunicorn")
     with closing(socket.socket()) as probe:
         probe.bind(("127.0.0.1", 0))
@@ -48,7 +52,8 @@ def server(shared_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         "INSTANCE_PATH": str(folder / "instance"),
         "SECRET_KEY": SECRET_KEY,
         "VAULT_KEYS": VAULT_KEY,
-        "DATABASE_URL": shared_url,
+        "DATABASE_URL": settings.database_url,
+        "STORAGE_URL": settings.storage_url,
         "PASSWORD_HASH_COST": "cheap",
         "RATE_LIMITS": "off",
     }
