@@ -453,7 +453,7 @@ def test_writers_queue_instead_of_failing_or_overwriting(engine: Engine) -> None
     together = threading.Barrier(4)
 
     def raise_epoch() -> None:
-        together.wait(timeout=30)
+        together.wait(timeout=120)
         for _ in range(10):
             with sessions() as session, writing(session):
                 session.get_one(Account, account_id, with_for_update=True).epoch += 1
@@ -461,7 +461,7 @@ def test_writers_queue_instead_of_failing_or_overwriting(engine: Engine) -> None
     with ThreadPoolExecutor(together.parties) as pool:
         writers = [pool.submit(raise_epoch) for _ in range(together.parties)]
         for running in writers:
-            running.result(timeout=60)
+            running.result(timeout=120)
 
     with sessions() as session, reading(session):
         assert session.get_one(Account, account_id).epoch == 40

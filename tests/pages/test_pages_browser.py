@@ -222,7 +222,7 @@ def test_a_link_that_is_clicked_in_a_webmail_opens(
 def test_a_form_on_another_site_changes_nothing(chromium: Browser, site: Site, ann: Person) -> None:
     with window(chromium) as page:
         page.goto(site.mailed_link(ann))
-        key = page.locator('form:has-text("Keep") input[name=form_key]').input_value()
+        key = page.locator('form:has-text("Keep my account") input[name=form_key]').input_value()
         before = everything(site.app)
 
         @Request.application

@@ -329,6 +329,8 @@ def test_a_due_account_cannot_be_kept_any_more(app: APIFlask, ann: Person) -> No
 
 def test_an_open_hold_is_hidden_from_the_owner(app: APIFlask, ann: Person) -> None:
     browser = follow_mailed(app, ann)
+    # Half a day from where the page begins to name another number of days.
+    promise(app, ann, purge_in=timedelta(days=5, hours=12))
     open_page = words(browser.open())
     with services_of(app).sessions() as session, writing(session):
         from accountsvc import audit, lifecycle
