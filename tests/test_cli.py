@@ -20,7 +20,7 @@ from apiflask import APIFlask
 from click.testing import Result
 from sqlalchemy import select
 
-from accountsvc import lifecycle, vault
+from accountsvc import cli, lifecycle, vault
 from accountsvc.audit import OPERATOR_ACTOR
 from accountsvc.database import database_now, reading, writing
 from accountsvc.models import Receipt
@@ -301,14 +301,17 @@ def test_purge_of_what_is_due_says_when_nothing_is(run: Run, bob: Person) -> Non
     assert "Nothing is to be purged." in result.stdout
 
 
-def test_purge_goes_beyond_a_page_of_ids(app: APIFlask, run: Run, bob: Person) -> None:
+def test_purge_goes_beyond_a_page_of_ids(
+    app: APIFlask, run: Run, bob: Person, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cli, "PAGE", 5)
     before = belongings(app, bob)
-    insert_due(app, 1100)
+    insert_due(app, 11)
 
     result = run("accounts", "purge", "--expired", "--yes", "--json")
 
     assert result.exit_code == 0, result.output[-500:]
-    assert document(result)["accounts"] == 1100
+    assert document(result)["accounts"] == 11
     assert belongings(app, bob) == before
 
 
@@ -807,19 +810,21 @@ def flask(*words: str, **options: Any) -> subprocess.CompletedProcess[str]:
 
 
 def test_help_shows_the_commands_with_examples(sqlite_url: str, tmp_path: Path) -> None:
-    env = environment(sqlite_url, tmp_path)
+    app = make_app(sqlite_url, tmp_path)
+    run = app.test_cli_runner().invoke
 
-    top = flask("--help", env=env)
-    group = flask("accounts", "--help", env=env)
-    command = flask("accounts", "purge", "--help", env=env)
+    top = flask("--help", env=environment(sqlite_url, tmp_path))
+    group = run(args=["accounts", "--help"])
+    command = run(args=["accounts", "purge", "--help"])
 
-    assert top.returncode == group.returncode == command.returncode == 0
+    assert top.returncode == group.exit_code == command.exit_code == 0
     for name in ("accounts", "ledger", "vault", "db"):
         assert f"\n  {name} " in top.stdout
     for name in ("purge", "deactivate", "reactivate", "show", "list", "create", "status"):
         assert f"\n  {name} " in group.stdout
     assert "flask --app wsgi accounts purge 42" in command.stdout
     assert "Exit codes:" in command.stdout
+    dispose(app)
 
 
 @pytest.mark.parametrize("gone", ["postgresql", "sqlite"])

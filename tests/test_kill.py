@@ -18,7 +18,7 @@ from accountsvc.models import Account, Effect, Receipt, SavedPassword, VaultKey
 from accountsvc.outbox import DELETE_FILE, LEDGER
 from accountsvc.services import Services
 from tests.support.factories import belongings, dispose, make_app, make_person, services_of
-from tests.support.processes import START, environment, eventually, worker
+from tests.support.processes import environment, eventually, worker
 
 DUE, PASSWORDS, KILLS = 2000, 10, 10
 
@@ -43,17 +43,17 @@ def test_a_worker_killed_at_random_moments_purges_everybody_once_and_nobody_else
     moments = sorted(chance.sample(range(1, DUE - 100), KILLS))
     for moment in moments:
         with worker(env) as running:
-            eventually(partial(reached, services, moment), START, pause=0.005)
+            eventually(partial(reached, services, moment), pause=0.005)
             time.sleep(chance.uniform(0, 0.05))
             running.kill()
     assert 0 < receipts(services) < DUE, f"killed too late to matter, seed {seed}"
 
     # then: after a restart everybody is purged
     with worker(env) as running:
-        eventually(lambda: receipts(services) == DUE, START)
+        eventually(lambda: receipts(services) == DUE)
         # What the killed ones had claimed is theirs for five minutes, which pass here in a moment.
         let_leases_run_out(services)
-        eventually(lambda: owed(services) == 0, START)
+        eventually(lambda: owed(services) == 0)
         assert "Traceback" not in running.log
     with services.sessions() as session, reading(session):
         assert set(session.scalars(select(Receipt.public_id))) == due

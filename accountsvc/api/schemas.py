@@ -108,6 +108,12 @@ class PasswordChange(Body):
     new_password = Text(required=True)
 
 
+class Confirmation(Body):
+    """``password`` is the caller's own."""
+
+    password = Text(validate=_NOT_BLANK)
+
+
 class PasswordEntry(Body):
     name_pages = Text(load_default="", validate=_at_most(255))
     url = Text(load_default="", validate=_at_most(2048))

@@ -107,7 +107,7 @@ class PostgresServer:
             self._process = subprocess.Popen(
                 command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, **self._as_user()
             )
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 300
         while True:
             try:
                 psycopg.connect(self.url(), connect_timeout=5).close()
@@ -128,7 +128,7 @@ class PostgresServer:
             "kill": signal.SIGKILL,
         }
         self._process.send_signal(signals[how])
-        self._process.wait(timeout=60)
+        self._process.wait(timeout=120)
         self._process = None
 
     def restart(self, how: str = "fast", *options: str) -> None:
@@ -268,7 +268,7 @@ class ValkeyServer:
             self._process = subprocess.Popen(
                 command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True
             )
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 300
         while True:
             try:
                 with self.client() as client:
@@ -285,7 +285,7 @@ class ValkeyServer:
         if self._process is None:
             return
         self._process.send_signal(signal.SIGKILL if how == "kill" else signal.SIGTERM)
-        self._process.wait(timeout=20)
+        self._process.wait(timeout=120)
         self._process = None
 
     def flushall(self) -> None:

@@ -1,0 +1,118 @@
+"""Taking one's data along."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import datetime
+from typing import Any
+
+from apiflask import APIBlueprint
+from flask import Response
+
+from .. import accounts, exports, throttle
+from ..database import database_now, reading
+from ..errors import (
+    AccountNotFound,
+    ConfirmationRequired,
+    InvalidInput,
+    NotAuthorized,
+    StoreUnavailable,
+    Throttled,
+    WrongPassword,
+)
+from ..extensions import db
+from ..models import Account
+from ..tokens import ACCESS, MAILED, RECOVERY
+from . import auth, bodies, schemas
+from .doorway import services
+from .openapi import raises
+
+export = APIBlueprint("export", __name__, tag="Export")
+
+_ZIP: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "The archive, streamed; one without its end was broken off",
+        "content": {exports.CONTENT_TYPE: {"schema": {"type": "string", "format": "binary"}}},
+        "headers": {
+            "Content-Disposition": {
+                "schema": {"type": "string"},
+                "example": 'attachment; filename="account-data.zip"',
+            }
+        },
+    }
+}
+_ERRORS = (
+    AccountNotFound,
+    NotAuthorized,
+    ConfirmationRequired,
+    WrongPassword,
+    Throttled,
+    StoreUnavailable,
+)
+
+
+@export.get("/profile/<int:user_id>/export/")
+@raises(*_ERRORS)
+@export.doc(responses=_ZIP)
+@auth.grace_required
+def take_along(user_id: int) -> Response:
+    """Export one's own data as a ZIP
+
+    With a fresh access token or, in the grace period, a recovery token. Never for the staff.
+    """
+    # Clients that can send a body with a GET may confirm here too.
+    return _streamed(user_id, bodies.spare_password)
+
+
+@export.post("/profile/<int:user_id>/export/")
+@export.input(schemas.Confirmation)
+@raises(InvalidInput, *_ERRORS)
+@export.doc(responses=_ZIP)
+@auth.grace_required
+def take_along_by_password(user_id: int, *, json_data: dict[str, str]) -> Response:
+    """Export one's own data as a ZIP, confirmed by the password
+
+    With any access token or, in the grace period, the mailed token.
+    """
+    return _streamed(user_id, lambda: json_data.get("password"))
+
+
+def _streamed(account_id: int, password: Callable[[], str | None]) -> Response:
+    account, now = _confirmed_owner(account_id, password)
+    made = services()
+    # After the confirmation: nobody else can use up how often the owner may take the data along.
+    made.throttle.spend(throttle.EXPORT, account=account.email_key, address=auth.client())
+    pieces = exports.export(
+        made.sessions, made.keyring, made.avatars, account.id, epoch=account.epoch, now=now
+    )
+    response = Response(pieces, mimetype=exports.CONTENT_TYPE)
+    response.headers["Content-Disposition"] = 'attachment; filename="account-data.zip"'
+    return response
+
+
+def _confirmed_owner(
+    account_id: int, password: Callable[[], str | None]
+) -> tuple[Account, datetime]:
+    """Return the account (detached) to its owner, who has just shown that it is theirs, and the time.
+
+    A recovery token was got with the password; a mailed token needs it, so that a mailbox alone never
+    opens a vault. Raises what the views list.
+    """
+    with reading(db.session()) as session:
+        now = database_now(session)
+        claims = services().tokens.read(auth.bearer_token(), ACCESS, RECOVERY, MAILED, now=now)
+        if claims.kind != ACCESS:
+            account = accounts.deactivated_by_claims(session, claims)
+            if account.id != account_id:
+                raise AccountNotFound
+            session.expunge(account)
+    if claims.kind == ACCESS:
+        who = auth.caller()
+        account = auth.reach(who, account_id, staff=False)
+        auth.confirm(who, "fresh", password)
+    elif claims.kind == MAILED:
+        given = password()
+        if given is None:
+            raise ConfirmationRequired
+        auth.check_password(account, given)
+    return account, now
