@@ -8,7 +8,7 @@ COMPILE = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --gene
   --no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" setup.cfg
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test lint format faults bench lock audit clean
+.PHONY: help install run test lint format faults lock audit clean
 
 help: ## Show this help
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -48,11 +48,8 @@ format: install ## Format the code
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-faults: install ## Inject faults for up to ten minutes and check what was promised
-	$(BIN)/python -m tests.faults $(FAULTS_OPTIONS)
-
-bench: install ## Measure, as ratios against a reference in the same run
-	$(BIN)/python -m bench
+faults: install ## Kill the worker ten times while 2,000 accounts are due, and check what was promised
+	TEST_KILLS=10 $(BIN)/pytest -n 0 tests/test_kill.py $(PYTEST_OPTIONS)
 
 lock: install ## Lock the dependencies anew; LOCK_OPTIONS=--upgrade takes newer releases
 	$(COMPILE) -o requirements.lock $(LOCK_OPTIONS)

@@ -342,12 +342,11 @@ def request_password_reset(session: Session, email: str, *, now: datetime) -> No
     if account is None or account.state(now) == DUE:
         return
     notices.password_reset(session, account, now=now)
-    actor = Actor(OWNER)
     audit.record(
         session,
         "account.password_reset_requested",
         subject=account.public_id,
-        by=actor,
+        by=audit.ANYBODY,
         now=now,
     )
 
@@ -360,11 +359,12 @@ def reset_password(
     *,
     grace: timedelta,
     clock: Clock = database_now,
-) -> None:
+) -> Account:
     """Set *new_password* by a mailed reset token, which is used up; every session ends.
 
     Works in the grace period too and does not reactivate. Every known address is told. Owns its
-    transactions. Raises TokenNotValid (used, or the account is due or gone), InvalidInput.
+    transactions. Returns the account, detached. Raises TokenNotValid (used, or the account is due or
+    gone), InvalidInput.
     """
     with reading(session):
         account = rows.find_by_public_id(session, claims.public_id)
@@ -385,6 +385,9 @@ def reset_password(
             raise TokenNotValid
         actor = Actor(OWNER, account.public_id)
         _set_password(session, account, new_hash, "account.password_reset", grace, actor, now)
+        session.flush()
+        session.expunge(account)
+    return account
 
 
 def replace_avatar(

@@ -265,10 +265,10 @@ def release_hold(
     return hold
 
 
-def holds(session: Session, account_id: int) -> Sequence[Hold]:
-    """Return all holds of the account, released ones too, oldest first."""
+def holds(session: Session, account_ids: Sequence[int]) -> Sequence[Hold]:
+    """Return all holds of the accounts, released ones too, oldest first."""
     return session.scalars(
-        select(Hold).where(Hold.account_id == account_id).order_by(Hold.id)
+        select(Hold).where(Hold.account_id.in_(account_ids)).order_by(Hold.id)
     ).all()
 
 

@@ -19,10 +19,10 @@ from tests.support.servers import free_port
 
 def fresh(folder: Path, **changes: str) -> dict[str, str]:
     """The environment of somebody who has just cloned it: no key, no database, no server."""
-    env = environment(folder, **changes)
+    env = environment(folder)
     for name in ("SECRET_KEY", "VAULT_KEYS", "DATABASE_URL"):
         del env[name]
-    return env
+    return {**env, **changes}
 
 
 # Prepare ----------------------------------------------------------------------------------------
@@ -171,7 +171,8 @@ def test_a_deleted_account_is_gone_from_the_instance_folder_and_the_other_has_ev
     assert "Sunset" in answer.headers
     assert client.get("/api/profile/", headers=gone.auth).status_code == 401
     signed_in = client.post("/api/sign-in/", json={"email": gone.email, "password": PASSWORD})
-    assert signed_in.status_code == 403
+    # Or it is purged already, where three seconds are not much.
+    assert signed_in.status_code in {401, 403}
     assert client.get(gone.avatar).status_code == 404
 
     # then: after the grace period

@@ -10,6 +10,7 @@ import os
 import signal
 import ssl
 import threading
+import time
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from urllib.parse import unquote, urlsplit
 import structlog
 from celery import Celery
 from celery.beat import Scheduler
-from celery.signals import setup_logging, worker_ready, worker_shutting_down
+from celery.signals import beat_embedded_init, setup_logging, worker_ready, worker_shutting_down
 from kombu.entity import Queue
 
 from accountsvc import logs
@@ -153,6 +154,15 @@ def _connect_signals(settings: Settings) -> None:
     def say_ready(**_options: object) -> None:
         log.info("worker is ready")
 
+    @beat_embedded_init.connect(weak=False)  # type: ignore[untyped-decorator]
+    def end_with_the_worker(**_options: object) -> None:
+        """End beat, which a worker with ``-B`` forks, when that worker is gone without stopping it.
+
+        After SIGKILL, or for want of memory, it would go on for ever, and keep the worker's output open,
+        by which whoever started the worker sees its end.
+        """
+        threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+
     @worker_shutting_down.connect(weak=False)  # type: ignore[untyped-decorator]
     def bound_shutdown(**_options: object) -> None:
         """End this process after PATIENCE, whatever it waits for; the pool's processes die with it.
@@ -163,3 +173,9 @@ def _connect_signals(settings: Settings) -> None:
         timer = threading.Timer(PATIENCE.total_seconds(), os.kill, (os.getpid(), signal.SIGKILL))
         timer.daemon = True
         timer.start()
+
+
+def _end_with(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(1)
+    os.kill(os.getpid(), signal.SIGTERM)

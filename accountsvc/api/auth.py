@@ -30,6 +30,7 @@ from ..errors import (
     InvalidInput,
     NotAuthenticated,
     NotAuthorized,
+    NotDeactivated,
     Throttled,
     TokenNotValid,
     WrongPassword,
@@ -137,7 +138,7 @@ def _note_denied(who: Caller, subject: uuid.UUID) -> None:
         return
     with writing(db.session()) as session:
         now = database_now(session)
-        by = Actor(OWNER, who.account.public_id)
+        by = Actor(STAFF if who.account.is_staff else OWNER, who.account.public_id)
         audit.record(session, "access.denied", subject=subject, by=by, now=now)
 
 
@@ -164,15 +165,21 @@ def staff_only(view: View) -> View:
     return reached  # type: ignore[return-value]
 
 
-def reach_as_staff(who: Caller, account_id: int) -> None:
-    """Make sure that *who* is staff and that the account exists, active or not.
+def for_staff(view: View) -> View:
+    """Refuse everybody but staff, also the owner of ``user_id``, before any input is read.
 
-    Raises NotAuthorized, also to the owner; AccountNotFound as :func:`reach` does.
+    Below ``required``. Raises AccountNotFound as :func:`reach` does.
     """
-    if account_id != who.account.id:
-        reach(who, account_id, staff=True)
-    if not who.account.is_staff:
-        raise NotAuthorized
+
+    @wraps(view)
+    def reached(*args: Any, caller: Caller, user_id: int, **kwargs: Any) -> Any:
+        if user_id != caller.account.id:
+            reach(caller, user_id, staff=True)
+        if not caller.account.is_staff:
+            raise NotAuthorized
+        return view(*args, caller=caller, user_id=user_id, **kwargs)
+
+    return reached  # type: ignore[return-value]
 
 
 def grace_required(view: View) -> View:
@@ -227,7 +234,7 @@ def password_try(email_key: str) -> Iterator[None]:
     throttle.spend(PASSWORD, account=email_key, address=client())
     try:
         yield
-    except (AccountDeactivated, InvalidInput):
+    except (AccountDeactivated, InvalidInput, NotDeactivated):
         # Said only to the right password.
         throttle.forgive(PASSWORD, account=email_key)
         raise

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
 from apiflask import APIBlueprint
 from flask import Response
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 from werkzeug.http import http_date
 
@@ -21,19 +23,27 @@ from ..errors import (
     WrongPassword,
 )
 from ..models import DEACTIVATED, OWNER, Account, LegalHold, PurgeFailure
+from ..purge import HELD, STUCK, WAITING
 from . import auth, bodies, schemas
 from .auth import Caller
 from .doorway import committed, services
-from .openapi import raises
+from .openapi import raises, refuses, sends, takes
 from .wire import json_response, prefers_representation, timestamp
 
 deletion = APIBlueprint("deletion", __name__, tag="Deletion")
+
+_SUNSET = "Mon, 07 Dec 2026 09:30:00 GMT"
+_LINK = '</api/profile/1/deletion/>; rel="status"'
 
 
 @deletion.delete("/profile/<int:user_id>/delete/")
 @auth.required
 @deletion.output(schemas.Deleted, description="Done; the document was preferred")
 @raises(AccountNotFound, NotAuthorized, ConfirmationRequired, Throttled, WrongPassword, LastStaff)
+@refuses(400)
+@takes("Prefer", "return=representation", "Asks for the document instead of nothing (RFC 7240)")
+@sends(200, Sunset=_SUNSET, Link=_LINK, Preference_Applied="return=representation", Vary="Prefer")
+@sends(204, Sunset=_SUNSET, Link=_LINK)
 @deletion.doc(responses={204: "Done: deactivated, and the purge is scheduled"})
 def delete(user_id: int, *, caller: Caller) -> Response:
     """Deactivate an account at once and schedule its purge
@@ -84,28 +94,46 @@ def document(session: Session, account: Account, *, now: datetime, by: str) -> d
 
     A hold is hidden from the owner.
     """
+    if by == OWNER:
+        mine = account.deactivated_by == OWNER
+        return _document(account, now, can_reactivate=mine)
+    return documents(session, [account], now=now)[0]
+
+
+def documents(session: Session, found: Sequence[Account], *, now: datetime) -> list[dict[str, Any]]:
+    """Return the deletion documents of many accounts as the staff see them."""
+    ids = [account.id for account in found]
+    holds: dict[int, list[LegalHold]] = {account_id: [] for account_id in ids}
+    for hold in lifecycle.holds(session, ids):
+        holds[hold.account_id].append(hold)
+    failures = select(PurgeFailure.account_id, PurgeFailure.attempts)
+    rows = session.execute(failures.where(PurgeFailure.account_id.in_(ids)))
+    # A result has `keys`, so dict() alone would take it for a mapping.
+    attempts: dict[int, int] = dict(iter(rows))
+    return [
+        {
+            **_document(account, now, can_reactivate=True),
+            "reason": account.reason,
+            "holds": [hold_document(hold) for hold in holds[account.id]],
+            "blocked_by": _blocked_by(
+                held=any(hold.released_at is None for hold in holds[account.id]),
+                attempts=attempts.get(account.id, 0),
+            ),
+            "attempts": attempts.get(account.id, 0),
+        }
+        for account in found
+    ]
+
+
+def _document(account: Account, now: datetime, *, can_reactivate: bool) -> dict[str, Any]:
     state = account.state(now)
-    shown: dict[str, Any] = {
+    return {
         "user_id": account.id,
         "state": state,
         "deactivated_at": _time(account.deactivated_at),
         "purge_at": _time(account.purge_at),
         "deactivated_by": account.deactivated_by,
-        "can_reactivate": state == DEACTIVATED and (by != OWNER or account.deactivated_by == OWNER),
-    }
-    if by == OWNER:
-        return shown
-    holds = lifecycle.holds(session, account.id)
-    failure = session.get(PurgeFailure, account.id)
-    attempts = 0 if failure is None else failure.attempts
-    return {
-        **shown,
-        "reason": account.reason,
-        "holds": [hold_document(hold) for hold in holds],
-        "blocked_by": _blocked_by(
-            held=any(hold.released_at is None for hold in holds), attempts=attempts
-        ),
-        "attempts": attempts,
+        "can_reactivate": state == DEACTIVATED and can_reactivate,
     }
 
 
@@ -121,10 +149,10 @@ def hold_document(hold: LegalHold) -> dict[str, Any]:
 
 def _blocked_by(*, held: bool, attempts: int) -> str | None:
     if held:
-        return "hold"
+        return HELD
     if attempts >= services().settings.purge_max_attempts:
-        return "stuck"
-    return "failure" if attempts else None
+        return STUCK
+    return WAITING if attempts else None
 
 
 def _time(moment: datetime | None) -> str | None:

@@ -25,7 +25,7 @@ from ..models import Account
 from ..tokens import ACCESS, MAILED, RECOVERY
 from . import auth, bodies, schemas
 from .doorway import services
-from .openapi import raises
+from .openapi import raises, refuses, sends
 
 export = APIBlueprint("export", __name__, tag="Export")
 
@@ -33,14 +33,9 @@ _ZIP: dict[int | str, dict[str, Any]] = {
     200: {
         "description": "The archive, streamed; one without its end was broken off",
         "content": {exports.CONTENT_TYPE: {"schema": {"type": "string", "format": "binary"}}},
-        "headers": {
-            "Content-Disposition": {
-                "schema": {"type": "string"},
-                "example": 'attachment; filename="account-data.zip"',
-            }
-        },
     }
 }
+_DISPOSITION = 'attachment; filename="account-data.zip"'
 _ERRORS = (
     AccountNotFound,
     NotAuthorized,
@@ -52,9 +47,11 @@ _ERRORS = (
 
 
 @export.get("/profile/<int:user_id>/export/")
-@raises(*_ERRORS)
-@export.doc(responses=_ZIP)
 @auth.grace_required
+@raises(*_ERRORS)
+@refuses(400)
+@sends(200, Content_Disposition=_DISPOSITION)
+@export.doc(responses=_ZIP)
 def take_along(user_id: int) -> Response:
     """Export one's own data as a ZIP
 
@@ -66,9 +63,10 @@ def take_along(user_id: int) -> Response:
 
 @export.post("/profile/<int:user_id>/export/")
 @export.input(schemas.Confirmation)
-@raises(InvalidInput, *_ERRORS)
-@export.doc(responses=_ZIP)
 @auth.grace_required
+@raises(InvalidInput, *_ERRORS)
+@sends(200, Content_Disposition=_DISPOSITION)
+@export.doc(responses=_ZIP)
 def take_along_by_password(user_id: int, *, json_data: dict[str, str]) -> Response:
     """Export one's own data as a ZIP, confirmed by the password
 
@@ -86,7 +84,7 @@ def _streamed(account_id: int, password: Callable[[], str | None]) -> Response:
         made.sessions, made.keyring, made.avatars, account.id, epoch=account.epoch, now=now
     )
     response = Response(pieces, mimetype=exports.CONTENT_TYPE)
-    response.headers["Content-Disposition"] = 'attachment; filename="account-data.zip"'
+    response.headers["Content-Disposition"] = _DISPOSITION
     return response
 
 

@@ -38,11 +38,13 @@ from . import auth, schemas
 from .auth import Caller
 from .deletion import document
 from .doorway import committed, services
-from .openapi import raises
+from .openapi import raises, sends, takes
 from .session import signed_in
 from .wire import json_response
 
 grace = APIBlueprint("grace", __name__, tag="Grace period")
+
+_ETAG = '"7d865e959b2466918c9863afca942d0f"'
 
 
 @grace.post("/profile/reactivate/")
@@ -109,6 +111,7 @@ def _reactivate(account_id: int, public_id: Any, epoch: int) -> Account:
 
 @grace.post("/profile/<int:user_id>/reactivate/")
 @auth.required
+@auth.for_staff
 @grace.output(schemas.Deletion)
 @raises(AccountNotFound, NotAuthorized, NotDeactivated, GraceOver)
 def give_back(user_id: int, *, caller: Caller) -> dict[str, Any]:
@@ -116,7 +119,6 @@ def give_back(user_id: int, *, caller: Caller) -> dict[str, Any]:
 
     Whoever deactivated it. The owner signs in with the password as before.
     """
-    auth.reach_as_staff(caller, user_id)
 
     def reactivate(session: Session) -> dict[str, Any]:
         now = database_now(session)
@@ -134,6 +136,7 @@ def give_back(user_id: int, *, caller: Caller) -> dict[str, Any]:
 
 @grace.get("/profile/<int:user_id>/deletion/")
 @grace.output(schemas.Deletion)
+@sends(200, ETag=_ETAG)
 @raises(AccountNotFound, NotAuthorized)
 @auth.grace_required
 def status(user_id: int) -> Response:
@@ -152,8 +155,11 @@ def status(user_id: int) -> Response:
 
 @grace.patch("/profile/<int:user_id>/deletion/")
 @auth.required
+@auth.for_staff
 @grace.input(schemas.Reschedule)
 @grace.output(schemas.Deletion)
+@takes("If-Match", _ETAG, "The state that the decision rests on; 428 without it")
+@sends(200, ETag=_ETAG)
 @raises(
     InvalidInput,
     AccountNotFound,
@@ -168,7 +174,6 @@ def change(user_id: int, *, caller: Caller, json_data: dict[str, Any]) -> Respon
 
     ``If-Match`` names the state that the decision rests on. The new date is mailed to the owner.
     """
-    auth.reach_as_staff(caller, user_id)
     if not request.if_match.to_header():
         raise VersionRequired
     settings = services().settings

@@ -14,7 +14,7 @@ from ..errors import StoreUnavailable
 from ..extensions import db
 from ..models import Account
 from .doorway import services
-from .openapi import raises
+from .openapi import raises, sends
 
 media = APIBlueprint("media", __name__, tag="Media")
 
@@ -24,7 +24,10 @@ KEPT_SECONDS = 300
 
 @media.get("/media/avatars/<key>")
 @media.output(FileSchema(), content_type=avatars.CONTENT_TYPE)
+@media.doc(responses={304: "Not changed"})
 @raises(StoreUnavailable)
+@sends(304, ETag='"f0090e27ab25c12f4e0a760c800e6341"')
+@sends(200, ETag='"f0090e27ab25c12f4e0a760c800e6341"', Cache_Control="public, max-age=300")
 def avatar(key: str) -> Response:
     """Serve an avatar; 404 from the moment in which its account is deactivated"""
     if not avatars.is_key(key):

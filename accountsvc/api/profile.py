@@ -25,7 +25,7 @@ from ..models import Account
 from . import auth, bodies, schemas
 from .auth import Caller
 from .doorway import committed, services
-from .openapi import accepts, raises
+from .openapi import raises, uploads
 from .session import signed_in
 
 profile = APIBlueprint("profile", __name__, tag="Profile")
@@ -46,7 +46,7 @@ def show(*, caller: Caller) -> dict[str, object]:
 @auth.required
 @auth.owner_only
 @profile.input(schemas.ProfileUpdate, location="json_or_form", arg_name="changes")
-@accepts("application/json", "multipart/form-data")
+@uploads("avatar")
 @profile.output(schemas.User)
 @raises(
     AccountNotFound,

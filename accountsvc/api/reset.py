@@ -9,7 +9,7 @@ from ..database import database_now, reading
 from ..errors import InvalidInput, Throttled, TokenNotValid
 from ..extensions import db
 from ..models import unique_key
-from ..throttle import PASSWORD_RESET, TOKEN
+from ..throttle import PASSWORD, PASSWORD_RESET, TOKEN
 from . import auth, schemas
 from .doorway import committed, services
 from .openapi import raises
@@ -56,11 +56,13 @@ def confirm(json_data: dict[str, str]) -> dict[str, str]:
         claims = made.tokens.read(
             json_data["token"], tokens.PASSWORD_RESET, now=database_now(session)
         )
-    accounts.reset_password(
+    account = accounts.reset_password(
         db.session(),
         made.hasher,
         claims,
         json_data["new_password"],
         grace=made.settings.grace_period,
     )
+    # Whoever guessed before must not keep the owner waiting now.
+    made.throttle.forgive(PASSWORD, account=account.email_key)
     return {"message": "The password was changed. Sign in with the new one."}

@@ -5,6 +5,7 @@ Unknown members are ignored: nobody promotes themselves by sending ``is_staff``.
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import Any
 
 from apiflask import Schema
@@ -18,11 +19,12 @@ from marshmallow.fields import (
     Nested,
     String,
 )
-from marshmallow.validate import Length, OneOf, Range
+from marshmallow.validate import Length, OneOf, Range, Regexp
 
 from .. import generator
 from ..database import is_text
-from ..models import MAX_ID
+from ..models import ACTIVE, DEACTIVATED, DUE, MAX_ID, OPERATOR, OWNER, STAFF
+from ..purge import HELD, STUCK, WAITING
 from .bodies import NOT_TEXT
 
 _REQUIRED = "This field is required."
@@ -67,6 +69,26 @@ class Whole(Integer):
         "invalid": "Send a whole number.",
         "too_large": "Send a smaller number.",
     }
+
+
+class Moment(AwareDateTime):
+    """A time with its zone, as UTC."""
+
+    default_error_messages = {  # noqa: RUF012 - marshmallow's own protocol
+        "invalid": "Send a time such as 2026-12-07T09:30:00Z.",
+        "invalid_awareness": "Send a time with a time zone, such as 2026-12-07T09:30:00Z.",
+        "null": "This field may not be null.",
+    }
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(format="iso", **kwargs)
+
+    def _deserialize(self, value: Any, *args: Any, **kwargs: Any) -> datetime:
+        moment = super()._deserialize(value, *args, **kwargs)
+        try:
+            return moment.astimezone(UTC)
+        except OverflowError:
+            raise self.make_error("invalid") from None
 
 
 class SignUp(Body):
@@ -202,14 +224,16 @@ class Deletion(Schema):
     """The deletion document; the last four members are for staff only."""
 
     user_id = Integer(required=True)
-    state = String(required=True)
+    state = String(required=True, validate=OneOf([ACTIVE, DEACTIVATED, DUE]))
     deactivated_at = String(required=True, allow_none=True, metadata={"format": "date-time"})
     purge_at = String(required=True, allow_none=True, metadata={"format": "date-time"})
-    deactivated_by = String(required=True, allow_none=True)
+    deactivated_by = String(
+        required=True, allow_none=True, metadata={"enum": [OWNER, STAFF, OPERATOR, None]}
+    )
     can_reactivate = Boolean(required=True)
     reason = String(allow_none=True)
     holds = List(Nested(Hold))
-    blocked_by = String(allow_none=True)
+    blocked_by = String(allow_none=True, metadata={"enum": [HELD, WAITING, STUCK, None]})
     attempts = Integer()
 
 
@@ -239,14 +263,7 @@ class Reactivate(Body):
 class Reschedule(Body):
     """Either member, or both."""
 
-    purge_at = AwareDateTime(
-        format="iso",
-        error_messages={
-            "invalid": "Send a time such as 2026-12-07T09:30:00Z.",
-            "invalid_awareness": "Send a time with a time zone, such as 2026-12-07T09:30:00Z.",
-            "null": "This field may not be null.",
-        },
-    )
+    purge_at = Moment()
     reason = Text(validate=_at_most(1000))
 
     @validates_schema
@@ -263,7 +280,7 @@ class PurgeNow(Body):
 
 
 class NewHold(Body):
-    reason = Text(required=True, validate=[_NOT_BLANK, _at_most(1000)])
+    reason = Text(required=True, validate=[Regexp(r"(?s).*\S", error=_BLANK), _at_most(1000)])
 
 
 class PasswordResetRequest(Body):
@@ -298,10 +315,8 @@ class Holds(Schema):
 
 
 class DeletionsQuery(Schema):
-    state = String(validate=OneOf(["deactivated", "due"], error="Send deactivated or due."))
-    due_before = AwareDateTime(
-        format="iso", error_messages={"invalid": "Send a time such as 2026-12-07T09:30:00Z."}
-    )
+    state = String(validate=OneOf([DEACTIVATED, DUE], error="Send deactivated or due."))
+    due_before = Moment()
     held = Boolean(error_messages={"invalid": "Send true or false."})
     cursor = Text()
     limit = Whole(load_default=100, validate=_between(1, 1000))
@@ -316,9 +331,7 @@ class AuditQuery(Schema):
 
     subject = Text(validate=_at_most(64))
     action = Text(validate=_at_most(40))
-    since = AwareDateTime(
-        format="iso", error_messages={"invalid": "Send a time such as 2026-12-07T09:30:00Z."}
-    )
+    since = Moment()
     cursor = Whole(load_default=0, validate=_between(0, MAX_ID))
     limit = Whole(load_default=100, validate=_between(1, 1000))
 

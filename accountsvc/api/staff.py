@@ -6,7 +6,7 @@ import base64
 import binascii
 import re
 import uuid
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import urlencode
 
@@ -18,12 +18,12 @@ from .. import audit, lifecycle, rows
 from ..database import database_now, reading
 from ..errors import AccountNotFound, HoldNotFound, InvalidInput, NotAuthorized
 from ..extensions import db
-from ..models import MAX_ID, STAFF
+from ..models import MAX_ID
 from . import auth, schemas
 from .auth import Caller
-from .deletion import document, hold_document
+from .deletion import documents, hold_document
 from .doorway import committed, services
-from .openapi import raises
+from .openapi import raises, sends
 from .wire import timestamp
 
 staff = APIBlueprint("staff", __name__, tag="Staff")
@@ -31,14 +31,15 @@ staff = APIBlueprint("staff", __name__, tag="Staff")
 
 @staff.post("/profile/<int:user_id>/holds/")
 @auth.required
+@auth.for_staff
 @staff.input(schemas.NewHold)
 @staff.output(schemas.Hold, 201)
+@sends(201, Location="/api/profile/1/holds/1/")
 @raises(InvalidInput, AccountNotFound, NotAuthorized)
 def place(
     user_id: int, *, caller: Caller, json_data: dict[str, str]
 ) -> tuple[dict[str, Any], int, dict[str, str]]:
     """Place a legal hold: it blocks the purge, not the wish, and is hidden from the owner"""
-    auth.reach_as_staff(caller, user_id)
 
     def hold(session: Session) -> dict[str, Any]:
         placed = lifecycle.place_hold(
@@ -56,17 +57,19 @@ def place(
 
 @staff.get("/profile/<int:user_id>/holds/")
 @auth.required
+@auth.for_staff
 @staff.output(schemas.Holds)
 @raises(AccountNotFound, NotAuthorized)
 def show_holds(user_id: int, *, caller: Caller) -> dict[str, Any]:
     """Show an account's holds, released ones too, oldest first"""
-    auth.reach_as_staff(caller, user_id)
     with reading(db.session()) as session:
-        return {"results": [hold_document(hold) for hold in lifecycle.holds(session, user_id)]}
+        holds = lifecycle.holds(session, [user_id])
+        return {"results": [hold_document(hold) for hold in holds]}
 
 
 @staff.delete("/profile/<int:user_id>/holds/<int:hold_id>/")
 @auth.required
+@auth.for_staff
 @raises(AccountNotFound, NotAuthorized, HoldNotFound)
 @staff.doc(responses={204: "Released; it stays on record until the purge"})
 def release(user_id: int, hold_id: int, *, caller: Caller) -> Response:
@@ -74,7 +77,6 @@ def release(user_id: int, hold_id: int, *, caller: Caller) -> Response:
 
     After the last one the purge is at least ``HOLD_RELEASE_DELAY`` away, so that a mistake is not final.
     """
-    auth.reach_as_staff(caller, user_id)
 
     def let_go(session: Session) -> None:
         lifecycle.release_hold(
@@ -95,6 +97,7 @@ def release(user_id: int, hold_id: int, *, caller: Caller) -> Response:
 @auth.staff_only
 @staff.input(schemas.DeletionsQuery, location="query")
 @staff.output(schemas.Deletions)
+@sends(200, Link='</api/admin/deletions/?limit=100&cursor=MjAyN>; rel="next"')
 @raises(InvalidInput, NotAuthorized)
 def list_deletions(*, caller: Caller, query_data: dict[str, Any]) -> Any:
     """List deactivated accounts by the time of their purge, a page at a time"""
@@ -110,7 +113,7 @@ def list_deletions(*, caller: Caller, query_data: dict[str, Any]) -> Any:
             **query_data,
         )
         page = found[:limit]
-        results = [document(session, account, now=now, by=STAFF) for account in page]
+        results = documents(session, page, now=now)
         following = None
         if len(found) > limit:
             last = page[-1]
@@ -125,6 +128,7 @@ def list_deletions(*, caller: Caller, query_data: dict[str, Any]) -> Any:
 @auth.staff_only
 @staff.input(schemas.AuditQuery, location="query")
 @staff.output(schemas.AuditEvents)
+@sends(200, Link='</api/admin/audit/?limit=100&cursor=100>; rel="next"')
 @raises(InvalidInput, NotAuthorized)
 def list_events(*, caller: Caller, query_data: dict[str, Any]) -> Any:
     """List what happened, oldest first, a page at a time"""
@@ -169,8 +173,8 @@ def _position(cursor: str) -> tuple[datetime, int]:
         moment = datetime.fromisoformat(at)
         if moment.tzinfo is None or not re.fullmatch(r"[0-9]{1,19}", account_id):
             raise ValueError
-        return moment, min(int(account_id), MAX_ID)
-    except (binascii.Error, ValueError):
+        return moment.astimezone(UTC), min(int(account_id), MAX_ID)
+    except (binascii.Error, OverflowError, ValueError):
         raise InvalidInput({"cursor": ["Take the cursor from a Link header."]}) from None
 
 

@@ -18,7 +18,7 @@ from ..vault import Entry, StoredEntry
 from . import auth, schemas
 from .auth import Caller
 from .doorway import committed, services
-from .openapi import raises
+from .openapi import raises, sends
 from .wire import timestamp
 
 vault = APIBlueprint("vault", __name__, tag="Saved passwords")
@@ -61,6 +61,7 @@ def save(*, caller: Caller, json_data: dict[str, str]) -> dict[str, Any]:
 @auth.required
 @vault.input(schemas.PageQuery, location="query")
 @vault.output(schemas.StoredPasswords)
+@sends(200, Link='</api/view-all-saved-passwords/?limit=100&cursor=100>; rel="next"')
 @raises(InvalidInput)
 def show_all(
     *, caller: Caller, query_data: dict[str, Any]

@@ -30,6 +30,7 @@ def act() -> Response:
                 request.form.get("new_password", ""),
                 grace=made.settings.grace_period,
             )
+        made.throttle.forgive(throttle.PASSWORD, account=who.account.email_key)
     except InvalidInput as exc:
         return _page(who, 400, {"new-password": " ".join(exc.fields["new_password"])})
     except Throttled as exc:

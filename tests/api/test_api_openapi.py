@@ -9,7 +9,7 @@ from apiflask import APIFlask
 from flask.testing import FlaskClient
 from openapi_spec_validator import validate
 
-from accountsvc.api.errors import TABLE
+from accountsvc.api.errors import FRAMEWORK, TABLE
 
 
 @pytest.fixture(scope="module")
@@ -50,8 +50,8 @@ def test_the_errors_of_a_view_come_from_the_table(client: FlaskClient) -> None:
 
     answers = document["paths"]["/api/profile/{user_id}/delete/"]["delete"]["responses"]
 
-    assert sorted(answers) == ["200", "204", "401", "403", "404", "409", "429", "500", "503"]
-    codes = {row.code for row in TABLE.values()} | {"internal"}
+    assert sorted(answers) == ["200", "204", "400", "401", "403", "404", "409", "429", "500", "503"]
+    codes = {row.code for row in TABLE.values()} | {"internal", *dict(FRAMEWORK.values())}
     for status, answer in answers.items():
         if status >= "400":
             assert set(answer["content"]["application/json"]["examples"]) <= codes
