@@ -473,7 +473,7 @@ def test_the_staff_see_why_an_account_has_not_been_purged(
 
     assert seen == [
         (None, 0, 0),
-        ("failure", 2, 0),
+        ("retry", 2, 0),
         ("stuck", 3, 0),
         ("hold", 3, 1),
         ("stuck", 3, 1),

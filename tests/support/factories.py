@@ -26,6 +26,7 @@ from accountsvc.models import Account, AuditEvent, Effect
 from accountsvc.rows import find
 from accountsvc.services import Services
 from accountsvc.vault import Entry
+from tests.support.conformance import ConformingClient
 
 PASSWORD = "correct horse battery staple"
 SECRET_KEY = "a secret for tests, which is long enough"
@@ -49,7 +50,9 @@ def make_settings(database_url: str, folder: Path, **changes: str) -> Settings:
 
 def make_app(database_url: str, folder: Path, **changes: str) -> APIFlask:
     """An application on a database that is already migrated; ``dispose`` it in the end."""
-    return create_app(make_settings(database_url, folder, **changes))
+    app = create_app(make_settings(database_url, folder, **changes))
+    app.test_client_class = ConformingClient
+    return app
 
 
 def services_of(app: APIFlask) -> Services:
