@@ -16,7 +16,16 @@ from sqlalchemy import insert
 
 from accountsvc.database import upgrade, writing
 from accountsvc.models import Account, SavedPassword
-from tests.support.factories import dispose, make_app, make_person, now, png, run_sql, services_of
+from tests.support.factories import (
+    belongings,
+    dispose,
+    make_app,
+    make_person,
+    now,
+    png,
+    run_sql,
+    services_of,
+)
 from tests.support.servers import PostgresServer
 
 # Words that stand in no code, no key and no hash.
@@ -52,6 +61,7 @@ def test_nothing_personal_is_found_after_a_whole_life(
         upgrade(url)
     app = make_app(url, tmp_path)
     bob = make_person(app, "bob")
+    before = belongings(app, bob)
 
     # when
     live(app)
@@ -86,7 +96,10 @@ def test_nothing_personal_is_found_after_a_whole_life(
     mails = b"".join(path.read_bytes() for path in (instance / "mail").rglob("*.eml"))
     assert EMAIL.encode() in mails
     assert NEW_EMAIL.encode() in mails
-    assert services_of(app).avatars.open(bob.avatar) is not None
+    assert (belongings(app, bob)["passwords"], belongings(app, bob)["avatar"]) == (
+        before["passwords"],
+        before["avatar"],
+    )
     dispose(app)
 
 
