@@ -30,6 +30,7 @@ from .models import ACCOUNTS, OWNER, STAFF, Account, AuditEvent
 from .vault import Keyring, StoredEntry
 
 CONTENT_TYPE = "application/zip"
+DISPOSITION = 'attachment; filename="account-data.zip"'
 
 # Rows read in one transaction, and so held in memory: a few megabytes of the longest passwords.
 PAGE = 200

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import TypeVar
@@ -10,7 +10,7 @@ from typing import TypeVar
 from sqlalchemy import Engine, select
 from sqlalchemy.orm import Session, sessionmaker
 
-from . import database, notices, outbox, purge
+from . import database, exports, notices, outbox, purge
 from .accounts import PasswordHasher
 from .audit import SYSTEM_ACTOR, Actor
 from .avatars import AvatarStore, store_from_url
@@ -19,7 +19,7 @@ from .ledger import Ledger, ledger_from_url
 from .mail import Mailer, mailer_from_url, read_sender
 from .models import Account
 from .outbox import DeliveryResult, Outcome, Owed
-from .throttle import Throttle
+from .throttle import EXPORT, Throttle
 from .tokens import Tokens, derive_key
 from .vault import Keyring
 
@@ -79,6 +79,19 @@ class Services:
             kinds=kinds,
             seconds=seconds,
             on_given_up=notices.on_given_up,
+        )
+
+    def export(
+        self, account: Account, *, epoch: int, address: str, now: datetime
+    ) -> Iterator[bytes]:
+        """Return all of the account's data as a ZIP, as ``exports.export`` promises.
+
+        Called after the confirmation, so that nobody else, from whatever *address*, can use up how often
+        the owner may take the data along. Raises Throttled too.
+        """
+        self.throttle.spend(EXPORT, account=account.email_key, address=address)
+        return exports.export(
+            self.sessions, self.keyring, self.avatars, account.id, epoch=epoch, now=now
         )
 
     def write_ledger(self) -> bool:

@@ -96,10 +96,8 @@ def test_nothing_personal_is_found_after_a_whole_life(
     mails = b"".join(path.read_bytes() for path in (instance / "mail").rglob("*.eml"))
     assert EMAIL.encode() in mails
     assert NEW_EMAIL.encode() in mails
-    assert (belongings(app, bob)["passwords"], belongings(app, bob)["avatar"]) == (
-        before["passwords"],
-        before["avatar"],
-    )
+    after = belongings(app, bob)
+    assert (after["passwords"], after["avatar"]) == (before["passwords"], before["avatar"])
     dispose(app)
 
 

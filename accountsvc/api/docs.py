@@ -6,6 +6,7 @@ styles; it is served nothing but our own document.
 
 from __future__ import annotations
 
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -29,19 +30,23 @@ _CSP = "; ".join(
     )
 )
 _OWN = Path(__file__).with_name("static")
-_FILES = {
-    "docs.js": _OWN,
-    "swagger-ui.css": Path("templates/swagger/css"),
-    "swagger-ui-bundle.js": Path("templates/swagger/js"),
-}
 
 
-def _swagger_ui() -> Path:
-    """Return where the package lies, without importing it: it would bring a framework of its own."""
+@cache
+def _folders() -> dict[str, Path]:
+    """Return where each file of the page lies.
+
+    The package is found without being imported: it would bring a framework of its own.
+    """
     spec = find_spec("flask_openapi3_swagger")
     assert spec is not None
     assert spec.origin is not None
-    return Path(spec.origin).parent
+    swagger_ui = Path(spec.origin).parent / "templates" / "swagger"
+    return {
+        "docs.js": _OWN,
+        "swagger-ui.css": swagger_ui / "css",
+        "swagger-ui-bundle.js": swagger_ui / "js",
+    }
 
 
 @docs.get("/docs/")
@@ -53,6 +58,6 @@ def page() -> Response:
 
 @docs.get("/docs/<name>")
 def file(name: str) -> Response:
-    if name not in _FILES:
+    if name not in _folders():
         raise NotFound
-    return send_from_directory(_swagger_ui() / _FILES[name], name, max_age=_KEPT_SECONDS)
+    return send_from_directory(_folders()[name], name, max_age=_KEPT_SECONDS)

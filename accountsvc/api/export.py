@@ -9,7 +9,7 @@ from typing import Any
 from apiflask import APIBlueprint
 from flask import Response
 
-from .. import accounts, exports, throttle
+from .. import accounts, exports
 from ..database import database_now, reading
 from ..errors import (
     AccountNotFound,
@@ -35,7 +35,6 @@ _ZIP: dict[int | str, dict[str, Any]] = {
         "content": {exports.CONTENT_TYPE: {"schema": {"type": "string", "format": "binary"}}},
     }
 }
-_DISPOSITION = 'attachment; filename="account-data.zip"'
 _ERRORS = (
     AccountNotFound,
     NotAuthorized,
@@ -50,7 +49,7 @@ _ERRORS = (
 @auth.grace_required
 @raises(*_ERRORS)
 @refuses(400)
-@sends(200, Content_Disposition=_DISPOSITION)
+@sends(200, Content_Disposition=exports.DISPOSITION)
 @export.doc(responses=_ZIP)
 def take_along(user_id: int) -> Response:
     """Export one's own data as a ZIP
@@ -65,7 +64,7 @@ def take_along(user_id: int) -> Response:
 @export.input(schemas.Confirmation)
 @auth.grace_required
 @raises(InvalidInput, *_ERRORS)
-@sends(200, Content_Disposition=_DISPOSITION)
+@sends(200, Content_Disposition=exports.DISPOSITION)
 @export.doc(responses=_ZIP)
 def take_along_by_password(user_id: int, *, json_data: dict[str, str]) -> Response:
     """Export one's own data as a ZIP, confirmed by the password
@@ -77,14 +76,9 @@ def take_along_by_password(user_id: int, *, json_data: dict[str, str]) -> Respon
 
 def _streamed(account_id: int, password: Callable[[], str | None]) -> Response:
     account, now = _confirmed_owner(account_id, password)
-    made = services()
-    # After the confirmation: nobody else can use up how often the owner may take the data along.
-    made.throttle.spend(throttle.EXPORT, account=account.email_key, address=auth.client())
-    pieces = exports.export(
-        made.sessions, made.keyring, made.avatars, account.id, epoch=account.epoch, now=now
-    )
+    pieces = services().export(account, epoch=account.epoch, address=auth.client(), now=now)
     response = Response(pieces, mimetype=exports.CONTENT_TYPE)
-    response.headers["Content-Disposition"] = _DISPOSITION
+    response.headers["Content-Disposition"] = exports.DISPOSITION
     return response
 
 

@@ -20,14 +20,15 @@ media = APIBlueprint("media", __name__, tag="Media")
 
 # A deactivated account's avatar may be seen this much longer, from caches that asked before.
 KEPT_SECONDS = 300
+_ETAG = '"f0090e27ab25c12f4e0a760c800e6341"'
 
 
 @media.get("/media/avatars/<key>")
 @media.output(FileSchema(), content_type=avatars.CONTENT_TYPE)
 @media.doc(responses={304: "Not changed"})
 @raises(StoreUnavailable)
-@sends(304, ETag='"f0090e27ab25c12f4e0a760c800e6341"')
-@sends(200, ETag='"f0090e27ab25c12f4e0a760c800e6341"', Cache_Control="public, max-age=300")
+@sends(304, ETag=_ETAG)
+@sends(200, ETag=_ETAG, Cache_Control="public, max-age=300")
 def avatar(key: str) -> Response:
     """Serve an avatar; 404 from the moment in which its account is deactivated"""
     if not avatars.is_key(key):

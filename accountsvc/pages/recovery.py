@@ -95,20 +95,10 @@ def _download(who: Visit) -> Response:
     problems = _without_password("download")
     if problems:
         return _page(who, 400, problems)
-    # First the password: nobody else can use up how often the owner may take the data along.
     _confirm(who.account)
-    made = services()
-    made.throttle.spend(throttle.EXPORT, account=who.account.email_key, address=client())
-    pieces = exports.export(
-        made.sessions,
-        made.keyring,
-        made.avatars,
-        who.account.id,
-        epoch=who.claims.epoch,
-        now=who.now,
-    )
+    pieces = services().export(who.account, epoch=who.claims.epoch, address=client(), now=who.now)
     response = Response(pieces, mimetype=exports.CONTENT_TYPE)
-    response.headers["Content-Disposition"] = 'attachment; filename="account-data.zip"'
+    response.headers["Content-Disposition"] = exports.DISPOSITION
     return response
 
 

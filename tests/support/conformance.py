@@ -61,8 +61,9 @@ def check(app: Any, response: TestResponse) -> None:
 _made: dict[str, Any] = {}
 
 
-def _document(app: APIFlask) -> Any:
+def _operations(app: APIFlask) -> list[tuple[str, re.Pattern[str], dict[str, Any]]]:
     if not _made:
+        ours = _ours(app)
         with app.test_request_context():
             document = copy.deepcopy(app._get_spec("json"))
         for name, schema in document["components"]["schemas"].items():
@@ -73,9 +74,10 @@ def _document(app: APIFlask) -> Any:
         _made["operations"] = [
             (template, re.compile(re.sub(r"\{[^}]+\}", "[^/]+", template)), operations)
             for template, operations in document["paths"].items()
-            if template in _ours(app)
+            if template in ours
         ]
-    return _made["document"]
+    operations: list[tuple[str, re.Pattern[str], dict[str, Any]]] = _made["operations"]
+    return operations
 
 
 def _ours(app: APIFlask) -> set[str]:
@@ -85,12 +87,6 @@ def _ours(app: APIFlask) -> set[str]:
         for rule in app.url_map.iter_rules()
         if app.view_functions[rule.endpoint].__module__.startswith("accountsvc.")
     }
-
-
-def _operations(app: APIFlask) -> list[tuple[str, re.Pattern[str], dict[str, Any]]]:
-    _document(app)
-    operations: list[tuple[str, re.Pattern[str], dict[str, Any]]] = _made["operations"]
-    return operations
 
 
 @cache
