@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import gunicorn.http.wsgi
 
 from accountsvc.config import ConfigError, load_settings
+
+_METRICS = "PROMETHEUS_MULTIPROC_DIR"
 
 try:
     settings = load_settings()
@@ -48,6 +52,17 @@ control_socket_disable = True
 forwarded_allow_ips = ""
 # Which server and version answers is nobody's business.
 gunicorn.http.wsgi.SERVER = "accountsvc"
+
+
+def on_starting(_server: Any) -> None:
+    """Give several processes a folder in which each counts, so that any of them can show the sum."""
+    if workers > 1 and _METRICS not in os.environ:
+        os.environ[_METRICS] = tempfile.mkdtemp(prefix="accountsvc-metrics-")
+
+
+def on_exit(_server: Any) -> None:
+    if workers > 1:
+        shutil.rmtree(os.environ.pop(_METRICS, ""), ignore_errors=True)
 
 
 def when_ready(server: Any) -> None:

@@ -55,6 +55,8 @@ ACTIONS = frozenset(
         "hold.placed",
         "hold.released",
         "purge.failed",
+        "purge.paused",
+        "purge.resumed",
         "purge.stuck",
         "purge.retried",
         "mail.given_up",

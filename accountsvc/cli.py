@@ -60,12 +60,13 @@ accounts = AppGroup(
     """,
 )
 keys = AppGroup("vault", help="Look after the keys of the saved passwords.")
+sweeps = AppGroup("sweeps", help="Stop all purging, and let it go on.")
 records = AppGroup("ledger", help="Check the ledger, and replay it after a restore from a backup.")
 
 
 def init_app(app: Flask) -> None:
     """Register the commands on ``flask``."""
-    for group in (accounts, keys, records):
+    for group in (accounts, sweeps, keys, records):
         app.cli.add_command(group)
 
 
@@ -237,6 +238,8 @@ def purge_command(
         raise click.UsageError("Name accounts by id or e-mail, or give --expired; not both.")
     if force and expired:
         raise click.UsageError("--force is for named accounts: those that are due are not active.")
+    if not dry_run:
+        _refuse_if_paused()
     planned = _plan_named(find(names), force=force) if names else _plan_due()
     if not _confirmed(planned, dry_run=dry_run, yes=yes, as_json=as_json):
         return
@@ -248,6 +251,17 @@ def purge_command(
         # Those that failed before wait for their next try, or for a person: due, but not in the plan.
         outcome.left |= {one: _why_left(one) for one in _troubled() if one not in outcome.left}
     _finish(outcome, as_json=as_json)
+
+
+def _refuse_if_paused() -> None:
+    with read() as session:
+        since = purge.paused_at(session)
+    if since is not None:
+        fail(f"{_paused(since)} Nothing was changed.")
+
+
+def _paused(since: datetime) -> str:
+    return f"Purging is paused since {stamp(since)}. `sweeps resume` ends that."
 
 
 def _troubled() -> tuple[int, ...]:
@@ -388,17 +402,19 @@ def _purge(planned: Sequence[PlannedPurge], refused: Mapping[int, str] | None = 
     bar: Any = nullcontext()
     if sys.stderr.isatty():
         bar = click.progressbar(length=len(ids), label="Purging", file=sys.stderr)
-    behind = False
+    stopped = None
     try:
         with bar as shown, logs_aside():
             for page in pages(ids):
                 _sweep(page, None if shown is None else shown.update)
     except purge.LedgerBehind:
-        behind = True
+        stopped = "The ledger does not take its lines. Mend it first."
+    except purge.PurgingPaused:
+        stopped = "Purging was paused meanwhile. `sweeps resume` ends that."
     receipts = _receipts(planned)
     # What another process had locked is its to purge, or free in a moment.
     give_up_at = time.monotonic() + PATIENCE.total_seconds()
-    while not behind:
+    while stopped is None:
         waiting = _waiting(planned, receipts, outcome.left)
         if not waiting or time.monotonic() > give_up_at:
             break
@@ -413,8 +429,7 @@ def _purge(planned: Sequence[PlannedPurge], refused: Mapping[int, str] | None = 
             counts = {"saved_passwords": receipt.saved_passwords, "files": receipt.files}
             outcome.purged.append({**_line(one), **counts})
         elif one.account_id not in outcome.left:
-            reason = "The ledger does not take its lines. Mend it first." if behind else None
-            outcome.left[one.account_id] = reason or _why_left(one.account_id)
+            outcome.left[one.account_id] = stopped or _why_left(one.account_id)
     if outcome.purged:
         outcome.owed = _deliver(list(receipts))
         outcome.scrubbed = not outcome.owed and _scrub(list(receipts))
@@ -828,6 +843,8 @@ def status(*, as_json: bool) -> None:
     with read() as session:
         now = database_now(session)
         found = overview.read(session, now=now, max_attempts=settings.purge_max_attempts)
+    if found.paused_at is not None and not as_json:
+        click.echo(_paused(found.paused_at), err=True)
     shown = {
         "active": found.active,
         "deactivated": found.deactivated,
@@ -838,6 +855,8 @@ def status(*, as_json: bool) -> None:
         "overdue_seconds": round(found.overdue.total_seconds()),
         "owed": dict(found.owed),
         "last_purged_at": stamp(found.last_purged_at),
+        "swept_at": stamp(found.swept_at),
+        "paused_at": stamp(found.paused_at),
         "unscrubbed": found.unscrubbed if settings.is_sqlite else 0,
         "troubled": list(found.troubled_ids),
     }
@@ -847,6 +866,39 @@ def status(*, as_json: bool) -> None:
         print_fields(shown)
     if found.stuck:
         fail(f"{found.stuck} accounts are stuck. `accounts show ID` says why.")
+
+
+# The brake --------------------------------------------------------------------------------------
+
+
+@sweeps.command()
+@as_json
+@sentences
+def pause(*, as_json: bool) -> None:
+    """Stop all purging: by the workers and by `accounts purge`, until `sweeps resume`.
+
+    A batch under way ends first, within seconds. Accounts can be deactivated and reactivated meanwhile,
+    mails go out, and what is due waits.
+    """
+    _brake(purge.pause, "Purging is paused.", "Purging was paused already.", as_json=as_json)
+
+
+@sweeps.command()
+@as_json
+@sentences
+def resume(*, as_json: bool) -> None:
+    """Let purging go on: the next sweep takes what is due."""
+    _brake(purge.resume, "Purging goes on.", "Purging was not paused.", as_json=as_json)
+
+
+def _brake(work: Callable[..., bool], done: str, so: str, *, as_json: bool) -> None:
+    with write() as session:
+        changed = work(session, now=database_now(session), by=OPERATOR_ACTOR)
+        since = purge.paused_at(session)
+    if as_json:
+        show_json({"changed": changed, "paused_at": stamp(since)})
+    else:
+        click.echo(done if changed else so)
 
 
 @keys.command("rewrap")
@@ -945,6 +997,8 @@ def replay(*, dry_run: bool, yes: bool, as_json: bool) -> None:
     flask --app wsgi ledger replay --dry-run
     flask --app wsgi ledger replay
     """
+    if not dry_run:
+        _refuse_if_paused()
     planned = _back(_ledger())
     if not _confirmed(planned, dry_run=dry_run, yes=yes, as_json=as_json):
         return

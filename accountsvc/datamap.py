@@ -19,6 +19,7 @@ from .models import (
     PurgeFailure,
     Receipt,
     SavedPassword,
+    SweepMark,
     VaultKey,
 )
 
@@ -118,6 +119,14 @@ PLACES = (
         exported=None,
         not_exported_because="written when the person's data is gone",
         kept_for="for good: the proof that the data is gone",
+    ),
+    Place(
+        "sweep_marks",
+        SweepMark,
+        Purge.KEPT,
+        exported=None,
+        not_exported_because="about the service, not about a person",
+        kept_for="for good: two times",
     ),
 )
 

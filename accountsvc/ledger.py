@@ -10,7 +10,7 @@ import json
 import secrets
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -47,6 +47,14 @@ class Ledger(Protocol):
         Raises StoreUnavailable if any of it cannot be read: a gap would let somebody come back.
         """
 
+    def newest(self, now: datetime, *, objects: int = 5) -> list[dict[str, Any]]:
+        """Return the receipts of the batches written last, at most *objects* of them.
+
+        Looks into the month of *now* and the one before it, so its cost does not grow with the years.
+
+        Raises StoreUnavailable if any of it cannot be read.
+        """
+
     def check(self) -> None:
         """Raise StoreUnavailable if receipts could not be written now."""
 
@@ -79,6 +87,16 @@ class FileLedger:
             (path.relative_to(self._root).as_posix(), _read_file(path)) for path in found
         )
 
+    def newest(self, now: datetime, *, objects: int = 5) -> list[dict[str, Any]]:
+        with file_errors():
+            found = [
+                (path.stat().st_mtime_ns, path)
+                for month in _months(now)
+                for path in (self._root / month).glob("*.jsonl")
+            ]
+        found.sort(reverse=True)
+        return list(_receipts((path.name, _read_file(path)) for _, path in found[:objects]))
+
     def check(self) -> None:
         with file_errors():
             check_folder(self._root)
@@ -99,6 +117,16 @@ class S3Ledger:
         keys = [key for key, _ in self._bucket.listing() if key.endswith(".jsonl")]
         yield from _receipts((key, self._bucket.get(key)) for key in keys)
 
+    def newest(self, now: datetime, *, objects: int = 5) -> list[dict[str, Any]]:
+        found = [
+            (written_at, key)
+            for month in _months(now)
+            for key, written_at in self._bucket.listing(f"{month}/")
+            if key.endswith(".jsonl")
+        ]
+        found.sort(reverse=True)
+        return list(_receipts((key, self._bucket.get(key)) for _, key in found[:objects]))
+
     def check(self) -> None:
         self._bucket.check()
 
@@ -116,6 +144,11 @@ def _object_name(name: str, at: datetime) -> str:
     if name != str(uuid.UUID(name)) or at.tzinfo is None:
         raise ValueError("a batch of the ledger needs a uuid and a time with its zone")
     return f"{at.astimezone(UTC):%Y/%m}/{name}.jsonl"
+
+
+def _months(now: datetime) -> tuple[str, str]:
+    this = now.astimezone(UTC).replace(day=1)
+    return f"{this:%Y/%m}", f"{this - timedelta(days=1):%Y/%m}"
 
 
 def _encode(lines: Sequence[Mapping[str, object]]) -> bytes:

@@ -20,7 +20,7 @@ from structlog.typing import EventDict, Processor, WrappedLogger
 
 access = structlog.get_logger("accountsvc.access")
 
-_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 # Whose lines are shown from LOG_LEVEL on; everybody else's from WARNING on.
 _OURS = ("accountsvc", "worker")
 
@@ -118,7 +118,7 @@ def log_requests(app: Flask) -> None:
         access.info(
             "request",
             # A client may send any word as a method, also somebody's name.
-            method=request.method if request.method in _METHODS else "other",
+            method=request.method if request.method in METHODS else "other",
             route=None if request.url_rule is None else request.url_rule.rule,
             status=response.status_code,
             duration_ms=round(1000 * (time.perf_counter() - g.started_at), 1),

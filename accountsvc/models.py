@@ -42,6 +42,7 @@ MAX_KEY_BYTES = 600
 
 OWNER, STAFF, OPERATOR, SYSTEM = "owner", "staff", "operator", "system"
 ACTIVE, DEACTIVATED, DUE = "active", "deactivated", "due"
+SWEPT, PAUSED = "swept", "paused"
 
 # INTEGER PRIMARY KEY is what makes AUTOINCREMENT possible on SQLite.
 _Id = BigInteger().with_variant(Integer, "sqlite")
@@ -260,6 +261,16 @@ class Receipt(Base):
     files: Mapped[int] = mapped_column(Integer)
     # SQLite only: when the freed pages of the file had become unreadable.
     scrubbed_at: Mapped[datetime | None]
+
+
+class SweepMark(Base):
+    """A moment of the sweeps as a whole: ``swept`` is the last one, ``paused`` is there while nobody may purge."""
+
+    __tablename__ = "sweep_marks"
+    __table_args__ = (CheckConstraint("name IN ('swept', 'paused')", name="name"),)
+
+    name: Mapped[str] = mapped_column(String(8), primary_key=True)
+    at: Mapped[datetime]
 
 
 class AuditEvent(Base):

@@ -152,14 +152,14 @@ class Bucket:
             except self.client.exceptions.NoSuchKey:
                 return None
 
-    def listing(self) -> Iterator[tuple[str, datetime]]:
-        """Yield each key below the prefix, sorted, and when it was written.
+    def listing(self, below: str = "") -> Iterator[tuple[str, datetime]]:
+        """Yield each key below the prefix that begins with *below*, sorted, and when it was written.
 
         Raises StoreUnavailable.
         """
         with s3_errors():
             pages = self.client.get_paginator("list_objects_v2").paginate(
-                Bucket=self.name, Prefix=self.prefix
+                Bucket=self.name, Prefix=self.prefix + below
             )
             for page in pages:
                 for found in page.get("Contents", []):

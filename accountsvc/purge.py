@@ -35,6 +35,7 @@ from sqlalchemy import (
     select,
     update,
 )
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.orm import Session, sessionmaker
 
@@ -43,6 +44,8 @@ from .audit import SYSTEM_ACTOR, Actor
 from .database import Clock, is_outage, reading, writing
 from .datamap import purged_by_account
 from .models import (
+    PAUSED,
+    SWEPT,
     Account,
     AuditEvent,
     Effect,
@@ -50,6 +53,7 @@ from .models import (
     PurgeFailure,
     Receipt,
     SavedPassword,
+    SweepMark,
 )
 
 log = structlog.get_logger(__name__)
@@ -98,6 +102,10 @@ class LedgerBehind(Exception):
     """The ledger does not take its lines, so no further batch may be purged."""
 
 
+class PurgingPaused(Exception):
+    """An operator has paused purging, so no batch may be begun."""
+
+
 def sweep(
     sessions: sessionmaker[Session],
     clock: Clock,
@@ -120,7 +128,10 @@ def sweep(
 
     *write_ledger* delivers the ledger lines that are owed and says whether none is left; it is
     called before the first batch and after each, and a batch is not begun while it says no.
-    Raises LedgerBehind then, and the database's own error if a sweep cannot run at all.
+    Raises LedgerBehind then, PurgingPaused from the first batch after :func:`pause`, and the
+    database's own error if a sweep cannot run at all.
+
+    A sweep over all that is due leaves its time as :func:`swept_at`.
     """
     result = SweepResult()
     stop_at = None if seconds is None else time.monotonic() + seconds
@@ -132,16 +143,59 @@ def sweep(
         room = batch_size if limit is None else min(batch_size, limit - result.dealt_with)
         if room <= 0 or (stop_at is not None and time.monotonic() >= stop_at):
             result.more = True
-            return result
+            break
         dealt_with = _purge_batch(sessions, clock, room, max_attempts, left, by, result)
         if not dealt_with:
-            return result
+            break
         if left is not None:
             left.difference_update(dealt_with)
         if progress is not None:
             progress(len(dealt_with))
         if not write_ledger():
             raise LedgerBehind
+    if only is None:
+        with sessions() as session, writing(session):
+            _mark(session, SWEPT, clock(session))
+    return result
+
+
+def pause(session: Session, *, now: datetime, by: Actor) -> bool:
+    """Let no batch begin after this commits; False if purging was paused already.
+
+    A batch that is under way ends first. People can be deactivated and can come back meanwhile.
+    """
+    if paused_at(session) is not None:
+        return False
+    _mark(session, PAUSED, now)
+    audit.record(session, "purge.paused", subject=None, by=by, now=now)
+    return True
+
+
+def resume(session: Session, *, now: datetime, by: Actor) -> bool:
+    """Let sweeps purge again; False if purging was not paused."""
+    mark = session.get(SweepMark, PAUSED, populate_existing=True)
+    if mark is None:
+        return False
+    session.delete(mark)
+    audit.record(session, "purge.resumed", subject=None, by=by, now=now)
+    return True
+
+
+def paused_at(session: Session) -> datetime | None:
+    """Return since when purging is paused, None if it is not."""
+    return session.scalar(select(SweepMark.at).where(SweepMark.name == PAUSED))
+
+
+def swept_at(session: Session) -> datetime | None:
+    """Return when a sweep over all that is due last ended without a fault of the whole; None if none did."""
+    return session.scalar(select(SweepMark.at).where(SweepMark.name == SWEPT))
+
+
+def _mark(session: Session, name: str, now: datetime) -> None:
+    # Several sweeps may end at once, also the very first ones.
+    upsert = postgresql.insert if session.get_bind().dialect.name == "postgresql" else sqlite.insert
+    statement = upsert(SweepMark).values(name=name, at=now)
+    session.execute(statement.on_conflict_do_update(index_elements=["name"], set_={"at": now}))
 
 
 def plan(
@@ -367,6 +421,8 @@ def _purge_batch(
     try:
         with sessions() as session, writing(session):
             now = clock(session)
+            if paused_at(session) is not None:
+                raise PurgingPaused
             proposed = _lock_due(session, now, size, only, waited_for)
             purged = _decide(session, proposed, now)
             _erase(session, purged, now, by)

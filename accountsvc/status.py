@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 from sqlalchemy import ColumnElement, exists, func, select
 from sqlalchemy.orm import Session
 
-from . import outbox
+from . import outbox, purge
 from .models import Account, LegalHold, PurgeFailure, Receipt
 
 
@@ -17,13 +17,14 @@ from .models import Account, LegalHold, PurgeFailure, Receipt
 class Status:
     """Counts of accounts at ``at``.
 
+    ``active`` is None unless it was asked for: to count those takes a pass over the whole table.
     Of those that are due, ``held`` wait for a hold's release, ``failing`` for their next try and
     ``stuck`` for a person; the others are for the next sweep. ``overdue`` is how long the oldest of
     these has waited. ``owed`` counts effects that are due, by kind; ``unscrubbed`` counts receipts.
     """
 
     at: datetime
-    active: int
+    active: int | None
     deactivated: int
     due: int
     held: int
@@ -32,11 +33,20 @@ class Status:
     overdue: timedelta
     owed: Mapping[str, int]
     last_purged_at: datetime | None
+    swept_at: datetime | None
+    paused_at: datetime | None
     unscrubbed: int
     troubled_ids: tuple[int, ...]
 
 
-def read(session: Session, *, now: datetime, max_attempts: int, most_ids: int = 20) -> Status:
+def read(
+    session: Session,
+    *,
+    now: datetime,
+    max_attempts: int,
+    most_ids: int = 20,
+    count_active: bool = True,
+) -> Status:
     """Count inside a reading transaction; ``troubled_ids`` are the first failing or stuck accounts."""
 
     def count(*conditions: ColumnElement[bool]) -> int:
@@ -52,7 +62,7 @@ def read(session: Session, *, now: datetime, max_attempts: int, most_ids: int = 
     troubled = select(Account.id).where(is_due, failed, ~held).order_by(Account.id).limit(most_ids)
     return Status(
         at=now,
-        active=count(Account.purge_at.is_(None)),
+        active=count(Account.purge_at.is_(None)) if count_active else None,
         deactivated=count(Account.purge_at > now),
         due=count(is_due),
         held=count(is_due, held),
@@ -61,6 +71,8 @@ def read(session: Session, *, now: datetime, max_attempts: int, most_ids: int = 
         overdue=timedelta() if oldest is None else now - oldest,
         owed=outbox.pending(session, now),
         last_purged_at=session.scalar(select(func.max(Receipt.purged_at))),
+        swept_at=purge.swept_at(session),
+        paused_at=purge.paused_at(session),
         unscrubbed=session.scalar(
             select(func.count()).select_from(Receipt).where(Receipt.scrubbed_at.is_(None))
         )

@@ -102,6 +102,7 @@ ROWS: dict[str, dict[str, list[dict[str, Any]]]] = {
             {"at": EARLY, "action": "purged", "actor_kind": "system", "details": '{"files": 1}'}
         ],
     },
+    "0002": {"sweep_marks": [{"name": "swept", "at": EARLY}, {"name": "paused", "at": LATE}]},
 }
 
 

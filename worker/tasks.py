@@ -12,7 +12,7 @@ from kombu.exceptions import OperationalError as BrokerUnavailable
 
 from accountsvc.config import load_settings
 from accountsvc.database import is_passing_fault
-from accountsvc.purge import LedgerBehind
+from accountsvc.purge import LedgerBehind, PurgingPaused
 from accountsvc.services import Services, build_services
 
 from .app import DELIVER, SLICE, SWEEP
@@ -44,6 +44,8 @@ def doorway(name: str) -> Callable[[Callable[[], bool]], Any]:
                     task.apply_async(expires=expires)
             except LedgerBehind:
                 log.error("the ledger does not take its lines, so nothing is purged", task=name)
+            except PurgingPaused:
+                log.warning("purging is paused: `flask --app wsgi sweeps resume` ends it")
             except BrokerUnavailable:
                 log.warning("the broker does not answer; the next tick goes on", task=name)
             except Exception as exc:

@@ -1,12 +1,31 @@
-"""What an operator's machines ask."""
+"""What an operator's machines ask: is this process alive, may it serve, how does everything stand."""
 
 from __future__ import annotations
 
-from apiflask import APIBlueprint
+from apiflask import APIBlueprint, APIFlask
+from flask import Response, current_app
 
+from .. import probes
+from ..probes import OK, Probes
+from ..services import Services
 from . import schemas
+from .openapi import also_answers, sends
+from .wire import json_response, timestamp
 
 health = APIBlueprint("health", __name__, tag="Health")
+
+_RETRY_SECONDS = 5
+
+
+def init_app(app: APIFlask, services: Services) -> Probes:
+    """Make the probes of this process, which connect when they are first asked."""
+    made = app.extensions["accountsvc.probes"] = Probes(services)
+    return made
+
+
+def _probes() -> Probes:
+    found: Probes = current_app.extensions["accountsvc.probes"]
+    return found
 
 
 @health.get("/healthz")
@@ -14,3 +33,31 @@ health = APIBlueprint("health", __name__, tag="Health")
 def healthz() -> dict[str, str]:
     """Say that this process lives; nothing else is looked at"""
     return {"status": "ok"}
+
+
+@health.get("/readyz")
+@health.output(schemas.Readiness)
+@also_answers(503)
+@sends(503, Retry_After="5")
+def readyz() -> Response:
+    """Say whether this process can serve; only what no request could do without counts"""
+    found = _probes().ready()
+    ready = all(state == OK for state in found.values())
+    response = json_response({"status": "ready" if ready else "not ready", **found})
+    if not ready:
+        response.status_code = 503
+        response.headers["Retry-After"] = str(_RETRY_SECONDS)
+    return response
+
+
+@health.get("/statusz")
+@health.output(schemas.ServiceStatus)
+def statusz() -> Response:
+    """Say how everything stands; always 200, for people and dashboards"""
+    found = probes.describe(_probes())
+    if found["sweep"] is not None:
+        found["sweep"] |= {
+            name: None if found["sweep"][name] is None else timestamp(found["sweep"][name])
+            for name in ("last_at", "paused_at")
+        }
+    return json_response(found)

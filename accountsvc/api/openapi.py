@@ -172,6 +172,16 @@ def sends(status: int, **headers: str) -> Callable[[View], View]:
     return mark
 
 
+def also_answers(status: int) -> Callable[[View], View]:
+    """Say that a view answers with the body of its 200 under another status too."""
+
+    def mark(view: View) -> View:
+        view.__dict__.setdefault("_spec", {})["also_answers"] = str(status)
+        return view
+
+    return mark
+
+
 def takes(name: str, example: str, description: str) -> Callable[[View], View]:
     """Say which header of the request a view looks at."""
 
@@ -245,6 +255,11 @@ def _complete(spec: Any) -> Any:
 
 def _complete_operation(operation: dict[str, Any], marks: dict[str, Any]) -> None:
     responses = operation["responses"]
+    if "also_answers" in marks:
+        responses[marks["also_answers"]] = {
+            "description": "not ready",
+            "content": responses["200"]["content"],
+        }
     if "raises" in marks:
         for error in dict.fromkeys((*marks["raises"], tree.DatabaseUnavailable)):
             _add(responses, error)

@@ -352,3 +352,43 @@ class AuditEvents(Schema):
 
 class Health(Schema):
     status = String(required=True)
+
+
+class Readiness(Schema):
+    """``database``, ``schema`` and ``ledger`` are ``ok`` or say what is wrong; what was not reached is left out."""
+
+    status = String(required=True, validate=OneOf(["ready", "not ready"]))
+    database = String(required=True)
+    schema = String()
+    ledger = String()
+
+
+class SweepStatus(Schema):
+    """``late``: sweeps should have run and did not."""
+
+    last_at = String(required=True, allow_none=True, metadata={"format": "date-time"})
+    age_seconds = Integer(required=True, allow_none=True)
+    late = Boolean(required=True)
+    paused = Boolean(required=True)
+    paused_at = String(required=True, allow_none=True, metadata={"format": "date-time"})
+
+
+class Backlog(Schema):
+    """Counts of accounts, but ``owed``, which counts effects by kind, and ``unscrubbed``, receipts."""
+
+    due = Integer(required=True)
+    held = Integer(required=True)
+    failing = Integer(required=True)
+    stuck = Integer(required=True)
+    oldest_overdue_seconds = Integer(required=True)
+    owed = Dict(required=True)
+    unscrubbed = Integer(required=True)
+
+
+class ServiceStatus(Schema):
+    """``parts`` are ``ok`` or say what is wrong; ``sweep`` and ``backlog`` are null without a database."""
+
+    status = String(required=True, validate=OneOf(["ok", "degraded"]))
+    parts = Dict(required=True, keys=String(), values=String())
+    sweep = Nested(SweepStatus, required=True, allow_none=True)
+    backlog = Nested(Backlog, required=True, allow_none=True)

@@ -78,4 +78,7 @@ def test_only_views_that_want_a_token_say_so(client: FlaskClient) -> None:
         "/api/token/refresh/",
         "/media/avatars/{key}",
         "/healthz",
+        "/readyz",
+        "/statusz",
+        "/metrics",
     }

@@ -1,0 +1,224 @@
+"""Whether the parts that this process needs are there, asked in bounded time.
+
+Anybody may ask, so an answer is kept for a few seconds, and no part is asked twice at once: a part that
+hangs costs one thread, however many ask.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as Hanging
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from redis import Redis
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from . import database, objectstore, status
+from .models import Account
+from .services import Services
+from .status import Status
+
+OK = "ok"
+BACK = "purged accounts are back, as after a restore: run `flask --app wsgi ledger replay`"
+
+# Shorter than the patience of a load balancer's probe.
+PATIENCE = timedelta(seconds=3)
+# As long as an answer is good for.
+KEPT = timedelta(seconds=5)
+FAULT_KEPT = timedelta(seconds=1)
+# The ledger is read for it, and changes with a restore only.
+LEDGER_KEPT = timedelta(seconds=60)
+# So many intervals without a sweep are too many.
+SWEEPS_MISSED = 5
+
+
+class Probe:
+    """One look at a part: ``ok``, or what is wrong in words without any address or secret."""
+
+    def __init__(self, look: Callable[[], str | None], *, kept: timedelta | None = None) -> None:
+        self._look = look
+        self._kept = (KEPT if kept is None else kept).total_seconds()
+        self._lock = threading.Lock()
+        self._answer: Future[str] | None = None
+        self._answered_at = 0.0
+
+    def read(self) -> str:
+        """Return the answer, no older than it may be kept, within PATIENCE."""
+        try:
+            return self.ask().result(PATIENCE.total_seconds())
+        except Hanging:
+            return f"does not answer within {PATIENCE.total_seconds():.0f} s"
+
+    def ask(self) -> Future[str]:
+        """Begin to look, unless somebody is at it or an answer is still good."""
+        with self._lock:
+            if self._answer is None or (self._answer.done() and self._is_old(self._answer)):
+                self._answer = Future()
+                # A daemon, since a part that hangs must not keep the process from ending.
+                threading.Thread(target=self._look_for, args=(self._answer,), daemon=True).start()
+            return self._answer
+
+    def _is_old(self, answer: Future[str]) -> bool:
+        kept = self._kept if answer.result() == OK else FAULT_KEPT.total_seconds()
+        return time.monotonic() - self._answered_at >= kept
+
+    def _look_for(self, answer: Future[str]) -> None:
+        try:
+            found = self._look() or OK
+        except Exception as exc:
+            found = f"fails ({type(exc.__cause__ or exc).__name__})"
+        self._answered_at = time.monotonic()
+        answer.set_result(found)
+
+
+class Probes:
+    """The parts of *services*, as this process reaches them."""
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+        self._database = Probe(self._ask_database)
+        self._schema = Probe(self._ask_schema)
+        self._purged_stay_purged = Probe(self._ask_ledger, kept=LEDGER_KEPT)
+        self._parts = {
+            "broker": Probe(self._ask_broker),
+            "storage": Probe(services.avatars.check),
+            "mail": Probe(services.mailer.check),
+            "ledger": Probe(services.ledger.check),
+        }
+
+    def ready(self) -> dict[str, str]:
+        """Return what this process cannot serve without, each ``ok`` or what is wrong.
+
+        The database; its schema, unless it is newer than this code, as while a new version is rolled
+        out; and that nobody in the ledger is back, as after a restore that was not replayed. A ledger
+        that cannot be read says nothing about that, and no request needs it: then it is ``ok``.
+        """
+        found = {"database": self._database.read()}
+        if found["database"] == OK:
+            found["schema"] = self._schema.read()
+        if found.get("schema") == OK:
+            found["ledger"] = self._purged_stay_purged.read()
+            if found["ledger"] != BACK:
+                found["ledger"] = OK
+        return found
+
+    def parts(self) -> dict[str, str]:
+        """Return every part, each ``ok`` or what is wrong."""
+        for probe in self._parts.values():
+            probe.ask()
+        parts = {**self.ready(), **{name: probe.read() for name, probe in self._parts.items()}}
+        if self._purged_stay_purged.read() == BACK:
+            parts["ledger"] = BACK
+        return parts
+
+    def counts(self) -> Status | None:
+        """Return the counts, without the active accounts; None if the database does not answer."""
+        services = self._services
+        try:
+            with services.sessions() as session, database.reading(session):
+                return status.read(
+                    session,
+                    now=database.database_now(session),
+                    max_attempts=services.settings.purge_max_attempts,
+                    count_active=False,
+                )
+        except Exception as exc:
+            if database.is_passing_fault(exc):
+                return None
+            raise
+
+    def sweeps_are_late(self, counts: Status) -> bool:
+        """Say whether sweeps should have run and did not; a pause is somebody's wish."""
+        if counts.paused_at is not None:
+            return False
+        patience = SWEEPS_MISSED * max(self._services.settings.sweep_interval, PATIENCE)
+        last = counts.swept_at
+        return counts.overdue > patience or (last is not None and counts.at - last > patience)
+
+    @property
+    def is_scrubbed(self) -> bool:
+        """Say whether the database is one that is scrubbed."""
+        return self._services.settings.is_sqlite
+
+    def _session(self) -> Session:
+        return self._services.sessions()
+
+    def _ask_database(self) -> None:
+        with self._session() as session, database.reading(session):
+            session.execute(select(1))
+
+    def _ask_schema(self) -> str | None:
+        script = ScriptDirectory(str(database.migrations_path()))
+        with self._session() as session, database.reading(session):
+            current = MigrationContext.configure(session.connection()).get_current_revision()
+        head = script.get_current_head()
+        behind = current is None or (
+            current != head and any(one.revision == current for one in script.walk_revisions())
+        )
+        return "is behind: run `python -m accountsvc prepare`" if behind else None
+
+    def _ask_ledger(self) -> str | None:
+        with self._session() as session, database.reading(session):
+            now = database.database_now(session)
+        known = [uuid.UUID(line["public_id"]) for line in self._services.ledger.newest(now)]
+        with self._session() as session, database.reading(session):
+            for start in range(0, len(known), 500):
+                page = known[start : start + 500]
+                if session.scalar(select(Account.id).where(Account.public_id.in_(page)).limit(1)):
+                    return BACK
+        return None
+
+    def _ask_broker(self) -> None:
+        url = self._services.settings.celery_broker_url
+        parts = urlsplit(url)
+        if parts.scheme == "filesystem":
+            with objectstore.file_errors():
+                objectstore.check_folder(Path(unquote(parts.path)))
+            return
+        with Redis.from_url(url, socket_timeout=2, socket_connect_timeout=2) as redis:
+            redis.ping()
+
+
+def describe(probes: Probes) -> dict[str, Any]:
+    """Return how everything stands, in numbers and words and without anybody's data."""
+    parts = probes.parts()
+    counts = probes.counts() if parts["database"] == parts.get("schema") == OK else None
+    fine = all(state == OK for state in parts.values())
+    sweep: dict[str, Any] | None = None
+    backlog: dict[str, Any] | None = None
+    if counts is not None:
+        late = probes.sweeps_are_late(counts)
+        age = None if counts.swept_at is None else counts.at - counts.swept_at
+        sweep = {
+            "last_at": counts.swept_at,
+            "age_seconds": None if age is None else round(age.total_seconds()),
+            "late": late,
+            "paused": counts.paused_at is not None,
+            "paused_at": counts.paused_at,
+        }
+        backlog = {
+            "due": counts.due,
+            "held": counts.held,
+            "failing": counts.failing,
+            "stuck": counts.stuck,
+            "oldest_overdue_seconds": round(counts.overdue.total_seconds()),
+            "owed": dict(counts.owed),
+            "unscrubbed": counts.unscrubbed if probes.is_scrubbed else 0,
+        }
+        fine = fine and not late and not counts.stuck
+    return {
+        "status": OK if fine else "degraded",
+        "parts": parts,
+        "sweep": sweep,
+        "backlog": backlog,
+    }

@@ -1,0 +1,292 @@
+"""CONTRACT section 6: what an operator's machines ask."""
+
+from __future__ import annotations
+
+import threading
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from apiflask import APIFlask
+from flask.testing import FlaskClient
+from prometheus_client.parser import text_string_to_metric_families
+
+from accountsvc import probes, purge
+from accountsvc.audit import OPERATOR_ACTOR
+from accountsvc.database import database_now, downgrade, writing
+from accountsvc.probes import BACK, Probe, Probes
+from tests.api.conftest import NewApp
+from tests.support.factories import (
+    Person,
+    deactivate,
+    dispose,
+    make_app,
+    now,
+    run_sql,
+    services_of,
+)
+from tests.support.servers import free_port
+
+READY = {"status": "ready", "database": "ok", "schema": "ok", "ledger": "ok"}
+
+
+@pytest.fixture(autouse=True)
+def _ask_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep no answer: what a test changes is to be seen at once."""
+    for name in ("KEPT", "FAULT_KEPT", "LEDGER_KEPT"):
+        monkeypatch.setattr(probes, name, timedelta())
+
+
+def ledgered(app: APIFlask, person: Person) -> None:
+    """Write *person* into the ledger, as if a backup from before the purge had been restored."""
+    line = {"public_id": str(person.public_id)}
+    services_of(app).ledger.append(str(person.public_id), [line], at=now(app))
+
+
+def metrics(client: FlaskClient) -> dict[tuple[str, tuple[str, ...]], float]:
+    response = client.get("/metrics")
+    assert response.status_code == 200
+    assert response.mimetype == "text/plain"
+    return {
+        (sample.name, tuple(sample.labels.values())): sample.value
+        for family in text_string_to_metric_families(response.text)
+        for sample in family.samples
+    }
+
+
+# Ready
+
+
+def test_a_process_with_a_database_is_ready(client: FlaskClient, database_url: str) -> None:
+    response = client.get("/readyz")
+
+    assert (response.status_code, response.json) == (200, READY)
+
+
+def test_nobody_is_served_on_an_older_schema(client: FlaskClient, database_url: str) -> None:
+    downgrade(database_url, "-1")
+
+    response = client.get("/readyz")
+
+    assert response.status_code == 503
+    assert response.headers["Retry-After"] == "5"
+    assert response.json == {
+        "status": "not ready",
+        "database": "ok",
+        "schema": "is behind: run `python -m accountsvc prepare`",
+    }
+
+
+def test_a_newer_schema_is_served_while_a_new_version_is_rolled_out(
+    app: APIFlask, client: FlaskClient
+) -> None:
+    run_sql(app, "UPDATE alembic_version SET version_num = 'later'")
+
+    assert client.get("/readyz").json == READY
+
+
+def test_nobody_is_served_while_purged_people_are_back(
+    app: APIFlask, client: FlaskClient, ann: Person, bob: Person
+) -> None:
+    ledgered(app, ann)
+
+    response = client.get("/readyz")
+    status = client.get("/statusz").json
+
+    assert response.status_code == 503
+    assert response.json == {**READY, "status": "not ready", "ledger": BACK}
+    assert status is not None
+    assert status["parts"]["ledger"] == BACK
+
+    # when: replayed
+    result = app.test_cli_runner().invoke(args=["ledger", "replay", "--yes"])
+    assert result.exit_code == 0, result.output
+    assert client.get("/readyz").json == READY
+
+
+def test_only_what_no_request_can_do_without_counts(new_app: NewApp, tmp_path: Path) -> None:
+    nobody = free_port()
+    app = new_app(
+        REDIS_URL=f"redis://127.0.0.1:{nobody}/0",
+        MAIL_URL=f"smtp://127.0.0.1:{nobody}/?tls=none",
+        LEDGER_URL=f"file://{blocked(tmp_path)}/ledger",
+        STORAGE_URL=f"file://{blocked(tmp_path)}/media",
+    )
+    client = app.test_client()
+
+    ready = client.get("/readyz")
+    status = client.get("/statusz")
+
+    assert (ready.status_code, ready.json) == (200, READY)
+    assert status.status_code == 200
+    assert status.json is not None
+    assert status.json["status"] == "degraded"
+    parts = status.json["parts"]
+    assert (parts["database"], parts["schema"]) == ("ok", "ok")
+    assert parts["broker"] == "fails (ConnectionError)"
+    assert parts["ledger"] == parts["storage"] == "fails (FileExistsError)"
+    assert parts["mail"] == "fails (ConnectionRefusedError)"
+    assert str(nobody) not in status.text
+    assert str(tmp_path) not in status.text
+
+
+def blocked(folder: Path) -> Path:
+    """A file, where a folder should be."""
+    path = folder / "blocked"
+    path.touch()
+    return path
+
+
+def test_a_dead_database_is_said_and_everything_else_still_answers(tmp_path: Path) -> None:
+    app = make_app(f"postgresql://nobody@127.0.0.1:{free_port()}/none", tmp_path)
+    client = app.test_client()
+
+    ready = client.get("/readyz")
+    status = client.get("/statusz").json
+
+    assert ready.status_code == 503
+    assert ready.json == {"status": "not ready", "database": "fails (OperationalError)"}
+    assert client.get("/healthz").status_code == 200
+    assert status is not None
+    assert (status["status"], status["sweep"], status["backlog"]) == ("degraded", None, None)
+    assert status["parts"]["storage"] == "ok"
+    assert metrics(client)["accountsvc_part_up", ("database",)] == 0
+    dispose(app)
+
+
+# How everything stands
+
+
+def test_status_counts_and_says_when_was_swept(
+    app: APIFlask, client: FlaskClient, ann: Person, bob: Person
+) -> None:
+    deactivate(app, ann.id, grace=timedelta())
+    run_sql(
+        app,
+        "UPDATE accounts SET deactivated_at = :then, purge_at = :then WHERE id = :id",
+        then="2026-01-01 00:00:00.000000",
+        id=ann.id,
+    )
+
+    before = client.get("/statusz").json
+    services_of(app).sweep()
+    after = client.get("/statusz").json
+
+    assert before is not None
+    assert before["status"] == "degraded"
+    assert before["sweep"]["late"] is True
+    assert before["sweep"]["last_at"] is None
+    assert before["backlog"]["due"] == 1
+    assert before["backlog"]["oldest_overdue_seconds"] > 3600
+    assert after is not None
+    assert after["status"] == "ok"
+    assert set(after["parts"].values()) == {"ok"}
+    assert after["sweep"]["late"] is False
+    assert after["sweep"]["age_seconds"] >= 0
+    assert after["backlog"]["due"] == after["backlog"]["oldest_overdue_seconds"] == 0
+    assert after["backlog"]["owed"]["mail.purged"] == 1
+
+
+def test_sweeps_that_stopped_are_late_though_nothing_is_due(
+    app: APIFlask, client: FlaskClient
+) -> None:
+    services_of(app).sweep()
+    run_sql(app, "UPDATE sweep_marks SET at = :then", then="2026-01-01 00:00:00.000000")
+
+    status = client.get("/statusz").json
+
+    assert status is not None
+    assert (status["status"], status["sweep"]["late"]) == ("degraded", True)
+
+
+def test_a_pause_is_shown_and_is_no_fault(app: APIFlask, client: FlaskClient) -> None:
+    with services_of(app).sessions() as session, writing(session):
+        purge.pause(session, now=database_now(session), by=OPERATOR_ACTOR)
+
+    status = client.get("/statusz").json
+
+    assert status is not None
+    assert status["status"] == "ok"
+    assert status["sweep"]["paused"] is True
+    assert status["sweep"]["paused_at"].endswith("Z")
+    assert metrics(client)["accountsvc_purging_paused", ()] == 1
+
+
+def test_a_stuck_account_is_loud_but_the_web_serves(
+    app: APIFlask, client: FlaskClient, ann: Person
+) -> None:
+    deactivate(app, ann.id, grace=timedelta())
+    then = "2026-01-01 00:00:00.000000"
+    run_sql(app, "UPDATE accounts SET deactivated_at = :then, purge_at = :then WHERE id = :id",
+            then=then, id=ann.id)  # fmt: skip
+    run_sql(app, "INSERT INTO purge_failures (account_id, attempts, failed_at, retry_at, error)"
+            " VALUES (:id, 8, :then, :then, 'IntegrityError')", then=then, id=ann.id)  # fmt: skip
+
+    status = client.get("/statusz").json
+
+    assert status is not None
+    assert (status["status"], status["backlog"]["stuck"]) == ("degraded", 1)
+    assert metrics(client)["accountsvc_accounts", ("stuck",)] == 1
+    assert client.get("/readyz").status_code == 200
+
+
+def test_a_part_that_hangs_costs_one_thread_however_many_ask(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(probes, "PATIENCE", timedelta(milliseconds=50))
+    go_on = threading.Event()
+    looks = []
+
+    def look() -> None:
+        looks.append(1)
+        go_on.wait(60)
+
+    probe = Probe(look)
+
+    answers = {probe.read() for _ in range(5)}
+    go_on.set()
+
+    assert answers == {"does not answer within 0 s"}
+    assert len(looks) == 1
+
+
+# Metrics
+
+
+def test_requests_are_counted_by_route_and_name_nobody(client: FlaskClient, ann: Person) -> None:
+    route = "/api/profile/"
+    counted = ("accountsvc_http_requests_total", ("GET", route, "200"))
+    timed = ("accountsvc_http_request_duration_seconds_count", ("GET", route))
+    before = metrics(client)
+
+    for _ in range(3):
+        assert client.get("/api/profile/", headers=ann.auth).status_code == 200
+    client.get("/somebody@example.org/")
+    client.open("/healthz", method="SOMEBODY")
+    after = metrics(client)
+
+    assert after[counted] - before.get(counted, 0) == 3
+    assert after[timed] - before.get(timed, 0) == 3
+    assert ("accountsvc_http_requests_total", ("GET", "none", "404")) in after
+    text = client.get("/metrics").text
+    assert "somebody" not in text.lower()
+    assert str(ann.public_id) not in text
+
+
+def test_metrics_show_what_is_due_and_owed(app: APIFlask, client: FlaskClient, ann: Person) -> None:
+    deactivate(app, ann.id)
+
+    shown = metrics(client)
+
+    assert shown["accountsvc_accounts", ("deactivated",)] == 1
+    assert shown["accountsvc_outbox_effects", ("mail.scheduled",)] == 1
+    assert shown["accountsvc_oldest_overdue_seconds", ()] == 0
+    assert shown["accountsvc_part_up", ("storage",)] == 1
+
+
+def test_making_the_probes_asks_nobody(app: APIFlask) -> None:
+    before = threading.active_count()
+
+    Probes(services_of(app))
+
+    assert threading.active_count() == before
