@@ -34,7 +34,7 @@ run: install ## Serve: web, worker and beat together; Ctrl-C stops them
 	@$(BIN)/python -m accountsvc prepare
 	@exec $(BIN)/python -m accountsvc run
 
-test: install ## Run the tests that setup.cfg names, on real servers from wheels
+test: install ## Run all tests, on real servers from wheels
 	@command -v chromium >/dev/null || echo "make test: NO CHROMIUM FOUND: the browser tests cannot run (Debian: apt-get install chromium)" >&2
 	$(BIN)/pytest $(PYTEST_OPTIONS)
 
