@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator
+from typing import Any
 
 from apiflask import APIBlueprint, APIFlask
 from flask import Response, current_app, g, request
@@ -22,7 +23,12 @@ from ..probes import OK, Probes
 
 metrics = APIBlueprint("metrics", __name__, tag="Health")
 
-_TEXT = {"text/plain": {"schema": {"type": "string"}, "example": "accountsvc_purging_paused 0.0\n"}}
+_ANSWER: dict[str, str | dict[str, dict[str, Any]]] = {
+    "description": "Prometheus' text format",
+    "content": {
+        "text/plain": {"schema": {"type": "string"}, "example": "accountsvc_purging_paused 0.0\n"}
+    },
+}
 
 # Of the process, not of an application: counters outlive it, as Prometheus expects.
 _own = CollectorRegistry()
@@ -59,7 +65,7 @@ def init_app(app: APIFlask, probes: Probes) -> None:
 
 
 @metrics.get("/metrics")
-@metrics.doc(responses={200: {"description": "Prometheus' text format", "content": _TEXT}})
+@metrics.doc(responses={200: _ANSWER})
 def show() -> Response:
     """Serve what Prometheus scrapes: requests, and how everything stands"""
     registry = CollectorRegistry()
