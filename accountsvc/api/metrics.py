@@ -23,11 +23,16 @@ from ..probes import OK, Probes
 
 metrics = APIBlueprint("metrics", __name__, tag="Health")
 
-_ANSWER: dict[str, str | dict[str, dict[str, Any]]] = {
-    "description": "Prometheus' text format",
-    "content": {
-        "text/plain": {"schema": {"type": "string"}, "example": "accountsvc_purging_paused 0.0\n"}
-    },
+_ANSWERS: dict[int | str, dict[str, str | dict[str, dict[str, Any]]]] = {
+    200: {
+        "description": "Prometheus' text format",
+        "content": {
+            "text/plain": {
+                "schema": {"type": "string"},
+                "example": "accountsvc_purging_paused 0.0\n",
+            }
+        },
+    }
 }
 
 # Of the process, not of an application: counters outlive it, as Prometheus expects.
@@ -65,7 +70,7 @@ def init_app(app: APIFlask, probes: Probes) -> None:
 
 
 @metrics.get("/metrics")
-@metrics.doc(responses={200: _ANSWER})
+@metrics.doc(responses=_ANSWERS)
 def show() -> Response:
     """Serve what Prometheus scrapes: requests, and how everything stands"""
     registry = CollectorRegistry()
