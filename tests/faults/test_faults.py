@@ -1,0 +1,43 @@
+"""A fault at every boundary of the work, and after each what was promised still holds.
+
+``make faults`` runs all of them, and the later visits of each point too; ``make test`` kills once at each
+point and takes a share of the others. ``TEST_FAULTS=long`` and ``TEST_FAULT_SEED`` choose.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from tests.faults.injection import Kind, points_for
+from tests.faults.suite import Result, again, inject, plan, record, world
+
+LONG = os.environ.get("TEST_FAULTS") == "long"
+SEED = int(os.environ.get("TEST_FAULT_SEED", "20261207"))
+
+pytestmark = [
+    pytest.mark.timeout(1800),
+    pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning"),
+]
+
+
+def test_whatever_fails_every_promise_is_kept(database_url: str, tmp_path: Path) -> None:
+    engine = database_url.partition(":")[0].partition("+")[0]
+    result = Result()
+    with world(database_url, tmp_path) as here:
+        result.points = record(here)
+        faults = plan(result.points, list(Kind), share=1.0 if LONG else 0.1, seed=SEED)
+        if LONG:
+            faults += again(faults, result.points, seed=SEED)
+
+        inject(here, faults, result)
+
+        result.violations += here.ledger_is_whole()
+
+    print(result.table(engine))
+    assert result.violations == [], "\n".join(result.violations)
+    assert result.visited >= set(points_for(Kind.KILL, result.points))
+    assert set(result.injected) == set(Kind)
+    assert result.injected.total() >= (300 if LONG else 100)

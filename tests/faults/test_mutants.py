@@ -1,0 +1,158 @@
+"""The fault suite finds what it is there for: each of these bugs, put in on purpose, is seen."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from datetime import datetime, timedelta
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import delete, select
+from sqlalchemy.orm import Session, sessionmaker
+
+from accountsvc import database, outbox, purge
+from accountsvc.api import deletion, grace
+from accountsvc.audit import Actor
+from accountsvc.database import Clock, writing
+from accountsvc.extensions import db
+from accountsvc.models import Account, Effect, SavedPassword
+from accountsvc.outbox import Owed
+from accountsvc.purge import PlannedPurge
+from tests.faults.injection import Fault, Kind
+from tests.faults.suite import Result, inject, record, world
+from tests.faults.world import World
+from tests.support.factories import services_of
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:This process .* is multi-threaded:DeprecationWarning"
+)
+
+
+def files_before_the_commit(here: World) -> None:
+    """Delete the avatars inside the transaction that purges."""
+    erase = purge._erase
+
+    def mutant(
+        session: Session, accounts: Sequence[PlannedPurge], now: datetime, by: Actor
+    ) -> None:
+        ids = [one.account_id for one in accounts]
+        keys = session.scalars(select(Account.avatar_key).where(Account.id.in_(ids))).all()
+        services_of(here.inside).avatars.delete_many([key for key in keys if key])
+        erase(session, accounts, now, by)
+
+    purge._erase = mutant
+
+
+def a_commit_too_early(_here: World) -> None:
+    """Purge the saved passwords in a transaction of their own."""
+    erase = purge._erase
+
+    def mutant(
+        session: Session, accounts: Sequence[PlannedPurge], now: datetime, by: Actor
+    ) -> None:
+        ids = [one.account_id for one in accounts]
+        session.execute(delete(SavedPassword).where(SavedPassword.account_id.in_(ids)))
+        session.commit()
+        session.connection(execution_options={"writes": True})
+        erase(session, accounts, now, by)
+
+    purge._erase = mutant
+
+
+def a_clock_that_is_ahead(_here: World) -> None:
+    """Believe a host's clock that is a month ahead, instead of the database's."""
+    clock = database.database_now
+    database.database_now = lambda session: clock(session) + timedelta(days=30)
+
+
+def files_that_nobody_owes(_here: World) -> None:
+    """Owe something that nobody knows, instead of the deletion of a file."""
+    outbox.DELETE_FILE = "nothing"
+
+
+def no_receipt(_here: World) -> None:
+    _leave_out("receipts")
+
+
+def no_audit_event(_here: World) -> None:
+    _leave_out("audit_events")
+
+
+def an_answer_without_a_commit(_here: World) -> None:
+    """Answer as if it were done, and roll it back."""
+
+    def mutant(work: Callable[[Session], Any]) -> Any:
+        session = db.session()
+        session.rollback()
+        session.connection(execution_options={"writes": True})
+        result = work(session)
+        session.flush()
+        session.rollback()
+        return result
+
+    for module in (deletion, grace):
+        vars(module)["committed"] = mutant
+
+
+def effects_forgotten_before_they_are_done(_here: World) -> None:
+    """Remove what is owed from the outbox first, and do it then."""
+    claim = outbox._claim
+
+    def mutant(
+        sessions: sessionmaker[Session], clock: Clock, kind: str, size: int
+    ) -> dict[int, Owed] | None:
+        owed = claim(sessions, clock, kind, size)
+        with sessions() as session, writing(session):
+            session.execute(delete(Effect).where(Effect.id.in_(owed or ())))
+        return owed
+
+    outbox._claim = mutant
+
+
+def _leave_out(table: str) -> None:
+    execute = Session.execute
+
+    def mutant(self: Session, statement: Any, *arguments: Any, **options: Any) -> Any:
+        if getattr(statement, "is_insert", False) and statement.table.name == table:
+            return execute(self, select(1))
+        return execute(self, statement, *arguments, **options)
+
+    Session.execute = mutant  # type: ignore[assignment,method-assign]
+
+
+# Under which fault each does harm, and the number of the invariant that it breaks.
+MUTANTS = {
+    files_before_the_commit: (Fault(Kind.DATABASE, "sweep: before DELETE accounts"), "1: due"),
+    a_commit_too_early: (Fault(Kind.DATABASE, "sweep: before DELETE accounts"), "1: due"),
+    a_clock_that_is_ahead: (Fault(Kind.KILL, "deliver: before COMMIT"), "3: waiting"),
+    files_that_nobody_owes: (Fault(Kind.KILL, "deliver: before COMMIT"), "2: due"),
+    no_receipt: (Fault(Kind.KILL, "deliver: before COMMIT"), "4: due"),
+    no_audit_event: (Fault(Kind.KILL, "deliver: before COMMIT"), "4: due"),
+    an_answer_without_a_commit: (Fault(Kind.KILL, "deliver: before COMMIT"), "6: leaver"),
+    effects_forgotten_before_they_are_done: (
+        Fault(Kind.KILL, "deliver: before file unlink"),
+        "2: due",
+    ),
+}
+
+
+def test_each_mutant_is_caught_and_none_is_seen_without_one(
+    database_url: str, tmp_path: Path
+) -> None:
+    found: dict[str, list[str]] = {}
+
+    with world(database_url, tmp_path) as here:
+        points = record(here)
+        for mutant, (fault, _) in MUTANTS.items():
+            assert fault.point in points
+            # The same fault does no harm to the code as it is.
+            innocent, guilty = Result(), Result()
+            inject(here, [fault], innocent)
+            assert innocent.violations == []
+            inject(here, [fault], guilty, mutate=partial(mutant, here))
+            found[mutant.__name__] = guilty.violations
+
+    for mutant, (_, broken) in MUTANTS.items():
+        assert any(broken in one for one in found[mutant.__name__]), (mutant.__name__, found)

@@ -1,0 +1,292 @@
+"""A round of people who leave, return, upload and are due; and the oracle, who knows what was promised."""
+
+from __future__ import annotations
+
+import uuid
+from collections import Counter
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+from apiflask import APIFlask
+from sqlalchemy import func, insert, select, update
+
+from accountsvc.avatars import new_key
+from accountsvc.database import database_now, reading, writing
+from accountsvc.models import (
+    Account,
+    AuditEvent,
+    Effect,
+    LegalHold,
+    PurgeFailure,
+    Receipt,
+    SavedPassword,
+    VaultKey,
+)
+from accountsvc.outbox import DELETE_FILE, LEDGER
+from accountsvc.services import Services
+from tests.faults.injection import Operation
+from tests.support.factories import png, services_of
+
+PASSWORDS = 2
+MAIL = "mail.purged"
+
+
+@dataclass(frozen=True)
+class Member:
+    """One person of a round, as inserted."""
+
+    id: int
+    public_id: uuid.UUID
+    avatar: str
+    role: str
+
+
+@dataclass
+class World:
+    """A database, a media folder and everybody in them; ``inside`` is the application that is hit."""
+
+    outside: APIFlask
+    inside: APIFlask
+    folder: Path
+    members: list[Member] = field(default_factory=list)
+    purged: set[uuid.UUID] = field(default_factory=set)
+
+    @property
+    def services(self) -> Services:
+        return services_of(self.outside)
+
+    def new_round(self) -> list[Operation]:
+        """Let new people in and return what is to be done to them, in a child."""
+        services = self.services
+        with services.sessions() as session, reading(session):
+            now = database_now(session)
+        past, future = now - timedelta(hours=1), now + timedelta(days=7)
+        gone = {"deactivated_by": "owner", "deactivated_at": past}
+        self.members = [
+            self._insert("due", purge_at=past, **gone),
+            self._insert("due", purge_at=past, **gone),
+            self._insert("due", purge_at=past, **gone),
+            self._insert("held", purge_at=past, **gone),
+            self._insert("returner", purge_at=future, **gone),
+            self._insert("waiting", purge_at=future, **gone),
+            self._insert("leaver"),
+            self._insert("uploader"),
+            self._insert("bystander"),
+        ]
+        (held,) = self._of("held")
+        with services.sessions() as session, writing(session):
+            session.add(
+                LegalHold(
+                    account_id=held.id, reason="court", placed_at=past, placed_by_kind="operator"
+                )
+            )
+        return self._operations(now)
+
+    def _insert(self, role: str, **state: Any) -> Member:
+        public_id, key = uuid.uuid4(), new_key()
+        name = f"{role}-{public_id.hex[:12]}"
+        path = self.folder / key[:2] / key
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"an image")
+        row = {
+            "public_id": public_id,
+            "username": name,
+            "username_key": name,
+            "email": f"{name}@example.org",
+            "email_key": f"{name}@example.org",
+            "password_hash": "!",
+            "avatar_key": key,
+            **state,
+        }
+        with self.services.sessions() as session, writing(session):
+            now = database_now(session)
+            account = Account(**row, joined_at=now)
+            session.add(account)
+            session.flush()
+            session.add(VaultKey(account_id=account.id, wrapped_key=b"k", wrapped_by="none"))
+            session.execute(
+                insert(SavedPassword),
+                [
+                    {
+                        "uid": uuid.uuid4(),
+                        "account_id": account.id,
+                        "ciphertext": b"c",
+                        "created_at": now,
+                        "updated_at": now,
+                    }
+                    for _ in range(PASSWORDS)
+                ],
+            )
+            return Member(account.id, public_id, key, role)
+
+    def _of(self, *roles: str) -> list[Member]:
+        return [one for one in self.members if one.role in roles]
+
+    def _operations(self, now: datetime) -> list[Operation]:
+        (leaver,), (returner,) = self._of("leaver"), self._of("returner")
+        (uploader,) = self._of("uploader")
+        with self.services.sessions() as session, reading(session):
+            tokens = self.services.tokens
+            bearer = {
+                one.role: {
+                    "Authorization": "Bearer "
+                    + tokens.access(session.get_one(Account, one.id), now=now, fresh=True)
+                }
+                for one in (leaver, uploader)
+            }
+            mailed = tokens.mailed(session.get_one(Account, returner.id), now=now)
+        client = self.inside.test_client()
+        inside = services_of(self.inside)
+
+        def upload() -> int:
+            return client.put(
+                f"/api/profile/{uploader.id}/update/",
+                data={"avatar": (BytesIO(png()), "me.png")},
+                headers=bearer["uploader"],
+            ).status_code
+
+        def delete() -> int:
+            path = f"/api/profile/{leaver.id}/delete/"
+            return client.delete(path, headers=bearer["leaver"]).status_code
+
+        def reactivate() -> int:
+            return client.post("/api/profile/reactivate/", json={"token": mailed}).status_code
+
+        def sweep() -> int:
+            return inside.sweep(seconds=60).purged
+
+        def deliver() -> int:
+            return inside.deliver(seconds=60).delivered
+
+        return [
+            ("upload", upload),
+            ("delete", delete),
+            ("reactivate", reactivate),
+            ("sweep", sweep),
+            ("deliver", deliver),
+        ]
+
+    # The oracle ---------------------------------------------------------------------------------
+
+    def violations(self, answers: dict[str, int]) -> list[str]:
+        """Return what must not be at any moment, whatever happened, given the *answers* that were got."""
+        found: list[str] = []
+        with self.services.sessions() as session, reading(session):
+            ids = [one.id for one in self.members]
+            rows = {
+                one.id: one for one in session.scalars(select(Account).where(Account.id.in_(ids)))
+            }
+            saved = self._count(session, SavedPassword, ids)
+            keys = self._count(session, VaultKey, ids)
+            holds = self._count(session, LegalHold, ids)
+            failed = self._count(session, PurgeFailure, ids)
+            owed = {
+                str(payload["key"])
+                for payload in session.scalars(
+                    select(Effect.payload).where(Effect.kind == DELETE_FILE)
+                )
+            }
+            shown = set(session.scalars(select(Account.avatar_key)))
+            subjects = [one.public_id for one in self.members]
+            receipts = self._by_subject(session, Receipt.public_id, subjects)
+            purges = self._by_subject(
+                session, AuditEvent.subject, subjects, AuditEvent.action == "account.purged"
+            )
+            session.expunge_all()
+        files = self._files()
+        for one in self.members:
+            row = rows.get(one.id)
+            who = f"{one.role} {one.id}"
+            if row is None:
+                if one.role != "due":
+                    found.append(f"3: {who} was purged, and was not due")
+                if saved[one.id] or keys[one.id] or holds[one.id] or failed[one.id]:
+                    found.append(f"2: {who} is purged and has rows")
+                if one.avatar in files and one.avatar not in owed:
+                    found.append(f"2: {who} is purged, and nobody owes the deletion of the file")
+                if (receipts[one.public_id], purges[one.public_id]) != (1, 1):
+                    found.append(f"4: {who} is purged without one receipt and one event")
+                continue
+            if (saved[one.id], keys[one.id]) != (PASSWORDS, 1):
+                found.append(f"1: {who} lacks saved passwords or their key")
+            if row.avatar_key not in files:
+                found.append(f"1: {who} lacks the avatar")
+            if receipts[one.public_id] or purges[one.public_id]:
+                found.append(f"4: {who} has a receipt, but is there")
+            found += self._broken_promises(one, row, answers)
+        # What a killed upload had begun to write is deleted with the key that it was for.
+        for key in {name.removeprefix(".").removesuffix(".part") for name in files} - shown - owed:
+            found.append(f"5: the file {key} is nobody's, and nobody owes its deletion")
+        return found
+
+    def _broken_promises(self, one: Member, row: Account, answers: dict[str, int]) -> list[str]:
+        who = f"{one.role} {one.id}"
+        if one.role == "leaver" and answers.get("delete") == 204 and row.is_active:
+            return [f"6: {who} was told 204 and is active"]
+        if one.role == "returner" and answers.get("reactivate") == 200 and not row.is_active:
+            return [f"6: {who} was told 200 and is deactivated"]
+        if one.role == "uploader" and answers.get("upload") == 200 and row.avatar_key == one.avatar:
+            return [f"6: {who} was told 200 and has the old avatar"]
+        if one.role in {"held", "waiting"} and row.is_active:
+            return [f"6: {who} became active by itself"]
+        if one.role in {"bystander", "uploader"} and not row.is_active:
+            return [f"6: {who} became deactivated by itself"]
+        return []
+
+    def recover(self) -> list[str]:
+        """Let everything work again, and return what is not as it should be in the end."""
+        services = self.services
+        services.sweep()
+        # Leases of the killed and the first hour of an upload pass here in a moment.
+        with services.sessions() as session, writing(session):
+            session.execute(update(Effect).values(deliver_after=Effect.created_at))
+        services.deliver(seconds=60)
+        services.sweep()
+        services.deliver(seconds=60)
+        found = []
+        with services.sessions() as session, reading(session):
+            left = [one.id for one in self._of("due") if session.get(Account, one.id)]
+            owed = session.scalars(
+                select(Effect.kind).where(
+                    Effect.kind.in_([DELETE_FILE, LEDGER, MAIL]) | Effect.last_error.is_not(None)
+                )
+            ).all()
+            keys = set(session.scalars(select(Account.avatar_key)))
+        if left:
+            found.append(f"due accounts are left after all: {left}")
+        if owed:
+            found.append(f"effects are left after all: {sorted(owed)}")
+        if orphans := self._files() - keys:
+            found.append(f"files are left after all: {sorted(orphans)}")
+        return found
+
+    def ledger_is_whole(self) -> list[str]:
+        """Compare the ledger with the receipts, and the mails; for the end of many rounds."""
+        services = self.services
+        lines = Counter(uuid.UUID(str(line["public_id"])) for line in services.ledger.read())
+        with services.sessions() as session, reading(session):
+            receipts = set(session.scalars(select(Receipt.public_id)))
+        found = []
+        if set(lines) != receipts:
+            found.append("the ledger and the receipts differ")
+        if doubles := [one for one, count in lines.items() if count > 1]:
+            found.append(f"twice in the ledger: {doubles}")
+        return found
+
+    def _files(self) -> set[str]:
+        return {path.name for path in self.folder.rglob("*") if path.is_file()}
+
+    @staticmethod
+    def _count(session: Any, model: Any, ids: list[int]) -> Counter[int]:
+        query = select(model.account_id, func.count()).where(model.account_id.in_(ids))
+        return Counter(dict(iter(session.execute(query.group_by(model.account_id)))))
+
+    @staticmethod
+    def _by_subject(
+        session: Any, column: Any, subjects: list[uuid.UUID], *conditions: Any
+    ) -> Counter[uuid.UUID]:
+        query = select(column, func.count()).where(column.in_(subjects), *conditions)
+        return Counter(dict(iter(session.execute(query.group_by(column)))))
