@@ -154,6 +154,14 @@ def sign_up(
     return account
 
 
+def _way_back(account: Account, now: datetime) -> str:
+    if account.state(now) == DUE:
+        return AccountDeactivated.OVER
+    if account.deactivated_by != OWNER:
+        return AccountDeactivated.BY_STAFF
+    return AccountDeactivated.BY_OWNER
+
+
 def authenticate(session: Session, hasher: PasswordHasher, *, email: str, password: str) -> Account:
     """Return the active account whose e-mail and password these are. Owns its transactions.
 
@@ -176,7 +184,11 @@ def authenticate(session: Session, hasher: PasswordHasher, *, email: str, passwo
         if account is None or account.password_hash != password_hash:
             raise InvalidCredentials
         if account.purge_at is not None:
-            raise AccountDeactivated(account_id=account_id, purge_at=account.purge_at)
+            raise AccountDeactivated(
+                account_id=account_id,
+                purge_at=account.purge_at,
+                way_back=_way_back(account, database_now(session)),
+            )
         if account.epoch != epoch:
             raise InvalidCredentials
         session.expunge(account)

@@ -112,10 +112,13 @@ class HoldNotFound(AccountError):
 class AccountDeactivated(AccountError):
     """Raised only after the password proved right; the attributes let a doorway offer the way back."""
 
-    def __init__(self, *, account_id: int, purge_at: datetime) -> None:
+    BY_OWNER = "Reactivate it before then to keep it."
+    BY_STAFF = "The staff deactivated it: contact support before then to keep it."
+    OVER = "That time has come, so it cannot be reactivated any more."
+
+    def __init__(self, *, account_id: int, purge_at: datetime, way_back: str = BY_OWNER) -> None:
         super().__init__(
-            f"This account is scheduled for deletion on {purge_at:%-d %B %Y}. "
-            "Reactivate it before then to keep it."
+            f"This account is scheduled for deletion on {purge_at:%-d %B %Y}. {way_back}"
         )
         self.account_id = account_id
         self.purge_at = purge_at

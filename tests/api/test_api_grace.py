@@ -21,7 +21,7 @@ from werkzeug.test import TestResponse
 from accountsvc import audit, lifecycle, purge
 from accountsvc.audit import Actor
 from accountsvc.database import reading, writing
-from accountsvc.errors import GraceOver
+from accountsvc.errors import AccountDeactivated, GraceOver
 from accountsvc.models import Account, AuditEvent
 from accountsvc.rows import find
 from tests.api.conftest import NewApp
@@ -132,6 +132,9 @@ def recovery_token(app: APIFlask, person: Person, *, age: timedelta = timedelta(
 
 def mailed_token(app: APIFlask, person: Person) -> str:
     return services_of(app).tokens.mailed(account_of(app, person), now=now(app))
+
+
+PAST = datetime(2026, 1, 1, tzinfo=UTC)
 
 
 def set_row(app: APIFlask, person: Person, **values: Any) -> None:
@@ -250,6 +253,27 @@ def test_the_right_password_tells_the_date_in_words_and_gives_a_way_back(
     assert response.headers["Cache-Control"] == "no-store"
     assert client.get(path(ann, "deletion"), headers=bearer(token)).status_code == 200
     assert everything(app) == before
+
+
+@pytest.mark.parametrize(
+    ("row", "sentence"),
+    [
+        ({"purge_at": PAST, "deactivated_at": PAST}, AccountDeactivated.OVER),
+        ({"deactivated_by": "staff"}, AccountDeactivated.BY_STAFF),
+    ],
+    ids=["due", "by the staff"],
+)
+def test_nobody_is_told_to_reactivate_who_cannot(
+    app: APIFlask, client: FlaskClient, ann: Person, row: dict[str, Any], sentence: str
+) -> None:
+    set_row(app, ann, **row)
+
+    response = client.post(SIGN_IN, json=credentials(ann))
+
+    assert response.status_code == 403
+    assert response.json is not None
+    assert response.json["error"].endswith(f". {sentence}")
+    assert response.json["recovery_token"]
 
 
 def test_a_wrong_password_is_answered_as_for_an_active_or_an_unknown_account(

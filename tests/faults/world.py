@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from apiflask import APIFlask
-from sqlalchemy import func, insert, select, update
+from sqlalchemy import func, select, update
+from sqlalchemy.orm import Session
 
 from accountsvc.avatars import new_key
 from accountsvc.database import database_now, reading, writing
@@ -65,19 +66,18 @@ class World:
             now = database_now(session)
         past, future = now - timedelta(hours=1), now + timedelta(days=7)
         gone = {"deactivated_by": "owner", "deactivated_at": past}
-        self.members = [
-            self._insert("due", purge_at=past, **gone),
-            self._insert("due", purge_at=past, **gone),
-            self._insert("due", purge_at=past, **gone),
-            self._insert("held", purge_at=past, **gone),
-            self._insert("returner", purge_at=future, **gone),
-            self._insert("waiting", purge_at=future, **gone),
-            self._insert("leaver"),
-            self._insert("uploader"),
-            self._insert("bystander"),
+        roles: list[tuple[str, dict[str, Any]]] = [
+            *[("due", {"purge_at": past, **gone})] * 3,
+            ("held", {"purge_at": past, **gone}),
+            ("returner", {"purge_at": future, **gone}),
+            ("waiting", {"purge_at": future, **gone}),
+            ("leaver", {}),
+            ("uploader", {}),
+            ("bystander", {}),
         ]
-        (held,) = self._of("held")
         with services.sessions() as session, writing(session):
+            self.members = [self._add(session, role, now, **state) for role, state in roles]
+            (held,) = self._of("held")
             session.add(
                 LegalHold(
                     account_id=held.id, reason="court", placed_at=past, placed_by_kind="operator"
@@ -85,42 +85,31 @@ class World:
             )
         return self._operations(now)
 
-    def _insert(self, role: str, **state: Any) -> Member:
+    def _add(self, session: Session, role: str, now: datetime, **state: Any) -> Member:
         public_id, key = uuid.uuid4(), new_key()
         name = f"{role}-{public_id.hex[:12]}"
         path = self.folder / key[:2] / key
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"an image")
-        row = {
-            "public_id": public_id,
-            "username": name,
-            "username_key": name,
-            "email": f"{name}@example.org",
-            "email_key": f"{name}@example.org",
-            "password_hash": "!",
-            "avatar_key": key,
+        account = Account(
+            public_id=public_id,
+            username=name,
+            username_key=name,
+            email=f"{name}@example.org",
+            email_key=f"{name}@example.org",
+            password_hash="!",
+            avatar_key=key,
+            joined_at=now,
             **state,
-        }
-        with self.services.sessions() as session, writing(session):
-            now = database_now(session)
-            account = Account(**row, joined_at=now)
-            session.add(account)
-            session.flush()
-            session.add(VaultKey(account_id=account.id, wrapped_key=b"k", wrapped_by="none"))
-            session.execute(
-                insert(SavedPassword),
-                [
-                    {
-                        "uid": uuid.uuid4(),
-                        "account_id": account.id,
-                        "ciphertext": b"c",
-                        "created_at": now,
-                        "updated_at": now,
-                    }
-                    for _ in range(PASSWORDS)
-                ],
-            )
-            return Member(account.id, public_id, key, role)
+        )
+        session.add(account)
+        session.flush()
+        session.add(VaultKey(account_id=account.id, wrapped_key=b"k", wrapped_by="none"))
+        session.add_all(
+            SavedPassword(account_id=account.id, ciphertext=b"c", created_at=now, updated_at=now)
+            for _ in range(PASSWORDS)
+        )
+        return Member(account.id, public_id, key, role)
 
     def _of(self, *roles: str) -> list[Member]:
         return [one for one in self.members if one.role in roles]

@@ -1,0 +1,46 @@
+"""What the files for deployment say: they are read by tests, so that nothing else is tested than is run."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+
+
+def compose() -> dict[str, Any]:
+    found: dict[str, Any] = yaml.safe_load((ROOT / "compose.yaml").read_text())
+    return found
+
+
+def compose_command(service: str) -> list[str]:
+    """Return the command that ``compose.yaml`` starts *service* with."""
+    command: list[str] = compose()["services"][service]["command"]
+    return command
+
+
+def systemd_command(unit: str) -> list[str]:
+    """Return a unit's command, without the folder that it is installed in."""
+    text = (ROOT / "docs" / "deploy" / "systemd" / f"accountsvc-{unit}.service").read_text()
+    (line,) = (line for line in text.splitlines() if line.startswith("ExecStart="))
+    program, *arguments = shlex.split(line.removeprefix("ExecStart="))
+    return [Path(program).name, *arguments]
+
+
+def kubernetes() -> list[dict[str, Any]]:
+    path = ROOT / "docs" / "deploy" / "kubernetes" / "accountsvc.yaml"
+    return list(yaml.safe_load_all(path.read_text()))
+
+
+def kubernetes_container(name: str) -> dict[str, Any]:
+    """Return the container of a Deployment or a Job."""
+    (found,) = (
+        one["spec"]["template"]["spec"]["containers"][0]
+        for one in kubernetes()
+        if one["kind"] in {"Deployment", "Job"} and one["metadata"]["name"] == f"accountsvc-{name}"
+    )
+    container: dict[str, Any] = found
+    return container

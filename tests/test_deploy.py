@@ -1,0 +1,83 @@
+"""The files for deployment agree with each other, with the settings and with what is served."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+from accountsvc.config import Settings
+from tests.support.deploy import (
+    ROOT,
+    compose,
+    compose_command,
+    kubernetes,
+    kubernetes_container,
+    systemd_command,
+)
+from tests.support.factories import dispose, make_app
+
+OURS = ("web", "worker", "beat")
+# Read by gunicorn.conf.py and by boto3.
+OTHERS = {"HOST", "PORT", "WEB_CONCURRENCY"}
+
+
+def known(name: str) -> bool:
+    settings = {spec.metadata["name"] for spec in fields(Settings)}
+    return name in settings | OTHERS or name.startswith("AWS_")
+
+
+@pytest.mark.parametrize("process", OURS)
+def test_every_way_to_deploy_starts_the_same_command(process: str) -> None:
+    command = compose_command(process)
+
+    assert systemd_command(process) == command
+    assert kubernetes_container(process)["command"] == command
+
+
+def test_the_schema_is_brought_up_to_date_by_the_same_command() -> None:
+    command = compose_command("migrate")
+
+    assert kubernetes_container("migrate")["command"] == command
+    assert " ".join(command) in (ROOT / "docs" / "operations.md").read_text()
+
+
+def test_every_variable_that_is_set_is_a_setting() -> None:
+    given = {
+        name
+        for service in compose()["services"].values()
+        if service.get("image") == "accountsvc:latest"
+        for name in service["environment"]
+    }
+    for document in kubernetes():
+        if document["kind"] == "ConfigMap":
+            given |= set(document["data"])
+
+    assert len(given) > 10
+    assert [name for name in given if not known(name)] == []
+
+
+def test_every_probe_asks_for_what_is_served(sqlite_url: str, tmp_path: Path) -> None:
+    web = kubernetes_container("web")
+    asked = {web[name]["httpGet"]["path"] for name in ("readinessProbe", "livenessProbe")}
+    asked |= set(re.findall(r"%s(/\w+)'", (ROOT / "Dockerfile").read_text()))
+
+    assert asked == {"/healthz", "/readyz"}
+    app = make_app(sqlite_url, tmp_path)
+    assert asked <= {rule.rule for rule in app.url_map.iter_rules()}
+    dispose(app)
+
+
+@pytest.mark.parametrize("process", OURS)
+def test_nobody_is_killed_before_the_work_ends(process: str) -> None:
+    """Everything of ours ends within ten seconds of SIGTERM."""
+    (spec,) = (
+        one["spec"]["template"]["spec"]
+        for one in kubernetes()
+        if one["kind"] == "Deployment" and one["metadata"]["name"] == f"accountsvc-{process}"
+    )
+
+    assert spec["terminationGracePeriodSeconds"] > 10
+    assert compose()["services"][process]["stop_grace_period"] == "15s"
