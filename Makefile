@@ -38,11 +38,13 @@ test: install ## Run all tests, on real servers from wheels
 	@command -v chromium >/dev/null || echo "make test: NO CHROMIUM FOUND: the browser tests cannot run (Debian: apt-get install chromium)" >&2
 	$(BIN)/pytest $(PYTEST_OPTIONS)
 
-lint: install ## Check format, style, types and import directions
+lint: install ## Check format, style, types, import directions and the files for deployment
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy accountsvc worker
 	$(BIN)/lint-imports
+	$(BIN)/check-jsonschema --builtin-schema vendor.compose-spec compose.yaml
+	$(BIN)/kubernetes-validate --strict --quiet docs/deploy/kubernetes/accountsvc.yaml
 
 format: install ## Format the code
 	$(BIN)/ruff format .

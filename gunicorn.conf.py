@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import gc
 import os
 import shutil
@@ -12,9 +13,25 @@ from typing import Any
 
 import gunicorn.http.wsgi
 
-from accountsvc.config import ConfigError, load_settings
+
+def share_metrics() -> None:
+    """Give the processes a folder in which each counts, so that any of them can show the sum."""
+    master, folder = os.getpid(), tempfile.mkdtemp(prefix="accountsvc-metrics-")
+    os.environ[_METRICS] = folder
+
+    @atexit.register
+    def remove() -> None:
+        # The workers end too, and before.
+        if os.getpid() == master:
+            shutil.rmtree(folder, ignore_errors=True)
+
 
 _METRICS = "PROMETHEUS_MULTIPROC_DIR"
+# Not again at a reload, and before the library is imported, which looks for it just once.
+if _METRICS not in os.environ:
+    share_metrics()
+
+from accountsvc.config import ConfigError, load_settings  # noqa: E402
 
 try:
     settings = load_settings()
@@ -56,16 +73,8 @@ gunicorn.http.wsgi.SERVER = "accountsvc"
 
 
 def on_starting(_server: Any) -> None:
-    """Give several processes a folder in which each counts, so that any of them can show the sum."""
-    # What is imported by now stays to the end, which comes sooner if nobody looks through it then.
+    """Look for no garbage among what is imported by now: it stays, and the end comes sooner."""
     gc.freeze()
-    if workers > 1 and _METRICS not in os.environ:
-        os.environ[_METRICS] = tempfile.mkdtemp(prefix="accountsvc-metrics-")
-
-
-def on_exit(_server: Any) -> None:
-    if workers > 1:
-        shutil.rmtree(os.environ.pop(_METRICS, ""), ignore_errors=True)
 
 
 def when_ready(server: Any) -> None:
