@@ -42,6 +42,10 @@ LEDGER_KEPT = timedelta(seconds=60)
 SWEEPS_MISSED = 5
 
 
+def patience() -> float:
+    return PATIENCE.total_seconds()
+
+
 class Probe:
     """One look at a part: ``ok``, or what is wrong in words without any address or secret."""
 
@@ -52,12 +56,13 @@ class Probe:
         self._answer: Future[str] | None = None
         self._answered_at = 0.0
 
-    def read(self) -> str:
-        """Return the answer, no older than it may be kept, within PATIENCE."""
+    def read(self, deadline: float | None = None) -> str:
+        """Return the answer, no older than it may be kept, by *deadline* (default: in PATIENCE)."""
+        left = patience() if deadline is None else max(0.0, deadline - time.monotonic())
         try:
-            return self.ask().result(PATIENCE.total_seconds())
+            return self.ask().result(left)
         except Hanging:
-            return f"does not answer within {PATIENCE.total_seconds():.0f} s"
+            return f"does not answer within {patience():.0f} s"
 
     def ask(self) -> Future[str]:
         """Begin to look, unless somebody is at it or an answer is still good."""
@@ -103,23 +108,26 @@ class Probes:
         out; and that nobody in the ledger is back, as after a restore that was not replayed. A ledger
         that cannot be read says nothing about that, and no request needs it: then it is ``ok``.
         """
-        found = {"database": self._database.read()}
+        deadline = time.monotonic() + patience()
+        found = {"database": self._database.read(deadline)}
         if found["database"] == OK:
-            found["schema"] = self._schema.read()
+            found["schema"] = self._schema.read(deadline)
         if found.get("schema") == OK:
-            found["ledger"] = self._purged_stay_purged.read()
+            found["ledger"] = self._purged_stay_purged.read(deadline)
             if found["ledger"] != BACK:
                 found["ledger"] = OK
         return found
 
     def parts(self) -> dict[str, str]:
-        """Return every part, each ``ok`` or what is wrong."""
+        """Return every part, each ``ok`` or what is wrong; all are asked at once."""
         for probe in self._parts.values():
             probe.ask()
-        parts = {**self.ready(), **{name: probe.read() for name, probe in self._parts.items()}}
-        if self._purged_stay_purged.read() == BACK:
-            parts["ledger"] = BACK
-        return parts
+        needed = self.ready()
+        deadline = time.monotonic() + patience()
+        parts = {name: probe.read(deadline) for name, probe in self._parts.items()}
+        # Whether it can be written, unless it says something worse.
+        parts["ledger"] = BACK if needed.get("ledger") == BACK else parts["ledger"]
+        return {**needed, **parts}
 
     def counts(self) -> Status | None:
         """Return the counts, without the active accounts; None if the database does not answer."""
