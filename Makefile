@@ -50,7 +50,8 @@ format: install ## Format the code
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-faults: install ## Kill the worker ten times while 2,000 accounts are due, and check what was promised
+faults: install ## Inject every fault, and kill the worker ten times, and check what was promised
+	TEST_FAULTS=long $(BIN)/pytest tests/faults -rP $(PYTEST_OPTIONS)
 	TEST_KILLS=10 $(BIN)/pytest -n 0 tests/test_kill.py $(PYTEST_OPTIONS)
 
 lock: install ## Lock the dependencies anew; LOCK_OPTIONS=--upgrade takes newer releases
