@@ -280,7 +280,7 @@ class PurgeNow(Body):
 
 
 class NewHold(Body):
-    reason = Text(required=True, validate=[Regexp(r"(?s).*\S", error=_BLANK), _at_most(1000)])
+    reason = Text(required=True, validate=[Regexp(r"[\s\S]*\S", error=_BLANK), _at_most(1000)])
 
 
 class PasswordResetRequest(Body):
