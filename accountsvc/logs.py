@@ -20,7 +20,7 @@ from structlog.typing import EventDict, Processor, WrappedLogger
 
 access = structlog.get_logger("accountsvc.access")
 
-METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 # Whose lines are shown from LOG_LEVEL on; everybody else's from WARNING on.
 _OURS = ("accountsvc", "worker")
 
@@ -102,6 +102,16 @@ def describe(exc: BaseException) -> Mapping[str, Any]:
     return fields
 
 
+def method() -> str:
+    """Return the request's method; a client may send any word as one, also somebody's name."""
+    return request.method if request.method in _METHODS else "other"
+
+
+def seconds() -> float:
+    """Return for how long the request has been worked on."""
+    return time.perf_counter() - float(g.started_at)
+
+
 def log_requests(app: Flask) -> None:
     """Log one line for each request: who (by public id), what (the route's rule), how it ended.
 
@@ -117,11 +127,10 @@ def log_requests(app: Flask) -> None:
         caller = g.get("caller")
         access.info(
             "request",
-            # A client may send any word as a method, also somebody's name.
-            method=request.method if request.method in METHODS else "other",
+            method=method(),
             route=None if request.url_rule is None else request.url_rule.rule,
             status=response.status_code,
-            duration_ms=round(1000 * (time.perf_counter() - g.started_at), 1),
+            duration_ms=round(1000 * seconds(), 1),
             caller=None if caller is None else str(caller.account.public_id),
         )
         return response

@@ -9,10 +9,12 @@ from __future__ import annotations
 import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as Hanging
+from contextlib import contextmanager
 from datetime import timedelta
+from functools import cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -40,6 +42,14 @@ FAULT_KEPT = timedelta(seconds=1)
 LEDGER_KEPT = timedelta(seconds=60)
 # So many intervals without a sweep are too many.
 SWEEPS_MISSED = 5
+
+
+@cache
+def _revisions() -> tuple[str | None, frozenset[str]]:
+    """Return the newest revision that this code knows, and all of them; they are read from files once."""
+    script = ScriptDirectory(str(database.migrations_path()))
+    known = frozenset(one.revision for one in script.walk_revisions())
+    return script.get_current_head(), known
 
 
 def patience() -> float:
@@ -129,15 +139,51 @@ class Probes:
         parts["ledger"] = BACK if needed.get("ledger") == BACK else parts["ledger"]
         return {**needed, **parts}
 
-    def counts(self) -> Status | None:
-        """Return the counts, without the active accounts; None if the database does not answer."""
-        services = self._services
+    def standing(self) -> tuple[dict[str, str], Status | None]:
+        """Return every part as :meth:`parts` does, and the counts; None where they cannot be read."""
+        parts = self.parts()
+        return parts, self._counts() if parts["database"] == parts.get("schema") == OK else None
+
+    def describe(self) -> dict[str, Any]:
+        """Return how everything stands, in numbers and words and without anybody's data."""
+        parts, counts = self.standing()
+        fine = all(state == OK for state in parts.values())
+        sweep: dict[str, Any] | None = None
+        backlog: dict[str, Any] | None = None
+        if counts is not None:
+            late = self._sweeps_are_late(counts)
+            age = None if counts.swept_at is None else counts.at - counts.swept_at
+            sweep = {
+                "last_at": counts.swept_at,
+                "age_seconds": None if age is None else round(age.total_seconds()),
+                "late": late,
+                "paused": counts.paused_at is not None,
+                "paused_at": counts.paused_at,
+            }
+            backlog = {
+                "due": counts.due,
+                "held": counts.held,
+                "failing": counts.failing,
+                "stuck": counts.stuck,
+                "oldest_overdue_seconds": round(counts.overdue.total_seconds()),
+                "owed": dict(counts.owed),
+                "unscrubbed": counts.unscrubbed if self._services.settings.is_sqlite else 0,
+            }
+            fine = fine and not late and not counts.stuck
+        return {
+            "status": OK if fine else "degraded",
+            "parts": parts,
+            "sweep": sweep,
+            "backlog": backlog,
+        }
+
+    def _counts(self) -> Status | None:
         try:
-            with services.sessions() as session, database.reading(session):
+            with self._reading() as session:
                 return status.read(
                     session,
                     now=database.database_now(session),
-                    max_attempts=services.settings.purge_max_attempts,
+                    max_attempts=self._services.settings.purge_max_attempts,
                     count_active=False,
                 )
         except Exception as exc:
@@ -145,41 +191,35 @@ class Probes:
                 return None
             raise
 
-    def sweeps_are_late(self, counts: Status) -> bool:
+    def _sweeps_are_late(self, counts: Status) -> bool:
         """Say whether sweeps should have run and did not; a pause is somebody's wish."""
         if counts.paused_at is not None:
             return False
-        patience = SWEEPS_MISSED * max(self._services.settings.sweep_interval, PATIENCE)
+        longest = SWEEPS_MISSED * max(self._services.settings.sweep_interval, PATIENCE)
         last = counts.swept_at
-        return counts.overdue > patience or (last is not None and counts.at - last > patience)
+        return counts.overdue > longest or (last is not None and counts.at - last > longest)
 
-    @property
-    def is_scrubbed(self) -> bool:
-        """Say whether the database is one that is scrubbed."""
-        return self._services.settings.is_sqlite
-
-    def _session(self) -> Session:
-        return self._services.sessions()
+    @contextmanager
+    def _reading(self) -> Iterator[Session]:
+        with self._services.sessions() as session, database.reading(session):
+            yield session
 
     def _ask_database(self) -> None:
-        with self._session() as session, database.reading(session):
+        with self._reading() as session:
             session.execute(select(1))
 
     def _ask_schema(self) -> str | None:
-        script = ScriptDirectory(str(database.migrations_path()))
-        with self._session() as session, database.reading(session):
+        head, known = _revisions()
+        with self._reading() as session:
             current = MigrationContext.configure(session.connection()).get_current_revision()
-        head = script.get_current_head()
-        behind = current is None or (
-            current != head and any(one.revision == current for one in script.walk_revisions())
-        )
+        behind = current is None or (current != head and current in known)
         return "is behind: run `python -m accountsvc prepare`" if behind else None
 
     def _ask_ledger(self) -> str | None:
-        with self._session() as session, database.reading(session):
+        with self._reading() as session:
             now = database.database_now(session)
         known = [uuid.UUID(line["public_id"]) for line in self._services.ledger.newest(now)]
-        with self._session() as session, database.reading(session):
+        with self._reading() as session:
             for start in range(0, len(known), 500):
                 page = known[start : start + 500]
                 if session.scalar(select(Account.id).where(Account.public_id.in_(page)).limit(1)):
@@ -195,38 +235,3 @@ class Probes:
             return
         with Redis.from_url(url, socket_timeout=2, socket_connect_timeout=2) as redis:
             redis.ping()
-
-
-def describe(probes: Probes) -> dict[str, Any]:
-    """Return how everything stands, in numbers and words and without anybody's data."""
-    parts = probes.parts()
-    counts = probes.counts() if parts["database"] == parts.get("schema") == OK else None
-    fine = all(state == OK for state in parts.values())
-    sweep: dict[str, Any] | None = None
-    backlog: dict[str, Any] | None = None
-    if counts is not None:
-        late = probes.sweeps_are_late(counts)
-        age = None if counts.swept_at is None else counts.at - counts.swept_at
-        sweep = {
-            "last_at": counts.swept_at,
-            "age_seconds": None if age is None else round(age.total_seconds()),
-            "late": late,
-            "paused": counts.paused_at is not None,
-            "paused_at": counts.paused_at,
-        }
-        backlog = {
-            "due": counts.due,
-            "held": counts.held,
-            "failing": counts.failing,
-            "stuck": counts.stuck,
-            "oldest_overdue_seconds": round(counts.overdue.total_seconds()),
-            "owed": dict(counts.owed),
-            "unscrubbed": counts.unscrubbed if probes.is_scrubbed else 0,
-        }
-        fine = fine and not late and not counts.stuck
-    return {
-        "status": OK if fine else "degraded",
-        "parts": parts,
-        "sweep": sweep,
-        "backlog": backlog,
-    }

@@ -11,7 +11,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +37,7 @@ from tests.support.factories import (
     everything,
     make_account,
     make_app,
+    make_due,
     make_person,
     read_account,
     run_sql,
@@ -83,12 +83,6 @@ def ann(app: APIFlask) -> Person:
 def bob(app: APIFlask) -> Person:
     """The bystander, who must keep everything."""
     return make_person(app, "bob")
-
-
-def make_due(app: APIFlask, person: Person) -> None:
-    deactivate(app, person.id, by="operator", grace=timedelta())
-    # The promise is rounded up to a whole second.
-    run_sql(app, "UPDATE accounts SET purge_at = deactivated_at WHERE id = :id", id=person.id)
 
 
 def hold(app: APIFlask, account_id: int) -> int:
@@ -660,11 +654,9 @@ def test_status_counts_what_is_due_overdue_held_and_owed(
     app: APIFlask, run: Run, ann: Person, bob: Person
 ) -> None:
     eve = make_person(app, "eve")
-    make_due(app, ann)
+    make_due(app, ann, since="2026-01-01 00:00:00.000000")
     make_due(app, eve)
     hold(app, eve.id)
-    run_sql(app, "UPDATE accounts SET deactivated_at = :then, purge_at = :then WHERE id = :id",
-            then="2026-01-01 00:00:00.000000", id=ann.id)  # fmt: skip
 
     shown = document(run("accounts", "status", "--json"))
     words = run("accounts", "status")
@@ -674,6 +666,40 @@ def test_status_counts_what_is_due_overdue_held_and_owed(
     assert shown["owed"] == {"mail.scheduled": 2}
     assert words.exit_code == 0
     assert "overdue_seconds" in words.stdout
+
+
+def test_the_commands_say_what_they_did_and_purge_says_why_it_does_not(
+    app: APIFlask, run: Run, ann: Person
+) -> None:
+    make_due(app, ann)
+    assert run("sweeps", "pause").stdout == "Purging is paused.\n"
+    assert run("sweeps", "pause").stdout == "Purging was paused already.\n"
+    before = everything(app)
+
+    refused = [
+        run("accounts", "purge", "--expired", "--yes"),
+        run("accounts", "purge", str(ann.id), "--yes"),
+        run("ledger", "replay", "--yes"),
+    ]
+    planned = run("accounts", "purge", "--expired", "--dry-run")
+    status = run("accounts", "status")
+    shown = document(run("accounts", "status", "--json"))
+
+    for result in refused:
+        assert result.exit_code == 1
+        assert result.stderr.startswith("Error: Purging is paused since 20")
+        assert "`sweeps resume` ends that. Nothing was changed." in result.stderr
+    assert planned.exit_code == 0
+    assert "1 account," in planned.stdout
+    assert "Purging is paused since" in status.stderr
+    assert shown["paused_at"].endswith("Z")
+    assert everything(app) == before
+
+    resumed = document(run("sweeps", "resume", "--json"))
+    assert resumed == {"changed": True, "paused_at": None}
+    assert run("sweeps", "resume").stdout == "Purging was not paused.\n"
+    assert run("accounts", "purge", "--expired", "--yes").exit_code == 0
+    assert read_account(app, ann.id) is None
 
 
 def test_rewrap_wraps_every_key_by_the_newest(database_url: str, tmp_path: Path) -> None:

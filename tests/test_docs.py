@@ -33,4 +33,4 @@ def test_every_setting_that_a_document_names_exists() -> None:
 
     assert len(named) > 3
     # Of other programs, or of the processes' commands.
-    assert named - settings - {"WEB_CONCURRENCY", "READ COMMITTED"} == set()
+    assert named - settings - {"WEB_CONCURRENCY"} == set()

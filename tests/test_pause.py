@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator
-from datetime import timedelta
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from apiflask import APIFlask
-from click.testing import Result
 from sqlalchemy import select
 
 from accountsvc import purge
@@ -19,18 +16,15 @@ from accountsvc.models import AuditEvent
 from accountsvc.purge import PurgingPaused
 from tests.support.factories import (
     Person,
-    deactivate,
     dispose,
     everything,
     make_app,
+    make_due,
     make_person,
     now,
     read_account,
-    run_sql,
     services_of,
 )
-
-Run = Callable[..., Result]
 
 
 @pytest.fixture
@@ -41,18 +35,10 @@ def app(database_url: str, tmp_path: Path) -> Iterator[APIFlask]:
 
 
 @pytest.fixture
-def run(app: APIFlask) -> Run:
-    """Run ``flask …`` and return what it printed and how it ended."""
-    runner = app.test_cli_runner()
-    return lambda *words: runner.invoke(args=words)
-
-
-@pytest.fixture
 def ann(app: APIFlask) -> Person:
     """Somebody who is due."""
     person = make_person(app, "ann")
-    deactivate(app, person.id, grace=timedelta())
-    run_sql(app, "UPDATE accounts SET purge_at = deactivated_at")
+    make_due(app, person)
     return person
 
 
@@ -83,8 +69,7 @@ def test_a_pause_stops_sweeps_until_it_is_ended(app: APIFlask, ann: Person) -> N
 
 def test_a_pause_stops_a_sweep_between_two_batches(app: APIFlask, ann: Person) -> None:
     bob = make_person(app, "bob")
-    deactivate(app, bob.id, grace=timedelta())
-    run_sql(app, "UPDATE accounts SET purge_at = deactivated_at")
+    make_due(app, bob)
     made = services_of(app)
 
     with pytest.raises(PurgingPaused):
@@ -130,36 +115,3 @@ def test_the_end_of_a_sweep_over_everything_is_kept(app: APIFlask) -> None:
     first = swept_at()
     made.sweep()
     assert before <= first <= swept_at() <= now(app)  # type: ignore[operator]
-
-
-def test_the_commands_say_what_they_did_and_purge_says_why_it_does_not(
-    app: APIFlask, run: Run, ann: Person
-) -> None:
-    assert run("sweeps", "pause").stdout == "Purging is paused.\n"
-    assert run("sweeps", "pause").stdout == "Purging was paused already.\n"
-    before = everything(app)
-
-    refused = [
-        run("accounts", "purge", "--expired", "--yes"),
-        run("accounts", "purge", str(ann.id), "--yes"),
-        run("ledger", "replay", "--yes"),
-    ]
-    planned = run("accounts", "purge", "--expired", "--dry-run")
-    status = run("accounts", "status")
-    shown = json.loads(run("accounts", "status", "--json").stdout)
-
-    for result in refused:
-        assert result.exit_code == 1
-        assert result.stderr.startswith("Error: Purging is paused since 20")
-        assert "`sweeps resume` ends that. Nothing was changed." in result.stderr
-    assert planned.exit_code == 0
-    assert "1 account," in planned.stdout
-    assert "Purging is paused since" in status.stderr
-    assert shown["paused_at"].endswith("Z")
-    assert everything(app) == before
-
-    resumed = json.loads(run("sweeps", "resume", "--json").stdout)
-    assert resumed == {"changed": True, "paused_at": None}
-    assert run("sweeps", "resume").stdout == "Purging was not paused.\n"
-    assert run("accounts", "purge", "--expired", "--yes").exit_code == 0
-    assert read_account(app, ann.id) is None

@@ -6,12 +6,11 @@ from apiflask import APIFlask
 
 from ..logs import log_requests
 from ..services import Services
-from . import auth, bodies, errors, headers, health, metrics, openapi, wire
+from . import auth, bodies, errors, headers, health, openapi, wire
 from .deletion import deletion
 from .docs import docs
 from .export import export
 from .grace import grace
-from .health import health as health_views
 from .media import media
 from .profile import profile
 from .reset import reset
@@ -33,6 +32,5 @@ def init_app(app: APIFlask, services: Services) -> None:
     openapi.init_app(app)
     for blueprint in (profile, session, deletion, grace, export, vault, reset, staff, docs):
         app.register_blueprint(blueprint, url_prefix="/api")
-    for blueprint in (media, health_views):
-        app.register_blueprint(blueprint)
-    metrics.init_app(app, health.init_app(app, services))
+    app.register_blueprint(media)
+    health.init_app(app, services)

@@ -2,30 +2,31 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 from apiflask import APIBlueprint, APIFlask
 from flask import Response, current_app
 
-from .. import probes
 from ..probes import OK, Probes
 from ..services import Services
-from . import schemas
+from . import metrics, schemas
+from .errors import RETRY_AFTER
 from .openapi import also_answers, sends
 from .wire import json_response, timestamp
 
 health = APIBlueprint("health", __name__, tag="Health")
 
-_RETRY_SECONDS = 5
 
-
-def init_app(app: APIFlask, services: Services) -> Probes:
-    """Make the probes of this process, which connect when they are first asked."""
-    made = app.extensions["accountsvc.probes"] = Probes(services)
-    return made
+def init_app(app: APIFlask, services: Services) -> None:
+    """Serve what the probes of this process see; they connect when they are first asked."""
+    probes = Probes(services)
+    app.extensions["accountsvc.probes"] = probes
+    app.register_blueprint(health)
+    metrics.init_app(app, probes)
 
 
 def _probes() -> Probes:
-    found: Probes = current_app.extensions["accountsvc.probes"]
-    return found
+    return cast(Probes, current_app.extensions["accountsvc.probes"])
 
 
 @health.get("/healthz")
@@ -37,8 +38,8 @@ def healthz() -> dict[str, str]:
 
 @health.get("/readyz")
 @health.output(schemas.Readiness)
-@also_answers(503)
-@sends(503, Retry_After="5")
+@also_answers(503, "not ready")
+@sends(503, Retry_After=str(RETRY_AFTER))
 def readyz() -> Response:
     """Say whether this process can serve; only what no request could do without counts"""
     found = _probes().ready()
@@ -46,7 +47,7 @@ def readyz() -> Response:
     response = json_response({"status": "ready" if ready else "not ready", **found})
     if not ready:
         response.status_code = 503
-        response.headers["Retry-After"] = str(_RETRY_SECONDS)
+        response.headers["Retry-After"] = str(RETRY_AFTER)
     return response
 
 
@@ -54,7 +55,7 @@ def readyz() -> Response:
 @health.output(schemas.ServiceStatus)
 def statusz() -> Response:
     """Say how everything stands; always 200, for people and dashboards"""
-    found = probes.describe(_probes())
+    found = _probes().describe()
     if found["sweep"] is not None:
         found["sweep"] |= {
             name: None if found["sweep"][name] is None else timestamp(found["sweep"][name])

@@ -6,19 +6,18 @@ Labels are closed lists (methods, routes, statuses, kinds of effects): no id, no
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Iterator
 from typing import Any
 
 from apiflask import APIBlueprint, APIFlask
-from flask import Response, current_app, g, request
+from flask import Response, current_app, request
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Histogram
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.exposition import generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
-from ..logs import METHODS
+from .. import logs
 from ..probes import OK, Probes
 
 metrics = APIBlueprint("metrics", __name__, tag="Health")
@@ -52,20 +51,15 @@ _SECONDS = Histogram(
 def init_app(app: APIFlask, probes: Probes) -> None:
     """Count every request of *app*, and serve the counts together with what *probes* see."""
     app.register_blueprint(metrics)
-    app.extensions["accountsvc.standing"] = _Standing(probes)
-
-    @app.before_request
-    def start() -> None:
-        g.metrics_started_at = time.perf_counter()
+    standing = CollectorRegistry()
+    standing.register(_Standing(probes))
+    app.extensions["accountsvc.standing"] = standing
 
     @app.after_request
     def count(response: Response) -> Response:
-        method = request.method if request.method in METHODS else "other"
         route = "none" if request.url_rule is None else request.url_rule.rule
-        _REQUESTS.labels(method, route, response.status_code).inc()
-        if "metrics_started_at" in g:
-            seconds = time.perf_counter() - g.metrics_started_at
-            _SECONDS.labels(method, route).observe(seconds)
+        _REQUESTS.labels(logs.method(), route, response.status_code).inc()
+        _SECONDS.labels(logs.method(), route).observe(logs.seconds())
         return response
 
 
@@ -73,22 +67,15 @@ def init_app(app: APIFlask, probes: Probes) -> None:
 @metrics.doc(responses=_ANSWERS)
 def show() -> Response:
     """Serve what Prometheus scrapes: requests, and how everything stands"""
-    registry = CollectorRegistry()
+    requests = _own
     if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
-        # gunicorn.conf.py sets it where several processes serve: each sees the counts of all.
-        MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
-    else:
-        registry.register(_Others(_own))
-    registry.register(current_app.extensions["accountsvc.standing"])
-    return Response(generate_latest(registry), content_type=CONTENT_TYPE_LATEST)
-
-
-class _Others(Collector):
-    def __init__(self, registry: CollectorRegistry) -> None:
-        self._registry = registry
-
-    def collect(self) -> Iterator[Metric]:
-        yield from self._registry.collect()
+        # gunicorn.conf.py sets it: each process sees the counts of all.
+        requests = CollectorRegistry()
+        MultiProcessCollector(requests)  # type: ignore[no-untyped-call]
+    standing = current_app.extensions["accountsvc.standing"]
+    return Response(
+        generate_latest(requests) + generate_latest(standing), content_type=CONTENT_TYPE_LATEST
+    )
 
 
 class _Standing(Collector):
@@ -97,17 +84,12 @@ class _Standing(Collector):
     def __init__(self, probes: Probes) -> None:
         self._probes = probes
 
-    def describe(self) -> Iterator[Metric]:
-        # Without it registering would ask all parts.
-        return iter(())
-
     def collect(self) -> Iterator[Metric]:
-        parts = self._probes.parts()
+        parts, counts = self._probes.standing()
         up = GaugeMetricFamily("accountsvc_part_up", "1 if the part answers.", labels=["part"])
         for part, state in parts.items():
             up.add_metric([part], state == OK)
         yield up
-        counts = self._probes.counts() if parts["database"] == parts.get("schema") == OK else None
         if counts is None:
             return
         waiting = GaugeMetricFamily(

@@ -172,11 +172,11 @@ def sends(status: int, **headers: str) -> Callable[[View], View]:
     return mark
 
 
-def also_answers(status: int) -> Callable[[View], View]:
-    """Say that a view answers with the body of its 200 under another status too."""
+def also_answers(status: int, description: str) -> Callable[[View], View]:
+    """Say that a view answers with the body of its 200 under another status too, and what that means."""
 
     def mark(view: View) -> View:
-        view.__dict__.setdefault("_spec", {})["also_answers"] = str(status)
+        view.__dict__.setdefault("_spec", {})["also_answers"] = (str(status), description)
         return view
 
     return mark
@@ -256,10 +256,9 @@ def _complete(spec: Any) -> Any:
 def _complete_operation(operation: dict[str, Any], marks: dict[str, Any]) -> None:
     responses = operation["responses"]
     if "also_answers" in marks:
-        responses[marks["also_answers"]] = {
-            "description": "not ready",
-            "content": responses["200"]["content"],
-        }
+        status, description = marks["also_answers"]
+        content = responses["200"]["content"]
+        responses[status] = {"description": description, "content": content}
     if "raises" in marks:
         for error in dict.fromkeys((*marks["raises"], tree.DatabaseUnavailable)):
             _add(responses, error)

@@ -21,12 +21,14 @@ from tests.support.factories import (
     deactivate,
     dispose,
     make_app,
+    make_due,
     now,
     run_sql,
     services_of,
 )
 from tests.support.servers import free_port
 
+LONG_AGO = "2026-01-01 00:00:00.000000"
 READY = {"status": "ready", "database": "ok", "schema": "ok", "ledger": "ok"}
 
 
@@ -160,13 +162,7 @@ def test_a_dead_database_is_said_and_everything_else_still_answers(tmp_path: Pat
 def test_status_counts_and_says_when_was_swept(
     app: APIFlask, client: FlaskClient, ann: Person, bob: Person
 ) -> None:
-    deactivate(app, ann.id, grace=timedelta())
-    run_sql(
-        app,
-        "UPDATE accounts SET deactivated_at = :then, purge_at = :then WHERE id = :id",
-        then="2026-01-01 00:00:00.000000",
-        id=ann.id,
-    )
+    make_due(app, ann, since=LONG_AGO)
 
     before = client.get("/statusz").json
     services_of(app).sweep()
@@ -191,7 +187,7 @@ def test_sweeps_that_stopped_are_late_though_nothing_is_due(
     app: APIFlask, client: FlaskClient
 ) -> None:
     services_of(app).sweep()
-    run_sql(app, "UPDATE sweep_marks SET at = :then", then="2026-01-01 00:00:00.000000")
+    run_sql(app, "UPDATE sweep_marks SET at = :then", then=LONG_AGO)
 
     status = client.get("/statusz").json
 
@@ -215,12 +211,9 @@ def test_a_pause_is_shown_and_is_no_fault(app: APIFlask, client: FlaskClient) ->
 def test_a_stuck_account_is_loud_but_the_web_serves(
     app: APIFlask, client: FlaskClient, ann: Person
 ) -> None:
-    deactivate(app, ann.id, grace=timedelta())
-    then = "2026-01-01 00:00:00.000000"
-    run_sql(app, "UPDATE accounts SET deactivated_at = :then, purge_at = :then WHERE id = :id",
-            then=then, id=ann.id)  # fmt: skip
+    make_due(app, ann, since=LONG_AGO)
     run_sql(app, "INSERT INTO purge_failures (account_id, attempts, failed_at, retry_at, error)"
-            " VALUES (:id, 8, :then, :then, 'IntegrityError')", then=then, id=ann.id)  # fmt: skip
+            " VALUES (:id, 8, :then, :then, 'IntegrityError')", then=LONG_AGO, id=ann.id)  # fmt: skip
 
     status = client.get("/statusz").json
 

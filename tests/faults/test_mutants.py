@@ -32,33 +32,23 @@ pytestmark = pytest.mark.filterwarnings(
 
 def files_before_the_commit(here: World) -> None:
     """Delete the avatars inside the transaction that purges."""
-    erase = purge._erase
 
-    def mutant(
-        session: Session, accounts: Sequence[PlannedPurge], now: datetime, by: Actor
-    ) -> None:
-        ids = [one.account_id for one in accounts]
+    def delete_files(session: Session, ids: list[int]) -> None:
         keys = session.scalars(select(Account.avatar_key).where(Account.id.in_(ids))).all()
         services_of(here.inside).avatars.delete_many([key for key in keys if key])
-        erase(session, accounts, now, by)
 
-    purge._erase = mutant
+    _before_erasing(delete_files)
 
 
 def a_commit_too_early(_here: World) -> None:
     """Purge the saved passwords in a transaction of their own."""
-    erase = purge._erase
 
-    def mutant(
-        session: Session, accounts: Sequence[PlannedPurge], now: datetime, by: Actor
-    ) -> None:
-        ids = [one.account_id for one in accounts]
+    def commit_a_part(session: Session, ids: list[int]) -> None:
         session.execute(delete(SavedPassword).where(SavedPassword.account_id.in_(ids)))
         session.commit()
         session.connection(execution_options={"writes": True})
-        erase(session, accounts, now, by)
 
-    purge._erase = mutant
+    _before_erasing(commit_a_part)
 
 
 def a_clock_that_is_ahead(_here: World) -> None:
@@ -110,6 +100,18 @@ def effects_forgotten_before_they_are_done(_here: World) -> None:
         return owed
 
     outbox._claim = mutant
+
+
+def _before_erasing(work: Callable[[Session, list[int]], None]) -> None:
+    erase = purge._erase
+
+    def mutant(
+        session: Session, accounts: Sequence[PlannedPurge], now: datetime, by: Actor
+    ) -> None:
+        work(session, [one.account_id for one in accounts])
+        erase(session, accounts, now, by)
+
+    purge._erase = mutant
 
 
 def _leave_out(table: str) -> None:

@@ -253,7 +253,7 @@ class World:
         return found
 
     def ledger_is_whole(self) -> list[str]:
-        """Compare the ledger with the receipts, and the mails; for the end of many rounds."""
+        """Compare the ledger with the receipts, at the end of many rounds."""
         services = self.services
         lines = Counter(uuid.UUID(str(line["public_id"])) for line in services.ledger.read())
         with services.sessions() as session, reading(session):

@@ -173,6 +173,20 @@ def deactivate(
     return account
 
 
+def make_due(app: APIFlask, person: Person, *, since: str | None = None) -> None:
+    """Deactivate *person* with a purge time that has come: now, or at the moment *since*."""
+    deactivate(app, person.id, by="operator", grace=timedelta())
+    # The promise is rounded up to a whole second.
+    run_sql(app, "UPDATE accounts SET purge_at = deactivated_at WHERE id = :id", id=person.id)
+    if since is not None:
+        run_sql(
+            app,
+            "UPDATE accounts SET deactivated_at = :since, purge_at = :since WHERE id = :id",
+            since=since,
+            id=person.id,
+        )
+
+
 def now(app: APIFlask) -> datetime:
     with services_of(app).sessions() as session, reading(session):
         return database_now(session)
