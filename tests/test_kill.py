@@ -9,19 +9,24 @@ import os
 import random
 import time
 import uuid
-from datetime import timedelta
 from functools import partial
 from pathlib import Path
 
 import pytest
-from sqlalchemy import func, insert, select, update
+from sqlalchemy import func, select, update
 
-from accountsvc.avatars import new_key
-from accountsvc.database import database_now, reading, writing
-from accountsvc.models import Account, Effect, Receipt, SavedPassword, VaultKey
+from accountsvc.database import reading, writing
+from accountsvc.models import Effect, Receipt, SavedPassword
 from accountsvc.outbox import DELETE_FILE, LEDGER
 from accountsvc.services import Services
-from tests.support.factories import belongings, dispose, make_app, make_person, services_of
+from tests.support.factories import (
+    belongings,
+    dispose,
+    insert_due,
+    make_app,
+    make_person,
+    services_of,
+)
 from tests.support.processes import environment, eventually, worker
 
 DUE, PASSWORDS = 2000, 10
@@ -40,7 +45,7 @@ def test_a_worker_killed_at_random_moments_purges_everybody_once_and_nobody_else
     services = services_of(app)
     bystanders = [make_person(app, f"bystander{number}") for number in range(3)]
     before = [belongings(app, person) for person in bystanders]
-    due = insert_due(services)
+    due = insert_due(services, DUE, passwords=PASSWORDS, avatars=True)
     media = tmp_path / "instance" / "media"
     assert count_files(media) == DUE + len(bystanders)
     # Small batches, so that there are many moments; a mail is a matter of its own.
@@ -73,60 +78,6 @@ def test_a_worker_killed_at_random_moments_purges_everybody_once_and_nobody_else
     assert [belongings(app, person) for person in bystanders] == before
     assert {uuid.UUID(line["public_id"]) for line in services.ledger.read()} == due
     dispose(app)
-
-
-def insert_due(services: Services) -> set[uuid.UUID]:
-    """Insert accounts that are due, with saved passwords, a key and a file each; return their public ids."""
-    with services.sessions() as session, reading(session):
-        first = (session.scalar(select(func.max(Account.id))) or 0) + 1
-        then = database_now(session) - timedelta(hours=1)
-    ids = range(first, first + DUE)
-    people = [
-        {
-            "id": account_id,
-            "public_id": uuid.uuid4(),
-            "username": f"due{account_id}",
-            "username_key": f"due{account_id}",
-            "email": f"due{account_id}@example.net",
-            "email_key": f"due{account_id}@example.net",
-            "password_hash": "!",
-            "avatar_key": new_key(),
-            "joined_at": then,
-            "deactivated_at": then,
-            "purge_at": then,
-            "deactivated_by": "owner",
-        }
-        for account_id in ids
-    ]
-    with services.sessions() as session, writing(session):
-        session.execute(insert(Account), people)
-        session.execute(
-            insert(VaultKey),
-            [{"account_id": one, "wrapped_key": b"k", "wrapped_by": "none"} for one in ids],
-        )
-        session.execute(
-            insert(SavedPassword),
-            [
-                {
-                    "uid": uuid.uuid4(),
-                    "account_id": one,
-                    "ciphertext": b"c" * 100,
-                    "created_at": then,
-                    "updated_at": then,
-                }
-                for one in ids
-                for _ in range(PASSWORDS)
-            ],
-        )
-    media = services.settings.instance_path / "media"
-    for person in people:
-        key = str(person["avatar_key"])
-        # As the store lays them out, but without its care for power cuts, two thousand times.
-        (media / key[:2]).mkdir(parents=True, exist_ok=True)
-        (media / key[:2] / key).write_bytes(b"an image")
-        with services.avatars.open(key) as file:  # type: ignore[union-attr]
-            assert file.read() == b"an image"
-    return {person["public_id"] for person in people}  # type: ignore[misc]
 
 
 def receipts(services: Services) -> int:

@@ -417,6 +417,31 @@ def test_no_row_is_lost_on_the_way_through_every_revision(new_database: NewDatab
         assert {name: after.get(name) for name in before} == before, f"up again to {revision}"
 
 
+def test_the_code_before_goes_on_reading_and_writing_during_a_rolling_upgrade(
+    new_database: NewDatabase,
+) -> None:
+    url = new_database()
+    *before, newest = revisions()
+    upgrade(url, before[-1])
+    known = columns(url)
+    upgrade(url, newest)
+
+    # It selects by name what it knew, and inserts no more than that.
+    assert known <= columns(url)
+    for revision in before:
+        populate(url, revision)
+
+
+def columns(url: str) -> set[tuple[str, str]]:
+    with connected(url) as connection:
+        found = inspect(connection)
+        return {
+            (table, column["name"])
+            for table in found.get_table_names()
+            for column in found.get_columns(table)
+        }
+
+
 # Revisions that do not exist yet: what the next ones may rely on
 
 

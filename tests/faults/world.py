@@ -88,9 +88,7 @@ class World:
     def _add(self, session: Session, role: str, now: datetime, **state: Any) -> Member:
         public_id, key = uuid.uuid4(), new_key()
         name = f"{role}-{public_id.hex[:12]}"
-        path = self.folder / key[:2] / key
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(b"an image")
+        self._put(key)
         account = Account(
             public_id=public_id,
             username=name,
@@ -111,6 +109,11 @@ class World:
         )
         return Member(account.id, public_id, key, role)
 
+    def _put(self, key: str) -> None:
+        path = self.folder / key[:2] / key
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"an image")
+
     def _of(self, *roles: str) -> list[Member]:
         return [one for one in self.members if one.role in roles]
 
@@ -127,22 +130,7 @@ class World:
                 for one in (leaver, uploader)
             }
             mailed = tokens.mailed(session.get_one(Account, returner.id), now=now)
-        client = self.inside.test_client()
         inside = services_of(self.inside)
-
-        def upload() -> int:
-            return client.put(
-                f"/api/profile/{uploader.id}/update/",
-                data={"avatar": (BytesIO(png()), "me.png")},
-                headers=bearer["uploader"],
-            ).status_code
-
-        def delete() -> int:
-            path = f"/api/profile/{leaver.id}/delete/"
-            return client.delete(path, headers=bearer["leaver"]).status_code
-
-        def reactivate() -> int:
-            return client.post("/api/profile/reactivate/", json={"token": mailed}).status_code
 
         def sweep() -> int:
             return inside.sweep(seconds=60).purged
@@ -150,13 +138,29 @@ class World:
         def deliver() -> int:
             return inside.deliver(seconds=60).delivered
 
-        return [
-            ("upload", upload),
-            ("delete", delete),
-            ("reactivate", reactivate),
-            ("sweep", sweep),
-            ("deliver", deliver),
-        ]
+        requests = self._requests(leaver.id, uploader.id, bearer, mailed)
+        return [*requests, ("sweep", sweep), ("deliver", deliver)]
+
+    def _requests(
+        self, leaver: int, uploader: int, bearer: dict[str, dict[str, str]], mailed: str
+    ) -> list[Operation]:
+        client = self.inside.test_client()
+
+        def upload() -> int:
+            return client.put(
+                f"/api/profile/{uploader}/update/",
+                data={"avatar": (BytesIO(png()), "me.png")},
+                headers=bearer["uploader"],
+            ).status_code
+
+        def delete() -> int:
+            path = f"/api/profile/{leaver}/delete/"
+            return client.delete(path, headers=bearer["leaver"]).status_code
+
+        def reactivate() -> int:
+            return client.post("/api/profile/reactivate/", json={"token": mailed}).status_code
+
+        return [("upload", upload), ("delete", delete), ("reactivate", reactivate)]
 
     # The oracle ---------------------------------------------------------------------------------
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import itertools
+import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -16,13 +17,14 @@ from typing import Any
 
 from apiflask import APIFlask
 from PIL import Image
-from sqlalchemy import select, text
+from sqlalchemy import func, insert, select, text
 from sqlalchemy.orm import Session
 
 from accountsvc import accounts, audit, avatars, create_app, lifecycle, vault
+from accountsvc.avatars import new_key
 from accountsvc.config import Settings, load_settings
 from accountsvc.database import database_now, reading, writing
-from accountsvc.models import Account, AuditEvent, Effect
+from accountsvc.models import Account, AuditEvent, Effect, LegalHold, SavedPassword, VaultKey
 from accountsvc.rows import find
 from accountsvc.services import Services
 from accountsvc.vault import Entry
@@ -185,6 +187,54 @@ def make_due(app: APIFlask, person: Person, *, since: str | None = None) -> None
             since=since,
             id=person.id,
         )
+
+
+def insert_due(
+    services: Services, count: int, *, passwords: int, avatars: bool = False, held: bool = False
+) -> set[uuid.UUID]:
+    """Insert many accounts that were due an hour ago and return their public ids; hash and encrypt nothing.
+
+    Those under a hold are older than the others.
+    """
+    with services.sessions() as session, reading(session):
+        first = (session.scalar(select(func.max(Account.id))) or 0) + 1
+        then = database_now(session) - timedelta(hours=2 if held else 1)
+    people = [
+        {
+            "public_id": uuid.uuid4(),
+            "username": f"due{number}",
+            "username_key": f"due{number}",
+            "email": f"due{number}@example.net",
+            "email_key": f"due{number}@example.net",
+            "password_hash": "!",
+            "avatar_key": new_key() if avatars else None,
+            "joined_at": then,
+            "deactivated_at": then,
+            "purge_at": then,
+            "deactivated_by": "owner",
+        }
+        for number in range(first, first + count)
+    ]
+    with services.sessions() as session, writing(session):
+        ids = session.scalars(insert(Account).returning(Account.id), people).all()
+        keys = [{"account_id": one, "wrapped_key": b"k", "wrapped_by": "none"} for one in ids]
+        session.execute(insert(VaultKey), keys)
+        saved = {"ciphertext": b"c" * 100, "created_at": then, "updated_at": then}
+        if entries := [{"account_id": one, **saved} for one in ids for _ in range(passwords)]:
+            session.execute(insert(SavedPassword), entries)
+        if held:
+            hold = {"reason": "court", "placed_at": then, "placed_by_kind": "operator"}
+            session.execute(insert(LegalHold), [{"account_id": one, **hold} for one in ids])
+    if avatars:
+        media = services.settings.instance_path / "media"
+        for person in people:
+            key = str(person["avatar_key"])
+            # As the store lays them out, but without its care for power cuts, many times.
+            (media / key[:2]).mkdir(parents=True, exist_ok=True)
+            (media / key[:2] / key).write_bytes(b"an image")
+            with services.avatars.open(key) as file:  # type: ignore[union-attr]
+                assert file.read() == b"an image"
+    return {person["public_id"] for person in people}  # type: ignore[misc]
 
 
 def now(app: APIFlask) -> datetime:

@@ -23,12 +23,20 @@ if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
 
-@dataclass(frozen=True)
+Answer = tuple[int, bytes]
+
+
+@dataclass
 class S3Server:
-    """A running server; ``env`` is what a process needs to find it."""
+    """A running server; ``env`` is what a process needs to find it.
+
+    While ``fault`` is set, it is asked before each request (method and path): it returns an answer that
+    is given instead, or None.
+    """
 
     host: str
     port: int
+    fault: Callable[[str, str], Answer | None] | None = None
 
     @property
     def url(self) -> str:
@@ -72,6 +80,19 @@ def start_moto() -> Iterator[S3Server]:
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     found = S3Server(*server.get_host_and_port())
+    assert server._server is not None
+    moto = server._server.app
+
+    def application(environ: dict[str, Any], start_response: Any) -> Any:
+        path = f"{environ['PATH_INFO']}?{environ['QUERY_STRING']}"
+        answer = found.fault and found.fault(environ["REQUEST_METHOD"], path)
+        if not answer:
+            return moto(environ, start_response)
+        environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
+        start_response(f"{answer[0]} No", [("Content-Type", "application/xml")])
+        return [answer[1]]
+
+    server._server.app = application
     try:
         # Its first answer waits for all of moto's S3 to be imported: longer, on a busy machine, than
         # the service is patient.
@@ -80,11 +101,7 @@ def start_moto() -> Iterator[S3Server]:
     finally:
         server.stop()
         # ``stop`` ends the loop only; an open socket would be reported when it is collected.
-        assert server._server is not None
         server._server.server_close()
-
-
-Answer = tuple[int, bytes]
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import ssl
 import threading
@@ -30,7 +31,8 @@ USER, PASSWORD = "accountsvc", "s3cret/@:#%"
 class Inbox:
     """Takes mail for everybody. ``answers`` by command (``MAIL``, ``RCPT``, ``DATA``, ``QUIT``) refuse it.
 
-    With ``drop_after_data`` the message is taken and the connection cut before that is said.
+    With ``drop_after_data`` the message is taken and the connection cut before that is said; while it
+    ``hangs`` nothing is answered.
     """
 
     def __init__(self) -> None:
@@ -41,10 +43,13 @@ class Inbox:
         self.passwords: list[bytes] = []
         self.answers: dict[str, str] = {}
         self.drop_after_data = False
+        self.hangs = False
 
     async def handle_MAIL(
         self, server: SMTP, session: Session, envelope: Envelope, address: str, options: list[str]
     ) -> str:
+        while self.hangs:
+            await asyncio.sleep(0.1)
         if "MAIL" not in self.answers:
             envelope.mail_from = address
         return self.answers.get("MAIL", "250 OK")

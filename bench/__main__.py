@@ -1,0 +1,255 @@
+"""``python -m bench [NAME …]``: what the service costs, on a PostgreSQL that syncs to disk as usual.
+
+``BENCH_TIMES`` sets how often each work is measured. Without names everything is.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+import tracemalloc
+import uuid
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import psycopg
+from apiflask import APIFlask
+from flask.testing import FlaskClient
+from sqlalchemy import delete, text
+
+from accountsvc import vault
+from accountsvc.accounts import PasswordHasher
+from accountsvc.database import database_now, reading, upgrade, writing
+from accountsvc.models import Account, LegalHold
+from accountsvc.services import Services
+from accountsvc.vault import Entry
+from bench.timing import Measured, Work, in_turns
+from tests.support.factories import (
+    PASSWORD,
+    Person,
+    dispose,
+    insert_due,
+    make_app,
+    make_person,
+    services_of,
+)
+from tests.support.processes import environment, run, worker
+from tests.support.servers import PostgresServer
+
+TIMES = int(os.environ.get("BENCH_TIMES", "5"))
+DUE, HELD, ENTRIES = 400, 5_000, 20_000
+
+
+def add_due(services: Services, count: int, *, passwords: int = 5, held: bool = False) -> None:
+    """Add accounts that are due, and let the database know how many there are."""
+    insert_due(services, count, passwords=passwords, held=held)
+    with services.engine.connect() as connection:
+        connection.execution_options(isolation_level="AUTOCOMMIT").execute(text("ANALYZE"))
+
+
+def batches(app: APIFlask, _folder: Path) -> list[Measured]:
+    """PURGE_BATCH_SIZE: the same backlog in batches of several sizes."""
+    services = services_of(app)
+
+    def sweep(size: int) -> Callable[[], object]:
+        sized = replace(services, settings=replace(services.settings, purge_batch_size=size))
+
+        def work() -> None:
+            assert sized.sweep().purged == DUE
+
+        return work
+
+    def prepare() -> None:
+        services.deliver(seconds=60)
+        add_due(services, DUE)
+
+    works = [Work("one account a transaction (reference)", sweep(1), prepare)]
+    works += [Work(f"batches of {size}", sweep(size), prepare) for size in (20, 100, 500)]
+    return [in_turns(f"purge {DUE} due accounts of 5 saved passwords", works, times=TIMES)]
+
+
+def held(app: APIFlask, _folder: Path) -> list[Measured]:
+    """Accounts under a hold at the head of the queue: they must not slow the rest."""
+    services = services_of(app)
+
+    def sweep() -> None:
+        assert services.sweep().purged == DUE
+
+    def nobody_held() -> None:
+        with services.sessions() as session, writing(session):
+            session.execute(delete(LegalHold))
+        services.sweep()
+        services.deliver(seconds=60)
+        add_due(services, DUE)
+
+    def many_held() -> None:
+        nobody_held()
+        add_due(services, HELD, passwords=0, held=True)
+
+    works = [
+        Work("nobody is held (reference)", sweep, nobody_held),
+        Work(f"behind {HELD} older accounts that are held", sweep, many_held),
+    ]
+    measured = in_turns(f"purge {DUE} due accounts", works, times=TIMES)
+    nobody_held()
+    return [measured]
+
+
+def requests(app: APIFlask, _folder: Path) -> list[Measured]:
+    """DELETE, which the web app waits for, beside a request that only reads."""
+    client = FlaskClient(app, app.response_class)
+    people: list[Person] = []
+
+    def somebody() -> None:
+        people.append(make_person(app, f"ann{uuid.uuid4().hex[:12]}"))
+
+    def read() -> None:
+        assert client.get("/api/profile/", headers=people[-1].auth).status_code == 200
+
+    def deactivate() -> None:
+        path = f"/api/profile/{people[-1].id}/delete/"
+        assert client.delete(path, headers=people[-1].auth).status_code == 204
+
+    works = [Work("GET profile (reference)", read, somebody), Work("DELETE", deactivate, somebody)]
+    return [in_turns("one request, no network", works, times=10 * TIMES)]
+
+
+def sign_in(app: APIFlask, _folder: Path) -> list[Measured]:
+    """Signing in beside the hash alone; and whether the time tells who has an account."""
+    services = services_of(app)
+    dear = PasswordHasher()
+    app.extensions["accountsvc"] = replace(services, hasher=dear)
+    client = FlaskClient(app, app.response_class)
+    person = make_person(app, f"ann{uuid.uuid4().hex[:12]}")
+    stored = dear.hash(PASSWORD)
+
+    def ask(email: str, password: str, status: int) -> Callable[[], object]:
+        body = {"email": email, "password": password}
+
+        def work() -> None:
+            assert client.post("/api/sign-in/", json=body).status_code == status
+
+        return work
+
+    works = [
+        Work("argon2id alone (reference)", lambda: dear.verify(stored, PASSWORD)),
+        Work("the right password", ask(person.email, PASSWORD, 200)),
+        Work("a wrong password", ask(person.email, "wrong horse battery", 401)),
+        Work("an unknown e-mail address", ask("nobody@example.org", PASSWORD, 401)),
+    ]
+    measured = in_turns("sign in", works, times=4 * TIMES)
+    app.extensions["accountsvc"] = services
+    return [measured]
+
+
+def export(app: APIFlask, _folder: Path) -> list[Measured]:
+    """An export beside reading and decrypting alone, and its memory beside a small one's."""
+    services = services_of(app)
+    small, large = (make_person(app, f"{name}{uuid.uuid4().hex[:12]}") for name in ("few", "many"))
+    with services.sessions() as session, writing(session):
+        for number in range(ENTRIES):
+            vault.save(
+                session,
+                services.keyring,
+                large.id,
+                epoch=1,
+                entry=Entry(f"site {number}", "https://example.org", f"password {number}"),
+                now=database_now(session),
+            )
+
+    def decrypt() -> None:
+        after = found = 0
+        while True:
+            with services.sessions() as session, reading(session):
+                account = session.get_one(Account, large.id)
+                page = vault.entries(session, services.keyring, account, after=after, limit=500)
+                ids = [one.id for one in page]
+            if not ids:
+                break
+            found, after = found + len(ids), ids[-1]
+        assert found >= ENTRIES
+
+    def take(person: Person) -> int:
+        with services.sessions() as session, reading(session):
+            account = session.get_one(Account, person.id)
+            now = database_now(session)
+            session.expunge(account)
+        pieces = services.export(account, epoch=account.epoch, address="192.0.2.1", now=now)
+        return sum(len(piece) for piece in pieces)
+
+    def memory(person: Person) -> float:
+        take(small)
+        tracemalloc.start()
+        take(person)
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        return peak / 2**20
+
+    works = [
+        Work("read and decrypt them (reference)", decrypt),
+        Work("export them as a ZIP", lambda: take(large)),
+    ]
+    return [
+        in_turns(f"{ENTRIES} saved passwords", works, times=TIMES),
+        Measured(
+            "the most memory that an export takes",
+            {
+                "3 saved passwords (reference)": memory(small),
+                f"{ENTRIES} saved passwords": memory(large),
+            },
+            "MiB",
+        ),
+    ]
+
+
+def shutdown(app: APIFlask, folder: Path) -> list[Measured]:
+    """SIGTERM to an idle worker, beside the time that Python takes to import it: its start."""
+    url = services_of(app).engine.url.render_as_string(hide_password=False)
+    env = environment(folder, url)
+
+    def import_it() -> None:
+        assert run("python", "-c", "import worker", env=env).returncode == 0
+
+    running = []
+
+    def start() -> None:
+        running.append(worker(env))
+        running[-1].wait_for("worker is ready")
+
+    def stop() -> None:
+        running[-1].stop()
+        running[-1].kill()
+
+    works = [
+        Work("import the worker (reference)", import_it),
+        Work("SIGTERM to the end of all its processes", stop, start),
+    ]
+    return [in_turns("the worker process", works, times=TIMES)]
+
+
+BENCHES = {one.__name__: one for one in (batches, held, requests, sign_in, export, shutdown)}
+
+
+def main(names: list[str]) -> int:
+    unknown = [name for name in names if name not in BENCHES]
+    if unknown:
+        print(f"{', '.join(unknown)}: not known; there are: {', '.join(BENCHES)}", file=sys.stderr)
+        return 2
+    with PostgresServer(fsync=True) as server, tempfile.TemporaryDirectory() as folder:
+        for name in names or BENCHES:
+            # Each on a database of its own: none inherits another's dead rows.
+            with psycopg.connect(server.url(), autocommit=True) as connection:
+                connection.execute(f'CREATE DATABASE "bench_{name}"'.encode())
+            url = server.url(f"bench_{name}")
+            upgrade(url)
+            app = make_app(url, Path(folder) / name)
+            for measured in BENCHES[name](app, Path(folder) / name):
+                print(measured, end="\n\n", flush=True)
+            dispose(app)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

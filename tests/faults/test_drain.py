@@ -1,0 +1,113 @@
+"""Several workers and beats at once: the work is shared, and everybody is purged once.
+
+``TEST_DRAIN`` sets how many accounts are due.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import uuid
+from collections import Counter
+from contextlib import ExitStack
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from sqlalchemy import func, select, update
+
+from accountsvc.database import reading, upgrade, writing
+from accountsvc.models import Account, AuditEvent, LegalHold, Receipt, SavedPassword
+from accountsvc.services import Services
+from tests.support.deploy import compose_command
+from tests.support.factories import (
+    belongings,
+    dispose,
+    insert_due,
+    make_app,
+    make_person,
+    services_of,
+)
+from tests.support.processes import Running, environment, eventually
+from tests.support.servers import PostgresServer, ValkeyServer
+
+DUE = int(os.environ.get("TEST_DRAIN", "20000"))
+WORKERS, BEATS, HELD = 4, 2, 50
+
+
+@pytest.mark.timeout(1800)
+def test_four_workers_and_two_beats_share_a_backlog(tmp_path: Path) -> None:
+    # given: everybody is in the grace period until all workers are there
+    with PostgresServer() as server, ValkeyServer() as redis, ExitStack() as stack:
+        url = server.create_database("drain")
+        upgrade(url)
+        app = make_app(url, tmp_path)
+        stack.callback(dispose, app)
+        services = services_of(app)
+        bystander = make_person(app, "bob")
+        before = belongings(app, bystander)
+        insert_due(services, HELD, passwords=1, held=True)
+        due = insert_due(services, DUE, passwords=2)
+        with services.sessions() as session, writing(session):
+            session.execute(
+                update(Account)
+                .where(Account.public_id.in_(due))
+                .values(purge_at=Account.deactivated_at + timedelta(days=30))
+            )
+        # Batches and slices are small, so that there is something to share.
+        env = environment(
+            tmp_path, url, REDIS_URL=redis.url, SWEEP_INTERVAL="1s", PURGE_BATCH_SIZE="50"
+        )
+        workers = [
+            stack.enter_context(Running(*compose_command("worker"), env=env))
+            for _ in range(WORKERS)
+        ]
+        for worker in workers:
+            worker.wait_for("worker is ready")
+        for _ in range(BEATS):
+            stack.enter_context(Running(*compose_command("beat"), env=env))
+
+        # when
+        with services.sessions() as session, writing(session):
+            session.execute(
+                update(Account)
+                .where(Account.public_id.in_(due))
+                .values(purge_at=Account.deactivated_at)
+            )
+
+        # then
+        def receipts() -> int:
+            with services.sessions() as session, reading(session):
+                return session.scalar(select(func.count()).select_from(Receipt)) or 0
+
+        eventually(lambda: receipts() >= DUE, 1200, pause=0.5)
+        purged = [swept(worker) for worker in workers]
+        print(f"{DUE} due accounts, purged by each of {WORKERS} workers: {purged}")
+        eventually(lambda: sum(swept(worker) for worker in workers) == DUE)
+        assert min(swept(worker) for worker in workers) >= DUE / 10
+        with services.sessions() as session, reading(session):
+            assert set(session.scalars(select(Receipt.public_id))) == due
+            events = Counter(
+                session.scalars(
+                    select(AuditEvent.subject).where(AuditEvent.action == "account.purged")
+                )
+            )
+            assert events == Counter(due)
+            assert session.scalar(select(func.count()).select_from(LegalHold)) == HELD
+            assert session.scalar(select(func.count()).select_from(SavedPassword)) == HELD + 3
+        eventually(lambda: ledger_lines(services) == Counter(due), pause=1)
+        assert belongings(app, bystander) == before
+        for worker in workers:
+            worker.stop()
+            assert "Traceback" not in worker.log
+        assert "deadlock" not in server.log
+
+
+def swept(worker: Running) -> int:
+    """Return how many accounts *worker* says it has purged."""
+    whole = (line for line in worker.log.splitlines() if line[:1] == "{" and line[-1:] == "}")
+    return sum(one["purged"] for one in map(json.loads, whole) if one["event"] == "swept")
+
+
+def ledger_lines(services: Services) -> Counter[uuid.UUID]:
+    return Counter(uuid.UUID(str(line["public_id"])) for line in services.ledger.read())
