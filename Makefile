@@ -8,7 +8,7 @@ COMPILE = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --gene
   --no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" setup.cfg
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test lint format faults lock audit clean
+.PHONY: help install run test lint format faults bench lock audit clean
 
 help: ## Show this help
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -53,6 +53,9 @@ format: install ## Format the code
 faults: install ## Inject every fault, and kill the worker ten times, and check what was promised
 	TEST_FAULTS=long $(BIN)/pytest tests/faults -rP $(PYTEST_OPTIONS)
 	TEST_KILLS=10 $(BIN)/pytest -n 0 tests/test_kill.py $(PYTEST_OPTIONS)
+
+bench: install ## Measure, as ratios against a reference in the same run; BENCH_TIMES=20 measures longer
+	$(BIN)/python -m bench $(BENCH_NAMES)
 
 lock: install ## Lock the dependencies anew; LOCK_OPTIONS=--upgrade takes newer releases
 	$(COMPILE) -o requirements.lock $(LOCK_OPTIONS)

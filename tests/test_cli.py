@@ -43,6 +43,7 @@ from tests.support.factories import (
     run_sql,
     services_of,
 )
+from tests.support.processes import INHERITED, START
 from tests.support.servers import free_port
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -817,7 +818,7 @@ def test_a_ledger_that_cannot_be_read_is_not_taken_for_an_empty_one(run: Run) ->
 
 
 def environment(database_url: str, folder: Path) -> dict[str, str]:
-    given = {name: value for name, value in os.environ.items() if name in {"PATH", "HOME", "LANG"}}
+    given = {name: value for name, value in os.environ.items() if name in INHERITED}
     return {
         **given,
         "INSTANCE_PATH": str(folder / "instance"),
@@ -831,7 +832,7 @@ def environment(database_url: str, folder: Path) -> dict[str, str]:
 def flask(*words: str, **options: Any) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "flask", "--app", "wsgi", *words]
     return subprocess.run(
-        command, capture_output=True, text=True, cwd=ROOT, timeout=120, check=False, **options
+        command, capture_output=True, text=True, cwd=ROOT, timeout=START, check=False, **options
     )
 
 

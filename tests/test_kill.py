@@ -31,7 +31,7 @@ from tests.support.processes import environment, eventually, worker
 
 DUE, PASSWORDS = 2000, 10
 # Each costs the start of a worker; ten are for `make faults`.
-KILLS = int(os.environ.get("TEST_KILLS", "3"))
+KILLS = int(os.environ.get("TEST_KILLS", "2"))
 
 
 @pytest.mark.timeout(1800)

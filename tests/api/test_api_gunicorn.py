@@ -29,6 +29,7 @@ from tests.support.factories import (
     read_account,
     services_of,
 )
+from tests.support.processes import INHERITED
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +48,7 @@ def server(
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     environ = {
-        "PATH": os.environ["PATH"],
+        **{name: value for name, value in os.environ.items() if name in INHERITED},
         "PYTHONPATH": str(Path(__file__).parents[2]),
         "INSTANCE_PATH": str(folder / "instance"),
         "SECRET_KEY": SECRET_KEY,

@@ -24,6 +24,9 @@ PYTHON = sys.executable
 START = 300.0
 STOP = 120.0
 
+# What a process of ours inherits: where programs are, and how memory is taken, which `.ci/run` says.
+INHERITED = {"PATH", "HOME", "LANG", "PYTHONMALLOC", "GLIBC_TUNABLES"}
+
 _MARK = "ACCOUNTSVC_TEST_PROCESS"
 
 T = TypeVar("T")
@@ -31,7 +34,7 @@ T = TypeVar("T")
 
 def environment(folder: Path, database_url: str = "", **changes: str) -> dict[str, str]:
     """An environment with nothing of ours in it but what a test says: its instance lies in *folder*."""
-    given = {name: value for name, value in os.environ.items() if name in {"PATH", "HOME", "LANG"}}
+    given = {name: value for name, value in os.environ.items() if name in INHERITED}
     return {
         **given,
         "INSTANCE_PATH": str(folder / "instance"),
