@@ -130,10 +130,8 @@ def is_ready(client: httpx.Client) -> bool:
 def world(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[SiteWorld]:
     for name, value in site.s3.env.items():
         monkeypatch.setenv(name, value)
-    names = ("DATABASE_URL", "STORAGE_URL", "LEDGER_URL", "MAIL_URL")
-    app = make_app(
-        site.env["DATABASE_URL"], tmp_path, **{name: site.env[name] for name in names[1:]}
-    )
+    names = ("STORAGE_URL", "LEDGER_URL", "MAIL_URL")
+    app = make_app(site.env["DATABASE_URL"], tmp_path, **{name: site.env[name] for name in names})
     yield SiteWorld(app, app, tmp_path, site=site)
     dispose(app)
 
