@@ -27,15 +27,18 @@ from tests.support.servers import PostgresServer, ValkeyServer
 ENGINES = ("sqlite", "postgresql")
 TEMPLATE = "accountsvc_template"
 
-# HTTP as everybody knows it (CONTRACT section 3) runs on SQLite; what it asks of the database is tested on
-# both engines below it, in tests/core. ``TEST_ENGINES=all`` runs these on PostgreSQL too.
+# HTTP as everybody knows it (CONTRACT section 3), throttles, and what protects the pages run on SQLite; what
+# they ask of the database is tested on both engines below them. ``TEST_ENGINES=all`` runs all on both.
 ONE_ENGINE = {
     "test_api_bodies",
     "test_api_logs",
     "test_api_media",
     "test_api_profile",
     "test_api_session",
+    "test_api_throttles",
     "test_api_vault",
+    "test_pages_protection",
+    "test_pages_reset",
 }
 ALL_ENGINES = os.environ.get("TEST_ENGINES") == "all"
 
