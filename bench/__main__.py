@@ -14,7 +14,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-import psycopg
 from apiflask import APIFlask
 from flask.testing import FlaskClient
 from sqlalchemy import delete, text
@@ -92,9 +91,7 @@ def held(app: APIFlask, _folder: Path) -> list[Measured]:
         Work("nobody is held (reference)", sweep, nobody_held),
         Work(f"behind {HELD} older accounts that are held", sweep, many_held),
     ]
-    measured = in_turns(f"purge {DUE} due accounts", works, times=TIMES)
-    nobody_held()
-    return [measured]
+    return [in_turns(f"purge {DUE} due accounts", works, times=TIMES)]
 
 
 def requests(app: APIFlask, _folder: Path) -> list[Measured]:
@@ -118,9 +115,8 @@ def requests(app: APIFlask, _folder: Path) -> list[Measured]:
 
 def sign_in(app: APIFlask, _folder: Path) -> list[Measured]:
     """Signing in beside the hash alone; and whether the time tells who has an account."""
-    services = services_of(app)
     dear = PasswordHasher()
-    app.extensions["accountsvc"] = replace(services, hasher=dear)
+    app.extensions["accountsvc"] = replace(services_of(app), hasher=dear)
     client = FlaskClient(app, app.response_class)
     person = make_person(app, f"ann{uuid.uuid4().hex[:12]}")
     stored = dear.hash(PASSWORD)
@@ -139,9 +135,7 @@ def sign_in(app: APIFlask, _folder: Path) -> list[Measured]:
         Work("a wrong password", ask(person.email, "wrong horse battery", 401)),
         Work("an unknown e-mail address", ask("nobody@example.org", PASSWORD, 401)),
     ]
-    measured = in_turns("sign in", works, times=4 * TIMES)
-    app.extensions["accountsvc"] = services
-    return [measured]
+    return [in_turns("sign in", works, times=4 * TIMES)]
 
 
 def export(app: APIFlask, _folder: Path) -> list[Measured]:
@@ -239,10 +233,8 @@ def main(names: list[str]) -> int:
         return 2
     with PostgresServer(fsync=True) as server, tempfile.TemporaryDirectory() as folder:
         for name in names or BENCHES:
-            # Each on a database of its own: none inherits another's dead rows.
-            with psycopg.connect(server.url(), autocommit=True) as connection:
-                connection.execute(f'CREATE DATABASE "bench_{name}"'.encode())
-            url = server.url(f"bench_{name}")
+            # Each on a database and an application of its own: none inherits what another left.
+            url = server.create_database(f"bench_{name}")
             upgrade(url)
             app = make_app(url, Path(folder) / name)
             for measured in BENCHES[name](app, Path(folder) / name):

@@ -130,16 +130,7 @@ class World:
                 for one in (leaver, uploader)
             }
             mailed = tokens.mailed(session.get_one(Account, returner.id), now=now)
-        inside = services_of(self.inside)
-
-        def sweep() -> int:
-            return inside.sweep(seconds=60).purged
-
-        def deliver() -> int:
-            return inside.deliver(seconds=60).delivered
-
-        requests = self._requests(leaver.id, uploader.id, bearer, mailed)
-        return [*requests, ("sweep", sweep), ("deliver", deliver)]
+        return [*self._requests(leaver.id, uploader.id, bearer, mailed), *self._work()]
 
     def _requests(
         self, leaver: int, uploader: int, bearer: dict[str, dict[str, str]], mailed: str
@@ -161,6 +152,17 @@ class World:
             return client.post("/api/profile/reactivate/", json={"token": mailed}).status_code
 
         return [("upload", upload), ("delete", delete), ("reactivate", reactivate)]
+
+    def _work(self) -> list[Operation]:
+        inside = services_of(self.inside)
+
+        def sweep() -> int:
+            return inside.sweep(seconds=60).purged
+
+        def deliver() -> int:
+            return inside.deliver(seconds=60).delivered
+
+        return [("sweep", sweep), ("deliver", deliver)]
 
     # The oracle ---------------------------------------------------------------------------------
 
