@@ -1,7 +1,7 @@
 """A fault at every boundary of the work, and after each what was promised still holds.
 
-``make faults`` runs all of them, and the later visits of each point too; ``make test`` kills once at each
-point and takes a share of the others. ``TEST_FAULTS=long`` and ``TEST_FAULT_SEED`` choose.
+``make faults`` sets ``TEST_FAULTS=long`` and runs all of them, and later visits of each point too. Without it
+there is one kill at each point and a share of the others. ``TEST_FAULT_SEED`` chooses which.
 """
 
 from __future__ import annotations
