@@ -12,6 +12,7 @@ import psycopg
 import pytest
 import redis
 
+from tests.support.processes import START, STOP
 from tests.support.servers import PostgresServer, ValkeyServer
 
 
@@ -97,7 +98,7 @@ def test_a_run_that_is_terminated_leaves_no_server_and_no_folder() -> None:
             text=True,
         )
         try:
-            deadline = time.monotonic() + 120
+            deadline = time.monotonic() + START
             while not (folder / "urls").exists() and time.monotonic() < deadline:
                 if run.poll() is not None:
                     break
@@ -105,7 +106,7 @@ def test_a_run_that_is_terminated_leaves_no_server_and_no_folder() -> None:
         finally:
             # when it is terminated
             run.send_signal(signal.SIGTERM)
-            output, _ = run.communicate(timeout=60)
+            output, _ = run.communicate(timeout=STOP)
 
         # then both servers are gone, and so is what they wrote
         assert (folder / "urls").exists(), output
