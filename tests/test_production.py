@@ -104,8 +104,8 @@ def test_somebody_goes_and_somebody_stays_on_the_engines_of_production(
             eventually(lambda: statusz(client)["backlog"]["owed"] == {})
             assert statusz(client)["status"] == "ok", statusz(client)
             assert set(statusz(client)["parts"].values()) == {"ok"}
-            avatars = [key for key in keys(s3, bucket) if key.startswith("avatars/")]
-            assert [Path(key).name for key in avatars] == [Path(stays.avatar).name]
+            # What a worker is busy with is not counted as owed.
+            eventually(lambda: avatars(s3, bucket) == [Path(stays.avatar).name])
             # The first may have been overtaken by the purge, and is then dropped.
             assert 1 <= len(inbox.messages) <= 2
             assert {one for told in inbox.recipients for one in told} == {goes.email}
@@ -120,7 +120,7 @@ def test_somebody_goes_and_somebody_stays_on_the_engines_of_production(
             # A stop ends everything, and nothing is left running.
             for process in (beat, worker, web):
                 process.stop()
-                assert process.process.returncode == 0, process.log[-3000:]
+                assert process.ended_well(), process.log[-3000:]
                 eventually(lambda process=process: process.alive() == [])
             logs = web.log + worker.log + beat.log
         assert "Traceback" not in logs
@@ -138,6 +138,10 @@ def is_ready(client: httpx.Client) -> bool:
 
 def keys(s3: S3Server, bucket: str) -> list[str]:
     return [str(one["Key"]) for one in s3.client.list_objects_v2(Bucket=bucket).get("Contents", [])]
+
+
+def avatars(s3: S3Server, bucket: str) -> list[str]:
+    return [Path(key).name for key in keys(s3, bucket) if key.startswith("avatars/")]
 
 
 def answered(client: httpx.Client, route: str) -> float:

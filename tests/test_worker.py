@@ -105,7 +105,7 @@ def test_a_due_account_goes_while_a_worker_runs(
             assert_no_byte_is_left_of(b"annabella", tmp_path)
         assert [belongings(app, person) for person in (bystander, waiting)] == before
         running.stop()
-        assert running.process.returncode == 0
+        assert running.ended_well()
         eventually(lambda: running.alive() == [])
         # One JSON object a line, ids and counts only.
         lines = [json.loads(line) for line in running.log.splitlines() if line.startswith("{")]

@@ -170,9 +170,17 @@ def _connect_signals(settings: Settings) -> None:
         A warm shutdown waits for running tasks without end, though a store may hang. What is cut off is
         rolled back by the database, and repeated from the rows.
         """
-        timer = threading.Timer(PATIENCE.total_seconds(), os.kill, (os.getpid(), signal.SIGKILL))
+        timer = threading.Timer(PATIENCE.total_seconds(), _end_now)
         timer.daemon = True
         timer.start()
+
+
+def _end_now() -> None:
+    # Whoever finds exit code 137 is to know why.
+    log.warning(
+        "the stop takes too long: what is left is cut off", seconds=PATIENCE.total_seconds()
+    )
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def _end_with(parent: int) -> None:

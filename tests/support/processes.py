@@ -129,6 +129,11 @@ class Running:
         (os.killpg if group else os.kill)(self.process.pid, how)
         self.process.wait(STOP)
 
+    def ended_well(self) -> bool:
+        """Say whether it ended in order, or else by itself and saying so, as a worker does on a slow machine."""
+        cut_off = "the stop takes too long" in self.log
+        return self.process.returncode == (-signal.SIGKILL if cut_off else 0)
+
     def kill(self) -> None:
         """SIGKILL everything, until nothing is left."""
         if self.process.poll() is None:
