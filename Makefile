@@ -51,7 +51,7 @@ format: install ## Format the code
 	$(BIN)/ruff check --fix .
 
 faults: install ## Inject every fault, and kill the worker ten times, and check what was promised
-	TEST_FAULTS=long $(BIN)/pytest tests/faults -rP $(PYTEST_OPTIONS)
+	TEST_FAULTS=long $(BIN)/pytest tests/faults $(PYTEST_OPTIONS)
 	TEST_KILLS=10 $(BIN)/pytest -n 0 tests/test_kill.py $(PYTEST_OPTIONS)
 
 bench: install ## Measure, as ratios against a reference in the same run; BENCH_TIMES=20 measures longer

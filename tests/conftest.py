@@ -110,6 +110,16 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.section("LEFT OUT", sep="!", red=True)
         for report in skipped:
             terminalreporter.line(f"{report.nodeid}: {report.longrepr[-1]}")
+    tables = [
+        text
+        for reports in terminalreporter.stats.values()
+        for report in reports
+        for name, text in getattr(report, "user_properties", ())
+        if name == "table" and report.when == "call"
+    ]
+    for text in tables:
+        terminalreporter.section("what was injected")
+        terminalreporter.line(text)
 
 
 def _sibling(name: str) -> str:

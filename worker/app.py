@@ -19,7 +19,13 @@ from urllib.parse import unquote, urlsplit
 import structlog
 from celery import Celery
 from celery.beat import Scheduler
-from celery.signals import beat_embedded_init, setup_logging, worker_ready, worker_shutting_down
+from celery.signals import (
+    beat_embedded_init,
+    setup_logging,
+    worker_init,
+    worker_ready,
+    worker_shutting_down,
+)
 from kombu.entity import Queue
 
 from accountsvc import logs
@@ -154,14 +160,19 @@ def _connect_signals(settings: Settings) -> None:
     def say_ready(**_options: object) -> None:
         log.info("worker is ready")
 
-    @beat_embedded_init.connect(weak=False)  # type: ignore[untyped-decorator]
-    def end_with_the_worker(**_options: object) -> None:
-        """End beat, which a worker with ``-B`` forks, when that worker is gone without stopping it.
+    @worker_init.connect(weak=False)  # type: ignore[untyped-decorator]
+    def remember_the_worker(**_options: object) -> None:
+        # Here, and not in beat: a worker that is killed at once is no longer its parent there.
+        worker = os.getpid()
 
-        After SIGKILL, or for want of memory, it would go on for ever, and keep the worker's output open,
-        by which whoever started the worker sees its end.
-        """
-        threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+        @beat_embedded_init.connect(weak=False)  # type: ignore[untyped-decorator]
+        def end_with_the_worker(**_options: object) -> None:
+            """End beat, which a worker with ``-B`` forks, when that worker is gone without stopping it.
+
+            After SIGKILL, or for want of memory, it would go on for ever, and keep the worker's output
+            open, by which whoever started the worker sees its end.
+            """
+            threading.Thread(target=_end_with, args=(worker,), daemon=True).start()
 
     @worker_shutting_down.connect(weak=False)  # type: ignore[untyped-decorator]
     def bound_shutdown(**_options: object) -> None:

@@ -51,10 +51,12 @@ def world(url: str, folder: Path) -> Iterator[World]:
     services_of(inside).engine.dispose()
     gc.collect()
     gc.freeze()
-    yield here
-    gc.unfreeze()
-    for app in (outside, inside):
-        dispose(app)
+    try:
+        yield here
+    finally:
+        gc.unfreeze()
+        for app in (outside, inside):
+            dispose(app)
 
 
 def plan(points: Sequence[str], kinds: Sequence[Kind], *, share: float, seed: int) -> list[Fault]:

@@ -7,6 +7,7 @@ there is one kill at each point and a share of the others. ``TEST_FAULT_SEED`` c
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -25,7 +26,9 @@ pytestmark = [
 ]
 
 
-def test_whatever_fails_every_promise_is_kept(database_url: str, tmp_path: Path) -> None:
+def test_whatever_fails_every_promise_is_kept(
+    database_url: str, tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
     engine = database_url.partition(":")[0].partition("+")[0]
     result = Result()
     with world(database_url, tmp_path) as here:
@@ -40,7 +43,7 @@ def test_whatever_fails_every_promise_is_kept(database_url: str, tmp_path: Path)
 
         result.violations += here.ledger_is_whole()
 
-    print(result.table(engine))
+    record_property("table", result.table(engine))
     assert result.violations == [], "\n".join(result.violations)
     assert result.visited >= set(points_for(Kind.KILL, result.points))
     assert set(result.injected) == set(Kind)

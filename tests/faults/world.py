@@ -234,12 +234,16 @@ class World:
     def recover(self) -> list[str]:
         """Let everything work again, and return what is not as it should be in the end."""
         services = self.services
-        services.sweep()
-        # Leases of the killed and the first hour of an upload pass here in a moment.
-        with services.sessions() as session, writing(session):
-            session.execute(update(Effect).values(deliver_after=Effect.created_at))
-        services.deliver(seconds=60)
-        services.sweep()
+        for _ in range(2):
+            # Leases of the killed, pauses after a failure and the first hour of an upload pass in a moment.
+            with services.sessions() as session, writing(session):
+                session.execute(
+                    update(Effect)
+                    .where((Effect.attempts > 0) | Effect.kind.in_([DELETE_FILE, LEDGER]))
+                    .values(deliver_after=Effect.created_at)
+                )
+            services.deliver(seconds=60)
+            services.sweep()
         services.deliver(seconds=60)
         found = []
         with services.sessions() as session, reading(session):
