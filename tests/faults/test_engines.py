@@ -63,6 +63,29 @@ class Site:
     def start(self, name: str) -> None:
         self.running[name] = self.stack.enter_context(Running(*compose_command(name), env=self.env))
 
+    def supervise(self) -> None:
+        """Start again what has ended, as ``restart: unless-stopped`` does."""
+        for name, running in list(self.running.items()):
+            if running.process.poll() is not None:
+                self.start(name)
+
+    def eventually(self, check: Callable[[], bool]) -> None:
+        """Wait until *check* holds, beside a supervisor."""
+
+        def supervised() -> bool:
+            self.supervise()
+            return check()
+
+        try:
+            eventually(supervised)
+        except AssertionError as exc:
+            raise AssertionError(f"{exc}\n{self.tails}") from exc
+
+    @property
+    def tails(self) -> str:
+        """The last that each process said, for the message of a failure."""
+        return "\n".join(f"--- {name}\n{one.log[-3000:]}" for name, one in self.running.items())
+
     def kill(self, name: str) -> None:
         """SIGKILL a whole process tree, as a host that dies."""
         self.running.pop(name).kill()
@@ -285,7 +308,9 @@ def troubles(site: Site) -> list[Trouble]:
     ]  # fmt: skip
 
 
-def test_whichever_engine_fails_every_promise_is_kept(site: Site, world: SiteWorld) -> None:
+def test_whichever_engine_fails_every_promise_is_kept(
+    site: Site, world: SiteWorld, record_property: Callable[[str, object], None]
+) -> None:
     chance = random.Random(SEED)
     planned = troubles(site)
     chance.shuffle(planned)
@@ -309,7 +334,7 @@ def test_whichever_engine_fails_every_promise_is_kept(site: Site, world: SiteWor
             thread.join()
 
         # It is the worker that finishes what is due, without anybody's help.
-        eventually(world.all_due_are_gone)
+        site.eventually(world.all_due_are_gone)
         bad = [
             f"{name} answered {answers[name]}" for name in answers if answers[name] not in HONEST
         ]
@@ -320,7 +345,8 @@ def test_whichever_engine_fails_every_promise_is_kept(site: Site, world: SiteWor
         rows.append(f"{trouble.name:32} {answers!s:60} {len(bad)}")
         found += [f"{trouble.name}: {one} {answers}" for one in bad]
 
-    print("FAULT OF AN ENGINE, ANSWERS MEANWHILE, VIOLATIONS", *rows, sep="\n")
+    heading = f"{'FAULT OF AN ENGINE':32} {'ANSWERED MEANWHILE':60} VIOLATIONS"
+    record_property("table", "\n".join([heading, *rows]))
     assert found == [], "\n".join(found)
     assert world.ledger_is_whole() == []
     assert "deadlock" not in site.postgres.log
@@ -380,5 +406,5 @@ def test_without_redis_people_leave_and_come_back_and_purges_resume_with_it(
     site.redis.start()
 
     # then
-    eventually(lambda: read_account(app, due.id) is None)
+    site.eventually(lambda: read_account(app, due.id) is None)
     assert read_account(app, leaver.id) is not None
