@@ -50,7 +50,7 @@ format: install ## Format the code
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-faults: install ## Inject every fault, and kill the worker ten times, and check what was promised
+faults: install ## Inject every fault many times, drain a long backlog, kill the worker ten times
 	TEST_FAULTS=long $(BIN)/pytest tests/faults $(PYTEST_OPTIONS)
 	TEST_KILLS=10 $(BIN)/pytest -n 0 tests/test_kill.py $(PYTEST_OPTIONS)
 

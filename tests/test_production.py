@@ -12,9 +12,9 @@ import pytest
 
 from tests.support.deploy import compose_command
 from tests.support.factories import PASSWORD, png
-from tests.support.processes import Running, environment, eventually
+from tests.support.processes import Running, client_of, eventually, is_ready, production
 from tests.support.s3 import S3Server, start_moto
-from tests.support.servers import ValkeyServer, free_port
+from tests.support.servers import ValkeyServer
 from tests.support.smtp import Inbox, smtp_server
 
 # A certificate's mail server is tested in test_mail; production does not insist on TLS within a network.
@@ -61,34 +61,23 @@ def statusz(client: httpx.Client) -> dict[str, Any]:
 def test_somebody_goes_and_somebody_stays_on_the_engines_of_production(
     postgresql_url: str, s3: S3Server, tmp_path: Path
 ) -> None:
-    inbox, port, bucket = Inbox(), free_port(), s3.make_bucket()
+    inbox, bucket = Inbox(), s3.make_bucket()
     with ValkeyServer() as redis, smtp_server(inbox) as mail_port:
-        env = environment(
+        env = production(
             tmp_path,
             postgresql_url,
+            redis=redis.url,
+            bucket=bucket,
+            mail=mail_port,
             **s3.env,
-            APP_ENV="production",
-            PORT=str(port),
-            WEB_CONCURRENCY="2",
-            REDIS_URL=redis.url,
-            STORAGE_URL=f"s3://{bucket}/avatars",
-            LEDGER_URL=f"s3://{bucket}/ledger",
-            MAIL_URL=f"smtp://127.0.0.1:{mail_port}/?tls=none",
-            CORS_ORIGINS="https://app.example.org",
             GRACE_PERIOD="2s",
             SWEEP_INTERVAL="1s",
         )
-        # Production counts tries, and hashes at full cost.
-        env = {
-            name: value
-            for name, value in env.items()
-            if name not in {"RATE_LIMITS", "PASSWORD_HASH_COST"}
-        }
         with (
             Running(*compose_command("web"), env=env) as web,
             Running(*compose_command("worker"), env=env) as worker,
             Running(*compose_command("beat"), env=env) as beat,
-            httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=120) as client,
+            client_of(env) as client,
         ):
             eventually(lambda: is_ready(client))
             goes, stays = (Person(client, name) for name in NAMES)
@@ -127,13 +116,6 @@ def test_somebody_goes_and_somebody_stays_on_the_engines_of_production(
         for secret in (*NAMES, PASSWORD, env["SECRET_KEY"], env["VAULT_KEYS"]):
             assert secret not in logs
             assert secret.encode() not in dump(redis)
-
-
-def is_ready(client: httpx.Client) -> bool:
-    try:
-        return client.get("/readyz").status_code == 200
-    except httpx.TransportError:
-        return False
 
 
 def keys(s3: S3Server, bucket: str) -> list[str]:

@@ -30,6 +30,7 @@ from kombu.entity import Queue
 
 from accountsvc import logs
 from accountsvc.config import ConfigError, Settings
+from accountsvc.tokens import LEEWAY_SECONDS
 
 log = structlog.get_logger(__name__)
 
@@ -42,6 +43,8 @@ SLICE = timedelta(seconds=4)
 DELIVER_AT_MOST_EVERY = timedelta(seconds=5)
 # A slice, one batch longer than it, and every time-out of a hanging store or mail server.
 TIME_LIMIT = timedelta(seconds=120)
+# Clocks of two hosts may differ by this much.
+CLOCKS_APART = timedelta(seconds=LEEWAY_SECONDS)
 # When a stopped worker no longer waits for its tasks: the promise is ten seconds.
 PATIENCE = timedelta(seconds=8)
 
@@ -104,10 +107,17 @@ def make_celery(settings: Settings) -> Celery:
     return celery
 
 
+def expiry(interval: timedelta) -> float:
+    """Return after how many seconds a tick expires: when its successor comes, by any host's clock.
+
+    So a stopped worker or a long sweep finds a few ticks, not a thousand. Beat writes down a time of its
+    own clock, and a worker whose clock is ahead would else find that none is left.
+    """
+    return (interval + CLOCKS_APART).total_seconds()
+
+
 def _every(task: str, interval: timedelta) -> dict[str, Any]:
-    seconds = interval.total_seconds()
-    # Expires when its successor comes: a stopped worker or a long sweep finds one tick, not a thousand.
-    return {"task": task, "schedule": interval, "options": {"expires": seconds}}
+    return {"task": task, "schedule": interval, "options": {"expires": expiry(interval)}}
 
 
 def _broker(settings: Settings) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from accountsvc.database import is_passing_fault
 from accountsvc.purge import LedgerBehind, PurgingPaused
 from accountsvc.services import Services, build_services
 
-from .app import DELIVER, SLICE, SWEEP
+from .app import DELIVER, SLICE, SWEEP, expiry
 
 log = structlog.get_logger(__name__)
 
@@ -40,8 +40,7 @@ def doorway(name: str) -> Callable[[Callable[[], bool]], Any]:
             try:
                 if function():
                     # Expires like a tick, so that successors do not pile up where ticks start more of them.
-                    expires = services().settings.sweep_interval.total_seconds()
-                    task.apply_async(expires=expires)
+                    task.apply_async(expires=expiry(services().settings.sweep_interval))
             except LedgerBehind:
                 log.error("the ledger does not take its lines, so nothing is purged", task=name)
             except PurgingPaused:

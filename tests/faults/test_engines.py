@@ -35,9 +35,9 @@ from tests.support.factories import (
     png,
     read_account,
 )
-from tests.support.processes import Running, environment, eventually
+from tests.support.processes import Running, client_of, eventually, is_ready, production
 from tests.support.s3 import S3Server, error, start_moto
-from tests.support.servers import PostgresServer, ServerError, ValkeyServer, free_port
+from tests.support.servers import PostgresServer, ServerError, ValkeyServer
 from tests.support.smtp import Inbox, smtp_server
 
 SEED = int(os.environ.get("TEST_FAULT_SEED", "20261207"))
@@ -99,7 +99,7 @@ class Site:
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     folder = tmp_path_factory.mktemp("site")
-    inbox, port = Inbox(), free_port()
+    inbox = Inbox()
     with ExitStack() as stack:
         postgres = stack.enter_context(PostgresServer(max_connections=80))
         redis = stack.enter_context(ValkeyServer())
@@ -108,39 +108,24 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         bucket = s3.make_bucket()
         url = postgres.create_database("site")
         upgrade(url)
-        env = environment(
+        env = production(
             folder,
             url,
+            redis=redis.url,
+            bucket=bucket,
+            mail=mail,
             **s3.env,
-            APP_ENV="production",
-            PORT=str(port),
-            WEB_CONCURRENCY="2",
-            REDIS_URL=redis.url,
-            STORAGE_URL=f"s3://{bucket}/avatars",
-            LEDGER_URL=f"s3://{bucket}/ledger",
-            MAIL_URL=f"smtp://127.0.0.1:{mail}/?tls=none",
-            CORS_ORIGINS="https://app.example.org",
             TRUSTED_PROXIES="127.0.0.1",
             SWEEP_INTERVAL="1s",
             PURGE_BATCH_SIZE="2",
         )
-        # Production counts tries, and hashes at full cost.
-        for name in ("RATE_LIMITS", "PASSWORD_HASH_COST"):
-            del env[name]
-        client = stack.enter_context(httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=120))
+        client = stack.enter_context(client_of(env))
         site = Site(postgres, redis, s3, inbox, env, client, stack)
         for process in ("web", "worker", "beat"):
             site.start(process)
         eventually(lambda: is_ready(client))
         site.running["worker"].wait_for("worker is ready")
         yield site
-
-
-def is_ready(client: httpx.Client) -> bool:
-    try:
-        return client.get("/readyz").status_code == 200
-    except httpx.TransportError:
-        return False
 
 
 @pytest.fixture

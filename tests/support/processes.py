@@ -15,7 +15,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import TypeVar
 
+import httpx
+
 from tests.support.factories import SECRET_KEY, VAULT_KEY
+from tests.support.servers import free_port
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 PYTHON = sys.executable
@@ -56,6 +59,40 @@ def eventually(check: Callable[[], T], seconds: float = START, *, pause: float =
             raise AssertionError(f"not within {seconds} s; the last answer was {answer!r}")
         time.sleep(pause)
     return answer
+
+
+def production(
+    folder: Path, database_url: str, *, redis: str, bucket: str, mail: int, **changes: str
+) -> dict[str, str]:
+    """The environment of production: every engine, throttles, hashes at full cost."""
+    env = environment(
+        folder,
+        database_url,
+        APP_ENV="production",
+        PORT=str(free_port()),
+        WEB_CONCURRENCY="2",
+        REDIS_URL=redis,
+        STORAGE_URL=f"s3://{bucket}/avatars",
+        LEDGER_URL=f"s3://{bucket}/ledger",
+        MAIL_URL=f"smtp://127.0.0.1:{mail}/?tls=none",
+        CORS_ORIGINS="https://app.example.org",
+        **changes,
+    )
+    for name in ("RATE_LIMITS", "PASSWORD_HASH_COST"):
+        del env[name]
+    return env
+
+
+def client_of(env: dict[str, str]) -> httpx.Client:
+    """Return a client of the web process that *env* is for."""
+    return httpx.Client(base_url=f"http://127.0.0.1:{env['PORT']}", timeout=120)
+
+
+def is_ready(client: httpx.Client) -> bool:
+    try:
+        return client.get("/readyz").status_code == 200
+    except httpx.TransportError:
+        return False
 
 
 def run(*command: str, env: dict[str, str], stdin: str = "") -> subprocess.CompletedProcess[str]:
