@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.faults.injection import Fault, Kind, Report, points_for, run
-from tests.faults.world import World
+from tests.faults.world import CHECKED, World
 from tests.support.factories import dispose, make_app, services_of
 
 
@@ -35,7 +35,7 @@ class Result:
             flight = ", ".join(f"{name} {n}" for name, n in self.in_flight[kind].items())
             lines.append(f"{kind.value:28} {times:>6} {self.checks[kind]:>7} {bad:>11}  {flight}")
         lines.append(f"{'all':28} {self.injected.total():>6} {'':>7} {len(self.violations):>11}")
-        return "\n".join(lines)
+        return "\n".join([*lines, CHECKED])
 
 
 @contextmanager

@@ -18,12 +18,10 @@ from typing import Any
 import httpx
 import psycopg
 import pytest
-from sqlalchemy import select
 
-from accountsvc.database import reading, upgrade
-from accountsvc.models import Account
-from tests.faults.injection import Operation
-from tests.faults.world import World
+from accountsvc.database import upgrade
+from tests.faults.http_world import HttpWorld, aftermath, ask
+from tests.faults.world import CHECKED
 from tests.support.deploy import compose_command
 from tests.support.factories import (
     PASSWORD,
@@ -32,7 +30,6 @@ from tests.support.factories import (
     make_app,
     make_due,
     make_person,
-    png,
     read_account,
 )
 from tests.support.processes import Running, client_of, eventually, is_ready, production
@@ -41,9 +38,6 @@ from tests.support.servers import PostgresServer, ServerError, ValkeyServer
 from tests.support.smtp import Inbox, smtp_server
 
 SEED = int(os.environ.get("TEST_FAULT_SEED", "20261207"))
-# What a client may see of a failing part: its request took effect, or a sentence, or a broken connection.
-HONEST = {0, 200, 204, 503}
-
 pytestmark = pytest.mark.timeout(1800)
 
 
@@ -134,16 +128,15 @@ def world(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterat
         monkeypatch.setenv(name, value)
     names = ("STORAGE_URL", "LEDGER_URL", "MAIL_URL")
     app = make_app(site.env["DATABASE_URL"], tmp_path, **{name: site.env[name] for name in names})
-    yield SiteWorld(app, app, tmp_path, site=site)
+    yield SiteWorld(app, app, tmp_path, client=site.client, site=site)
     dispose(app)
 
 
 @dataclass
-class SiteWorld(World):
-    """The world of the fault suite, whose people come over HTTP and whose files lie in S3."""
+class SiteWorld(HttpWorld):
+    """The world of the fault suite, whose files lie in S3."""
 
     site: Site = field(kw_only=True)
-    addresses: Iterator[int] = field(default_factory=lambda: iter(range(1, 250)))
 
     @property
     def _bucket(self) -> str:
@@ -157,37 +150,6 @@ class SiteWorld(World):
             Bucket=self._bucket, Prefix="avatars/"
         )
         return {Path(one["Key"]).name for page in pages for one in page.get("Contents", [])}
-
-    def headers(self) -> dict[str, str]:
-        """Somebody else's address each time, so that throttles see many people and not one."""
-        return {"X-Forwarded-For": f"192.0.2.{next(self.addresses)}"}
-
-    def _requests(
-        self, leaver: int, uploader: int, bearer: dict[str, dict[str, str]], mailed: str
-    ) -> list[Operation]:
-        def ask(method: str, path: str, **options: Any) -> int:
-            try:
-                return self.site.client.request(method, path, **options).status_code
-            except httpx.TransportError:
-                return 0
-
-        leaving = {**bearer["leaver"], **self.headers()}
-        uploading = {**bearer["uploader"], **self.headers()}
-        picture = {"avatar": ("me.png", png(), "image/png")}
-        return [
-            ("upload", partial(ask, "PUT", f"/api/profile/{uploader}/update/", files=picture, headers=uploading)),
-            ("delete", partial(ask, "DELETE", f"/api/profile/{leaver}/delete/", headers=leaving)),
-            ("reactivate", partial(ask, "POST", "/api/profile/reactivate/", json={"token": mailed}, headers=self.headers())),
-        ]  # fmt: skip
-
-    def _work(self) -> list[Operation]:
-        """Sweep and deliver nothing: here that is the worker's."""
-        return []
-
-    def all_due_are_gone(self) -> bool:
-        ids = [one.id for one in self._of("due")]
-        with self.services.sessions() as session, reading(session):
-            return not session.scalars(select(Account.id).where(Account.id.in_(ids))).all()
 
 
 @dataclass(frozen=True)
@@ -320,18 +282,12 @@ def test_whichever_engine_fails_every_promise_is_kept(
 
         # It is the worker that finishes what is due, without anybody's help.
         site.eventually(world.all_due_are_gone)
-        bad = [
-            f"{name} answered {answers[name]}" for name in answers if answers[name] not in HONEST
-        ]
-        bad += settled(partial(world.violations, answers))
-        world.recover()
-        bad += settled(world.recover)
-        bad += world.violations(answers)
+        bad = aftermath(world, answers)
         rows.append(f"{trouble.name:32} {answers!s:60} {len(bad)}")
         found += [f"{trouble.name}: {one} {answers}" for one in bad]
 
     heading = f"{'FAULT OF AN ENGINE':32} {'ANSWERED MEANWHILE':60} VIOLATIONS"
-    record_property("table", "\n".join([heading, *rows]))
+    record_property("table", "\n".join([heading, *rows, CHECKED]))
     assert found == [], "\n".join(found)
     assert world.ledger_is_whole() == []
     assert "deadlock" not in site.postgres.log
@@ -341,19 +297,6 @@ def test_whichever_engine_fails_every_promise_is_kept(
         ids[message["To"], message["Subject"]].add(message["Message-ID"])
     assert {len(each) for each in ids.values()} == {1}
     assert max(Counter(message["Message-ID"] for message in site.inbox.messages).values()) <= 2
-
-
-def ask(answers: dict[str, int], name: str, work: Callable[[], int]) -> None:
-    answers[name] = work()
-
-
-def settled(check: Callable[[], list[str]]) -> list[str]:
-    """Return what *check* still finds after a while: what is only under way is no violation."""
-    for _ in range(40):
-        if not (found := check()):
-            break
-        time.sleep(0.25)
-    return found
 
 
 def test_without_redis_people_leave_and_come_back_and_purges_resume_with_it(
@@ -385,7 +328,6 @@ def test_without_redis_people_leave_and_come_back_and_purges_resume_with_it(
     assert (told.status_code, "recovery_token" in told.json()) == (403, True), told.text
     assert back.status_code == 200
     assert "throttles are counted in this process only" in site.running["web"].log
-    assert read_account(app, due.id) is not None
 
     # when
     site.redis.start()

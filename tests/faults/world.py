@@ -34,6 +34,10 @@ from tests.support.factories import png, services_of
 PASSWORDS = 2
 MAIL = "mail.purged"
 
+# What the oracle asks each time, by the numbers of its violations.
+CHECKED = """checked during and after each: 1 who is active lacks nothing, 2 of who is purged there is nothing left,
+3 nobody is purged early or under a hold, 4 one receipt and one event each, 5 no file is nobody's, 6 every 2xx was true"""
+
 
 @dataclass(frozen=True)
 class Member:

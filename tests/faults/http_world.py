@@ -1,0 +1,82 @@
+"""The world of the fault suite for processes that run: people come over HTTP, and the worker is left alone."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import httpx
+from sqlalchemy import select
+
+from accountsvc.database import reading
+from accountsvc.models import Account
+from tests.faults.injection import Operation
+from tests.faults.world import World
+from tests.support.factories import png
+
+# What a client may see of a failing part: its request took effect, or a sentence, or a broken connection.
+HONEST = {0, 200, 204, 503}
+
+
+@dataclass
+class HttpWorld(World):
+    """A world whose requests go to ``client``, and whose purges are a worker's."""
+
+    client: httpx.Client = field(kw_only=True)
+    addresses: Iterator[int] = field(default_factory=lambda: iter(range(1, 250)))
+
+    def headers(self) -> dict[str, str]:
+        """Somebody else's address each time, so that throttles see many people and not one."""
+        return {"X-Forwarded-For": f"192.0.2.{next(self.addresses)}"}
+
+    def _requests(
+        self, leaver: int, uploader: int, bearer: dict[str, dict[str, str]], mailed: str
+    ) -> list[Operation]:
+        def ask(method: str, path: str, **options: Any) -> int:
+            try:
+                return self.client.request(method, path, **options).status_code
+            except httpx.TransportError:
+                return 0
+
+        leaving = {**bearer["leaver"], **self.headers()}
+        uploading = {**bearer["uploader"], **self.headers()}
+        picture = {"avatar": ("me.png", png(), "image/png")}
+        return [
+            ("upload", partial(ask, "PUT", f"/api/profile/{uploader}/update/", files=picture, headers=uploading)),
+            ("delete", partial(ask, "DELETE", f"/api/profile/{leaver}/delete/", headers=leaving)),
+            ("reactivate", partial(ask, "POST", "/api/profile/reactivate/", json={"token": mailed}, headers=self.headers())),
+        ]  # fmt: skip
+
+    def _work(self) -> list[Operation]:
+        """Sweep and deliver nothing: here that is the worker's."""
+        return []
+
+    def all_due_are_gone(self) -> bool:
+        ids = [one.id for one in self._of("due")]
+        with self.services.sessions() as session, reading(session):
+            return not session.scalars(select(Account.id).where(Account.id.in_(ids))).all()
+
+
+def ask(answers: dict[str, int], name: str, work: Callable[[], int]) -> None:
+    answers[name] = work()
+
+
+def aftermath(world: HttpWorld, answers: dict[str, int]) -> list[str]:
+    """Return what is not as promised once everything works again and who was due is gone."""
+    found = [f"{name} answered {got}" for name, got in answers.items() if got not in HONEST]
+    found += _settled(partial(world.violations, answers))
+    world.recover()
+    found += _settled(world.recover)
+    return found + world.violations(answers)
+
+
+def _settled(check: Callable[[], list[str]]) -> list[str]:
+    """Return what *check* still finds after a while: what is only under way is no violation."""
+    for _ in range(40):
+        if not (found := check()):
+            break
+        time.sleep(0.25)
+    return found
