@@ -151,7 +151,7 @@ def test_a_lease_that_ran_out_is_another_ones_and_its_row_is_left_to_that(box: B
         assert box.deliver({"a": raises(StoreUnavailable())}).failed == 1
 
     # Who was too slow has done it, but says so of a lease that is no longer its own.
-    box.deliver({"a": meanwhile(another_fails, takes(first))})
+    box.deliver({"a": meanwhile(another_fails, takes(done))})
 
     (row,) = box.left()
     assert (row.attempts, row.last_error) == (2, "StoreUnavailable")

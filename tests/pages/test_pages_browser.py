@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import threading
 import zipfile
@@ -9,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from email.message import EmailMessage
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +20,22 @@ from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_play
 from werkzeug.serving import WSGIRequestHandler, make_server
 from werkzeug.wrappers import Request, Response
 
+from accountsvc import notices, outbox
+from accountsvc.database import database_now
 from tests.support.factories import (
     PASSWORD,
     Person,
     deactivate,
     dispose,
+    effects,
     everything,
     make_app,
+    make_due,
     make_person,
     now,
+    services_of,
 )
+from tests.support.smtp import Inbox, smtp_server
 
 from .conftest import account_of, mailed_token, reset_token
 
@@ -197,6 +205,97 @@ def test_the_mailed_link_is_walked_to_the_sign_in_and_a_second_visit_says_that_i
         expect(page.get_by_role("main")).to_contain_text("used already")
         assert page.evaluate("history.length") <= 4
         assert page.evaluate("document.cookie") == ""
+
+
+def test_the_mails_of_a_whole_grace_period_and_the_link_in_the_first(
+    chromium: Browser, sqlite_url: str, tmp_path: Path
+) -> None:
+    """Over SMTP, with a server that is away for a while, and a clock that is moved on."""
+    inbox = Inbox()
+    with smtp_server(inbox) as port:
+        app = make_app(sqlite_url, tmp_path, MAIL_URL=f"smtp://127.0.0.1:{port}/?tls=none")
+        with served(app) as url, window(chromium) as page:
+            ann = make_person(app, "ann")
+
+            def ask(method: str, path: str, **options: Any) -> int:
+                return page.request.fetch(f"{url}/api/{path}", method=method, **options).status
+
+            # when: she leaves while the mail server is away, and it comes back
+            assert ask("DELETE", f"profile/{ann.id}/delete/", headers=ann.auth) == 204
+            inbox.answers["MAIL"] = "451 later"
+            deliver_after(app, timedelta())
+            inbox.answers.clear()
+            # Soon: the link may not be from the future.
+            deliver_after(app, timedelta(seconds=20))
+            deliver_after(app, timedelta(seconds=40))
+            # and a reminder is due
+            assert len(effects(app, notices.REMINDER)) == 2
+            deliver_after(app, timedelta(days=8))
+            deliver_after(app, timedelta(days=9))
+
+            # then
+            scheduled, reminder = (str(one["Subject"]) for one in inbox.messages)
+            assert scheduled.startswith("Your account will be deleted on ")
+            assert reminder.startswith("Reminder: ")
+            assert len(effects(app, notices.REMINDER)) == 1
+
+            # when
+            (link,) = re.findall(r"https?://\S+/(recover/\S+)", text_of(inbox.messages[0]))
+            page.goto(f"{url}/{link}")
+            page.get_by_role("button", name="Keep my account").click()
+
+            # then
+            expect(page.get_by_role("heading", level=1)).to_have_text("Your account is back")
+            known = {"email": ann.email, "password": PASSWORD}
+            assert ask("POST", "sign-in/", data=known) == 200
+            page.goto(f"{url}/{link}")
+            expect(page.get_by_role("main")).to_contain_text("used already")
+            deliver_after(app, timedelta(minutes=1))
+            deliver_after(app, timedelta(days=20))
+
+            # when: she leaves again, and for good
+            make_due(app, ann)
+            assert services_of(app).sweep().purged == 1
+            deliver_after(app, timedelta(minutes=1))
+
+            # then
+            subjects = [str(one["Subject"]) for one in inbox.messages[2:]]
+            assert subjects == ["Your account is active again", "Your account has been deleted"]
+            assert {str(one["To"]) for one in inbox.messages} == {ann.email}
+        dispose(app)
+
+
+def deliver_after(app: APIFlask, pause: timedelta) -> None:
+    """Deliver what will be due *pause* from now."""
+    made = services_of(app)
+    outbox.deliver(
+        made.sessions, lambda session: database_now(session) + pause, made.handlers, seconds=60
+    )
+
+
+def text_of(message: EmailMessage) -> str:
+    body = message.get_body(("plain",))
+    assert body is not None
+    return str(body.get_content())
+
+
+def test_the_page_of_the_wire_contract_shows_every_operation_and_asks_no_other_site(
+    chromium: Browser, site: Site
+) -> None:
+    with window(chromium) as page:
+        asked: list[str] = []
+        page.on("request", lambda request: asked.append(request.url))
+
+        page.goto(f"{site.url}/api/docs/")
+
+        paths = page.request.get(f"{site.url}/api/openapi.json").json()["paths"]
+        operations = sum(len(methods) for methods in paths.values())
+        expect(page.locator(".opblock")).to_have_count(operations)
+        page.locator(".opblock-delete").filter(has_text="/delete/").first.click()
+        expect(page.get_by_text("Deactivate an account at once").first).to_be_visible()
+        assert {one for one in asked if not one.startswith((site.url, "data:"))} == set()
+        assert page.request.get(f"{site.url}/api/docs/../../setup.cfg").status == 404
+        assert page.request.get(f"{site.url}/api/docs/nothing.js").status == 404
 
 
 def test_a_link_that_is_clicked_in_a_webmail_opens(
