@@ -143,12 +143,13 @@ def export(app: APIFlask, _folder: Path) -> list[Measured]:
     services = services_of(app)
     small, large = (make_person(app, f"{name}{uuid.uuid4().hex[:12]}") for name in ("few", "many"))
     with services.sessions() as session, writing(session):
+        epoch = session.get_one(Account, large.id).epoch
         for number in range(ENTRIES):
             vault.save(
                 session,
                 services.keyring,
                 large.id,
-                epoch=1,
+                epoch=epoch,
                 entry=Entry(f"site {number}", "https://example.org", f"password {number}"),
                 now=database_now(session),
             )
@@ -236,7 +237,7 @@ def main(names: list[str]) -> int:
             # Each on a database and an application of its own: none inherits what another left.
             url = server.create_database(f"bench_{name}")
             upgrade(url)
-            app = make_app(url, Path(folder) / name)
+            app = make_app(url, Path(folder) / name, LOG_LEVEL="ERROR")
             for measured in BENCHES[name](app, Path(folder) / name):
                 print(measured, end="\n\n", flush=True)
             dispose(app)
