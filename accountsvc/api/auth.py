@@ -125,20 +125,24 @@ def reach(who: Caller, account_id: int, *, staff: bool) -> Account:
         session.expunge(account)
         subject = account.public_id
     if not (staff and who.account.is_staff):
-        _note_denied(who, subject)
+        _note_denied(who.account, subject)
         raise NotAuthorized
     return account
 
 
-def _note_denied(who: Caller, subject: uuid.UUID) -> None:
-    """Write into the audit trail, so often an hour, that *who* reached for somebody else's account."""
+def _note_denied(caller: Account, subject: uuid.UUID) -> None:
+    """Write into the audit trail, so often an hour, that *caller* reached for somebody else's account.
+
+    In a session of its own: the caller's may be reading.
+    """
+    made = services()
     try:
-        services().throttle.spend(AUDIT, account=f"denied {who.account.public_id}")
+        made.throttle.spend(AUDIT, account=f"denied {caller.public_id}")
     except Throttled:
         return
-    with writing(db.session()) as session:
+    with made.sessions() as session, writing(session):
         now = database_now(session)
-        by = Actor(STAFF if who.account.is_staff else OWNER, who.account.public_id)
+        by = Actor(STAFF if caller.is_staff else OWNER, caller.public_id)
         audit.record(session, "access.denied", subject=subject, by=by, now=now)
 
 
@@ -210,6 +214,7 @@ def grace_account(
     if found is None or (not by.is_staff and (found is by or not found.is_active)):
         raise AccountNotFound
     if not by.is_staff:
+        _note_denied(by, found.public_id)
         raise NotAuthorized
     return found, STAFF
 
