@@ -97,12 +97,21 @@ class Throttle:
                 )
                 raise Throttled(max(1, math.ceil(reset_at - time.time())))
 
-    def forgive(self, kind: str, *, account: str) -> None:
-        """Forget the account's tries after a right one."""
-        item = LIMITS[kind].account
-        if self._enabled and item is not None:
-            key = self._key(kind, account)
+    def forgive(self, kind: str, *, account: str, address: str | None = None) -> None:
+        """Forget the account's tries after a right one, and of the address's only that one.
+
+        So many people behind one address can sign in, and nobody who guesses is helped by a password
+        that they know.
+        """
+        if not self._enabled:
+            return
+        limit = LIMITS[kind]
+        if limit.account is not None:
+            item, key = limit.account, self._key(kind, account)
             self._do(lambda limiter: limiter.clear(item, key))
+        if limit.address is not None and address is not None:
+            shared, its_key = limit.address, self._key(kind, address)
+            self._do(lambda limiter: limiter.hit(shared, its_key, cost=-1))
 
     def _key(self, kind: str, subject: str) -> str:
         text = f"{kind}\0{subject}".encode("utf-8", "surrogatepass")

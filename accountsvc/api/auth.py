@@ -230,20 +230,21 @@ def client() -> str:
 
 @contextmanager
 def password_try(email_key: str) -> Iterator[None]:
-    """Count the try of a password that happens inside; a right one is forgiven.
+    """Count the try of a password that happens inside; a right one is forgiven, also to the address.
 
     One count for all places that take a password, so that none is an oracle for another. Counted
     before the try, known e-mail or not. Raises Throttled.
     """
     throttle = services().throttle
-    throttle.spend(PASSWORD, account=email_key, address=client())
+    address = client()
+    throttle.spend(PASSWORD, account=email_key, address=address)
     try:
         yield
     except (AccountDeactivated, InvalidInput, NotDeactivated):
         # Said only to the right password.
-        throttle.forgive(PASSWORD, account=email_key)
+        throttle.forgive(PASSWORD, account=email_key, address=address)
         raise
-    throttle.forgive(PASSWORD, account=email_key)
+    throttle.forgive(PASSWORD, account=email_key, address=address)
 
 
 def check_password(account: Account, password: str) -> None:

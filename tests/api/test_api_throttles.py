@@ -18,8 +18,9 @@ from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
 from accountsvc import throttle
+from accountsvc.errors import Throttled
 from accountsvc.models import Account
-from accountsvc.throttle import client_address
+from accountsvc.throttle import Throttle, client_address
 from tests.api.conftest import NewApp
 from tests.support.factories import (
     PASSWORD,
@@ -255,6 +256,40 @@ def test_one_address_may_try_a_hundred_passwords_and_disturbs_no_other(
     )
     assert back.status_code == 429
     assert sign_in(client, cid.email, PASSWORD, ELSEWHERE).status_code == 200
+
+
+def test_many_people_behind_one_address_sign_in_and_nobody_who_guesses_is_helped_by_that(
+    client: FlaskClient, cid: Account
+) -> None:
+    def guess(number: int) -> int:
+        return sign_in(client, f"person{number}@example.org").status_code
+
+    guessed = [guess(number) for number in range(50)]
+    signed_in = [sign_in(client, cid.email, PASSWORD).status_code for _ in range(110)]
+    guessed += [guess(number) for number in range(50, 100)]
+
+    assert signed_in == [200] * 110
+    assert guessed == [401] * 100
+    assert guess(100) == 429
+
+
+@pytest.mark.parametrize("store", ["memory", "redis"])
+def test_only_the_right_try_is_taken_back(own_redis: tuple[str, redis.Redis], store: str) -> None:
+    url = own_redis[0] if store == "redis" else ""
+    made = Throttle(uuid4().bytes, redis_url=url)
+
+    def tries(count: int) -> None:
+        for _ in range(count):
+            made.spend(throttle.PASSWORD, account=uuid4().hex, address=HERE)
+
+    tries(60)
+    for _ in range(200):
+        made.spend(throttle.PASSWORD, account="cid", address=HERE)
+        made.forgive(throttle.PASSWORD, account="cid", address=HERE)
+    tries(40)
+
+    with pytest.raises(Throttled):
+        tries(1)
 
 
 # Addresses
