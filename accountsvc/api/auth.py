@@ -39,7 +39,7 @@ from ..extensions import db, jwt
 from ..models import OWNER, STAFF, Account, unique_key
 from ..services import Services
 from ..throttle import AUDIT, PASSWORD, client_address
-from ..tokens import ACCESS, ALGORITHM, LEEWAY_SECONDS, Claims
+from ..tokens import ACCESS, ALGORITHM, LEEWAY_SECONDS, MAILED, RECOVERY, Claims
 from . import errors
 from .doorway import services
 
@@ -187,11 +187,22 @@ def for_staff(view: View) -> View:
 
 
 def grace_required(view: View) -> View:
-    """Say in the document that the view takes a bearer token: one of staff, or of the grace period."""
-    spec = view.__dict__.setdefault("_spec", {})
+    """Refuse whoever has no token of an active account or of the grace period, before any input is read.
+
+    What it opens is for the view to say, in the transaction that uses it.
+    """
+
+    @wraps(view)
+    def authenticated(*args: Any, **kwargs: Any) -> Any:
+        with reading(db.session()) as session:
+            now = database_now(session)
+            services().tokens.read(bearer_token(), ACCESS, RECOVERY, MAILED, now=now)
+        return view(*args, **kwargs)
+
+    spec = authenticated.__dict__.setdefault("_spec", {})
     spec["security"] = "bearerAuth"
     spec["raises"] = (NotAuthenticated, TokenNotValid, *spec.get("raises", ()))
-    return view
+    return authenticated  # type: ignore[return-value]
 
 
 def grace_account(

@@ -61,8 +61,8 @@ def take_along(user_id: int) -> Response:
 
 
 @export.post("/profile/<int:user_id>/export/")
-@export.input(schemas.Confirmation)
 @auth.grace_required
+@export.input(schemas.Confirmation)
 @raises(InvalidInput, *_ERRORS)
 @sends(200, Content_Disposition=exports.DISPOSITION)
 @export.doc(responses=_ZIP)

@@ -204,6 +204,7 @@ def change(user_id: int, *, caller: Caller, json_data: dict[str, Any]) -> Respon
 
 
 @grace.post("/profile/<int:user_id>/purge/")
+@auth.grace_required
 @grace.input(schemas.PurgeNow)
 @grace.output(schemas.Deletion, 202)
 @raises(
@@ -217,7 +218,6 @@ def change(user_id: int, *, caller: Caller, json_data: dict[str, Any]) -> Respon
     LegalHold,
     Throttled,
 )
-@auth.grace_required
 def purge_now(user_id: int, *, json_data: dict[str, str]) -> Response:
     """Waive the rest of the grace period: the account is due now, the worker purges it
 

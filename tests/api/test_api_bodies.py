@@ -150,3 +150,17 @@ def test_a_bad_form_is_refused_with_a_sentence(
     for response in answers.values():
         assert response.json
     assert everything(app) == before
+
+
+@pytest.mark.parametrize("what", ["purge", "export"])
+@pytest.mark.parametrize("authorization", ["", "Bearer null", "Bearer a.b.c"])
+def test_who_somebody_is_comes_before_what_they_send(
+    client: FlaskClient, what: str, authorization: str
+) -> None:
+    headers = {"Authorization": authorization} if authorization else {}
+
+    response = client.post(
+        f"/api/profile/1/{what}/", data="{", content_type="application/json", headers=headers
+    )
+
+    assert response.status_code == 401
