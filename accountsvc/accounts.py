@@ -260,12 +260,15 @@ def update_profile(
     epoch: int,
     changes: Mapping[str, str],
     by: Actor,
+    grace: timedelta,
     now: datetime,
 ) -> Account:
     """Change the given profile fields, the others stay; unknown names in *changes* are ignored.
 
-    A changed e-mail address is audited and the previous address is told. The caller has made sure
-    that the person is there (a fresh token or the password). Raises InvalidInput, TokenNotValid.
+    A changed e-mail address is audited and the address before it is told. The one that is remembered,
+    and told of what happens within *grace*, is the oldest of several in a row: who changes it twice does
+    not shake off the owner. The caller has made sure that the person is there (a fresh token or the
+    password). Raises InvalidInput, TokenNotValid.
     """
     given = {name: changes[name] for name in PROFILE_FIELDS if name in changes}
     problems = _problems(given)
@@ -279,7 +282,8 @@ def update_profile(
     changed = {name for name, value in values.items() if getattr(account, name) != value}
     if "email" in changed and unique_key(values["email"]) != account.email_key:
         notices.address_changed(session, account, previous=account.email, now=now)
-        account.previous_email = account.email
+        if not notices.recently_moved(account, now=now, within=grace):
+            account.previous_email = account.email
         account.email_changed_at = now
         audit.record(session, "account.email_changed", subject=account.public_id, by=by, now=now)
     for name in changed:
@@ -363,6 +367,15 @@ def request_password_reset(session: Session, email: str, *, now: datetime) -> No
     )
 
 
+def reset_is_current(account: Account, claims: Claims) -> bool:
+    """Say whether a reset token of *claims* still opens: no session has ended and no address changed since.
+
+    Else whoever reads a mailbox that was given up could take the account.
+    """
+    moved_at = account.email_changed_at
+    return account.epoch == claims.epoch and (moved_at is None or moved_at <= claims.issued_at)
+
+
 def reset_password(
     session: Session,
     hasher: PasswordHasher,
@@ -380,7 +393,7 @@ def reset_password(
     """
     with reading(session):
         account = rows.find_by_public_id(session, claims.public_id)
-        if account is None or account.epoch != claims.epoch:
+        if account is None or not reset_is_current(account, claims):
             raise TokenNotValid
         account_id, profile = account.id, _profile(account)
     problems = _password_problems("new_password", new_password, profile)
@@ -393,7 +406,7 @@ def reset_password(
         except AccountNotFound:
             raise TokenNotValid from None
         now = clock(session)
-        if account.epoch != claims.epoch or account.state(now) == DUE:
+        if not reset_is_current(account, claims) or account.state(now) == DUE:
             raise TokenNotValid
         actor = Actor(OWNER, account.public_id)
         _set_password(session, account, new_hash, "account.password_reset", grace, actor, now)

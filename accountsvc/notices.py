@@ -83,7 +83,7 @@ def scheduled(
     If the address was changed within the last grace period, the previous one is told too.
     """
     _owe(session, SCHEDULED, account, now=now)
-    if _recently_moved(account, now=now, within=grace):
+    if recently_moved(account, now=now, within=grace):
         _owe(session, SCHEDULED, account, now=now, to=PREVIOUS)
     _remind(session, account, now=now, reminders=reminders)
 
@@ -101,7 +101,7 @@ def reactivated(session: Session, account: Account, *, now: datetime, grace: tim
     """Owe the mail that the account is back, with what to do if it was somebody else's doing."""
     outbox.forget(session, subject=account.public_id, kinds=_OF_THE_DATE)
     _owe(session, REACTIVATED, account, now=now, kept=NEWS_KEPT)
-    if _recently_moved(account, now=now, within=grace):
+    if recently_moved(account, now=now, within=grace):
         _owe(session, REACTIVATED, account, now=now, to=PREVIOUS, kept=NEWS_KEPT)
 
 
@@ -122,7 +122,7 @@ def password_changed(
 ) -> None:
     """Owe every known address the news that the password is another."""
     _owe(session, PASSWORD_CHANGED, account, now=now, kept=NEWS_KEPT)
-    if _recently_moved(account, now=now, within=grace):
+    if recently_moved(account, now=now, within=grace):
         _owe(session, PASSWORD_CHANGED, account, now=now, to=PREVIOUS, kept=NEWS_KEPT)
 
 
@@ -178,7 +178,8 @@ def _remind(
             )
 
 
-def _recently_moved(account: Account, *, now: datetime, within: timedelta) -> bool:
+def recently_moved(account: Account, *, now: datetime, within: timedelta) -> bool:
+    """Say whether the address was changed within that time, so that the previous one is told too."""
     return (
         account.previous_email is not None
         and account.email_changed_at is not None

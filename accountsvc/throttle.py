@@ -41,6 +41,7 @@ class Limit:
 
 PASSWORD = "password"
 SIGN_UP = "sign_up"
+EMAIL_CHANGE = "email_change"
 EXPORT = "export"
 TOKEN = "token"
 PASSWORD_RESET = "password_reset"
@@ -50,6 +51,8 @@ LIMITS = {
     # Sign-in, confirmation and reactivation by password share one count: none is an oracle for another.
     PASSWORD: Limit(parse("10/15minutes"), parse("100/15minutes")),
     SIGN_UP: Limit(None, parse("30/hour")),
+    # The count of wrong passwords goes with the address, and each change mails somebody.
+    EMAIL_CHANGE: Limit(parse("5/hour"), None),
     EXPORT: Limit(parse("10/hour"), parse("30/hour")),
     # By address only: nobody can lock the owner out of coming back.
     TOKEN: Limit(None, parse("60/15minutes")),

@@ -22,6 +22,7 @@ from ..errors import (
 )
 from ..extensions import db
 from ..models import Account
+from ..throttle import EMAIL_CHANGE
 from . import auth, bodies, schemas
 from .auth import Caller
 from .doorway import committed, services
@@ -70,6 +71,7 @@ def update(user_id: int, *, caller: Caller, changes: dict[str, str]) -> dict[str
     password = changes.pop("password", None)
     if changes.get("email", caller.account.email).strip() != caller.account.email:
         auth.confirm(caller, "fresh", lambda: password)
+        services().throttle.spend(EMAIL_CHANGE, account=str(caller.account.public_id))
 
     def change(session: Session) -> Account:
         account = accounts.update_profile(
@@ -78,6 +80,7 @@ def update(user_id: int, *, caller: Caller, changes: dict[str, str]) -> dict[str
             epoch=caller.epoch,
             changes=changes,
             by=caller.actor(user_id),
+            grace=services().settings.grace_period,
             now=database_now(session),
         )
         session.flush()

@@ -43,7 +43,7 @@ def act() -> Response:
 
 def _visit() -> Visit:
     who = visit(RESET_PASSWORD)
-    if who.account.epoch != who.claims.epoch:
+    if not accounts.reset_is_current(who.account, who.claims):
         raise Told(messages.RESET_USED)
     if not who.is_current:
         raise Told(messages.RESET_EXPIRED)

@@ -273,6 +273,22 @@ def test_many_people_behind_one_address_sign_in_and_nobody_who_guesses_is_helped
     assert guess(100) == 429
 
 
+def test_an_address_changes_five_times_an_hour_and_takes_few_new_counts_along(
+    app: APIFlask, client: FlaskClient, cid: Account
+) -> None:
+    auth, url = bearer(access_token(app, cid)), f"/api/profile/{cid.id}/update/"
+
+    def move(headers: dict[str, str], number: int = 9) -> TestResponse:
+        body = {"email": f"cid{number}@example.org"}
+        return client.put(url, json=body, headers={**auth, **headers})
+
+    moved = [move({}, number).status_code for number in range(5)]
+
+    assert moved == [200] * 5
+    check_throttled(move, HOUR)
+    assert client.put(url, json={"first_name": "Cid"}, headers=auth).status_code == 200
+
+
 @pytest.mark.parametrize("store", ["memory", "redis"])
 def test_only_the_right_try_is_taken_back(own_redis: tuple[str, redis.Redis], store: str) -> None:
     url = own_redis[0] if store == "redis" else ""

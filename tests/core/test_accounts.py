@@ -131,7 +131,13 @@ def change_password(services: Services, account: Account, **options: Any) -> Acc
 def update_profile(services: Services, account: Account, **changes: str) -> Account:
     with write(services) as session:
         return accounts.update_profile(
-            session, account.id, epoch=account.epoch, changes=changes, by=owner(account), now=NOW
+            session,
+            account.id,
+            epoch=account.epoch,
+            changes=changes,
+            by=owner(account),
+            grace=GRACE,
+            now=NOW,
         )
 
 
@@ -599,6 +605,7 @@ def test_of_two_changes_to_the_same_name_at_once_one_wins(postgresql: Services) 
                         epoch=0,
                         changes={"username": "same"},
                         by=owner(account),
+                        grace=GRACE,
                         now=NOW,
                     )
             except InvalidInput as exc:
@@ -712,6 +719,27 @@ def test_a_reset_token_works_once(services: Services) -> None:
         authenticate(services, password="third horse battery staple")
     assert len(events(services, "account.password_reset")) == 1
     assert possessions(services, bystander.id) == theirs
+
+
+def test_a_reset_link_in_a_mailbox_that_was_given_up_is_dead(services: Services) -> None:
+    account = sign_up(services, "ann")
+    claims = reset_claims(services, account)
+    with write(services) as session:
+        accounts.update_profile(
+            session,
+            account.id,
+            epoch=account.epoch,
+            changes={"email": "new@example.org"},
+            by=owner(account),
+            grace=GRACE,
+            now=NOW + timedelta(seconds=1),
+        )
+    before = everything(services)
+
+    with pytest.raises(TokenNotValid):
+        reset_password(services, claims)
+
+    assert everything(services) == before
 
 
 def test_of_two_resets_with_one_token_at_once_one_works(services: Services) -> None:
@@ -1063,6 +1091,7 @@ def test_an_actor_is_recorded_as_who_it_is(services: Services) -> None:
             epoch=0,
             changes={"first_name": "Ann"},
             by=Actor("staff", boss.public_id),
+            grace=GRACE,
             now=NOW,
         )
 
