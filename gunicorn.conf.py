@@ -6,6 +6,8 @@ import atexit
 import gc
 import os
 import shutil
+import socket
+import struct
 import sys
 import tempfile
 from pathlib import Path
@@ -78,6 +80,13 @@ def on_starting(_server: Any) -> None:
 
 
 def when_ready(server: Any) -> None:
-    """Say where it is served, once the socket listens."""
+    """Say where it is served, once the socket listens; and let go of clients that stand still.
+
+    A thread that reads a request waits for its client without end, so that a few half-sent requests would
+    keep everybody out. Connections inherit what their listener has.
+    """
+    for listener in server.LISTENERS:
+        for option, seconds in ((socket.SO_RCVTIMEO, 10), (socket.SO_SNDTIMEO, 30)):
+            listener.sock.setsockopt(socket.SOL_SOCKET, option, struct.pack("ll", seconds, 0))
     sys.stdout.write(f"accountsvc: serving {settings.public_url}\n")
     sys.stdout.flush()

@@ -37,7 +37,17 @@ from .errors import (
     LegalHold,
     NotDeactivated,
 )
-from .models import ACTIVE, DEACTIVATED, DUE, Account, Effect, PurgeFailure, Receipt, VaultKey
+from .models import (
+    ACTIVE,
+    DEACTIVATED,
+    DUE,
+    MAX_ID,
+    Account,
+    Effect,
+    PurgeFailure,
+    Receipt,
+    VaultKey,
+)
 from .purge import PlannedPurge
 from .services import Services
 
@@ -250,6 +260,10 @@ def purge_command(
     if expired:
         # Those that failed before wait for their next try, or for a person: due, but not in the plan.
         outcome.left |= {one: _why_left(one) for one in _troubled() if one not in outcome.left}
+        if not outcome.purged:
+            # The worker was faster; it may wait an hour before it scrubs again.
+            with logs_aside():
+                outcome.scrubbed = services().scrub(at_most_every=None)
     _finish(outcome, as_json=as_json)
 
 
@@ -627,7 +641,7 @@ def deactivate(names: tuple[str, ...], *, reason: str | None, as_json: bool) -> 
 
     def work(session: Session, account_id: int, now: datetime) -> bool:
         was_active = rows.lock(session, account_id).is_active
-        lifecycle.deactivate(
+        account = lifecycle.deactivate(
             session,
             account_id,
             now=now,
@@ -636,7 +650,10 @@ def deactivate(names: tuple[str, ...], *, reason: str | None, as_json: bool) -> 
             reminders=settings.reminders,
             reason=reason,
         )
-        return was_active
+        if reason is None or account.reason == reason:
+            return was_active
+        lifecycle.set_reason(session, account_id, reason=reason, now=now, by=OPERATOR_ACTOR)
+        return True
 
     _each(names, work, "is deactivated", "was deactivated already", as_json=as_json)
 
@@ -687,7 +704,7 @@ def show(name: str, *, as_json: bool) -> None:
 
 @accounts.command("list")
 @click.option("--state", type=click.Choice([ACTIVE, DEACTIVATED, DUE]), help="Only these.")
-@click.option("--after", type=click.IntRange(min=0), default=0, help="Only ids above this one.")
+@click.option("--after", type=click.IntRange(0, MAX_ID), default=0, help="Only ids above this one.")
 @click.option("--limit", type=click.IntRange(1, 10_000), default=100, show_default=True)
 @as_json
 @sentences

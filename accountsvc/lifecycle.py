@@ -7,6 +7,7 @@ clock. The two windows are half-open: reactivation needs ``now < purge_at``, pur
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 
@@ -15,10 +16,12 @@ from sqlalchemy.orm import Session
 
 from . import audit, notices
 from .audit import Actor
+from .database import is_text
 from .errors import (
     AccountNotFound,
     GraceOver,
     HoldNotFound,
+    InvalidInput,
     InvalidSchedule,
     LastStaff,
     LegalHold,
@@ -33,6 +36,10 @@ from .rows import find, find_by_public_id, lock, lock_many
 
 # How long after a change of e-mail or password an owner cannot purge at once: time to notice a theft.
 SETTLING = timedelta(hours=24)
+
+REASON_LENGTH = 1000
+# What would do something to the terminal that shows it; lines and tabs do not.
+_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 def whole_second(moment: datetime) -> datetime:
@@ -60,8 +67,10 @@ def deactivate(
     member's), compared again under the lock. Saved passwords and files are not touched.
 
     Raises AccountNotFound; TokenNotValid if the caller was deactivated or signed out meanwhile;
-    LastStaff if no other active staff account would be left.
+    LastStaff if no other active staff account would be left; InvalidInput for an unfit *reason*.
     """
+    if reason is not None:
+        _check_reason(reason)
     account = _lock_for_deactivation(session, account_id, by)
     if epoch is not None:
         _check_caller(session, account, by, epoch)
@@ -152,7 +161,11 @@ def set_reason(
     now: datetime,
     by: Actor,
 ) -> Account:
-    """Store the staff's reason on the row that the purge deletes; raises as :func:`reschedule`."""
+    """Store the staff's reason on the row that the purge deletes.
+
+    Raises InvalidInput, and as :func:`reschedule` does.
+    """
+    _check_reason(reason)
     account = _lock_deletion(session, account_id)
     if account.reason != reason:
         account.reason = reason
@@ -213,8 +226,11 @@ def place_hold(session: Session, account_id: int, *, reason: str, now: datetime,
     """Suspend the purge of the account (not the wish) until the hold is released.
 
     The account's row is locked first: a purge that has the lock wins, one that comes later sees the
-    hold. Raises AccountNotFound.
+    hold. Raises AccountNotFound, InvalidInput.
     """
+    _check_reason(reason)
+    if not reason.strip():
+        raise InvalidInput({"reason": ["This field may not be blank."]})
     account = lock(session, account_id)
     hold = Hold(
         account_id=account.id,
@@ -228,6 +244,13 @@ def place_hold(session: Session, account_id: int, *, reason: str, now: datetime,
     audit.record(session, "hold.placed", subject=account.public_id, by=by, now=now, hold=hold.id)
     session.flush()
     return hold
+
+
+def _check_reason(reason: str) -> None:
+    if not is_text(reason) or _CONTROLS.search(reason):
+        raise InvalidInput({"reason": ["Remove control characters; send valid Unicode text."]})
+    if len(reason) > REASON_LENGTH:
+        raise InvalidInput({"reason": [f"Use at most {REASON_LENGTH} characters."]})
 
 
 def release_hold(

@@ -625,6 +625,63 @@ def test_a_hold_keeps_an_account_until_it_is_released(app: APIFlask, run: Run, a
     assert released["state"] == "deactivated"
 
 
+@pytest.mark.parametrize(
+    ("reason", "said"),
+    [
+        (" ", "may not be blank"),
+        ("x" * 1001, "at most 1000 characters"),
+        ("a\x1b[31mred", "Remove control characters"),
+        ("\udcff", "Remove control characters"),
+    ],
+    ids=["blank", "long", "escape", "surrogate"],
+)
+def test_a_reason_that_http_would_refuse_is_refused(
+    app: APIFlask, run: Run, ann: Person, reason: str, said: str
+) -> None:
+    before = everything(app)
+
+    result = run("accounts", "hold", ann.email, "--reason", reason)
+
+    assert result.exit_code == 1
+    assert said in result.stderr
+    assert everything(app) == before
+
+
+def test_a_reason_can_be_given_later(app: APIFlask, run: Run, ann: Person) -> None:
+    deactivate(app, ann.id)
+    promised = read_account(app, ann.id)
+    assert promised is not None
+
+    told = document(run("accounts", "deactivate", ann.email, "--reason", "by letter", "--json"))
+
+    after = read_account(app, ann.id)
+    assert after is not None
+    assert (after.reason, after.purge_at) == ("by letter", promised.purge_at)
+    assert told[0]["changed"] is True
+    assert len(events(app, "deletion.reason_changed")) == 1
+
+
+def test_an_id_beyond_all_ids_is_bad_usage(run: Run) -> None:
+    assert run("accounts", "list", "--after", str(2**63)).exit_code == 2
+
+
+def test_what_the_worker_has_purged_is_scrubbed_too(sqlite_url: str, tmp_path: Path) -> None:
+    app = make_app(sqlite_url, tmp_path)
+    ann = make_person(app, "ann")
+    make_due(app, ann)
+    assert services_of(app).sweep().purged == 1
+    services_of(app).deliver()
+
+    result = app.test_cli_runner().invoke(
+        args=["accounts", "purge", "--expired", "--yes", "--json"]
+    )
+
+    assert document(result)["scrubbed"] is True
+    with services_of(app).sessions() as session, reading(session):
+        assert session.scalars(select(Receipt.scrubbed_at)).one() is not None
+    dispose(app)
+
+
 def test_retry_lets_a_stuck_account_be_tried_again(app: APIFlask, run: Run, ann: Person) -> None:
     make_due(app, ann)
     run_sql(
