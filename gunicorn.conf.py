@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import gc
+import logging
 import os
 import shutil
 import socket
@@ -90,3 +91,12 @@ def when_ready(server: Any) -> None:
             listener.sock.setsockopt(socket.SOL_SOCKET, option, struct.pack("ll", seconds, 0))
     sys.stdout.write(f"accountsvc: serving {settings.public_url}\n")
     sys.stdout.flush()
+
+
+def post_worker_init(worker: Any) -> None:
+    """Log no traceback for a client that stood still."""
+    worker.log.error_log.addFilter(_is_a_fault_of_ours)
+
+
+def _is_a_fault_of_ours(record: logging.LogRecord) -> bool:
+    return not (record.exc_info and isinstance(record.exc_info[1], BlockingIOError))

@@ -5,22 +5,16 @@ What Flask's test client cannot show: what the server adds, and bodies that nobo
 
 from __future__ import annotations
 
-import os
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
-from contextlib import closing, suppress
+from contextlib import ExitStack
 from http.client import HTTPConnection
-from pathlib import Path
 
 import pytest
 from apiflask import APIFlask
 
 from tests.support.factories import (
-    SECRET_KEY,
-    VAULT_KEY,
     Person,
     belongings,
     make_person,
@@ -29,7 +23,8 @@ from tests.support.factories import (
     read_account,
     services_of,
 )
-from tests.support.processes import INHERITED
+from tests.support.processes import Running, client_of, environment, eventually, is_ready
+from tests.support.servers import free_port
 
 
 @pytest.fixture(scope="module")
@@ -41,51 +36,19 @@ def app(shared_app: APIFlask) -> APIFlask:
 def server(
     shared_app: APIFlask, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[str, int]]:
-    """gunicorn with threads on a free port of the loopback, on the same database and files."""
+    """gunicorn as it serves in production, on a free port of the loopback, on the same database and files."""
     settings = services_of(shared_app).settings
-    folder = tmp_path_factory.mktemp("gunicorn")
-    with closing(socket.socket()) as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    environ = {
-        **{name: value for name, value in os.environ.items() if name in INHERITED},
-        "PYTHONPATH": str(Path(__file__).parents[2]),
-        "INSTANCE_PATH": str(folder / "instance"),
-        "SECRET_KEY": SECRET_KEY,
-        "VAULT_KEYS": VAULT_KEY,
-        "DATABASE_URL": settings.database_url,
-        "STORAGE_URL": settings.storage_url,
-        "PASSWORD_HASH_COST": "cheap",
-        "RATE_LIMITS": "off",
-    }
-    command = [
-        sys.executable,
-        *("-m", "gunicorn", "accountsvc:create_app()"),
-        *("--bind", f"127.0.0.1:{port}", "--worker-class", "gthread", "--threads", "4"),
-    ]
-    with (folder / "log").open("wb") as log:
-        process = subprocess.Popen(
-            command, cwd=folder, env=environ, stdout=log, stderr=subprocess.STDOUT
-        )
-    try:
-        wait_until_it_serves(port, process, folder / "log")
-        yield "127.0.0.1", port
-    finally:
-        process.terminate()
-        process.wait(timeout=120)
-
-
-def wait_until_it_serves(port: int, process: subprocess.Popen[bytes], log: Path) -> None:
-    """Wait for an answer: gunicorn listens before its worker has loaded the application."""
-    deadline = time.monotonic() + 120
-    while True:
-        with suppress(OSError), closing(HTTPConnection("127.0.0.1", port, timeout=60)) as probe:
-            probe.request("GET", "/healthz")
-            assert probe.getresponse().status == 200
-            return
-        assert process.poll() is None, log.read_text()
-        assert time.monotonic() < deadline, "gunicorn does not answer"
-        time.sleep(0.1)
+    env = environment(
+        tmp_path_factory.mktemp("gunicorn"),
+        settings.database_url,
+        STORAGE_URL=settings.storage_url,
+        PORT=str(free_port()),
+    )
+    with Running("gunicorn", "--config", "gunicorn.conf.py", env=env) as running:
+        with client_of(env) as client:
+            eventually(lambda: is_ready(client))
+        yield "127.0.0.1", int(env["PORT"])
+        assert "Traceback" not in running.log
 
 
 @pytest.fixture
@@ -274,3 +237,24 @@ def test_no_header_comes_twice(server: tuple[str, int], ann: Person) -> None:
     for _, headers, _ in answers:
         names = [name for name, _ in headers]
         assert len(names) == len(set(names)), sorted(names)
+
+
+@pytest.mark.parametrize("what", ["headers", "a body"])
+def test_clients_that_stand_still_keep_nobody_out(server: tuple[str, int], what: str) -> None:
+    """More of them than there are threads."""
+    half = {
+        "headers": b"GET /healthz HTTP/1.1\r\nHost: x\r\n",
+        "a body": b"POST /api/sign-in/ HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        b"Content-Length: 100\r\n\r\n{",
+    }[what]
+    with ExitStack() as stack:
+        for _ in range(10):
+            stack.enter_context(socket.create_connection(server)).sendall(half)
+        # Until all of them are in a thread's hands.
+        time.sleep(0.5)
+
+        asked = HTTPConnection(*server, timeout=120)
+        asked.request("GET", "/healthz")
+
+        assert asked.getresponse().status == 200
+        asked.close()
