@@ -54,7 +54,7 @@ def test_hosts_whose_clocks_differ_purge_nobody_early_and_refuse_no_token(
             bucket=s3.make_bucket(),
             mail=mail,
             **s3.env,
-            GRACE_PERIOD="8s",
+            GRACE_PERIOD="30s",
             SWEEP_INTERVAL="1s",
         )
         other_env = {**env, "PORT": str(free_port())}
