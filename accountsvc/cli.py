@@ -20,7 +20,7 @@ from typing import Any, NoReturn, TypeVar, cast
 import click
 from flask import Flask, current_app
 from flask.cli import AppGroup
-from sqlalchemy import func, inspect, select
+from sqlalchemy import exists, func, inspect, select
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
@@ -409,7 +409,12 @@ class _Outcome:
     scrubbed: bool = True
 
 
-def _purge(planned: Sequence[PlannedPurge], refused: Mapping[int, str] | None = None) -> _Outcome:
+def _purge(
+    planned: Sequence[PlannedPurge],
+    refused: Mapping[int, str] | None = None,
+    *,
+    although_paused: bool = False,
+) -> _Outcome:
     """Purge just these accounts, then do what that owes, at once; what the worker purged counts too."""
     outcome = _Outcome(left=dict(refused or {}))
     ids = [one.account_id for one in planned if one.account_id not in outcome.left]
@@ -420,7 +425,7 @@ def _purge(planned: Sequence[PlannedPurge], refused: Mapping[int, str] | None = 
     try:
         with bar as shown, logs_aside():
             for page in pages(ids):
-                _sweep(page, None if shown is None else shown.update)
+                _sweep(page, None if shown is None else shown.update, although_paused)
     except purge.LedgerBehind:
         stopped = "The ledger does not take its lines. Mend it first."
     except purge.PurgingPaused:
@@ -435,7 +440,7 @@ def _purge(planned: Sequence[PlannedPurge], refused: Mapping[int, str] | None = 
         time.sleep(0.2)
         with logs_aside():
             for page in pages(waiting):
-                _sweep(page, None)
+                _sweep(page, None, although_paused)
         receipts = _receipts(planned)
     for one in planned:
         receipt = receipts.get(one.public_id)
@@ -450,16 +455,22 @@ def _purge(planned: Sequence[PlannedPurge], refused: Mapping[int, str] | None = 
     return outcome
 
 
-def _sweep(ids: Sequence[int], progress: purge.Progress | None) -> None:
-    services().sweep(only=ids, by=OPERATOR_ACTOR, progress=progress)
+def _sweep(ids: Sequence[int], progress: purge.Progress | None, although_paused: bool) -> None:
+    services().sweep(
+        only=ids, by=OPERATOR_ACTOR, progress=progress, although_paused=although_paused
+    )
 
 
 def _receipts(planned: Sequence[PlannedPurge]) -> dict[uuid.UUID, Receipt]:
+    """Return the receipts of those of *planned* who are gone; one of before proves nothing."""
+    is_there = exists().where(Account.public_id == Receipt.public_id)
     with read() as session:
         found = [
             receipt
             for page in pages([one.public_id for one in planned])
-            for receipt in session.scalars(select(Receipt).where(Receipt.public_id.in_(page)))
+            for receipt in session.scalars(
+                select(Receipt).where(Receipt.public_id.in_(page), ~is_there)
+            )
         ]
         session.expunge_all()
     return {receipt.public_id: receipt for receipt in found}
@@ -1008,14 +1019,13 @@ def verify(*, as_json: bool) -> None:
 def replay(*, dry_run: bool, yes: bool, as_json: bool) -> None:
     """Purge again whoever a restore brought back.
 
-    By public id only: whoever has got an account's number since cannot be hit.
+    By public id only: whoever has got an account's number since cannot be hit. Works while purging is
+    paused, so that nothing else is purged before you have looked.
 
     \b
     flask --app wsgi ledger replay --dry-run
     flask --app wsgi ledger replay
     """
-    if not dry_run:
-        _refuse_if_paused()
     planned = _back(_ledger())
     if not _confirmed(planned, dry_run=dry_run, yes=yes, as_json=as_json):
         return
@@ -1023,7 +1033,7 @@ def replay(*, dry_run: bool, yes: bool, as_json: bool) -> None:
     for page in pages(planned):
         with write() as session:
             refused |= _make_due(session, page, force=True)
-    _finish(_purge(planned, refused), as_json=as_json)
+    _finish(_purge(planned, refused, although_paused=True), as_json=as_json)
 
 
 def _ledger() -> list[uuid.UUID]:

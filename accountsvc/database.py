@@ -186,10 +186,35 @@ def is_passing_fault(exc: BaseException) -> bool:
 def is_outage(exc: BaseException) -> bool:
     """Say whether the fault is the database's as a whole, and would meet whatever is tried next.
 
-    A lock or statement that took too long, or a deadlock, is not: that may be about single rows.
+    A lock or statement that took too long, a deadlock, a trigger or block that fails is not: that may be
+    about single rows.
     """
-    state = getattr(getattr(exc, "orig", None), "sqlstate", None) or ""
-    return is_passing_fault(exc) and not state.startswith(("40", "55P03", "57014"))
+    if not is_passing_fault(exc):
+        return False
+    if not isinstance(exc, DBAPIError) or exc.connection_invalidated:
+        return True
+    code = getattr(exc.orig, "sqlite_errorcode", None)
+    if code is not None:
+        # The low byte is the primary code; what it says of one statement alone is SQLITE_ERROR and such.
+        return code & 0xFF in _SQLITE_OUTAGES
+    state = getattr(exc.orig, "sqlstate", None)
+    # A connection that is not made or is lost has none. 57014: a statement was cancelled.
+    return state is None or (
+        state.startswith(("08", "25006", "53", "57")) and not state.startswith("57014")
+    )
+
+
+_SQLITE_OUTAGES = {
+    sqlite3.SQLITE_PERM,
+    sqlite3.SQLITE_BUSY,
+    sqlite3.SQLITE_LOCKED,
+    sqlite3.SQLITE_READONLY,
+    sqlite3.SQLITE_IOERR,
+    sqlite3.SQLITE_CORRUPT,
+    sqlite3.SQLITE_FULL,
+    sqlite3.SQLITE_CANTOPEN,
+    sqlite3.SQLITE_NOTADB,
+}
 
 
 @contextmanager

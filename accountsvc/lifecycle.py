@@ -11,7 +11,7 @@ import re
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 
-from sqlalchemy import exists, select
+from sqlalchemy import delete, exists, select
 from sqlalchemy.orm import Session
 
 from . import audit, notices
@@ -30,7 +30,7 @@ from .errors import (
     RecentChange,
     TokenNotValid,
 )
-from .models import DUE, MAX_ID, OWNER, STAFF, Account
+from .models import DUE, MAX_ID, OWNER, STAFF, Account, PurgeFailure
 from .models import LegalHold as Hold
 from .rows import find, find_by_public_id, lock, lock_many
 
@@ -116,6 +116,8 @@ def reactivate(
         raise GraceOver
     account.deactivated_at = account.purge_at = account.deactivated_by = account.reason = None
     account.epoch += 1
+    # What went wrong with a purge is no reason not to try the next one.
+    session.execute(delete(PurgeFailure).where(PurgeFailure.account_id == account.id))
     audit.record(session, "account.reactivated", subject=account.public_id, by=by, now=now)
     notices.reactivated(session, account, now=now, grace=grace)
     session.flush()

@@ -31,8 +31,11 @@ MAIL_PREFIX = "mail."
 
 # Longer than any handler's own time-outs for a whole claim, so that a lease outlives its work.
 LEASE = timedelta(minutes=5)
+LONGEST_TRY = timedelta(minutes=1)
 FIRST_RETRY = timedelta(seconds=5)
 LONGEST_RETRY = timedelta(hours=1)
+# While the ledger is behind nobody is purged: once it is mended, that is soon over.
+LONGEST_LEDGER_RETRY = timedelta(minutes=1)
 
 
 @dataclass(frozen=True)
@@ -115,10 +118,16 @@ def pending(session: Session, now: datetime) -> dict[str, int]:
     return dict(iter(rows))
 
 
-def is_behind(session: Session, kind: str) -> bool:
-    """Say whether an effect of *kind* has been tried in vain and still waits."""
+def is_behind(session: Session, kind: str, now: datetime) -> bool:
+    """Say whether an effect of *kind* has been tried in vain and still waits.
+
+    One that is being tried for longer than any try takes counts too: whoever did it was killed or hangs.
+    """
+    overlong = (Effect.attempts > 0) & (Effect.created_at <= now - LONGEST_TRY)
     found = session.scalar(
-        select(Effect.id).where(Effect.kind == kind, Effect.last_error.is_not(None)).limit(1)
+        select(Effect.id)
+        .where(Effect.kind == kind, Effect.last_error.is_not(None) | overlong)
+        .limit(1)
     )
     return found is not None
 
@@ -253,7 +262,7 @@ def _settle(
                 values: dict[str, Any] = {"deliver_after": _in_time(one, outcome.later[one.uid])}
             elif one.uid in outcome.failed:
                 values = {
-                    "deliver_after": _in_time(one, now + retry_pause(one.attempts)),
+                    "deliver_after": _in_time(one, now + retry_pause(one.attempts, one.kind)),
                     "last_error": outcome.failed[one.uid][:100],
                 }
             elif one.uid in outcome.given_up:
@@ -295,6 +304,7 @@ def _in_time(one: Owed, moment: datetime) -> datetime:
     return moment if one.expires_at is None else min(moment, one.expires_at)
 
 
-def retry_pause(attempts: int) -> timedelta:
-    """Return the pause after the given number of tries: 5 s, doubled each time, an hour at most."""
-    return min(FIRST_RETRY * (1 << min(attempts - 1, 20)), LONGEST_RETRY)
+def retry_pause(attempts: int, kind: str = "") -> timedelta:
+    """Return the pause after that many tries: 5 s, doubled each time, an hour at most (the ledger: a minute)."""
+    longest = LONGEST_LEDGER_RETRY if kind == LEDGER else LONGEST_RETRY
+    return min(FIRST_RETRY * (1 << min(attempts - 1, 20)), longest)

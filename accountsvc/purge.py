@@ -116,6 +116,7 @@ def sweep(
     limit: int | None = None,
     seconds: float | None = None,
     only: Collection[int] | None = None,
+    although_paused: bool = False,
     by: Actor = SYSTEM_ACTOR,
     progress: Progress | None = None,
 ) -> SweepResult:
@@ -128,8 +129,8 @@ def sweep(
 
     *write_ledger* delivers the ledger lines that are owed and says whether none is left; it is
     called before the first batch and after each, and a batch is not begun while it says no.
-    Raises LedgerBehind then, PurgingPaused from the first batch after :func:`pause`, and the
-    database's own error if a sweep cannot run at all.
+    Raises LedgerBehind then, PurgingPaused from the first batch after :func:`pause` unless
+    *although_paused* (a replay after a restore), and the database's own error if a sweep cannot run at all.
 
     A sweep over all that is due leaves its time as :func:`swept_at`.
     """
@@ -144,7 +145,9 @@ def sweep(
         if room <= 0 or (stop_at is not None and time.monotonic() >= stop_at):
             result.more = True
             break
-        dealt_with = _purge_batch(sessions, clock, room, max_attempts, left, by, result)
+        dealt_with = _purge_batch(
+            sessions, clock, room, max_attempts, left, by, result, although_paused=although_paused
+        )
         if not dealt_with:
             break
         if left is not None:
@@ -413,6 +416,8 @@ def _purge_batch(
     only: Collection[int] | None,
     by: Actor,
     result: SweepResult,
+    *,
+    although_paused: bool,
 ) -> list[int]:
     """Purge one batch and return the ids that were dealt with; none when nothing due is left."""
     proposed: list[int] = []
@@ -421,8 +426,7 @@ def _purge_batch(
     try:
         with sessions() as session, writing(session):
             now = clock(session)
-            if paused_at(session) is not None:
-                raise PurgingPaused
+            _heed_pause(session, although_paused)
             proposed = _lock_due(session, now, size, only, waited_for)
             purged = _decide(session, proposed, now)
             _erase(session, purged, now, by)
@@ -435,10 +439,24 @@ def _purge_batch(
             count=len(proposed),
             error=type(exc).__name__,
         )
-        _purge_one_by_one(sessions, clock, proposed, max_attempts, waited_for, by, result)
+        _purge_one_by_one(
+            sessions,
+            clock,
+            proposed,
+            max_attempts,
+            waited_for,
+            by,
+            result,
+            although_paused=although_paused,
+        )
     else:
         _add(result, purged)
     return proposed
+
+
+def _heed_pause(session: Session, although_paused: bool) -> None:
+    if not although_paused and paused_at(session) is not None:
+        raise PurgingPaused
 
 
 def _lock_due(
@@ -460,16 +478,21 @@ def _purge_one_by_one(
     waited_for: int | None,
     by: Actor,
     result: SweepResult,
+    *,
+    although_paused: bool,
 ) -> None:
     """Purge each account in a transaction of its own; one that cannot be purged is written down."""
     for account_id in ids:
         try:
             with sessions() as session, writing(session):
                 now = clock(session)
+                _heed_pause(session, although_paused)
                 # Not again if a sweep beside this one has just written it down.
                 locked = _lock_due(session, now, 1, [account_id], waited_for)
                 purged = _decide(session, locked, now)
                 _erase(session, purged, now, by)
+        except PurgingPaused:
+            raise
         except Exception as exc:
             if is_outage(exc):
                 raise
@@ -516,6 +539,8 @@ def _erase(session: Session, accounts: Sequence[PlannedPurge], now: datetime, by
         delete(Account).where(Account.id.in_(ids)).execution_options(synchronize_session=False)
     )
     counts = {one.public_id: one for one in accounts}
+    # Somebody whom a part of a backup has brought back has one already, and it stays as it was.
+    known = set(session.scalars(select(Receipt.public_id).where(Receipt.public_id.in_(subjects))))
     receipts = [
         {
             "public_id": owner.public_id,
@@ -527,8 +552,10 @@ def _erase(session: Session, accounts: Sequence[PlannedPurge], now: datetime, by
             "files": counts[owner.public_id].files,
         }
         for owner in owners
+        if owner.public_id not in known
     ]
-    session.execute(insert(Receipt), receipts)
+    if receipts:
+        session.execute(insert(Receipt), receipts)
     session.execute(
         insert(AuditEvent),
         [

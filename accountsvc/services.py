@@ -50,6 +50,7 @@ class Services:
         *,
         seconds: float | None = None,
         only: Sequence[int] | None = None,
+        although_paused: bool = False,
         by: Actor = SYSTEM_ACTOR,
         progress: purge.Progress | None = None,
     ) -> purge.SweepResult:
@@ -64,6 +65,7 @@ class Services:
             write_ledger=self.write_ledger,
             seconds=seconds,
             only=only,
+            although_paused=although_paused,
             by=by,
             progress=progress,
         )
@@ -99,7 +101,7 @@ class Services:
         if self.deliver(kinds=[outbox.LEDGER], seconds=30).more:
             return False
         with self.sessions() as session, database.reading(session):
-            return not outbox.is_behind(session, outbox.LEDGER)
+            return not outbox.is_behind(session, outbox.LEDGER, database.database_now(session))
 
     def scrub(self, *, at_most_every: timedelta | None = SCRUB_AT_MOST_EVERY) -> bool:
         """Scrub the SQLite file if something was purged; True when nothing is left to scrub."""

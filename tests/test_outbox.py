@@ -130,6 +130,25 @@ def test_the_pauses_grow_to_an_hour() -> None:
     assert pauses == [5, 10, 20, 2560, 3600, 3600]
 
 
+def test_the_ledger_is_tried_again_within_a_minute() -> None:
+    assert outbox.retry_pause(10_000, outbox.LEDGER) == timedelta(minutes=1)
+
+
+def test_a_line_whose_writer_was_killed_is_behind_as_one_that_failed(box: Box) -> None:
+    box.owe(outbox.LEDGER)
+    with pytest.raises(KeyboardInterrupt):
+        box.deliver({outbox.LEDGER: meanwhile(interrupt, takes([]))})
+
+    def is_behind() -> bool:
+        with box.sessions() as session, reading(session):
+            return outbox.is_behind(session, outbox.LEDGER, box.now)
+
+    # It may still be under way.
+    assert not is_behind()
+    box.now += outbox.LONGEST_TRY
+    assert is_behind()
+
+
 def test_what_another_process_is_doing_is_left_alone(box: Box) -> None:
     done: list[uuid.UUID] = []
     box.owe("a")

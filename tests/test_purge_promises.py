@@ -239,6 +239,77 @@ def test_one_account_that_cannot_be_purged_keeps_nobody_waiting(services: Servic
     assert sweep(services).purged == 1
 
 
+def test_one_account_at_which_the_database_fails_keeps_nobody_waiting(services: Services) -> None:
+    """What the driver calls operational may be about a single row: a trigger, an unreadable block."""
+    bad, *good = add_accounts(services, 4, name="due", purge_at=NOW)
+    with services.sessions() as session, writing(session):
+        if services.settings.is_sqlite:
+            session.execute(
+                text(
+                    f"CREATE TRIGGER bad BEFORE DELETE ON accounts WHEN OLD.id = {bad} "
+                    "BEGIN SELECT json('{'); END"
+                )
+            )
+        else:
+            session.execute(
+                text(
+                    "CREATE FUNCTION bad() RETURNS trigger LANGUAGE plpgsql AS "
+                    "$$ BEGIN RAISE EXCEPTION 'bad' USING ERRCODE = '55000'; END $$"
+                )
+            )
+            session.execute(
+                text(
+                    "CREATE TRIGGER bad BEFORE DELETE ON accounts FOR EACH ROW "
+                    f"WHEN (OLD.id = {bad}) EXECUTE FUNCTION bad()"
+                )
+            )
+
+    result = sweep(services)
+
+    assert (result.purged, result.failed) == (len(good), 1)
+    assert ids_left(services) == {bad}
+    with services.sessions() as session, reading(session):
+        (failure,) = session.scalars(select(PurgeFailure))
+        assert (failure.account_id, failure.error) == (bad, "OperationalError")
+
+
+def test_a_pause_stops_a_batch_that_is_purged_one_by_one(
+    services: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bad, *_ = add_accounts(services, 4, name="due", purge_at=NOW)
+    with services.sessions() as session, writing(session):
+        session.execute(
+            text("CREATE TABLE stray (account_id BIGINT NOT NULL REFERENCES accounts (id))")
+        )
+        session.execute(text("INSERT INTO stray VALUES (:id)"), {"id": bad})
+    one_by_one = purge._purge_one_by_one
+
+    def paused_before(*args: Any, **kwargs: Any) -> None:
+        with services.sessions() as session, writing(session):
+            assert purge.pause(session, now=NOW, by=OPERATOR_ACTOR)
+        one_by_one(*args, **kwargs)
+
+    monkeypatch.setattr(purge, "_purge_one_by_one", paused_before)
+
+    with pytest.raises(purge.PurgingPaused):
+        sweep(services)
+
+    assert count(services, Account) == 4
+    assert count(services, PurgeFailure) == 0
+
+
+def test_who_came_back_is_tried_anew_at_the_next_deletion(services: Services) -> None:
+    (ann,) = add_accounts(services, 1, name="ann", purge_at=NOW + timedelta(days=1))
+    with services.sessions() as session, writing(session):
+        session.add(
+            PurgeFailure(account_id=ann, attempts=3, error="x", failed_at=NOW, retry_at=NOW)
+        )
+        lifecycle.reactivate(session, ann, now=NOW, grace=timedelta(days=14), by=OPERATOR_ACTOR)
+        lifecycle.deactivate(session, ann, now=NOW, grace=timedelta(), by=OPERATOR_ACTOR)
+
+    assert sweep(services).purged == 1
+
+
 def test_the_plan_is_what_the_sweep_then_destroys(services: Services) -> None:
     add_accounts(services, 7, name="due", purge_at=NOW, passwords=3)
     add_accounts(services, 4, name="early", purge_at=NOW - timedelta(days=1), avatar=False)

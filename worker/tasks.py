@@ -68,15 +68,21 @@ def doorway(name: str) -> Callable[[Callable[[], bool]], Any]:
 @doorway(SWEEP)
 def sweep() -> bool:
     """Purge what is due for a slice of time; scrub when nothing is left."""
-    result = services().sweep(seconds=_SECONDS)
+    try:
+        result = services().sweep(seconds=_SECONDS)
+    except (LedgerBehind, PurgingPaused):
+        # What was purged before is to be unreadable all the same.
+        services().scrub()
+        raise
     if result.dealt_with:
         counts = (result.purged, result.saved_passwords, result.files, result.failed, result.stuck)
         names = ("purged", "saved_passwords", "files", "failed", "stuck")
         log.info("swept", **dict(zip(names, counts, strict=True)), more=result.more)
-    if not result.more:
-        services().scrub()
     # A cap is a brake: what is above it waits for the next tick.
-    return result.more and not services().settings.purge_max_per_sweep
+    again = result.more and not services().settings.purge_max_per_sweep
+    if not again:
+        services().scrub()
+    return again
 
 
 @doorway(DELIVER)
