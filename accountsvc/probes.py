@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import threading
 import time
-import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as Hanging
@@ -26,7 +25,6 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from . import database, objectstore, status
-from .models import Account
 from .services import Services
 from .status import Status
 
@@ -216,15 +214,7 @@ class Probes:
         return "is behind: run `python -m accountsvc prepare`" if behind else None
 
     def _ask_ledger(self) -> str | None:
-        with self._reading() as session:
-            now = database.database_now(session)
-        known = [uuid.UUID(line["public_id"]) for line in self._services.ledger.newest(now)]
-        with self._reading() as session:
-            for start in range(0, len(known), 500):
-                page = known[start : start + 500]
-                if session.scalar(select(Account.id).where(Account.public_id.in_(page)).limit(1)):
-                    return BACK
-        return None
+        return BACK if self._services.purged_are_back() else None
 
     def _ask_broker(self) -> None:
         url = self._services.settings.celery_broker_url

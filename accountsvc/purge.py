@@ -102,6 +102,10 @@ class LedgerBehind(Exception):
     """The ledger does not take its lines, so no further batch may be purged."""
 
 
+class PurgedAreBack(Exception):
+    """The database is older than its ledger: a restore has brought purged people back."""
+
+
 class PurgingPaused(Exception):
     """An operator has paused purging, so no batch may be begun."""
 
@@ -225,6 +229,11 @@ def count(session: Session, ids: Sequence[int]) -> list[PlannedPurge]:
         for start in range(0, len(ids), 500)
         for planned in _count(session, ids[start : start + 500])
     ]
+
+
+def is_anybody_due(session: Session, now: datetime) -> bool:
+    """Say whether the purge of any account may begin, held or failing ones included."""
+    return bool(session.scalar(select(exists().where(Account.purge_at <= now))))
 
 
 def held(session: Session) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
@@ -54,8 +55,14 @@ class Services:
         by: Actor = SYSTEM_ACTOR,
         progress: purge.Progress | None = None,
     ) -> purge.SweepResult:
-        """Purge what is due, as ``purge.sweep`` promises, with this process's settings and ledger."""
+        """Purge what is due, as ``purge.sweep`` promises, with this process's settings and ledger.
+
+        Without *only*, nothing is purged while :meth:`purged_are_back`: who came back, or was put under
+        a hold, after the backup is due again without it. Raises PurgedAreBack then.
+        """
         settings = self.settings
+        if only is None and self._is_anybody_due() and self.purged_are_back():
+            raise purge.PurgedAreBack
         return purge.sweep(
             self.sessions,
             database.database_now,
@@ -69,6 +76,24 @@ class Services:
             by=by,
             progress=progress,
         )
+
+    def purged_are_back(self) -> bool:
+        """Say whether anybody of the batches that the ledger got last has an account: after a restore.
+
+        Raises StoreUnavailable if the ledger cannot be read.
+        """
+        with self.sessions() as session, database.reading(session):
+            now = database.database_now(session)
+        known = [uuid.UUID(str(line["public_id"])) for line in self.ledger.newest(now)]
+        with self.sessions() as session, database.reading(session):
+            return any(
+                session.scalar(select(Account.id).where(Account.public_id.in_(page)).limit(1))
+                for page in (known[start : start + 500] for start in range(0, len(known), 500))
+            )
+
+    def _is_anybody_due(self) -> bool:
+        with self.sessions() as session, database.reading(session):
+            return purge.is_anybody_due(session, database.database_now(session))
 
     def deliver(
         self, *, seconds: float = 5.0, kinds: Sequence[str] | None = None

@@ -12,7 +12,8 @@ from kombu.exceptions import OperationalError as BrokerUnavailable
 
 from accountsvc.config import load_settings
 from accountsvc.database import is_passing_fault
-from accountsvc.purge import LedgerBehind, PurgingPaused
+from accountsvc.errors import StoreUnavailable
+from accountsvc.purge import LedgerBehind, PurgedAreBack, PurgingPaused
 from accountsvc.services import Services, build_services
 
 from .app import DELIVER, SLICE, SWEEP, expiry
@@ -41,8 +42,14 @@ def doorway(name: str) -> Callable[[Callable[[], bool]], Any]:
                 if function():
                     # Expires like a tick, so that successors do not pile up where ticks start more of them.
                     task.apply_async(expires=expiry(services().settings.sweep_interval))
-            except LedgerBehind:
+            except (LedgerBehind, StoreUnavailable):
                 log.error("the ledger does not take its lines, so nothing is purged", task=name)
+            except PurgedAreBack:
+                log.error(
+                    "a restore has brought purged people back, so nothing is purged: "
+                    "`flask --app wsgi ledger replay` ends that",
+                    task=name,
+                )
             except PurgingPaused:
                 log.warning("purging is paused: `flask --app wsgi sweeps resume` ends it")
             except BrokerUnavailable:
@@ -70,7 +77,7 @@ def sweep() -> bool:
     """Purge what is due for a slice of time; scrub when nothing is left."""
     try:
         result = services().sweep(seconds=_SECONDS)
-    except (LedgerBehind, PurgingPaused):
+    except (LedgerBehind, PurgedAreBack, PurgingPaused, StoreUnavailable):
         # What was purged before is to be unreadable all the same.
         services().scrub()
         raise

@@ -20,6 +20,7 @@ from tests.support.factories import (
     Person,
     deactivate,
     dispose,
+    everything,
     make_app,
     make_due,
     now,
@@ -104,6 +105,24 @@ def test_nobody_is_served_while_purged_people_are_back(
     result = app.test_cli_runner().invoke(args=["ledger", "replay", "--yes"])
     assert result.exit_code == 0, result.output
     assert client.get("/readyz").json == READY
+
+
+def test_nobody_is_purged_by_time_while_purged_people_are_back(
+    app: APIFlask, ann: Person, bob: Person
+) -> None:
+    """Who is due may have come back, or be under a hold, since the backup."""
+    ledgered(app, ann)
+    make_due(app, bob)
+    before = everything(app)
+
+    with pytest.raises(purge.PurgedAreBack):
+        services_of(app).sweep()
+    assert everything(app) == before
+
+    # when: replayed
+    result = app.test_cli_runner().invoke(args=["ledger", "replay", "--yes"])
+    assert result.exit_code == 0, result.output
+    assert services_of(app).sweep().purged_ids == [bob.id]
 
 
 def test_only_what_no_request_can_do_without_counts(new_app: NewApp, tmp_path: Path) -> None:
