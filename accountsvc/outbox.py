@@ -32,6 +32,8 @@ MAIL_PREFIX = "mail."
 # Longer than any handler's own time-outs for a whole claim, so that a lease outlives its work.
 LEASE = timedelta(minutes=5)
 LONGEST_TRY = timedelta(minutes=1)
+# A store with versions is asked about each file, and a claim is to end within a task's time.
+_AT_ONCE = {DELETE_FILE: 100}
 FIRST_RETRY = timedelta(seconds=5)
 LONGEST_RETRY = timedelta(hours=1)
 # While the ledger is behind nobody is purged: once it is mended, that is soon over.
@@ -157,7 +159,8 @@ def deliver(
             if time.monotonic() >= stop_at:
                 result.more = True
                 return result
-            size = 1 if kind.startswith(MAIL_PREFIX) else batch_size
+            mail = kind.startswith(MAIL_PREFIX)
+            size = 1 if mail else min(batch_size, _AT_ONCE.get(kind, batch_size))
             owed = _claim(sessions, clock, kind, size)
             if owed is None:
                 waiting.remove(kind)
