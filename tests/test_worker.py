@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
+import signal
 import socket
 import threading
 from collections.abc import Iterator
@@ -112,6 +114,18 @@ def test_a_due_account_goes_while_a_worker_runs(
         assert {"swept", "delivered"} <= {line["event"] for line in lines}
         assert "annabella" not in running.log
         assert "Traceback" not in running.log
+
+
+def test_a_worker_that_is_killed_at_its_start_leaves_nobody_behind(
+    sqlite_url: str, tmp_path: Path
+) -> None:
+    for _ in range(3):
+        with worker(environment(tmp_path, sqlite_url)) as running:
+            running.wait_for("worker is ready")
+
+            os.kill(running.process.pid, signal.SIGKILL)
+
+            eventually(lambda running=running: running.alive() == [])  # type: ignore[misc]
 
 
 def is_scrubbed(app: APIFlask, person: Person) -> bool:

@@ -23,6 +23,7 @@ from celery.signals import (
     beat_embedded_init,
     setup_logging,
     worker_init,
+    worker_process_init,
     worker_ready,
     worker_shutting_down,
 )
@@ -183,6 +184,15 @@ def _connect_signals(settings: Settings) -> None:
             open, by which whoever started the worker sees its end.
             """
             threading.Thread(target=_end_with, args=(worker,), daemon=True).start()
+
+        @worker_process_init.connect(weak=False)  # type: ignore[untyped-decorator]
+        def end_if_the_worker_is_gone(**_options: object) -> None:
+            """End a process of the pool whose worker was killed before that asked the kernel to be told.
+
+            Celery has asked by now, so whatever happens to the worker from here on ends this too.
+            """
+            if os.getppid() != worker:
+                os._exit(1)
 
     @worker_shutting_down.connect(weak=False)  # type: ignore[untyped-decorator]
     def bound_shutdown(**_options: object) -> None:
