@@ -27,7 +27,7 @@ from zxcvbn_rs_py import zxcvbn
 
 from . import audit, avatars, notices, outbox, rows
 from .audit import Actor
-from .database import Clock, database_now, reading, writing
+from .database import Clock, database_now, reading, text_problem, writing
 from .errors import (
     AccountDeactivated,
     AccountNotFound,
@@ -505,13 +505,6 @@ def user_document(account: Account) -> dict[str, object]:
         "is_staff": account.is_staff,
         "date_joined": f"{account.joined_at:%Y-%m-%dT%H:%M:%SZ}",
     }
-
-
-def text_problem(text: str) -> str | None:
-    """Say what makes *text* unfit for any field: NUL bytes, lone surrogates, control characters."""
-    if any(unicodedata.category(character) in {"Cc", "Cs"} for character in text):
-        return "Remove control characters; send valid Unicode text."
-    return None
 
 
 _TAKEN = {

@@ -28,7 +28,7 @@ from . import accounts as core
 from . import audit, lifecycle, notices, outbox, purge, rows, vault
 from . import status as overview
 from .audit import OPERATOR_ACTOR
-from .database import database_now, is_passing_fault, reading, writing
+from .database import database_now, is_passing_fault, reading, text_problem, writing
 from .errors import (
     AccountError,
     AccountNotFound,
@@ -53,8 +53,6 @@ from .services import Services
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-# Ids of one statement; SQLite takes 32,766 at most.
-PAGE = 500
 # How long a command waits for what another process has locked, or does at the moment.
 PATIENCE = timedelta(seconds=10)
 
@@ -154,11 +152,6 @@ def stamp(moment: datetime | None) -> str | None:
     return None if moment is None else f"{moment:%Y-%m-%dT%H:%M:%SZ}"
 
 
-def pages(ids: Sequence[Any]) -> Iterator[Sequence[Any]]:
-    for start in range(0, len(ids), PAGE):
-        yield ids[start : start + PAGE]
-
-
 def find(names: Sequence[str]) -> list[int]:
     """Return the ids of the named accounts, each once; fail if any is unknown, before anything is done."""
     found: dict[int, None] = {}
@@ -166,7 +159,7 @@ def find(names: Sequence[str]) -> list[int]:
     with read() as session:
         for name in names:
             # What the shell could not decode cannot be asked for either.
-            account = None if core.text_problem(name) else rows.locate(session, name)
+            account = None if text_problem(name) else rows.locate(session, name)
             if account is None:
                 unknown.append(name)
             else:
@@ -424,24 +417,24 @@ def _purge(
     stopped = None
     try:
         with bar as shown, logs_aside():
-            for page in pages(ids):
+            for page in rows.pages(ids):
                 _sweep(page, None if shown is None else shown.update, although_paused)
     except purge.LedgerBehind:
         stopped = "The ledger does not take its lines. Mend it first."
     except purge.PurgingPaused:
         stopped = "Purging was paused meanwhile. `sweeps resume` ends that."
-    receipts = _receipts(planned)
     # What another process had locked is its to purge, or free in a moment.
     give_up_at = time.monotonic() + PATIENCE.total_seconds()
     while stopped is None:
-        waiting = _waiting(planned, receipts, outcome.left)
+        waiting = _waiting(planned, outcome.left)
         if not waiting or time.monotonic() > give_up_at:
             break
         time.sleep(0.2)
         with logs_aside():
-            for page in pages(waiting):
+            for page in rows.pages(waiting):
                 _sweep(page, None, although_paused)
-        receipts = _receipts(planned)
+    # Only now: who is no longer waited for may have been purged a moment ago.
+    receipts = _receipts(planned)
     for one in planned:
         receipt = receipts.get(one.public_id)
         if receipt is not None:
@@ -467,7 +460,7 @@ def _receipts(planned: Sequence[PlannedPurge]) -> dict[uuid.UUID, Receipt]:
     with read() as session:
         found = [
             receipt
-            for page in pages([one.public_id for one in planned])
+            for page in rows.pages([one.public_id for one in planned])
             for receipt in session.scalars(
                 select(Receipt).where(Receipt.public_id.in_(page), ~is_there)
             )
@@ -476,17 +469,13 @@ def _receipts(planned: Sequence[PlannedPurge]) -> dict[uuid.UUID, Receipt]:
     return {receipt.public_id: receipt for receipt in found}
 
 
-def _waiting(
-    planned: Sequence[PlannedPurge],
-    receipts: Mapping[uuid.UUID, Receipt],
-    left: Mapping[int, str],
-) -> list[int]:
+def _waiting(planned: Sequence[PlannedPurge], left: Mapping[int, str]) -> list[int]:
     """Return who is neither purged nor kept by anything that waiting would not change."""
-    rest = [one for one in planned if one.public_id not in receipts and one.account_id not in left]
+    rest = [one for one in planned if one.account_id not in left]
     with read() as session:
         now = database_now(session)
         found: list[int] = []
-        for page in pages([one.account_id for one in rest]):
+        for page in rows.pages([one.account_id for one in rest]):
             found += session.scalars(
                 select(Account.id)
                 .outerjoin(PurgeFailure)
@@ -536,7 +525,7 @@ def _owed(public_ids: Sequence[uuid.UUID]) -> tuple[dict[str, int], int]:
     owed: dict[str, int] = {}
     failed = 0
     of_ours = Effect.kind.in_([outbox.DELETE_FILE, notices.PURGED])
-    conditions = [of_ours & Effect.subject.in_(page) for page in pages(public_ids)]
+    conditions = [of_ours & Effect.subject.in_(page) for page in rows.pages(public_ids)]
     with read() as session:
         for condition in [Effect.kind == outbox.LEDGER, *conditions]:
             for kind, count, tried in session.execute(
@@ -565,7 +554,7 @@ def _scrub(public_ids: Sequence[uuid.UUID]) -> bool:
                     )
                 )
                 or 0
-                for page in pages(public_ids)
+                for page in rows.pages(public_ids)
             )
         if covered == len(public_ids):
             return True
@@ -941,7 +930,7 @@ def rewrap(*, as_json: bool) -> None:
     done = 0
     while True:
         with write() as session:
-            count = vault.rewrap(session, keyring, limit=PAGE)
+            count = vault.rewrap(session, keyring, limit=rows.PAGE)
             if count:
                 now = database_now(session)
                 audit.record(
@@ -1030,7 +1019,7 @@ def replay(*, dry_run: bool, yes: bool, as_json: bool) -> None:
     if not _confirmed(planned, dry_run=dry_run, yes=yes, as_json=as_json):
         return
     refused: dict[int, str] = {}
-    for page in pages(planned):
+    for page in rows.pages(planned):
         with write() as session:
             refused |= _make_due(session, page, force=True)
     _finish(_purge(planned, refused, although_paused=True), as_json=as_json)
@@ -1045,7 +1034,7 @@ def _back(known: Sequence[uuid.UUID]) -> list[PlannedPurge]:
     with read() as session:
         ids = [
             account_id
-            for page in pages(known)
+            for page in rows.pages(known)
             for account_id in session.scalars(select(Account.id).where(Account.public_id.in_(page)))
         ]
         return purge.count(session, ids)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sqlite3
 import sys
+import unicodedata
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -165,6 +166,14 @@ def make_sessions(engine: Engine) -> sessionmaker[Session]:
 def is_text(text: str) -> bool:
     """Say whether *text* can be stored: no NUL bytes (PostgreSQL), no lone surrogates (UTF-8)."""
     return "\0" not in text and not any("\ud800" <= character <= "\udfff" for character in text)
+
+
+def text_problem(text: str, *, allowed: str = "") -> str | None:
+    """Say what makes *text* unfit for a field: NUL bytes, lone surrogates, control characters not *allowed*."""
+    for character in text:
+        if character not in allowed and unicodedata.category(character) in {"Cc", "Cs"}:
+            return "Remove control characters; send valid Unicode text."
+    return None
 
 
 def is_passing_fault(exc: BaseException) -> bool:

@@ -7,7 +7,6 @@ clock. The two windows are half-open: reactivation needs ``now < purge_at``, pur
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 
@@ -16,7 +15,7 @@ from sqlalchemy.orm import Session
 
 from . import audit, notices
 from .audit import Actor
-from .database import is_text
+from .database import text_problem
 from .errors import (
     AccountNotFound,
     GraceOver,
@@ -38,8 +37,6 @@ from .rows import find, find_by_public_id, lock, lock_many
 SETTLING = timedelta(hours=24)
 
 REASON_LENGTH = 1000
-# What would do something to the terminal that shows it; lines and tabs do not.
-_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 def whole_second(moment: datetime) -> datetime:
@@ -249,8 +246,9 @@ def place_hold(session: Session, account_id: int, *, reason: str, now: datetime,
 
 
 def _check_reason(reason: str) -> None:
-    if not is_text(reason) or _CONTROLS.search(reason):
-        raise InvalidInput({"reason": ["Remove control characters; send valid Unicode text."]})
+    # A reason has lines; anything else could do something to the terminal that shows it.
+    if problem := text_problem(reason, allowed="\t\n\r"):
+        raise InvalidInput({"reason": [problem]})
     if len(reason) > REASON_LENGTH:
         raise InvalidInput({"reason": [f"Use at most {REASON_LENGTH} characters."]})
 

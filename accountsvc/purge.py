@@ -55,6 +55,7 @@ from .models import (
     SavedPassword,
     SweepMark,
 )
+from .rows import pages
 
 log = structlog.get_logger(__name__)
 
@@ -98,15 +99,19 @@ class SweepResult:
 Progress = Callable[[int], None]
 
 
-class LedgerBehind(Exception):
+class Refused(Exception):
+    """Nothing may be purged now; what was purged before stays so."""
+
+
+class LedgerBehind(Refused):
     """The ledger does not take its lines, so no further batch may be purged."""
 
 
-class PurgedAreBack(Exception):
+class PurgedAreBack(Refused):
     """The database is older than its ledger: a restore has brought purged people back."""
 
 
-class PurgingPaused(Exception):
+class PurgingPaused(Refused):
     """An operator has paused purging, so no batch may be begun."""
 
 
@@ -224,16 +229,7 @@ def plan(
 
 def count(session: Session, ids: Sequence[int]) -> list[PlannedPurge]:
     """Return what a purge of just these accounts would destroy, whatever their state."""
-    return [
-        planned
-        for start in range(0, len(ids), 500)
-        for planned in _count(session, ids[start : start + 500])
-    ]
-
-
-def is_anybody_due(session: Session, now: datetime) -> bool:
-    """Say whether the purge of any account may begin, held or failing ones included."""
-    return bool(session.scalar(select(exists().where(Account.purge_at <= now))))
+    return [planned for page in pages(ids) for planned in _count(session, page)]
 
 
 def held(session: Session) -> int:
@@ -298,13 +294,10 @@ def scrub(
         return False
     with sessions() as session, writing(session):
         now = clock(session)
-        for start in range(0, len(coverable), 1000):
+        for page in pages(coverable):
             session.execute(
                 update(Receipt)
-                .where(
-                    Receipt.public_id.in_(coverable[start : start + 1000]),
-                    Receipt.scrubbed_at.is_(None),
-                )
+                .where(Receipt.public_id.in_(page), Receipt.scrubbed_at.is_(None))
                 .values(scrubbed_at=now)
                 .execution_options(synchronize_session=False)
             )
@@ -500,7 +493,7 @@ def _purge_one_by_one(
                 locked = _lock_due(session, now, 1, [account_id], waited_for)
                 purged = _decide(session, locked, now)
                 _erase(session, purged, now, by)
-        except PurgingPaused:
+        except Refused:
             raise
         except Exception as exc:
             if is_outage(exc):

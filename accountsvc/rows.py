@@ -7,7 +7,8 @@ locked in id order, so that two transactions never wait for each other.
 from __future__ import annotations
 
 import uuid
-from collections.abc import Collection
+from collections.abc import Collection, Iterator, Sequence
+from typing import TypeVar
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
@@ -15,6 +16,17 @@ from sqlalchemy.orm import Session
 from .database import is_text
 from .errors import AccountNotFound, TokenNotValid
 from .models import MAX_ID, Account, unique_key
+
+T = TypeVar("T")
+
+# Ids of one statement; SQLite takes 32,766 at most.
+PAGE = 500
+
+
+def pages(ids: Sequence[T]) -> Iterator[Sequence[T]]:
+    """Cut *ids* into as many as one statement takes."""
+    for start in range(0, len(ids), PAGE):
+        yield ids[start : start + PAGE]
 
 
 def find(session: Session, account_id: int) -> Account | None:

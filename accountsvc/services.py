@@ -11,16 +11,17 @@ from typing import TypeVar
 from sqlalchemy import Engine, select
 from sqlalchemy.orm import Session, sessionmaker
 
-from . import database, exports, notices, outbox, purge
+from . import audit, database, exports, notices, outbox, purge, rows
 from .accounts import PasswordHasher
 from .audit import SYSTEM_ACTOR, Actor
 from .avatars import AvatarStore, store_from_url
 from .config import Settings, wrong
+from .errors import StoreUnavailable, Throttled
 from .ledger import Ledger, ledger_from_url
 from .mail import Mailer, mailer_from_url, read_sender
 from .models import Account
 from .outbox import DeliveryResult, Outcome, Owed
-from .throttle import EXPORT, Throttle
+from .throttle import AUDIT, EXPORT, Throttle
 from .tokens import Tokens, derive_key
 from .vault import Keyring
 
@@ -58,11 +59,17 @@ class Services:
         """Purge what is due, as ``purge.sweep`` promises, with this process's settings and ledger.
 
         Without *only*, nothing is purged while :meth:`purged_are_back`: who came back, or was put under
-        a hold, after the backup is due again without it. Raises PurgedAreBack then.
+        a hold, after the backup is due again without it. Raises PurgedAreBack then, and LedgerBehind too
+        if the ledger cannot be read.
         """
         settings = self.settings
-        if only is None and self._is_anybody_due() and self.purged_are_back():
-            raise purge.PurgedAreBack
+        if only is None and self._has_work():
+            try:
+                back = self.purged_are_back()
+            except StoreUnavailable as exc:
+                raise purge.LedgerBehind from exc
+            if back:
+                raise purge.PurgedAreBack
         return purge.sweep(
             self.sessions,
             database.database_now,
@@ -88,12 +95,32 @@ class Services:
         with self.sessions() as session, database.reading(session):
             return any(
                 session.scalar(select(Account.id).where(Account.public_id.in_(page)).limit(1))
-                for page in (known[start : start + 500] for start in range(0, len(known), 500))
+                for page in rows.pages(known)
             )
 
-    def _is_anybody_due(self) -> bool:
+    def _has_work(self) -> bool:
+        """Say whether a sweep would find anybody: only then is the ledger read."""
         with self.sessions() as session, database.reading(session):
-            return purge.is_anybody_due(session, database.database_now(session))
+            planned = purge.plan(
+                session,
+                now=database.database_now(session),
+                max_attempts=self.settings.purge_max_attempts,
+                page=1,
+            )
+            return next(planned, None) is not None
+
+    def note_attempt(self, action: str, *, counted_as: str, subject: uuid.UUID, by: Actor) -> None:
+        """Write a refused attempt into the audit trail, only so often an hour: nobody can fill it.
+
+        In a session of its own: the caller's may be reading.
+        """
+        try:
+            self.throttle.spend(AUDIT, account=f"{action} {counted_as}")
+        except Throttled:
+            return
+        with self.sessions() as session, database.writing(session):
+            now = database.database_now(session)
+            audit.record(session, action, subject=subject, by=by, now=now)
 
     def deliver(
         self, *, seconds: float = 5.0, kinds: Sequence[str] | None = None

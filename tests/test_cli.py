@@ -19,7 +19,7 @@ from apiflask import APIFlask
 from click.testing import Result
 from sqlalchemy import select
 
-from accountsvc import cli, lifecycle, vault
+from accountsvc import lifecycle, rows, vault
 from accountsvc.audit import OPERATOR_ACTOR
 from accountsvc.database import database_now, reading, writing
 from accountsvc.models import Receipt
@@ -299,7 +299,7 @@ def test_purge_of_what_is_due_says_when_nothing_is(run: Run, bob: Person) -> Non
 def test_purge_goes_beyond_a_page_of_ids(
     app: APIFlask, run: Run, bob: Person, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cli, "PAGE", 5)
+    monkeypatch.setattr(rows, "PAGE", 5)
     before = belongings(app, bob)
     insert_due(app, 11)
 

@@ -12,8 +12,7 @@ from kombu.exceptions import OperationalError as BrokerUnavailable
 
 from accountsvc.config import load_settings
 from accountsvc.database import is_passing_fault
-from accountsvc.errors import StoreUnavailable
-from accountsvc.purge import LedgerBehind, PurgedAreBack, PurgingPaused
+from accountsvc.purge import LedgerBehind, PurgedAreBack, PurgingPaused, Refused
 from accountsvc.services import Services, build_services
 
 from .app import DELIVER, SLICE, SWEEP, expiry
@@ -42,7 +41,7 @@ def doorway(name: str) -> Callable[[Callable[[], bool]], Any]:
                 if function():
                     # Expires like a tick, so that successors do not pile up where ticks start more of them.
                     task.apply_async(expires=expiry(services().settings.sweep_interval))
-            except (LedgerBehind, StoreUnavailable):
+            except LedgerBehind:
                 log.error("the ledger does not take its lines, so nothing is purged", task=name)
             except PurgedAreBack:
                 log.error(
@@ -77,7 +76,7 @@ def sweep() -> bool:
     """Purge what is due for a slice of time; scrub when nothing is left."""
     try:
         result = services().sweep(seconds=_SECONDS)
-    except (LedgerBehind, PurgedAreBack, PurgingPaused, StoreUnavailable):
+    except Refused:
         # What was purged before is to be unreadable all the same.
         services().scrub()
         raise

@@ -104,10 +104,15 @@ def required(view: View) -> View:
     def authenticated(*args: Any, **kwargs: Any) -> Any:
         return view(*args, caller=caller(), **kwargs)
 
-    spec = authenticated.__dict__.setdefault("_spec", {})
+    return _documented(authenticated)  # type: ignore[return-value]
+
+
+def _documented(view: Callable[..., Any]) -> Callable[..., Any]:
+    """Say in the document that *view* takes a bearer token, and what it answers without one."""
+    spec = view.__dict__.setdefault("_spec", {})
     spec["security"] = "bearerAuth"
     spec["raises"] = (NotAuthenticated, TokenNotValid, *spec.get("raises", ()))
-    return authenticated  # type: ignore[return-value]
+    return view
 
 
 def reach(who: Caller, account_id: int, *, staff: bool) -> Account:
@@ -131,19 +136,13 @@ def reach(who: Caller, account_id: int, *, staff: bool) -> Account:
 
 
 def _note_denied(caller: Account, subject: uuid.UUID) -> None:
-    """Write into the audit trail, so often an hour, that *caller* reached for somebody else's account.
-
-    In a session of its own: the caller's may be reading.
-    """
-    made = services()
-    try:
-        made.throttle.spend(AUDIT, account=f"denied {caller.public_id}")
-    except Throttled:
-        return
-    with made.sessions() as session, writing(session):
-        now = database_now(session)
-        by = Actor(STAFF if caller.is_staff else OWNER, caller.public_id)
-        audit.record(session, "access.denied", subject=subject, by=by, now=now)
+    """Write into the audit trail that *caller* reached for somebody else's account."""
+    services().note_attempt(
+        "access.denied",
+        counted_as=str(caller.public_id),
+        subject=subject,
+        by=Actor(STAFF if caller.is_staff else OWNER, caller.public_id),
+    )
 
 
 def owner_only(view: View) -> View:
@@ -199,10 +198,7 @@ def grace_required(view: View) -> View:
             services().tokens.read(bearer_token(), ACCESS, RECOVERY, MAILED, now=now)
         return view(*args, **kwargs)
 
-    spec = authenticated.__dict__.setdefault("_spec", {})
-    spec["security"] = "bearerAuth"
-    spec["raises"] = (NotAuthenticated, TokenNotValid, *spec.get("raises", ()))
-    return authenticated  # type: ignore[return-value]
+    return _documented(authenticated)  # type: ignore[return-value]
 
 
 def grace_account(

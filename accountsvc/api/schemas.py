@@ -23,6 +23,7 @@ from marshmallow.validate import Length, OneOf, Range, Regexp
 
 from .. import generator
 from ..database import is_text
+from ..lifecycle import REASON_LENGTH
 from ..models import ACTIVE, DEACTIVATED, DUE, MAX_ID, OPERATOR, OWNER, STAFF
 from ..purge import HELD, STUCK, WAITING
 from .bodies import NOT_TEXT
@@ -264,7 +265,7 @@ class Reschedule(Body):
     """Either member, or both."""
 
     purge_at = Moment()
-    reason = Text(validate=_at_most(1000))
+    reason = Text(validate=_at_most(REASON_LENGTH))
 
     @validates_schema
     def something(self, data: dict[str, Any], **_: Any) -> None:
@@ -280,7 +281,9 @@ class PurgeNow(Body):
 
 
 class NewHold(Body):
-    reason = Text(required=True, validate=[Regexp(r"[\s\S]*\S", error=_BLANK), _at_most(1000)])
+    reason = Text(
+        required=True, validate=[Regexp(r"[\s\S]*\S", error=_BLANK), _at_most(REASON_LENGTH)]
+    )
 
 
 class PasswordResetRequest(Body):

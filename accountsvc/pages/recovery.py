@@ -142,25 +142,14 @@ def _confirm(account: Account) -> None:
         with made.sessions() as session:
             accounts.confirm_password(session, made.hasher, account.id, request.form["password"])
     except WrongPassword:
-        _note_failure(account)
-        raise
-    made.throttle.forgive(throttle.PASSWORD, account=account.email_key)
-
-
-def _note_failure(account: Account) -> None:
-    made, action = services(), "confirmation.failed"
-    try:
-        made.throttle.spend(throttle.AUDIT, account=f"{action} {account.email_key}")
-    except Throttled:
-        return
-    with made.sessions() as session, writing(session):
-        audit.record(
-            session,
-            action,
+        services().note_attempt(
+            "confirmation.failed",
+            counted_as=account.email_key,
             subject=account.public_id,
             by=audit.ANYBODY,
-            now=database_now(session),
         )
+        raise
+    made.throttle.forgive(throttle.PASSWORD, account=account.email_key)
 
 
 def _page(who: Visit, status: int = 200, problems: Problems | None = None) -> Response:

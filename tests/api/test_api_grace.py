@@ -858,6 +858,17 @@ def test_staff_move_the_purge_later_and_the_owner_is_told(
     assert client.post(REACTIVATE, json=credentials(ann)).status_code == 200
 
 
+def test_a_reason_may_have_lines_of_any_system(
+    app: APIFlask, client: FlaskClient, ann: Person, sue: Person
+) -> None:
+    reason = "by letter\r\n\tof today\n"
+
+    response = patch(client, ann, sue, "*", {"reason": reason})
+
+    assert response.status_code == 200
+    assert account_of(app, ann).reason == reason
+
+
 def test_a_moved_promise_is_a_whole_second_and_never_earlier_than_was_asked(
     app: APIFlask, client: FlaskClient, ann: Person, sue: Person
 ) -> None:
