@@ -18,6 +18,8 @@ from accountsvc.models import Account
 from accountsvc.outbox import DeliveryResult
 from tests.support.factories import (
     Person,
+    deactivate,
+    deliver_after,
     dispose,
     effects,
     events,
@@ -26,13 +28,12 @@ from tests.support.factories import (
     read_account,
     services_of,
 )
-from tests.support.smtp import Inbox, smtp_server
+from tests.support.smtp import Inbox, smtp_server, text_of
 
 DAY = timedelta(days=1)
 GRACE = 14 * DAY
 SOON = timedelta(minutes=1)
 REMINDERS = (7 * DAY, DAY)
-OPERATOR = Actor("operator", None)
 
 SCHEDULED = "Your account will be deleted on "
 REMINDER = "Reminder: your account will be deleted on "
@@ -55,15 +56,7 @@ class Post:
         self, pause: timedelta = SOON, *, kinds: tuple[str, ...] | None = None
     ) -> DeliveryResult:
         self.ahead += pause
-        services = services_of(self.app)
-        return outbox.deliver(
-            services.sessions,
-            self.clock,
-            services.handlers,
-            kinds=kinds,
-            seconds=60,
-            on_given_up=notices.on_given_up,
-        )
+        return deliver_after(self.app, self.ahead, kinds=kinds)
 
     def new(self) -> list[tuple[str, str]]:
         """Return recipient and subject of what has come since the last call."""
@@ -73,27 +66,15 @@ class Post:
 
     def text(self) -> str:
         """Return the text of the last mail, in one line."""
-        body = self.inbox.messages[-1].get_body(("plain",))
-        assert body is not None
-        return " ".join(str(body.get_content()).split())
+        return " ".join(text_of(self.inbox.messages[-1]).split())
 
     # What is done to accounts
 
     def leave(self, person: Person, *, by: str = "owner") -> Account:
         """Deactivate *person* now, by the moved clock, and return the row."""
-        services = services_of(self.app)
-        with services.sessions() as session, writing(session):
-            account = lifecycle.deactivate(
-                session,
-                person.id,
-                now=self.clock(session),
-                grace=GRACE,
-                reminders=REMINDERS,
-                by=Actor("owner", person.public_id) if by == "owner" else OPERATOR,
-            )
-            session.flush()
-            session.expunge(account)
-        return account
+        return deactivate(
+            self.app, person.id, by=by, grace=GRACE, reminders=REMINDERS, ahead=self.ahead
+        )
 
     def come_back(self, person: Person) -> None:
         with services_of(self.app).sessions() as session, writing(session):
@@ -302,10 +283,7 @@ def test_only_the_previous_address_is_told_that_the_account_was_signed_in_to(
     post.leave(ann)
     post.later()
 
-    texts = {
-        str(one["To"]): " ".join(str(one.get_body(("plain",)).get_content()).split())  # type: ignore[union-attr]
-        for one in post.inbox.messages
-    }
+    texts = {str(one["To"]): " ".join(text_of(one).split()) for one in post.inbox.messages}
     assert "Somebody who was signed in to your account" in texts[ann.email]
     assert "You asked for the deletion" in texts["new@example.org"]
     assert "new@example.org" not in texts[ann.email]

@@ -30,6 +30,7 @@ from tests.support.factories import (
     read_account,
     services_of,
 )
+from tests.support.smtp import text_of
 
 NEW_PASSWORD = "nine purple otters sing"
 ASK, CONFIRM = "/api/password-reset/", "/api/password-reset/confirm/"
@@ -85,11 +86,7 @@ def mails(app: APIFlask) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for path in sorted((services_of(app).settings.instance_path / "mail").glob("*.eml")):
         message = email.message_from_bytes(path.read_bytes(), policy=email.policy.default)
-        body = message.get_body(("plain",))
-        assert body is not None
-        found.setdefault(str(message["To"]), []).append(
-            f"{message['Subject']}\n{body.get_content()}"
-        )
+        found.setdefault(str(message["To"]), []).append(f"{message['Subject']}\n{text_of(message)}")
     return found
 
 

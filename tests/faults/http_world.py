@@ -5,14 +5,16 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from datetime import datetime
 from functools import partial
 from typing import Any
 
 import httpx
-from sqlalchemy import select
+from sqlalchemy import ColumnElement, select, tuple_
 
-from accountsvc.database import reading
-from accountsvc.models import Account
+from accountsvc.database import database_now, reading
+from accountsvc.models import Account, Effect
+from accountsvc.outbox import LEASE
 from tests.faults.injection import Operation
 from tests.faults.world import World
 from tests.support.factories import png
@@ -58,6 +60,32 @@ class HttpWorld(World):
         ids = [one.id for one in self._of("due")]
         with self.services.sessions() as session, reading(session):
             return not session.scalars(select(Account.id).where(Account.id.in_(ids))).all()
+
+    def _nobodys(self) -> ColumnElement[bool]:
+        """Leave out what a living worker is delivering: else recovery would do it a second time beside it."""
+        dead = self._leases()
+        for _ in range(40):
+            if not dead:
+                break
+            time.sleep(0.25)
+            dead &= self._leases()
+        return (
+            (Effect.attempts == 0)
+            | (Effect.deliver_after <= self._soon())
+            | tuple_(Effect.id, Effect.attempts).in_(dead)
+        )
+
+    def _leases(self) -> set[tuple[int, int]]:
+        soon = self._soon()
+        with self.services.sessions() as session, reading(session):
+            query = select(Effect.id, Effect.attempts)
+            leased = (Effect.attempts > 0) & (Effect.deliver_after > soon)
+            return {(row.id, row.attempts) for row in session.execute(query.where(leased))}
+
+    def _soon(self) -> datetime:
+        """Return a time that lies after every pause for a retry here, and before the end of a new lease."""
+        with self.services.sessions() as session, reading(session):
+            return database_now(session) + LEASE / 2
 
 
 def ask(answers: dict[str, int], name: str, work: Callable[[], int]) -> None:

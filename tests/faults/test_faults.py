@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import LONG_FAULTS
 from tests.faults.injection import Kind, points_for
 from tests.faults.suite import Result, again, inject, plan, record, world
 
-LONG = os.environ.get("TEST_FAULTS") == "long"
 # On each engine; the later visits of the points make up what is missing.
-LEAST = 500 if LONG else 100
+LEAST = 500 if LONG_FAULTS else 100
 SEED = int(os.environ.get("TEST_FAULT_SEED", "20261207"))
 
 pytestmark = [
@@ -33,7 +33,7 @@ def test_whatever_fails_every_promise_is_kept(
     result = Result()
     with world(database_url, tmp_path) as here:
         result.points = record(here)
-        faults = plan(result.points, list(Kind), share=1.0 if LONG else 0.1, seed=SEED)
+        faults = plan(result.points, list(Kind), share=1.0 if LONG_FAULTS else 0.1, seed=SEED)
         first, times = list(faults), 0
         while len(faults) < LEAST:
             times += 1

@@ -7,10 +7,9 @@ import shutil
 import threading
 import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from email.message import EmailMessage
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +19,12 @@ from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_play
 from werkzeug.serving import WSGIRequestHandler, make_server
 from werkzeug.wrappers import Request, Response
 
-from accountsvc import notices, outbox
-from accountsvc.database import database_now
+from accountsvc import notices
 from tests.support.factories import (
     PASSWORD,
     Person,
     deactivate,
+    deliver_after,
     dispose,
     effects,
     everything,
@@ -35,7 +34,7 @@ from tests.support.factories import (
     now,
     services_of,
 )
-from tests.support.smtp import Inbox, smtp_server
+from tests.support.smtp import Inbox, smtp_server, text_of
 
 from .conftest import account_of, mailed_token, reset_token
 
@@ -116,7 +115,12 @@ class _Quiet(WSGIRequestHandler):
 
 @contextmanager
 def served(wsgi: Any, host: str = "127.0.0.1") -> Iterator[str]:
-    server = make_server(host, 0, wsgi, threaded=True, request_handler=_Quiet)
+    def whole(environ: Any, start_response: Any) -> list[bytes]:
+        # This server does not close what it was sending to a window that is closed meanwhile.
+        with closing(wsgi(environ, start_response)) as pieces:
+            return [b"".join(pieces)]
+
+    server = make_server(host, 0, whole, threaded=True, request_handler=_Quiet)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     try:
@@ -263,20 +267,6 @@ def test_the_mails_of_a_whole_grace_period_and_the_link_in_the_first(
             assert subjects == ["Your account is active again", "Your account has been deleted"]
             assert {str(one["To"]) for one in inbox.messages} == {ann.email}
         dispose(app)
-
-
-def deliver_after(app: APIFlask, pause: timedelta) -> None:
-    """Deliver what will be due *pause* from now."""
-    made = services_of(app)
-    outbox.deliver(
-        made.sessions, lambda session: database_now(session) + pause, made.handlers, seconds=60
-    )
-
-
-def text_of(message: EmailMessage) -> str:
-    body = message.get_body(("plain",))
-    assert body is not None
-    return str(body.get_content())
 
 
 def test_the_page_of_the_wire_contract_shows_every_operation_and_asks_no_other_site(

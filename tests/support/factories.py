@@ -8,7 +8,7 @@ from __future__ import annotations
 import base64
 import itertools
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from io import BytesIO
@@ -20,11 +20,12 @@ from PIL import Image
 from sqlalchemy import func, insert, select, text
 from sqlalchemy.orm import Session
 
-from accountsvc import accounts, audit, avatars, create_app, lifecycle, vault
+from accountsvc import accounts, audit, avatars, create_app, lifecycle, notices, outbox, vault
 from accountsvc.avatars import new_key
 from accountsvc.config import Settings, load_settings
 from accountsvc.database import database_now, reading, writing
 from accountsvc.models import Account, AuditEvent, Effect, LegalHold, SavedPassword, VaultKey
+from accountsvc.outbox import DeliveryResult
 from accountsvc.rows import find
 from accountsvc.services import Services
 from accountsvc.vault import Entry
@@ -157,22 +158,44 @@ def read_account(app: APIFlask, account_id: int) -> Account | None:
 
 
 def deactivate(
-    app: APIFlask, account_id: int, *, by: str = "owner", grace: timedelta = timedelta(days=14)
+    app: APIFlask,
+    account_id: int,
+    *,
+    by: str = "owner",
+    grace: timedelta = timedelta(days=14),
+    reminders: Sequence[timedelta] = (),
+    ahead: timedelta = timedelta(),
 ) -> Account:
-    """Deactivate without HTTP."""
+    """Deactivate without HTTP, *ahead* of now."""
     with services_of(app).sessions() as session, writing(session):
         found = find(session, account_id)
         assert found is not None
         account = lifecycle.deactivate(
             session,
             account_id,
-            now=database_now(session),
+            now=database_now(session) + ahead,
             grace=grace,
+            reminders=reminders,
             by=audit.Actor(by, found.public_id if by == "owner" else None),
         )
         session.flush()
         session.expunge(account)
     return account
+
+
+def deliver_after(
+    app: APIFlask, pause: timedelta, *, kinds: Sequence[str] | None = None
+) -> DeliveryResult:
+    """Deliver what will be due *pause* from now, as if it was then."""
+    made = services_of(app)
+    return outbox.deliver(
+        made.sessions,
+        lambda session: database_now(session) + pause,
+        made.handlers,
+        kinds=kinds,
+        seconds=60,
+        on_given_up=notices.on_given_up,
+    )
 
 
 def make_due(app: APIFlask, person: Person, *, since: str | None = None) -> None:

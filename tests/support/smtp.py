@@ -89,6 +89,13 @@ class Inbox:
         return AuthResult(success=right, handled=False)
 
 
+def text_of(message: EmailMessage) -> str:
+    """Return the text of a mail, as it is."""
+    body = message.get_body(("plain",))
+    assert body is not None
+    return str(body.get_content())
+
+
 @contextmanager
 def smtp_server(
     inbox: Inbox, *, port: int | None = None, implicit_tls: bool = False, **options: Any
