@@ -580,7 +580,7 @@ def test_two_processes_count_together_in_redis_and_name_nobody_there(
             b"example",
             b"@",
             HERE.encode(),
-            b"2001",
+            b"2001:",
             str(cid.public_id).encode(),
         ):
             assert secret not in key
