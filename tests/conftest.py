@@ -19,9 +19,12 @@ from pathlib import Path
 
 import psycopg
 import pytest
+from apiflask import APIFlask
+from flask.testing import FlaskClient
 from sqlalchemy import Engine, make_url
 
 from accountsvc.database import make_engine, upgrade
+from tests.support.factories import dispose, make_app
 from tests.support.servers import PostgresServer, ValkeyServer
 
 ENGINES = ("sqlite", "postgresql")
@@ -45,6 +48,7 @@ ALL_ENGINES = os.environ.get("TEST_ENGINES") == "all"
 LONG_FAULTS = os.environ.get("TEST_FAULTS") == "long"
 
 NewDatabase = Callable[[], str]
+NewApp = Callable[..., APIFlask]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -200,6 +204,30 @@ def database_url(request: pytest.FixtureRequest) -> str:
     """A migrated database, on each engine."""
     url: str = request.getfixturevalue(f"{request.param}_url")
     return url
+
+
+@pytest.fixture
+def new_app(database_url: str, tmp_path: Path) -> Iterator[NewApp]:
+    """Make applications on one database, each with environment variables of its own."""
+    made: list[APIFlask] = []
+
+    def make(**changes: str) -> APIFlask:
+        made.append(make_app(changes.pop("DATABASE_URL", database_url), tmp_path, **changes))
+        return made[-1]
+
+    yield make
+    for app in made:
+        dispose(app)
+
+
+@pytest.fixture
+def app(new_app: NewApp) -> APIFlask:
+    return new_app()
+
+
+@pytest.fixture
+def client(app: APIFlask) -> FlaskClient:
+    return app.test_client()
 
 
 def _engine(url: str) -> Iterator[Engine]:

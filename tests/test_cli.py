@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -50,13 +50,6 @@ ROOT = Path(__file__).resolve().parent.parent
 STRAY = "CREATE TABLE stray (account_id BIGINT NOT NULL REFERENCES accounts (id))"
 
 Run = Callable[..., Result]
-
-
-@pytest.fixture
-def app(database_url: str, tmp_path: Path) -> Iterator[APIFlask]:
-    app = make_app(database_url, tmp_path)
-    yield app
-    dispose(app)
 
 
 @pytest.fixture

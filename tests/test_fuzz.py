@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import schemathesis
@@ -20,7 +18,7 @@ from schemathesis import Case, GenerationMode
 from schemathesis.config import SchemathesisConfig
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 
-from tests.support.factories import Person, dispose, make_app, make_person, new_name, read_account
+from tests.support.factories import Person, make_person, new_name, read_account
 
 EXAMPLES = int(os.environ.get("TEST_FUZZ_EXAMPLES", "2"))
 # How strong a password is, or whether a name is taken, no schema can say: right data may be refused.
@@ -39,10 +37,8 @@ WITHOUT_INPUT = {
 
 
 @pytest.fixture
-def app(sqlite_url: str, tmp_path: Path) -> Iterator[APIFlask]:
-    app = make_app(sqlite_url, tmp_path)
-    yield app
-    dispose(app)
+def database_url(sqlite_url: str) -> str:
+    return sqlite_url
 
 
 class Somebody:

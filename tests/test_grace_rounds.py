@@ -10,9 +10,8 @@ import random
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import timedelta
-from pathlib import Path
 
 import pytest
 from apiflask import APIFlask
@@ -28,8 +27,6 @@ from tests.support.factories import (
     Person,
     belongings,
     deactivate,
-    dispose,
-    make_app,
     make_person,
     read_account,
     services_of,
@@ -40,10 +37,8 @@ MICROSECOND = timedelta(microseconds=1)
 
 
 @pytest.fixture
-def app(postgresql_url: str, tmp_path: Path) -> Iterator[APIFlask]:
-    app = make_app(postgresql_url, tmp_path)
-    yield app
-    dispose(app)
+def database_url(postgresql_url: str) -> str:
+    return postgresql_url
 
 
 def test_an_account_ends_whole_or_wholly_gone_and_every_yes_was_true(app: APIFlask) -> None:

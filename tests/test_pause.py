@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
-
 import pytest
 from apiflask import APIFlask
 from sqlalchemy import select
@@ -16,22 +13,13 @@ from accountsvc.models import AuditEvent
 from accountsvc.purge import PurgingPaused
 from tests.support.factories import (
     Person,
-    dispose,
     everything,
-    make_app,
     make_due,
     make_person,
     now,
     read_account,
     services_of,
 )
-
-
-@pytest.fixture
-def app(database_url: str, tmp_path: Path) -> Iterator[APIFlask]:
-    app = make_app(database_url, tmp_path)
-    yield app
-    dispose(app)
 
 
 @pytest.fixture

@@ -2,35 +2,12 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Iterator
 
 import pytest
 from apiflask import APIFlask
-from flask.testing import FlaskClient
 
 from tests.support.factories import Person, dispose, make_app, make_person
-
-NewApp = Callable[..., APIFlask]
-
-
-@pytest.fixture
-def new_app(database_url: str, tmp_path: Path) -> Iterator[NewApp]:
-    """Make applications on one database, each with environment variables of its own."""
-    made: list[APIFlask] = []
-
-    def make(**changes: str) -> APIFlask:
-        made.append(make_app(changes.pop("DATABASE_URL", database_url), tmp_path, **changes))
-        return made[-1]
-
-    yield make
-    for app in made:
-        dispose(app)
-
-
-@pytest.fixture
-def app(new_app: NewApp) -> APIFlask:
-    return new_app()
 
 
 @pytest.fixture(scope="module")
@@ -47,11 +24,6 @@ def shared_app(shared_url: str, tmp_path_factory: pytest.TempPathFactory) -> Ite
     app = make_app(shared_url, tmp_path_factory.mktemp("shared"))
     yield app
     dispose(app)
-
-
-@pytest.fixture
-def client(app: APIFlask) -> FlaskClient:
-    return app.test_client()
 
 
 @pytest.fixture

@@ -9,9 +9,17 @@ from apiflask import APIFlask
 from flask.testing import FlaskClient
 from flask_jwt_extended import current_user, get_jwt_identity, jwt_required
 
-from tests.api.conftest import NewApp
-from tests.api.test_api_deletion import MALFORMED, NO_TOKEN, NOT_VALID, make_wrong_tokens
-from tests.support.factories import Person, access_token, deactivate, make_person, read_account
+from tests.api.answers import NO_TOKEN, NOT_VALID
+from tests.api.test_api_deletion import MALFORMED, make_wrong_tokens
+from tests.conftest import NewApp
+from tests.support.factories import (
+    Person,
+    access_token,
+    bearer,
+    deactivate,
+    make_person,
+    read_account,
+)
 
 
 @pytest.fixture
@@ -84,7 +92,7 @@ def test_a_token_that_is_not_fresh_is_the_same_row(
     assert account is not None
     token = access_token(extended, account, fresh=False)
 
-    response = client.get("/api/added/fresh/", headers={"Authorization": f"Bearer {token}"})
+    response = client.get("/api/added/fresh/", headers=bearer(token))
 
     assert response.status_code == 401
     assert (

@@ -23,12 +23,21 @@ from werkzeug.http import http_date
 
 from accountsvc import database, tokens
 from accountsvc.api.bodies import SPARE_LIMIT
-from tests.api.conftest import NewApp
+from tests.api.answers import (
+    CONFIRM,
+    NO_TOKEN,
+    NOT_AUTHORIZED,
+    NOT_FOUND,
+    NOT_VALID,
+    WRONG_PASSWORD,
+)
+from tests.conftest import NewApp
 from tests.support.factories import (
     PASSWORD,
     SECRET_KEY,
     Person,
     access_token,
+    bearer,
     belongings,
     deactivate,
     effects,
@@ -41,15 +50,6 @@ from tests.support.factories import (
     services_of,
 )
 
-NO_TOKEN = b'{"detail": "Authentication credentials were not provided."}'
-NOT_VALID = (
-    b'{"detail": "Given token not valid for any token type. Sign in again.", '
-    b'"code": "token_not_valid"}'
-)
-NOT_FOUND = b'{"detail": "Not found."}'
-NOT_AUTHORIZED = b'{"error": "Not authorized"}'
-CONFIRM = b'{"detail": "Password confirmation required.", "code": "confirmation_required"}'
-WRONG_PASSWORD = b'{"error": "Invalid password", "code": "invalid_password"}'
 LAST_STAFF = (
     b'{"error": "This is the last active staff account. Make another staff account before you '
     b'delete it.", "code": "last_staff"}'
@@ -70,10 +70,6 @@ def bystander(app: APIFlask, bob: Person) -> Iterator[Person]:
 
 def url(account_id: object) -> str:
     return f"/api/profile/{account_id}/delete/"
-
-
-def bearer(token: str) -> dict[str, str]:
-    return {"Authorization": f"Bearer {token}"}
 
 
 def stale(app: APIFlask, person: Person, **changes: object) -> dict[str, str]:

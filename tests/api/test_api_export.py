@@ -29,11 +29,20 @@ from accountsvc.database import database_now, reading, writing
 from accountsvc.exports import ExportBroken
 from accountsvc.models import Account, AuditEvent, SavedPassword
 from accountsvc.vault import Entry
-from tests.api.conftest import NewApp
+from tests.api.answers import (
+    CONFIRM,
+    NO_TOKEN,
+    NOT_AUTHORIZED,
+    NOT_FOUND,
+    NOT_VALID,
+    WRONG_PASSWORD,
+)
+from tests.conftest import NewApp
 from tests.support.factories import (
     PASSWORD,
     Person,
     access_token,
+    bearer,
     belongings,
     deactivate,
     events,
@@ -46,16 +55,6 @@ from tests.support.factories import (
     run_sql,
     services_of,
 )
-
-NO_TOKEN = b'{"detail": "Authentication credentials were not provided."}'
-NOT_VALID = (
-    b'{"detail": "Given token not valid for any token type. Sign in again.", '
-    b'"code": "token_not_valid"}'
-)
-NOT_FOUND = b'{"detail": "Not found."}'
-NOT_AUTHORIZED = b'{"error": "Not authorized"}'
-CONFIRM = b'{"detail": "Password confirmation required.", "code": "confirmation_required"}'
-WRONG_PASSWORD = b'{"error": "Invalid password", "code": "invalid_password"}'
 
 FILES = [
     "README.txt",
@@ -89,10 +88,6 @@ def bystander(app: APIFlask, bob: Person) -> Iterator[Person]:
 
 def url(person: Person | Account) -> str:
     return f"/api/profile/{person.id}/export/"
-
-
-def bearer(token: str) -> dict[str, str]:
-    return {"Authorization": f"Bearer {token}"}
 
 
 def answer(response: TestResponse) -> Answer:

@@ -24,10 +24,20 @@ from accountsvc.database import reading, writing
 from accountsvc.errors import AccountDeactivated, GraceOver
 from accountsvc.models import Account, AuditEvent
 from accountsvc.rows import find
-from tests.api.conftest import NewApp
+from tests.api.answers import (
+    CONFIRM,
+    NO_TOKEN,
+    NOT_AUTHORIZED,
+    NOT_FOUND,
+    NOT_VALID,
+    WRONG_CREDENTIALS,
+    WRONG_PASSWORD,
+)
+from tests.conftest import NewApp
 from tests.support.factories import (
     PASSWORD,
     Person,
+    bearer,
     belongings,
     deactivate,
     effects,
@@ -40,16 +50,6 @@ from tests.support.factories import (
     services_of,
 )
 
-NO_TOKEN = b'{"detail": "Authentication credentials were not provided."}'
-NOT_VALID = (
-    b'{"detail": "Given token not valid for any token type. Sign in again.", '
-    b'"code": "token_not_valid"}'
-)
-NOT_FOUND = b'{"detail": "Not found."}'
-NOT_AUTHORIZED = b'{"error": "Not authorized"}'
-WRONG_CREDENTIALS = b'{"error": "Invalid email or password"}'
-WRONG_PASSWORD = b'{"error": "Invalid password", "code": "invalid_password"}'
-CONFIRM = b'{"detail": "Password confirmation required.", "code": "confirmation_required"}'
 FORBIDDEN = (
     b'{"error": "This account was deactivated by the staff. Contact support to have it back.", '
     b'"code": "reactivation_forbidden"}'
@@ -100,10 +100,6 @@ def bystander(app: APIFlask, bob: Person) -> Iterator[Person]:
 
 def credentials(person: Person, password: str = PASSWORD) -> dict[str, str]:
     return {"email": person.email, "password": password}
-
-
-def bearer(token: str) -> dict[str, str]:
-    return {"Authorization": f"Bearer {token}"}
 
 
 def path(person: Person | Account, what: str) -> str:

@@ -9,7 +9,7 @@ from apiflask import APIFlask
 from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
-from tests.api.conftest import NewApp
+from tests.conftest import NewApp
 from tests.support.factories import Person, make_person, new_name
 
 ORIGIN = "http://localhost:3000"

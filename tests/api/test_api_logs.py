@@ -10,7 +10,7 @@ import pytest
 from apiflask import APIFlask
 from flask.testing import FlaskClient
 
-from tests.api.conftest import NewApp
+from tests.conftest import NewApp
 from tests.support.factories import PASSWORD, Person
 
 

@@ -15,7 +15,7 @@ from accountsvc import probes, purge
 from accountsvc.audit import OPERATOR_ACTOR
 from accountsvc.database import database_now, downgrade, writing
 from accountsvc.probes import BACK, Probe, Probes
-from tests.api.conftest import NewApp
+from tests.conftest import NewApp
 from tests.support.factories import (
     Person,
     deactivate,

@@ -12,11 +12,13 @@ from apiflask import APIFlask
 from flask.testing import FlaskClient
 from PIL import Image
 
-from tests.api.conftest import NewApp
+from tests.api.answers import NO_TOKEN, NOT_AUTHORIZED, NOT_FOUND
+from tests.conftest import NewApp
 from tests.support.factories import (
     PASSWORD,
     Person,
     access_token,
+    bearer,
     belongings,
     deactivate,
     effects,
@@ -28,9 +30,6 @@ from tests.support.factories import (
 )
 
 NEW_PASSWORD = "another horse, another battery"
-NOT_FOUND = b'{"detail": "Not found."}'
-NOT_AUTHORIZED = b'{"error": "Not authorized"}'
-NO_TOKEN = b'{"detail": "Authentication credentials were not provided."}'
 
 
 @pytest.fixture(autouse=True)
@@ -175,7 +174,7 @@ def test_who_may_not_write_is_told_before_the_body_is_read(
 def not_fresh(app: APIFlask, person: Person) -> dict[str, str]:
     account = read_account(app, person.id)
     assert account is not None
-    return {"Authorization": f"Bearer {access_token(app, account, fresh=False)}"}
+    return bearer(access_token(app, account, fresh=False))
 
 
 @pytest.mark.parametrize("mode", ["fresh", "password", "none"])
@@ -392,7 +391,7 @@ def test_a_changed_password_ends_every_other_session(
     assert response.json is not None
     assert list(response.json) == ["access", "refresh", "user"]
     assert client.get("/api/profile/", headers=ann.auth).status_code == 401
-    fresh = {"Authorization": f"Bearer {response.json['access']}"}
+    fresh = bearer(response.json["access"])
     assert client.get("/api/profile/", headers=fresh).status_code == 200
     old = client.post("/api/sign-in/", json={"email": ann.email, "password": PASSWORD})
     new = client.post("/api/sign-in/", json={"email": ann.email, "password": NEW_PASSWORD})

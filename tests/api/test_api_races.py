@@ -17,9 +17,10 @@ from sqlalchemy import func, select
 from werkzeug.test import TestResponse
 
 from accountsvc.models import Effect, SavedPassword
-from tests.api.conftest import NewApp
+from tests.conftest import NewApp
 from tests.support.factories import (
     Person,
+    bearer,
     belongings,
     deactivate,
     effects,
@@ -67,7 +68,7 @@ def at_once(*calls: Call) -> list[TestResponse]:
 
 def deletion(app: APIFlask, account_id: int, token: str) -> Call:
     client = app.test_client()
-    headers = {"Authorization": f"Bearer {token}"}
+    headers = bearer(token)
     return lambda: client.delete(f"/api/profile/{account_id}/delete/", headers=headers)
 
 

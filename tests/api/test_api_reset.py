@@ -15,11 +15,13 @@ from flask.testing import FlaskClient
 from accountsvc.database import writing
 from accountsvc.models import Account
 from accountsvc.rows import find
+from tests.api.answers import NOT_VALID
 from tests.support.factories import (
     ATTEMPTS,
     PASSWORD,
     Person,
     access_token,
+    bearer,
     belongings,
     deactivate,
     effects,
@@ -36,10 +38,6 @@ NEW_PASSWORD = "nine purple otters sing"
 ASK, CONFIRM = "/api/password-reset/", "/api/password-reset/confirm/"
 ON_ITS_WAY = b'{"message": "If this email belongs to an account, a link is on its way to it."}'
 CHANGED = b'{"message": "The password was changed. Sign in with the new one."}'
-NOT_VALID = (
-    b'{"detail": "Given token not valid for any token type. Sign in again.", '
-    b'"code": "token_not_valid"}'
-)
 HOUR = timedelta(hours=1)
 
 
@@ -213,13 +211,11 @@ def test_a_token_sets_the_password_and_ends_every_session(
     status, signed_in = sign_in(client, ann, NEW_PASSWORD)
     assert status == 200
     for access in (ann.token, not_fresh):
-        response = client.get("/api/profile/", headers={"Authorization": f"Bearer {access}"})
+        response = client.get("/api/profile/", headers=bearer(access))
         assert (response.status_code, response.data) == (401, NOT_VALID)
     renewed = client.post("/api/token/refresh/", json={"refresh": refresh})
     assert (renewed.status_code, renewed.data) == (401, NOT_VALID)
-    opened = client.get(
-        "/api/view-all-saved-passwords/", headers={"Authorization": f"Bearer {signed_in['access']}"}
-    )
+    opened = client.get("/api/view-all-saved-passwords/", headers=bearer(signed_in["access"]))
     assert opened.json is not None
     assert [one["password_saved"] for one in opened.json["passwords"]] == [
         "ann 0",
@@ -330,7 +326,7 @@ def test_tokens_of_the_grace_period_from_before_a_reset_are_dead(
     before = everything(app)
 
     for token in (recovery, mailed):
-        headers = {"Authorization": f"Bearer {token}"}
+        headers = bearer(token)
         back = client.post("/api/profile/reactivate/", json={"token": token})
         status = client.get(f"/api/profile/{ann.id}/deletion/", headers=headers)
 
@@ -432,7 +428,7 @@ def test_a_reset_lets_no_fresh_thief_purge_at_once(
 
     response = client.post(
         f"/api/profile/{ann.id}/purge/",
-        headers={"Authorization": f"Bearer {mailed}"},
+        headers=bearer(mailed),
         json={"password": NEW_PASSWORD},
     )
 

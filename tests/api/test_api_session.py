@@ -10,11 +10,13 @@ from apiflask import APIFlask
 from flask.testing import FlaskClient
 
 from accountsvc import tokens
-from tests.api.conftest import NewApp
+from tests.api.answers import NOT_VALID, WRONG_CREDENTIALS
+from tests.conftest import NewApp
 from tests.support.factories import (
     PASSWORD,
     Person,
     access_token,
+    bearer,
     deactivate,
     everything,
     make_account,
@@ -23,11 +25,6 @@ from tests.support.factories import (
     services_of,
 )
 
-INVALID_CREDENTIALS = b'{"error": "Invalid email or password"}'
-NOT_VALID = (
-    b'{"detail": "Given token not valid for any token type. Sign in again.", '
-    b'"code": "token_not_valid"}'
-)
 SIGN_UP = {
     "username": "Ann",
     "email": "Ann@Example.org",
@@ -150,7 +147,7 @@ def test_a_wrong_password_and_an_unknown_e_mail_look_the_same(
     response = client.post("/api/sign-in/", json={"email": email, "password": "wrong"})
 
     assert response.status_code == 401
-    assert response.data == INVALID_CREDENTIALS
+    assert response.data == WRONG_CREDENTIALS
     assert response.headers["Cache-Control"] == "no-store"
 
 
@@ -202,7 +199,7 @@ def test_the_wrong_password_of_a_deactivated_account_tells_nothing(
 
     response = client.post("/api/sign-in/", json={"email": ann.email, "password": "wrong"})
 
-    assert (response.status_code, response.data) == (401, INVALID_CREDENTIALS)
+    assert (response.status_code, response.data) == (401, WRONG_CREDENTIALS)
 
 
 def test_too_many_wrong_passwords_are_throttled_known_or_not(new_app: NewApp, ann: Person) -> None:
@@ -285,6 +282,6 @@ def test_tokens_of_a_sign_in_die_with_the_password_that_was_proved(
     body = {"password": PASSWORD, "new_password": "another horse, another battery"}
     client.post(f"/api/profile/{ann.id}/password/", headers=ann.auth, json=body)
 
-    response = client.get("/api/profile/", headers={"Authorization": f"Bearer {overtaken}"})
+    response = client.get("/api/profile/", headers=bearer(overtaken))
 
     assert (response.status_code, response.data) == (401, NOT_VALID)

@@ -16,11 +16,13 @@ from accountsvc import purge
 from accountsvc.database import writing
 from accountsvc.models import LegalHold, PurgeFailure
 from accountsvc.rows import find
-from tests.api.conftest import NewApp
+from tests.api.answers import NO_TOKEN, NOT_AUTHORIZED, NOT_FOUND, NOT_VALID
+from tests.conftest import NewApp
 from tests.support.factories import (
     PASSWORD,
     Person,
     access_token,
+    bearer,
     belongings,
     deactivate,
     events,
@@ -34,13 +36,6 @@ from tests.support.factories import (
     services_of,
 )
 
-NO_TOKEN = b'{"detail": "Authentication credentials were not provided."}'
-NOT_VALID = (
-    b'{"detail": "Given token not valid for any token type. Sign in again.", '
-    b'"code": "token_not_valid"}'
-)
-NOT_FOUND = b'{"detail": "Not found."}'
-NOT_AUTHORIZED = b'{"error": "Not authorized"}'
 NO_HOLD = b'{"error": "No open hold with this id on this account.", "code": "hold_not_found"}'
 DELETIONS, AUDIT = "/api/admin/deletions/", "/api/admin/audit/"
 HOUR, DAY = timedelta(hours=1), timedelta(days=1)
@@ -49,10 +44,6 @@ HOUR, DAY = timedelta(hours=1), timedelta(days=1)
 def url(account_id: object, hold_id: object = None) -> str:
     holds = f"/api/profile/{account_id}/holds/"
     return holds if hold_id is None else f"{holds}{hold_id}/"
-
-
-def bearer(token: str) -> dict[str, str]:
-    return {"Authorization": f"Bearer {token}"}
 
 
 def place(client: FlaskClient, sue: Person, account_id: int, reason: str = "case 12") -> int:

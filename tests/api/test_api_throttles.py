@@ -21,10 +21,11 @@ from accountsvc import throttle
 from accountsvc.errors import Throttled
 from accountsvc.models import Account
 from accountsvc.throttle import Throttle, client_address
-from tests.api.conftest import NewApp
+from tests.conftest import NewApp
 from tests.support.factories import (
     PASSWORD,
     access_token,
+    bearer,
     deactivate,
     effects,
     events,
@@ -73,10 +74,6 @@ def sign_up(client: FlaskClient, address: str, forwarded_for: str | None = None)
     """Try to sign up with what is no e-mail: it is counted and creates nothing."""
     headers = {} if forwarded_for is None else {"X-Forwarded-For": forwarded_for}
     return client.post("/api/sign-up/", json={"email": "x"}, headers=headers, **from_(address))
-
-
-def bearer(token: str) -> dict[str, str]:
-    return {"Authorization": f"Bearer {token}"}
 
 
 def check_throttled(send: Callable[[dict[str, str]], TestResponse], longest: int) -> None:

@@ -11,9 +11,9 @@ from apiflask import APIFlask
 from flask.testing import FlaskClient
 
 from accountsvc import generator
+from tests.api.answers import NO_TOKEN
 from tests.support.factories import Person, belongings, everything
 
-NO_TOKEN = b'{"detail": "Authentication credentials were not provided."}'
 PASSWORD_NOT_FOUND = b'{"error": "Password not found."}'
 ALL = "/api/view-all-saved-passwords/"
 NASTY = ['"; DROP TABLE accounts;--', "=1+1", "\n\t\r", "🔑 пароль", "\x7f\u202e", " "]

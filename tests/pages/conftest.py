@@ -1,11 +1,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from html import unescape
-from pathlib import Path
 
 import pytest
 from apiflask import APIFlask
@@ -18,39 +16,11 @@ from accountsvc.rows import find
 from tests.support.factories import (
     Person,
     deactivate,
-    dispose,
-    make_app,
     make_person,
     now,
     read_account,
     services_of,
 )
-
-NewApp = Callable[..., APIFlask]
-
-
-@pytest.fixture
-def new_app(database_url: str, tmp_path: Path) -> Iterator[NewApp]:
-    """Make applications on one database, each with environment variables of its own."""
-    made: list[APIFlask] = []
-
-    def make(**changes: str) -> APIFlask:
-        made.append(make_app(changes.pop("DATABASE_URL", database_url), tmp_path, **changes))
-        return made[-1]
-
-    yield make
-    for app in made:
-        dispose(app)
-
-
-@pytest.fixture
-def app(new_app: NewApp) -> APIFlask:
-    return new_app()
-
-
-@pytest.fixture
-def client(app: APIFlask) -> FlaskClient:
-    return app.test_client()
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ import pytest
 from apiflask import APIFlask
 from flask.testing import FlaskClient
 
+from tests.conftest import NewApp
 from tests.support.factories import (
     PASSWORD,
     Person,
@@ -23,7 +24,6 @@ from tests.support.factories import (
 
 from .conftest import (
     Browser,
-    NewApp,
     account_of,
     follow,
     follow_mailed,

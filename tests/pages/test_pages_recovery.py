@@ -17,6 +17,7 @@ from accountsvc import accounts
 from accountsvc.database import writing
 from accountsvc.pages.recovery import time_left
 from accountsvc.rows import find
+from tests.conftest import NewApp
 from tests.support.factories import (
     PASSWORD,
     Person,
@@ -32,7 +33,6 @@ from tests.support.factories import (
 )
 
 from .conftest import (
-    NewApp,
     account_of,
     follow,
     follow_mailed,

@@ -9,6 +9,7 @@ import pytest
 from apiflask import APIFlask
 from werkzeug.http import parse_date
 
+from tests.conftest import NewApp
 from tests.support.factories import (
     PASSWORD,
     Person,
@@ -20,7 +21,7 @@ from tests.support.factories import (
     services_of,
 )
 
-from .conftest import Browser, NewApp, account_of, follow, heading, promise, reset_token, words
+from .conftest import Browser, account_of, follow, heading, promise, reset_token, words
 
 NEW_PASSWORD = "nine purple otters sing"
 PATH = "/reset-password/"

@@ -103,7 +103,7 @@ class Person:
 
     @property
     def auth(self) -> dict[str, str]:
-        return {"Authorization": f"Bearer {self.token}"}
+        return bearer(self.token)
 
 
 def make_person(app: APIFlask, name: str = "ann", *, staff: bool = False) -> Person:
@@ -140,6 +140,11 @@ def make_person(app: APIFlask, name: str = "ann", *, staff: bool = False) -> Per
         avatar=account.avatar_key,
         passwords=saved,
     )
+
+
+def bearer(token: str) -> dict[str, str]:
+    """The header that carries a token."""
+    return {"Authorization": f"Bearer {token}"}
 
 
 def access_token(

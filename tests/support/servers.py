@@ -14,8 +14,11 @@ import subprocess
 import sysconfig
 import tempfile
 import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
+from typing import Any, Self
 
 import psycopg
 import redis
@@ -38,12 +41,86 @@ def _new_folder(prefix: str) -> Path:
     return Path(tempfile.mkdtemp(prefix=prefix, dir=memory if roomy else None))
 
 
-class PostgresServer:
+class _Server(ABC):
+    """A server in a folder of its own, on a free loopback port."""
+
+    ends_at_once_by = signal.SIGKILL
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.folder = _new_folder(f"accountsvc-{name.lower()}-")
+        self.port = free_port()
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Self:
+        try:
+            self.start()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @property
+    def pid(self) -> int:
+        if self._process is None:
+            raise ServerError(f"{self.name} is not running")
+        return self._process.pid
+
+    @property
+    def log(self) -> str:
+        path = self.folder / "log"
+        return path.read_text(errors="replace") if path.exists() else ""
+
+    @abstractmethod
+    def start(self, *options: str) -> None:
+        """Start the server and wait until it answers."""
+
+    def close(self) -> None:
+        """Stop the server and remove its folder."""
+        try:
+            self._end(self.ends_at_once_by)
+        finally:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _run(self, command: list[str], answers: Callable[[], bool], **options: Any) -> None:
+        # Ctrl-C in a terminal is for the tests; they stop the server themselves.
+        with (self.folder / "log").open("ab") as log:
+            self._process = subprocess.Popen(
+                command,
+                stdout=log,
+                stderr=log,
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,
+                **options,
+            )
+        deadline = time.monotonic() + 300
+        while not answers():
+            if self._process.poll() is not None or time.monotonic() > deadline:
+                raise ServerError(self.log[-2000:])
+            time.sleep(0.03)
+
+    def _end(self, how: signal.Signals) -> None:
+        if self._process is None:
+            return
+        self._process.send_signal(how)
+        self._process.wait(timeout=120)
+        self._process = None
+
+
+class PostgresServer(_Server):
     """PostgreSQL on 127.0.0.1, user ``postgres`` without a password.
 
     It refuses to serve as root, so as root it runs as ``nobody``, from a copy of the binaries that
     that user can read: nothing outside the server's own folder is changed.
     """
+
+    # By SIGKILL its processes would outlive it for a moment, and its shared memory for ever.
+    ends_at_once_by = signal.SIGQUIT
 
     def __init__(self, *, fsync: bool = False, max_connections: int = 200) -> None:
         self._options = [
@@ -61,40 +138,14 @@ class PostgresServer:
         if not fsync:
             # What is committed is in the system's memory: it outlives the server's crash, not the machine's.
             self._options += ["fsync=off", "full_page_writes=off"]
-        self.folder = _new_folder("accountsvc-postgres-")
-        self.port = free_port()
+        super().__init__("PostgreSQL")
         self._user = pwd.getpwnam("nobody") if os.geteuid() == 0 else None
-        self._process: subprocess.Popen[bytes] | None = None
         try:
             self._binaries = self._find_binaries()
             self._prepare()
         except BaseException:
             self.close()
             raise
-
-    def __enter__(self) -> PostgresServer:
-        try:
-            self.start()
-        except BaseException:
-            self.close()
-            raise
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
-    ) -> None:
-        self.close()
-
-    @property
-    def pid(self) -> int:
-        if self._process is None:
-            raise ServerError("PostgreSQL is not running")
-        return self._process.pid
-
-    @property
-    def log(self) -> str:
-        path = self.folder / "log"
-        return path.read_text(errors="replace") if path.exists() else ""
 
     def url(self, database: str = "postgres") -> str:
         return f"postgresql://postgres@127.0.0.1:{self.port}/{database}"
@@ -104,44 +155,21 @@ class PostgresServer:
         command = [str(self._binaries / "postgres"), "-D", str(self.folder / "data")]
         for option in (f"port={self.port}", *self._options, *options):
             command += ["-c", option]
-        with (self.folder / "log").open("ab") as log:
-            self._process = subprocess.Popen(
-                command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, **self._as_user()
-            )
-        deadline = time.monotonic() + 300
-        while True:
-            try:
-                psycopg.connect(self.url(), connect_timeout=5).close()
-                return
-            except psycopg.OperationalError as exc:
-                if self._process.poll() is not None or time.monotonic() > deadline:
-                    raise ServerError(self.log[-2000:]) from exc
-                time.sleep(0.05)
+        self._run(command, self._answers, **self._as_user())
 
     def stop(self, how: str = "fast") -> None:
         """Stop: ``smart``, ``fast``, ``immediate`` (as a crash would) or ``kill`` (SIGKILL)."""
-        if self._process is None:
-            return
         signals = {
             "smart": signal.SIGTERM,
             "fast": signal.SIGINT,
-            "immediate": signal.SIGQUIT,
+            "immediate": self.ends_at_once_by,
             "kill": signal.SIGKILL,
         }
-        self._process.send_signal(signals[how])
-        self._process.wait(timeout=120)
-        self._process = None
+        self._end(signals[how])
 
     def restart(self, how: str = "fast", *options: str) -> None:
         self.stop(how)
         self.start(*options)
-
-    def close(self) -> None:
-        """Stop the server and remove its folder."""
-        try:
-            self.stop("immediate")
-        finally:
-            shutil.rmtree(self.folder, ignore_errors=True)
 
     def execute(self, statement: str, database: str = "postgres") -> None:
         with psycopg.connect(self.url(database), autocommit=True) as connection:
@@ -159,17 +187,18 @@ class PostgresServer:
         command = [str(self._binaries / "pg_dump"), self.url(database)]
         return subprocess.run(command, check=True, capture_output=True, timeout=120).stdout
 
-    def _as_user(self) -> dict[str, object]:
+    def _answers(self) -> bool:
+        try:
+            psycopg.connect(self.url(), connect_timeout=5).close()
+        except psycopg.OperationalError:
+            return False
+        return True
+
+    def _as_user(self) -> dict[str, Any]:
         if self._user is None:
-            return {"start_new_session": True}
-        return {
-            "user": self._user.pw_uid,
-            "group": self._user.pw_gid,
-            "extra_groups": [],
-            "cwd": "/",
-            # Ctrl-C in a terminal is for the tests; they stop the server themselves.
-            "start_new_session": True,
-        }
+            return {}
+        uid, gid = self._user.pw_uid, self._user.pw_gid
+        return {"user": uid, "group": gid, "extra_groups": [], "cwd": "/"}
 
     def _find_binaries(self) -> Path:
         packages = Path(sysconfig.get_path("purelib"))
@@ -195,7 +224,7 @@ class PostgresServer:
                     command, check=False, capture_output=True, **self._as_user()
                 ).returncode
                 == 0
-            )  # type: ignore[call-overload, no-any-return]
+            )
         except PermissionError:
             return False
 
@@ -214,7 +243,7 @@ class PostgresServer:
         ]
         done = subprocess.run(
             command, check=False, capture_output=True, timeout=120, **self._as_user()
-        )  # type: ignore[call-overload]
+        )
         if done.returncode:
             raise ServerError(done.stderr.decode()[-2000:])
         # Sockets are not used, and their path would be too long in some folders.
@@ -222,32 +251,11 @@ class PostgresServer:
             conf.write("unix_socket_directories = ''\nlisten_addresses = '127.0.0.1'\n")
 
 
-class ValkeyServer:
+class ValkeyServer(_Server):
     """Valkey (the Redis protocol) on 127.0.0.1, keeping nothing on disk."""
 
     def __init__(self) -> None:
-        self.folder = _new_folder("accountsvc-valkey-")
-        self.port = free_port()
-        self._process: subprocess.Popen[bytes] | None = None
-
-    def __enter__(self) -> ValkeyServer:
-        try:
-            self.start()
-        except BaseException:
-            self.close()
-            raise
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
-    ) -> None:
-        self.close()
-
-    @property
-    def pid(self) -> int:
-        if self._process is None:
-            raise ServerError("Valkey is not running")
-        return self._process.pid
+        super().__init__("Valkey")
 
     @property
     def url(self) -> str:
@@ -265,37 +273,20 @@ class ValkeyServer:
             *("--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"),
             *("--dir", str(self.folder), "--hz", "1", *options),
         ]
-        with (self.folder / "log").open("ab") as log:
-            self._process = subprocess.Popen(
-                command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True
-            )
-        deadline = time.monotonic() + 300
-        while True:
-            try:
-                with self.client() as client:
-                    client.ping()
-                return
-            except redis.RedisError as exc:
-                if self._process.poll() is not None or time.monotonic() > deadline:
-                    log_text = (self.folder / "log").read_text(errors="replace")
-                    raise ServerError(log_text[-2000:]) from exc
-                time.sleep(0.02)
+        self._run(command, self._answers)
 
     def stop(self, how: str = "term") -> None:
         """Stop: ``term``, or ``kill`` (SIGKILL)."""
-        if self._process is None:
-            return
-        self._process.send_signal(signal.SIGKILL if how == "kill" else signal.SIGTERM)
-        self._process.wait(timeout=120)
-        self._process = None
+        self._end(signal.SIGKILL if how == "kill" else signal.SIGTERM)
 
     def flushall(self) -> None:
         with self.client() as client:
             client.flushall()
 
-    def close(self) -> None:
-        """Stop the server and remove its folder."""
+    def _answers(self) -> bool:
         try:
-            self.stop("kill")
-        finally:
-            shutil.rmtree(self.folder, ignore_errors=True)
+            with self.client() as client:
+                client.ping()
+        except redis.RedisError:
+            return False
+        return True
