@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import gc
+import json
 import logging
 import os
 import shutil
@@ -35,6 +36,7 @@ if _METRICS not in os.environ:
     share_metrics()
 
 from accountsvc.config import ConfigError, load_settings  # noqa: E402
+from accountsvc.logs import describe  # noqa: E402
 
 try:
     settings = load_settings()
@@ -94,9 +96,19 @@ def when_ready(server: Any) -> None:
 
 
 def post_worker_init(worker: Any) -> None:
-    """Log no traceback for a client that stood still."""
-    worker.log.error_log.addFilter(_is_a_fault_of_ours)
+    """Keep out of the log who sends, and what, where a request is too broken for the application."""
+    worker.log.error_log.addFilter(_without_the_client)
 
 
-def _is_a_fault_of_ours(record: logging.LogRecord) -> bool:
-    return not (record.exc_info and isinstance(record.exc_info[1], BlockingIOError))
+def _without_the_client(record: logging.LogRecord) -> bool:
+    """Leave in a line no client's word: neither address nor path, header or body."""
+    fault = record.exc_info[1] if record.exc_info else None
+    if isinstance(fault, BlockingIOError):
+        # A client stood still; that is no fault.
+        return False
+    if fault is not None:
+        record.msg, record.args = "A connection failed: %s", (json.dumps(describe(fault)),)
+        record.exc_info = record.exc_text = None
+    elif str(record.msg).startswith("Invalid request from"):
+        record.msg, record.args = "A request could not be read", ()
+    return True

@@ -11,8 +11,9 @@ import re
 import threading
 import unicodedata
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
+from itertools import islice
 
 import structlog
 from argon2 import PasswordHasher as Argon2
@@ -22,7 +23,7 @@ from marshmallow import ValidationError
 from marshmallow.validate import Email
 from sqlalchemy import delete, select, update
 from sqlalchemy.exc import IntegrityError
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, sessionmaker
 from zxcvbn_rs_py import zxcvbn
 
 from . import audit, avatars, notices, outbox, rows
@@ -429,7 +430,8 @@ def replace_avatar(
 
     First "delete this file, not before an hour from now" is committed, then the file is stored, then one
     transaction makes it the avatar and takes that back: a crash anywhere leaves no orphan. The old
-    file is deleted through the outbox. Raises TokenNotValid, StoreUnavailable.
+    file is deleted through the outbox. A store that gives no answer may still carry the upload out, so what it
+    was to store is deleted no sooner than after that hour. Raises TokenNotValid, StoreUnavailable.
     """
     key = avatars.new_key()
     with writing(session):
@@ -443,9 +445,9 @@ def replace_avatar(
             now=now,
             after=now + UPLOAD_TIME,
         )
-        pending_uid = pending.uid
+        pending_uid, subject = pending.uid, account.public_id
+    store.put(key, image)
     try:
-        store.put(key, image)
         with writing(session):
             account = rows.lock_for_write(session, account_id, epoch=epoch, share=False)
             now = clock(session)
@@ -468,9 +470,45 @@ def replace_avatar(
             session.flush()
             session.expunge(account)
     except Exception:
-        _hasten(session, pending_uid, clock)
+        _hasten(session, pending_uid, subject, key, clock)
         raise
     return account
+
+
+def orphaned_avatars(
+    sessions: sessionmaker[Session], store: avatars.AvatarStore, *, now: datetime
+) -> Iterator[tuple[str, datetime, bool]]:
+    """Yield every stored avatar, when it was written, and whether it is an orphan.
+
+    An orphan is shown by no account and owed to no deletion: a restore has forgotten it, or its upload came
+    when nobody waited for it any more. What is younger than an upload may take is none. Raises
+    StoreUnavailable.
+    """
+    files = store.listing()
+    while page := list(islice(files, rows.PAGE)):
+        keys = [key for key, _ in page]
+        with sessions() as session, reading(session):
+            # In this order: an upload that ends in between is found in the second place.
+            owed = Effect.payload["key"].as_string()
+            known = set(
+                session.scalars(
+                    select(owed).where(Effect.kind == outbox.DELETE_FILE, owed.in_(keys))
+                )
+            )
+            known.update(
+                session.scalars(select(Account.avatar_key).where(Account.avatar_key.in_(keys)))
+            )
+        for key, written_at in page:
+            yield key, written_at, key not in known and written_at < now - UPLOAD_TIME
+
+
+def delete_orphaned_avatars(
+    session: Session, keys: Sequence[str], *, now: datetime, by: Actor
+) -> None:
+    """Owe the deletion of files that :func:`orphaned_avatars` found; one that is shown by then stays."""
+    for key in keys:
+        outbox.record(session, outbox.DELETE_FILE, subject=None, payload={"key": key}, now=now)
+    audit.record(session, "avatar.orphans_deleted", subject=None, by=by, now=now, count=len(keys))
 
 
 def list_accounts(
@@ -603,15 +641,24 @@ def _renew_hash(session: Session, account_id: int, *, old: str, new: str) -> Non
         )
 
 
-def _hasten(session: Session, pending_uid: uuid.UUID, clock: Clock) -> None:
+def _hasten(
+    session: Session, pending_uid: uuid.UUID, subject: uuid.UUID, key: str, clock: Clock
+) -> None:
     """Have a file that nobody will know deleted now; if even this fails, it goes an hour later."""
     try:
         with writing(session):
-            session.execute(
+            now = clock(session)
+            hastened = session.execute(
                 update(Effect)
                 .where(Effect.uid == pending_uid, Effect.attempts == 0)
-                .values(deliver_after=clock(session))
+                .values(deliver_after=now)
                 .execution_options(synchronize_session=False)
             )
+            if hastened.rowcount != 1:  # type: ignore[attr-defined]
+                # The worker may have looked for the file before it was there.
+                payload = {"key": key}
+                outbox.record(
+                    session, outbox.DELETE_FILE, subject=subject, payload=payload, now=now
+                )
     except Exception as exc:
         log.warning("an unused file will be deleted later", error=type(exc).__name__)

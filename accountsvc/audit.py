@@ -45,6 +45,7 @@ ACTIONS = frozenset(
         "account.purged",
         "account.exported",
         "avatar.replaced",
+        "avatar.orphans_deleted",
         "deletion.rescheduled",
         "deletion.reason_changed",
         "deletion.purge_requested",

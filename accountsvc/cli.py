@@ -36,6 +36,7 @@ from .errors import (
     LastStaff,
     LegalHold,
     NotDeactivated,
+    StoreUnavailable,
 )
 from .models import (
     ACTIVE,
@@ -67,6 +68,7 @@ accounts = AppGroup(
       flask --app wsgi accounts purge 42 --dry-run
     """,
 )
+files = AppGroup("avatars", help="Look after the avatar files.")
 keys = AppGroup("vault", help="Look after the keys of the saved passwords.")
 sweeps = AppGroup("sweeps", help="Stop all purging, and let it go on.")
 records = AppGroup("ledger", help="Check the ledger, and replay it after a restore from a backup.")
@@ -74,7 +76,7 @@ records = AppGroup("ledger", help="Check the ledger, and replay it after a resto
 
 def init_app(app: Flask) -> None:
     """Register the commands on ``flask``."""
-    for group in (accounts, sweeps, keys, records):
+    for group in (accounts, sweeps, files, keys, records):
         app.cli.add_command(group)
 
 
@@ -99,8 +101,6 @@ def sentences(command: F) -> F:
             fail(" ".join(f"{name}: {' '.join(texts)}" for name, texts in exc.fields.items()))
         except AccountError as exc:
             fail(str(exc))
-        except vault.VaultKeyMissing as exc:
-            fail(f"No key in VAULT_KEYS opens what key {exc} wrapped. Add that key again.")
         except Exception as exc:
             if not isinstance(exc, DBAPIError) and not is_passing_fault(exc):
                 raise
@@ -242,7 +242,7 @@ def purge_command(
     if force and expired:
         raise click.UsageError("--force is for named accounts: those that are due are not active.")
     if not dry_run:
-        _refuse_if_paused()
+        _refuse_if_stopped()
     planned = _plan_named(find(names), force=force) if names else _plan_due()
     if not _confirmed(planned, dry_run=dry_run, yes=yes, as_json=as_json):
         return
@@ -260,11 +260,25 @@ def purge_command(
     _finish(outcome, as_json=as_json)
 
 
-def _refuse_if_paused() -> None:
+def _refuse_if_stopped() -> None:
+    """Fail, before anything is changed or asked, where a purge would be refused."""
     with read() as session:
         since = purge.paused_at(session)
     if since is not None:
         fail(f"{_paused(since)} Nothing was changed.")
+    try:
+        back = services().purged_are_back()
+    except StoreUnavailable:
+        fail(f"{_LEDGER_FAILS} Nothing was changed.")
+    if back:
+        fail(f"{_RESTORED} Nothing was changed.")
+
+
+_LEDGER_FAILS = "The ledger cannot be read or written. Mend it first."
+_RESTORED = (
+    "The database is older than its ledger: purged people are back, and who is due may have come back since. "
+    "Run `ledger replay` first."
+)
 
 
 def _paused(since: datetime) -> str:
@@ -310,8 +324,9 @@ def _make_due(session: Session, planned: Sequence[PlannedPurge], *, force: bool)
     An account that is gone meanwhile is passed over: the worker has purged it.
     """
     refused: dict[int, str] = {}
-    # In id order, as everybody locks.
-    for account_id in sorted(one.account_id for one in planned):
+    ids = sorted(one.account_id for one in planned)
+    lifecycle.lock_for_deactivation(session, ids)
+    for account_id in ids:
         now = database_now(session)
         try:
             account = rows.lock(session, account_id)
@@ -349,11 +364,18 @@ def _confirmed(planned: Sequence[PlannedPurge], *, dry_run: bool, yes: bool, as_
         _print_plan(lines, most=len(lines) if dry_run else 20, err=as_json)
     if dry_run:
         return False
-    if planned and not yes:
-        if not sys.stdin.isatty():
-            raise click.UsageError("There is no terminal to ask at: repeat with --yes.")
-        click.confirm("Destroy this for good?", abort=True, err=True)
+    if planned:
+        _ask("Destroy this for good?", yes=yes)
     return True
+
+
+def _ask(question: str, *, yes: bool) -> None:
+    """Ask at the terminal unless *yes*; end the command at a no."""
+    if yes:
+        return
+    if not sys.stdin.isatty():
+        raise click.UsageError("There is no terminal to ask at: repeat with --yes.")
+    click.confirm(question, abort=True, err=True)
 
 
 def _line(one: PlannedPurge) -> dict[str, Any]:
@@ -406,7 +428,7 @@ def _purge(
     planned: Sequence[PlannedPurge],
     refused: Mapping[int, str] | None = None,
     *,
-    although_paused: bool = False,
+    replaying: bool = False,
 ) -> _Outcome:
     """Purge just these accounts, then do what that owes, at once; what the worker purged counts too."""
     outcome = _Outcome(left=dict(refused or {}))
@@ -418,9 +440,11 @@ def _purge(
     try:
         with bar as shown, logs_aside():
             for page in rows.pages(ids):
-                _sweep(page, None if shown is None else shown.update, although_paused)
+                _sweep(page, None if shown is None else shown.update, replaying)
     except purge.LedgerBehind:
-        stopped = "The ledger does not take its lines. Mend it first."
+        stopped = _LEDGER_FAILS
+    except purge.PurgedAreBack:
+        stopped = _RESTORED
     except purge.PurgingPaused:
         stopped = "Purging was paused meanwhile. `sweeps resume` ends that."
     # What another process had locked is its to purge, or free in a moment.
@@ -432,7 +456,7 @@ def _purge(
         time.sleep(0.2)
         with logs_aside():
             for page in rows.pages(waiting):
-                _sweep(page, None, although_paused)
+                _sweep(page, None, replaying)
     # Only now: who is no longer waited for may have been purged a moment ago.
     receipts = _receipts(planned)
     for one in planned:
@@ -448,10 +472,8 @@ def _purge(
     return outcome
 
 
-def _sweep(ids: Sequence[int], progress: purge.Progress | None, although_paused: bool) -> None:
-    services().sweep(
-        only=ids, by=OPERATOR_ACTOR, progress=progress, although_paused=although_paused
-    )
+def _sweep(ids: Sequence[int], progress: purge.Progress | None, replaying: bool) -> None:
+    services().sweep(only=ids, by=OPERATOR_ACTOR, progress=progress, replaying=replaying)
 
 
 def _receipts(planned: Sequence[PlannedPurge]) -> dict[uuid.UUID, Receipt]:
@@ -610,6 +632,7 @@ def _each(
     results = []
     ids = sorted(find(names))
     with write() as session:
+        lifecycle.lock_for_deactivation(session, ids)
         for account_id in ids:
             now = database_now(session)
             try:
@@ -918,6 +941,85 @@ def _brake(work: Callable[..., bool], done: str, so: str, *, as_json: bool) -> N
         click.echo(done if changed else so)
 
 
+# Avatar files -----------------------------------------------------------------------------------
+
+
+@files.command("orphans")
+@click.option("--delete", is_flag=True, help="Delete them, through the outbox.")
+@click.option("--force", is_flag=True, help="Also if no account shows any file of the store.")
+@yes
+@as_json
+@sentences
+def orphans(*, delete: bool, force: bool, yes: bool, as_json: bool) -> None:
+    """List avatar files that no account shows and that nothing is to delete.
+
+    A restore from a backup forgets files; otherwise there should be none. Files younger than an hour may be
+    uploads under way and are passed over. Safe while everything runs.
+
+    \b
+    flask --app wsgi avatars orphans
+    flask --app wsgi avatars orphans --delete
+
+    \b
+    Exit codes: 0 there is none, or all are deleted; 1 there are some; 2 bad usage.
+    """
+    made = services()
+    with read() as session:
+        now = database_now(session)
+    total = 0
+    found: list[tuple[str, datetime]] = []
+    for key, written_at, orphaned in core.orphaned_avatars(made.sessions, made.avatars, now=now):
+        total += 1
+        if orphaned:
+            found.append((key, written_at))
+    if not as_json:
+        for key, written_at in found:
+            click.echo(f"{key}  {stamp(written_at)}")
+        click.echo(f"{len(found)} of {total} files are nobody's.")
+    left = len(found)
+    if delete and found:
+        if len(found) == total and not force:
+            fail(
+                "No account of this database shows any file of this store: is it the right one? "
+                "Nothing was deleted; --force deletes them all the same."
+            )
+        _ask("Delete these files for good?", yes=yes)
+        left = _delete_files([key for key, _ in found])
+    if as_json:
+        show_json(
+            {
+                "files": total,
+                "orphans": [{"key": key, "written_at": stamp(at)} for key, at in found],
+                "deleted": len(found) - left,
+            }
+        )
+    if delete and left:
+        fail(f"{left} files are still to be deleted; the worker goes on trying.")
+    if left:
+        sys.exit(1)
+
+
+def _delete_files(keys: Sequence[str]) -> int:
+    """Delete files through the outbox, at once; return how many of them are still owed."""
+    for page in rows.pages(keys):
+        with write() as session:
+            core.delete_orphaned_avatars(
+                session, page, now=database_now(session), by=OPERATOR_ACTOR
+            )
+    with logs_aside():
+        while services().deliver(kinds=[outbox.DELETE_FILE], seconds=30).more:
+            pass
+    owed = Effect.payload["key"].as_string()
+    with read() as session:
+        return sum(
+            session.scalar(
+                select(func.count()).where(Effect.kind == outbox.DELETE_FILE, owed.in_(page))
+            )
+            or 0
+            for page in rows.pages(keys)
+        )
+
+
 @keys.command("rewrap")
 @as_json
 @sentences
@@ -1022,7 +1124,7 @@ def replay(*, dry_run: bool, yes: bool, as_json: bool) -> None:
     for page in rows.pages(planned):
         with write() as session:
             refused |= _make_due(session, page, force=True)
-    _finish(_purge(planned, refused, although_paused=True), as_json=as_json)
+    _finish(_purge(planned, refused, replaying=True), as_json=as_json)
 
 
 def _ledger() -> list[uuid.UUID]:

@@ -355,6 +355,8 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
             raise wrong(name, f"{exc}{shown}") from None
     settings = Settings(**values)  # type: ignore[arg-type]
     _check_together(settings)
+    if production:
+        _check_given(environ)
     return settings
 
 
@@ -382,6 +384,18 @@ def _check_together(settings: Settings) -> None:
         raise ConfigError("RATE_LIMITS may not be off in production; for example: RATE_LIMITS=on")
     if settings.password_hash_cost != "normal":
         raise ConfigError("PASSWORD_HASH_COST may not be cheap in production; for example: normal")
+
+
+def _check_given(environ: Mapping[str, str]) -> None:
+    """Refuse defaults in production with which the service would seem to work and tell nobody anything."""
+    for name, why, example in (
+        ("MAIL_URL", "or people are told nothing", "smtp://user:pass@mail:587/?tls=starttls"),
+        ("PUBLIC_URL", "since links in mails begin with it", "https://accounts.example.org"),
+    ):
+        if not environ.get(name):
+            raise ConfigError(
+                f"{name} is not set, which production needs, {why}; for example: {example}"
+            )
 
 
 def _instance(environ: Mapping[str, str]) -> Path:

@@ -29,7 +29,8 @@
     └── Unavailable               a part that the service needs does not answer
         ├── DatabaseUnavailable
         ├── StoreUnavailable
-        └── MailUnavailable
+        ├── MailUnavailable
+        └── VaultKeyMissing       no key in VAULT_KEYS opens what is saved
 
 Ids are kept as attributes, causes are chained. Messages carry no personal data.
 """
@@ -185,3 +186,15 @@ class StoreUnavailable(Unavailable):
 
 class MailUnavailable(Unavailable):
     """The mail server does not answer, or not now; the mail may have been taken all the same."""
+
+
+class VaultKeyMissing(Unavailable):
+    """None of ``VAULT_KEYS`` opens this account's key; nothing was lost.
+
+    This process has not got a new one yet, or an old one was removed before ``flask vault rewrap`` ended.
+    """
+
+    def __init__(self, wrapped_by: str | None = None) -> None:
+        super().__init__(
+            f"No key in VAULT_KEYS opens what key {wrapped_by} wrapped. Add that key again."
+        )

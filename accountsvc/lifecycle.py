@@ -7,7 +7,7 @@ clock. The two windows are half-open: reactivation needs ``now < purge_at``, pur
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import datetime, timedelta
 
 from sqlalchemy import delete, exists, select
@@ -29,9 +29,9 @@ from .errors import (
     RecentChange,
     TokenNotValid,
 )
-from .models import DUE, MAX_ID, OWNER, STAFF, Account, PurgeFailure
+from .models import DUE, OWNER, STAFF, Account, PurgeFailure
 from .models import LegalHold as Hold
-from .rows import find, find_by_public_id, lock, lock_many
+from .rows import find_by_public_id, is_id, lock, lock_many, pages
 
 # How long after a change of e-mail or password an owner cannot purge at once: time to notice a theft.
 SETTLING = timedelta(hours=24)
@@ -44,6 +44,26 @@ def whole_second(moment: datetime) -> datetime:
     if moment.microsecond:
         return moment.replace(microsecond=0) + timedelta(seconds=1)
     return moment
+
+
+def lock_as(session: Session, account_id: int, *, by: Actor, epoch: int | None = None) -> Account:
+    """Lock the account, with the row of the staff member who acts, and see that they still may.
+
+    For who must look at the row, or at the clock, before calling one of the functions below: a moment read
+    before the lock may have passed by the time it is had. *epoch* is that of the token that acts, the owner's
+    or the staff member's; None for an operator.
+
+    Raises AccountNotFound; TokenNotValid if that token has died meanwhile.
+    """
+    return _lock(session, account_id, by, epoch)
+
+
+def lock_for_deactivation(session: Session, account_ids: Collection[int]) -> None:
+    """Lock whatever decides on the deactivation of several accounts, in id order.
+
+    For who deactivates them one by one: each alone would lock out of the others' order.
+    """
+    lock_many(session, {*account_ids, *_who_decide(session, account_ids)})
 
 
 def deactivate(
@@ -68,9 +88,7 @@ def deactivate(
     """
     if reason is not None:
         _check_reason(reason)
-    account = _lock_for_deactivation(session, account_id, by)
-    if epoch is not None:
-        _check_caller(session, account, by, epoch)
+    account = _lock(session, account_id, by, epoch, also=_who_decide(session, [account_id]))
     if not account.is_active:
         return account
     if account.is_staff and not _other_active_staff(session, account):
@@ -97,14 +115,13 @@ def reactivate(
 ) -> Account:
     """Give the account back, with all its data; tokens from before stay dead.
 
-    *epoch* is that of a recovery or mailed token; a token is single-use because this raises the epoch.
+    *epoch* is that of the token that acts: the staff member's, or the owner's recovery or mailed token, which is
+    single-use because this raises the account's epoch.
 
     Raises AccountNotFound, NotDeactivated, GraceOver (``now >= purge_at``), TokenNotValid (another
     epoch), and ReactivationForbidden if the owner asks for what staff or an operator deactivated.
     """
-    account = lock(session, account_id)
-    if epoch is not None and account.epoch != epoch:
-        raise TokenNotValid
+    account = _lock(session, account_id, by, epoch)
     if account.is_active:
         raise NotDeactivated
     if by.kind == OWNER and account.deactivated_by != OWNER:
@@ -192,12 +209,10 @@ def due_now(
     Idempotent: an account that is already due keeps its time. An owner is refused within 24 hours of a
     change of e-mail or password, and is not told of a hold (the sweep respects it all the same).
 
-    Raises AccountNotFound, NotDeactivated, TokenNotValid (another *epoch*), RecentChange to an owner,
-    and LegalHold to staff and operators.
+    Raises AccountNotFound, NotDeactivated, TokenNotValid (as :func:`reactivate` does), RecentChange to an
+    owner, and LegalHold to staff and operators.
     """
-    account = lock(session, account_id)
-    if epoch is not None and account.epoch != epoch:
-        raise TokenNotValid
+    account = _lock(session, account_id, by, epoch)
     if account.is_active:
         raise NotDeactivated
     if by.kind == OWNER:
@@ -221,16 +236,24 @@ def due_now(
     return account
 
 
-def place_hold(session: Session, account_id: int, *, reason: str, now: datetime, by: Actor) -> Hold:
+def place_hold(
+    session: Session,
+    account_id: int,
+    *,
+    reason: str,
+    now: datetime,
+    by: Actor,
+    epoch: int | None = None,
+) -> Hold:
     """Suspend the purge of the account (not the wish) until the hold is released.
 
     The account's row is locked first: a purge that has the lock wins, one that comes later sees the
-    hold. Raises AccountNotFound, InvalidInput.
+    hold. Raises AccountNotFound, InvalidInput, TokenNotValid (another *epoch* of the staff member's).
     """
     _check_reason(reason)
     if not reason.strip():
         raise InvalidInput({"reason": ["This field may not be blank."]})
-    account = lock(session, account_id)
+    account = _lock(session, account_id, by, epoch)
     hold = Hold(
         account_id=account.id,
         reason=reason,
@@ -261,14 +284,16 @@ def release_hold(
     now: datetime,
     delay: timedelta,
     by: Actor,
+    epoch: int | None = None,
 ) -> Hold:
     """Release a hold; it stays on record until the purge.
 
     Releasing the last one sets ``purge_at`` to at least ``now + delay``, so that a mistaken release
-    is not final. Raises AccountNotFound, HoldNotFound (also when it was released before).
+    is not final. Raises AccountNotFound, HoldNotFound (also when it was released before), TokenNotValid (as
+    :func:`place_hold` does).
     """
-    account = lock(session, account_id)
-    hold = session.get(Hold, hold_id, populate_existing=True) if 0 < hold_id <= MAX_ID else None
+    account = _lock(session, account_id, by, epoch)
+    hold = session.get(Hold, hold_id, populate_existing=True) if is_id(hold_id) else None
     if hold is None or hold.account_id != account.id or hold.released_at is not None:
         raise HoldNotFound
     hold.released_at = now
@@ -349,38 +374,35 @@ def _lock_deletion(session: Session, account_id: int) -> Account:
     return account
 
 
-def _lock_for_deactivation(session: Session, account_id: int, by: Actor) -> Account:
-    """Lock all rows that decide, in id order: the target, the acting staff member, all active staff."""
-    target = find(session, account_id)
-    if target is None:
-        raise AccountNotFound
-    ids = {account_id}
-    if by.kind == STAFF and by.public_id is not None:
+def _lock(
+    session: Session, account_id: int, by: Actor, epoch: int | None, also: Collection[int] = ()
+) -> Account:
+    """Lock as :func:`lock_as` does, and the rows *also* with them, all in id order."""
+    actor_id = account_id
+    if epoch is not None and by.kind == STAFF and by.public_id is not None:
         actor = find_by_public_id(session, by.public_id)
         if actor is None:
             raise TokenNotValid
-        ids.add(actor.id)
-    if target.is_staff:
-        ids.update(
-            session.scalars(
-                select(Account.id).where(Account.is_staff, Account.deactivated_at.is_(None))
-            )
-        )
-    locked = lock_many(session, ids)
+        actor_id = actor.id
+    locked = lock_many(session, {account_id, actor_id, *also})
     if account_id not in locked:
         raise AccountNotFound
+    if epoch is not None:
+        actor = locked.get(actor_id)
+        if actor is None or actor.epoch != epoch or (by.kind == STAFF and not actor.is_active):
+            raise TokenNotValid
     return locked[account_id]
 
 
-def _check_caller(session: Session, account: Account, by: Actor, epoch: int) -> None:
-    caller = account
-    if by.public_id is not None and by.public_id != account.public_id:
-        found = find_by_public_id(session, by.public_id)
-        if found is None:
-            raise TokenNotValid
-        caller = found
-    if not caller.is_active or caller.epoch != epoch:
-        raise TokenNotValid
+def _who_decide(session: Session, account_ids: Collection[int]) -> set[int]:
+    """Return who else must be locked for a deactivation: all active staff, if one of them is staff."""
+    staff = select(Account.id).where(Account.is_staff)
+    if not any(
+        session.scalar(staff.where(Account.id.in_(page)).limit(1))
+        for page in pages(list(filter(is_id, account_ids)))
+    ):
+        return set()
+    return set(session.scalars(staff.where(Account.deactivated_at.is_(None))))
 
 
 def _other_active_staff(session: Session, account: Account) -> bool:

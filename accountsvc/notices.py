@@ -68,6 +68,7 @@ NEWS_KEPT = timedelta(days=5)
 # The pauses after a refusal; after one more it is given up. So long, because a server that was set up
 # wrongly refuses everybody, and somebody has to notice that first.
 REFUSED_PAUSES = (timedelta(hours=1), timedelta(days=1))
+_REFUSALS = "refusals"
 
 
 def scheduled(
@@ -284,12 +285,15 @@ class _Delivery:
         except MailUnavailable as exc:
             outcome.failed[one.uid] = type(exc.__cause__ or exc).__name__
         except MailRefused as exc:
-            log.warning("a mail was refused", kind=one.kind, attempts=one.attempts)
-            again = _next_try(one, now)
+            # Not the attempts: most of them may have been an outage, which says nothing about the address.
+            refusals = one.payload.get(_REFUSALS, 0) + 1
+            log.warning("a mail was refused", kind=one.kind, times=refusals)
+            again = _next_try(one, refusals, now)
             if again is None:
                 outcome.given_up[one.uid] = type(exc).__name__
             else:
                 outcome.later[one.uid] = again
+                outcome.payloads[one.uid] = {**one.payload, _REFUSALS: refusals}
 
     def _drop(self, ids: Collection[int]) -> None:
         if ids:
@@ -357,11 +361,11 @@ class _Delivery:
         return letter
 
 
-def _next_try(one: Owed, now: datetime) -> datetime | None:
-    """Say when to try a refused mail again; None: never."""
-    if one.attempts > len(REFUSED_PAUSES):
+def _next_try(one: Owed, refusals: int, now: datetime) -> datetime | None:
+    """Say when to try a mail again that was refused so often; None: never."""
+    if refusals > len(REFUSED_PAUSES):
         return None
-    again = now + REFUSED_PAUSES[one.attempts - 1]
+    again = now + REFUSED_PAUSES[refusals - 1]
     return again if one.expires_at is None or again < one.expires_at else None
 
 

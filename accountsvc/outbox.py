@@ -58,12 +58,14 @@ class Outcome:
     """What a handler says of the effects it was given; those it does not name are done.
 
     ``failed`` are tried again later (the value is an exception's class name, nothing else);
-    ``later`` are not due before the time named there; ``given_up`` are dropped for good.
+    ``later`` are not due before the time named there; ``given_up`` are dropped for good. ``payloads`` are what
+    those that stay are to carry from now on.
     """
 
     failed: dict[uuid.UUID, str] = field(default_factory=dict)
     later: dict[uuid.UUID, datetime] = field(default_factory=dict)
     given_up: dict[uuid.UUID, str] = field(default_factory=dict)
+    payloads: dict[uuid.UUID, dict[str, Any]] = field(default_factory=dict)
 
 
 Handler = Callable[[Sequence[Owed], datetime], Outcome]
@@ -275,6 +277,8 @@ def _settle(
                 continue
             else:
                 continue
+            if one.uid in outcome.payloads:
+                values["payload"] = outcome.payloads[one.uid]
             session.execute(
                 update(Effect)
                 .where(Effect.id == row_id, Effect.attempts == one.attempts)

@@ -29,9 +29,14 @@ def pages(ids: Sequence[T]) -> Iterator[Sequence[T]]:
         yield ids[start : start + PAGE]
 
 
+def is_id(number: int) -> bool:
+    """Say whether a database can hold *number* as an id: asked for another, it fails."""
+    return 0 < number <= MAX_ID
+
+
 def find(session: Session, account_id: int) -> Account | None:
     """Return the account without locking it; None also for an id that no database can hold."""
-    if not 0 < account_id <= MAX_ID:
+    if not is_id(account_id):
         return None
     return session.get(Account, account_id, populate_existing=True)
 
@@ -61,7 +66,7 @@ def lock(session: Session, account_id: int, *, share: bool = False) -> Account:
     Raises AccountNotFound. SQLite has one writer, so there its transaction is the lock.
     """
     account = None
-    if 0 < account_id <= MAX_ID:
+    if is_id(account_id):
         account = session.scalar(
             select(Account)
             .where(Account.id == account_id)
@@ -75,14 +80,18 @@ def lock(session: Session, account_id: int, *, share: bool = False) -> Account:
 
 def lock_many(session: Session, account_ids: Collection[int]) -> dict[int, Account]:
     """Lock several accounts ``FOR UPDATE`` in id order; those that are gone are left out."""
-    found = session.scalars(
-        select(Account)
-        .where(Account.id.in_(account_ids))
-        .order_by(Account.id)
-        .with_for_update()
-        .execution_options(populate_existing=True)
-    )
-    return {account.id: account for account in found}
+    ids = sorted(filter(is_id, set(account_ids)))
+    return {
+        account.id: account
+        for page in pages(ids)
+        for account in session.scalars(
+            select(Account)
+            .where(Account.id.in_(page))
+            .order_by(Account.id)
+            .with_for_update()
+            .execution_options(populate_existing=True)
+        )
+    }
 
 
 def check_writable(account: Account, epoch: int) -> None:

@@ -52,18 +52,18 @@ class Services:
         *,
         seconds: float | None = None,
         only: Sequence[int] | None = None,
-        although_paused: bool = False,
+        replaying: bool = False,
         by: Actor = SYSTEM_ACTOR,
         progress: purge.Progress | None = None,
     ) -> purge.SweepResult:
         """Purge what is due, as ``purge.sweep`` promises, with this process's settings and ledger.
 
-        Without *only*, nothing is purged while :meth:`purged_are_back`: who came back, or was put under
-        a hold, after the backup is due again without it. Raises PurgedAreBack then, and LedgerBehind too
-        if the ledger cannot be read.
+        Nothing is purged while :meth:`purged_are_back`: who came back, or was put under a hold, after the
+        backup is due again without it. Raises PurgedAreBack then, and LedgerBehind too if the ledger cannot
+        be read. *replaying* the ledger is what ends that, so neither this nor a pause stops it.
         """
         settings = self.settings
-        if only is None and self._has_work():
+        if not replaying and (only is not None or self._has_work()):
             try:
                 back = self.purged_are_back()
             except StoreUnavailable as exc:
@@ -79,7 +79,7 @@ class Services:
             write_ledger=self.write_ledger,
             seconds=seconds,
             only=only,
-            although_paused=although_paused,
+            although_paused=replaying,
             by=by,
             progress=progress,
         )

@@ -21,16 +21,12 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from .errors import PasswordNotFound
-from .models import MAX_ID, Account, SavedPassword, VaultKey
-from .rows import lock_for_write
+from .errors import PasswordNotFound, VaultKeyMissing
+from .models import Account, SavedPassword, VaultKey
+from .rows import is_id, lock_for_write
 
 _NONCE = 12
 _PAGE = 500
-
-
-class VaultKeyMissing(Exception):
-    """None of ``VAULT_KEYS`` opens this key: one was removed before ``flask vault rewrap`` ended."""
 
 
 @dataclass(frozen=True)
@@ -212,7 +208,7 @@ def _key(session: Session, keyring: Keyring, account: Account) -> bytes:
 
 def _owned(session: Session, account: Account, entry_id: int) -> SavedPassword:
     row = None
-    if 0 < entry_id <= MAX_ID:
+    if is_id(entry_id):
         row = session.scalar(
             select(SavedPassword)
             .where(SavedPassword.id == entry_id, SavedPassword.account_id == account.id)

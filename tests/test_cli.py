@@ -11,16 +11,18 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 from apiflask import APIFlask
 from click.testing import Result
-from sqlalchemy import select
+from sqlalchemy import select, text
 
-from accountsvc import lifecycle, rows, vault
+from accountsvc import lifecycle, outbox, rows, vault
 from accountsvc.audit import OPERATOR_ACTOR
+from accountsvc.avatars import new_key
 from accountsvc.database import database_now, reading, writing
 from accountsvc.models import Receipt
 from accountsvc.services import Services
@@ -43,7 +45,7 @@ from tests.support.factories import (
     run_sql,
     services_of,
 )
-from tests.support.processes import INHERITED, START
+from tests.support.processes import INHERITED, START, eventually
 from tests.support.servers import free_port
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -382,7 +384,7 @@ def test_purge_stops_when_the_ledger_takes_nothing(app: APIFlask, run: Run, ann:
     result = run("accounts", "purge", str(ann.id), "--yes")
 
     assert result.exit_code == 1
-    assert f"Left: account {ann.id}. The ledger does not take its lines." in result.stderr
+    assert f"Left: account {ann.id}. The ledger cannot be read or written." in result.stderr
     assert read_account(app, ann.id) is not None
 
 
@@ -398,7 +400,7 @@ def test_an_account_that_the_worker_purged_meanwhile_counts_as_purged(
 
     def work() -> None:
         with services.sessions() as session, writing(session):
-            lifecycle.lock(session, ann.id, share=True)
+            rows.lock(session, ann.id, share=True)
             locked.set()
             time.sleep(1)
         services.sweep(only=[ann.id])
@@ -1043,7 +1045,7 @@ def test_the_password_of_create_is_asked_for_at_a_terminal_and_not_shown(
     assert process.wait(60) == 0, said
     assert PASSWORD.encode() not in said
     with services_of(app).sessions() as session, reading(session):
-        made = lifecycle.find(session, 1)
+        made = rows.find(session, 1)
         assert made is not None
         assert made.username == "kim"
     dispose(app)
@@ -1059,3 +1061,111 @@ def test_no_command_leaves_a_receipt_behind_for_somebody_who_was_not_named(
     with services_of(app).sessions() as session, reading(session):
         assert session.scalars(select(Receipt.public_id)).all() == [ann.public_id]
     assert len(belongings(app, bob)["passwords"]) == 3
+
+
+def test_the_rows_that_decide_are_locked_in_id_order(postgresql_url: str, tmp_path: Path) -> None:
+    """As every request locks them; else the two could wait for each other."""
+    app = make_app(postgresql_url, tmp_path)
+    sam, sue = (make_account(app, name, staff=True) for name in ("sam", "sue"))
+    services = services_of(app)
+    results: list[Result] = []
+
+    def purge() -> None:
+        words = ["accounts", "purge", str(sue.id), "--force", "--yes"]
+        results.append(app.test_cli_runner().invoke(args=words))
+
+    thread = threading.Thread(target=purge)
+    with services.sessions() as session, writing(session):
+        rows.lock(session, sam.id)
+        thread.start()
+        blocked = text("SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'")
+        with services.engine.connect() as observer:
+            eventually(lambda: observer.scalar(blocked) == 1)
+        # Would wait for the command, which waits for us.
+        session.execute(
+            text("SELECT 1 FROM accounts WHERE id = :id FOR UPDATE NOWAIT"), {"id": sue.id}
+        )
+    thread.join(timeout=120)
+
+    assert [result.exit_code for result in results] == [0], results[0].output
+    assert read_account(app, sue.id) is None
+    dispose(app)
+
+
+# Avatar files -----------------------------------------------------------------------------------
+
+
+def age_files(app: APIFlask) -> None:
+    """Let every file of the store be two hours old."""
+    then = time.time() - 7200
+    for path in (services_of(app).settings.instance_path / "media").rglob("*.webp"):
+        os.utime(path, (then, then))
+
+
+def test_orphans_are_the_files_that_nobody_shows_and_nothing_deletes(
+    app: APIFlask, run: Run, ann: Person, bob: Person
+) -> None:
+    store = services_of(app).avatars
+    # given: one of a lost timeline, one whose upload may be under way, one that is owed
+    lost, fresh, owed = new_key(), new_key(), new_key()
+    for key in (lost, owed):
+        store.put(key, b"x")
+    age_files(app)
+    store.put(fresh, b"x")
+    with services_of(app).sessions() as session, writing(session):
+        later = database_now(session) + timedelta(hours=1)
+        outbox.record(session, "file.delete", subject=None, now=later, payload={"key": owed})
+    before = everything(app)
+
+    shown = run("avatars", "orphans")
+    asked = run("avatars", "orphans", "--delete")
+
+    assert shown.exit_code == 1
+    assert lost in shown.stdout
+    assert "1 of 5 files are nobody's." in shown.stdout
+    assert (asked.exit_code, everything(app)) == (2, before)
+    assert {key for key, _ in store.listing()} == {lost, fresh, owed, ann.avatar, bob.avatar}
+
+    # when: told to
+    result = run("avatars", "orphans", "--delete", "--yes", "--json")
+    again = run("avatars", "orphans", "--json")
+
+    assert result.exit_code == 0, result.output
+    (orphan,) = document(result)["orphans"]
+    assert (orphan["key"], document(result)["deleted"]) == (lost, 1)
+    assert {key for key, _ in store.listing()} == {fresh, owed, ann.avatar, bob.avatar}
+    (event,) = events(app, "avatar.orphans_deleted")
+    assert (event.subject, event.actor_kind, event.details) == (None, "operator", {"count": 1})
+    assert (again.exit_code, document(again)) == (0, {"files": 4, "orphans": [], "deleted": 0})
+
+
+def test_a_store_of_which_this_database_knows_nothing_is_not_emptied(
+    app: APIFlask, run: Run
+) -> None:
+    store = services_of(app).avatars
+    for key in (new_key(), new_key()):
+        store.put(key, b"x")
+    age_files(app)
+
+    result = run("avatars", "orphans", "--delete", "--yes")
+
+    assert result.exit_code == 1
+    assert "is it the right one?" in result.stderr
+    assert len(list(store.listing())) == 2
+
+    # when: it is
+    forced = run("avatars", "orphans", "--delete", "--force", "--yes")
+    assert forced.exit_code == 0, forced.output
+    assert list(store.listing()) == []
+
+
+def test_a_store_that_fails_is_a_sentence(app: APIFlask, run: Run) -> None:
+    folder = services_of(app).settings.instance_path
+    folder.mkdir(exist_ok=True)
+    (folder / "media").touch()
+
+    result = run("avatars", "orphans")
+
+    assert result.exit_code == 1
+    assert result.stderr.startswith("Error: ")
+    assert "Traceback" not in result.output

@@ -348,6 +348,26 @@ def test_a_refused_address_is_given_up_after_three_tries_with_an_event_that_name
     assert not account.is_active
 
 
+def test_an_outage_is_no_refusal_of_the_address(post: Post, ann: Person) -> None:
+    post.leave(ann)
+    post.inbox.answers["MAIL"] = "451 later"
+    for _ in range(5):
+        post.later(timedelta(hours=1), kinds=(notices.SCHEDULED,))
+    del post.inbox.answers["MAIL"]
+    post.inbox.answers["RCPT"] = "550 no such user"
+    before = len(post.inbox.tried)
+    post.later(timedelta(hours=1), kinds=(notices.SCHEDULED,))
+
+    # when: whoever had set the server up wrongly has noticed
+    del post.inbox.answers["RCPT"]
+    assert len(post.inbox.tried) == before + 1
+    post.later(timedelta(hours=1), kinds=(notices.SCHEDULED,))
+
+    assert "/recover/" in post.text()
+    assert effects(post.app, notices.SCHEDULED) == []
+    assert events(post.app, "mail.given_up") == []
+
+
 def test_a_mail_that_is_lost_after_data_comes_again_as_the_same_one(
     post: Post, ann: Person
 ) -> None:

@@ -129,6 +129,7 @@ TABLE: Mapping[type[AccountError], Row] = {
     tree.DatabaseUnavailable: Row(503, "unavailable", unavailable, _retry),
     tree.StoreUnavailable: Row(503, "unavailable", unavailable, _retry),
     tree.MailUnavailable: Row(503, "unavailable", unavailable, _retry),
+    tree.VaultKeyMissing: Row(503, "unavailable", unavailable, _retry),
 }
 
 # What the framework raises, as a code and a sentence that says what to do.

@@ -9,7 +9,7 @@ from apiflask import APIBlueprint
 from flask import Response, current_app, request
 from sqlalchemy.orm import Session
 
-from .. import accounts, lifecycle, rows
+from .. import accounts, lifecycle
 from ..audit import Actor
 from ..database import database_now, reading
 from ..errors import (
@@ -90,14 +90,17 @@ def come_back(json_data: dict[str, str]) -> dict[str, Any]:
 
 
 def _reactivate(account_id: int, public_id: Any, epoch: int) -> Account:
+    by = Actor(OWNER, public_id)
+
     def reactivate(session: Session) -> Account:
         try:
+            lifecycle.lock_as(session, account_id, by=by, epoch=epoch)
             account = lifecycle.reactivate(
                 session,
                 account_id,
                 now=database_now(session),
                 grace=services().settings.grace_period,
-                by=Actor(OWNER, public_id),
+                by=by,
                 epoch=epoch,
             )
         except AccountNotFound:
@@ -120,14 +123,18 @@ def give_back(user_id: int, *, caller: Caller) -> dict[str, Any]:
     Whoever deactivated it. The owner signs in with the password as before.
     """
 
+    by = caller.actor_as_staff()
+
     def reactivate(session: Session) -> dict[str, Any]:
+        lifecycle.lock_as(session, user_id, by=by, epoch=caller.epoch)
         now = database_now(session)
         account = lifecycle.reactivate(
             session,
             user_id,
             now=now,
             grace=services().settings.grace_period,
-            by=caller.actor_as_staff(),
+            by=by,
+            epoch=caller.epoch,
         )
         return document(session, account, now=now, by=STAFF)
 
@@ -180,7 +187,7 @@ def change(user_id: int, *, caller: Caller, json_data: dict[str, Any]) -> Respon
     by = caller.actor_as_staff()
 
     def patch(session: Session) -> dict[str, Any]:
-        account = rows.lock(session, user_id)
+        account = lifecycle.lock_as(session, user_id, by=by, epoch=caller.epoch)
         now = database_now(session)
         if account.is_active:
             raise AccountNotFound
@@ -231,18 +238,18 @@ def purge_now(user_id: int, *, json_data: dict[str, str]) -> Response:
         if kind == STAFF and account.is_active:
             raise NotDeactivated
         session.expunge(account)
-    epoch = None
     if kind == OWNER:
         if "password" not in json_data:
             raise ConfirmationRequired
         auth.check_password(account, json_data["password"])
         by, epoch = Actor(OWNER, account.public_id), account.epoch
     else:
-        by = auth.caller().actor_as_staff()
+        by, epoch = auth.caller().actor_as_staff(), auth.caller().epoch
         if json_data.get("confirm") != account.username:
             raise InvalidInput({"confirm": ["Repeat the username of the account."]})
 
     def waive(session: Session) -> dict[str, Any]:
+        lifecycle.lock_as(session, user_id, by=by, epoch=epoch)
         now = database_now(session)
         due = lifecycle.due_now(session, user_id, now=now, by=by, epoch=epoch)
         return document(session, due, now=now, by=kind)

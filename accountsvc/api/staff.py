@@ -48,6 +48,7 @@ def place(
             reason=json_data["reason"],
             now=database_now(session),
             by=caller.actor_as_staff(),
+            epoch=caller.epoch,
         )
         return hold_document(placed)
 
@@ -86,6 +87,7 @@ def release(user_id: int, hold_id: int, *, caller: Caller) -> Response:
             now=database_now(session),
             delay=services().settings.hold_release_delay,
             by=caller.actor_as_staff(),
+            epoch=caller.epoch,
         )
 
     committed(let_go)

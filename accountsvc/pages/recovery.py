@@ -79,14 +79,16 @@ def _visit() -> Visit:
 def _keep(who: Visit) -> Response:
     made = services()
     made.throttle.spend(throttle.TOKEN, address=client())
+    by, epoch = Actor(OWNER, who.account.public_id), who.claims.epoch
     with made.sessions() as session, writing(session):
+        lifecycle.lock_as(session, who.account.id, by=by, epoch=epoch)
         lifecycle.reactivate(
             session,
             who.account.id,
             now=database_now(session),
             grace=made.settings.grace_period,
-            by=Actor(OWNER, who.account.public_id),
-            epoch=who.claims.epoch,
+            by=by,
+            epoch=epoch,
         )
     return say(messages.KEPT)
 
@@ -109,14 +111,10 @@ def _delete(who: Visit) -> Response:
     if problems:
         return _page(who, 400, problems)
     _confirm(who.account)
+    by, epoch = Actor(OWNER, who.account.public_id), who.claims.epoch
     with services().sessions() as session, writing(session):
-        lifecycle.due_now(
-            session,
-            who.account.id,
-            now=database_now(session),
-            by=Actor(OWNER, who.account.public_id),
-            epoch=who.claims.epoch,
-        )
+        lifecycle.lock_as(session, who.account.id, by=by, epoch=epoch)
+        lifecycle.due_now(session, who.account.id, now=database_now(session), by=by, epoch=epoch)
     return say(messages.DUE_NOW)
 
 

@@ -89,7 +89,12 @@ EXPECTED: dict[type[tree.AccountError], tuple[int, str, dict[str, str]]] = {
         {"Retry-After": "7"},
     ),
     **dict.fromkeys(
-        (tree.DatabaseUnavailable, tree.StoreUnavailable, tree.MailUnavailable),
+        (
+            tree.DatabaseUnavailable,
+            tree.StoreUnavailable,
+            tree.MailUnavailable,
+            tree.VaultKeyMissing,
+        ),
         (
             503,
             '{"error": "The service cannot do this at the moment. Try again in a few seconds.", '

@@ -32,6 +32,13 @@ def app(shared_app: APIFlask) -> APIFlask:
     return shared_app
 
 
+UNREADABLE = [
+    b"GET /healthz HTTP/1.1\r\nHost: x\r\nAuthorization Bearer s3cret\r\n\r\n",
+    b"GET /recover/eyJ s3cret HTTP/1.1\r\nHost: x\r\n\r\n",
+    b"s3cret\r\n\r\n",
+]
+
+
 @pytest.fixture(scope="module")
 def server(
     shared_app: APIFlask, tmp_path_factory: pytest.TempPathFactory
@@ -49,6 +56,11 @@ def server(
             eventually(lambda: is_ready(client))
         yield "127.0.0.1", int(env["PORT"])
         assert "Traceback" not in running.log
+        assert "A connection failed" not in running.log
+        # Who sent what nobody could read, and what it was.
+        assert running.log.count("A request could not be read") >= len(UNREADABLE)
+        for secret in ("127.0.0.1:", "ip=127", "s3cret"):
+            assert secret not in running.log.replace(f"127.0.0.1:{env['PORT']}", "")
 
 
 @pytest.fixture
@@ -217,6 +229,16 @@ def test_a_client_whose_token_has_expired_reads_its_401_after_an_upload(
         status, _, _ = wire.answer()
 
     assert status == 401
+
+
+@pytest.mark.parametrize("sent", UNREADABLE)
+def test_what_is_no_request_is_400(server: tuple[str, int], sent: bytes) -> None:
+    """What the log says of it, which is little, is looked at when the server has ended."""
+    with Wire(server) as wire:
+        wire.send(sent)
+        status, _, _ = wire.answer()
+
+    assert status == 400
 
 
 def test_no_header_comes_twice(server: tuple[str, int], ann: Person) -> None:

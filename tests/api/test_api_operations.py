@@ -117,6 +117,10 @@ def test_nobody_is_purged_by_time_while_purged_people_are_back(
 
     with pytest.raises(purge.PurgedAreBack):
         services_of(app).sweep()
+    for words in (["--expired"], [str(bob.id)]):
+        refused = app.test_cli_runner().invoke(args=["accounts", "purge", *words, "--yes"])
+        assert refused.exit_code == 1
+        assert "Run `ledger replay` first. Nothing was changed." in refused.stderr
     assert everything(app) == before
 
     # when: replayed

@@ -16,6 +16,8 @@ from apiflask import APIFlask
 from sqlalchemy import func, select
 from werkzeug.test import TestResponse
 
+from accountsvc import rows
+from accountsvc.database import database_now, writing
 from accountsvc.models import Effect, SavedPassword
 from tests.conftest import NewApp
 from tests.support.factories import (
@@ -195,3 +197,30 @@ def test_a_grace_period_of_zero_promises_no_earlier_than_now(
     assert account.purge_at is not None
     assert account.deactivated_at is not None
     assert timedelta(0) <= account.purge_at - account.deactivated_at < timedelta(seconds=1)
+
+
+def test_who_waits_for_the_row_until_the_grace_period_is_over_comes_too_late(
+    app: APIFlask, ann: Person
+) -> None:
+    """The clock that counts is that under the lock."""
+    made = services_of(app)
+    account = deactivate(app, ann.id, grace=timedelta(seconds=1))
+    assert account.purge_at is not None
+    token = made.tokens.recovery(account, now=now(app))
+    answers: list[TestResponse] = []
+
+    def come_back() -> None:
+        answers.append(app.test_client().post("/api/profile/reactivate/", json={"token": token}))
+
+    thread = threading.Thread(target=come_back)
+    with made.sessions() as session, writing(session):
+        rows.lock(session, ann.id)
+        thread.start()
+        while database_now(session) <= account.purge_at:
+            time.sleep(0.05)
+    thread.join(timeout=120)
+
+    assert [answer.status_code for answer in answers] == [409]
+    assert answers[0].json is not None
+    assert answers[0].json["code"] == "grace_over"
+    assert made.sweep().purged_ids == [ann.id]

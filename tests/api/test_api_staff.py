@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta
+from importlib import import_module
 from typing import Any
 from urllib.parse import parse_qs, quote, urlsplit
 
 import pytest
 from apiflask import APIFlask
 from flask.testing import FlaskClient
+from sqlalchemy.orm import Session
 from werkzeug.test import TestResponse
 
 from accountsvc import purge
+from accountsvc.api.doorway import committed
 from accountsvc.database import writing
 from accountsvc.models import LegalHold, PurgeFailure
 from accountsvc.rows import find
@@ -920,3 +923,51 @@ def test_the_staff_neither_open_a_vault_nor_write_a_profile(
     denied = events(app, "access.denied")
     assert {(one.subject, one.actor) for one in denied} == {(ann.public_id, sue.public_id)}
     assert len(denied) == len(theirs)
+
+
+# Somebody who is staff no longer -----------------------------------------------------------------
+
+Asked = Callable[[FlaskClient, Mapping[str, str], int, int], TestResponse]
+ASKED: dict[str, Asked] = {
+    "place": lambda client, auth, who, hold: client.post(
+        url(who), headers=auth, json={"reason": "case 13"}
+    ),
+    "release": lambda client, auth, who, hold: client.delete(url(who, hold), headers=auth),
+    "give back": lambda client, auth, who, hold: client.post(
+        f"/api/profile/{who}/reactivate/", headers=auth
+    ),
+    "give a reason": lambda client, auth, who, hold: client.patch(
+        f"/api/profile/{who}/deletion/", headers=auth | {"If-Match": "*"}, json={"reason": "new"}
+    ),
+    "purge": lambda client, auth, who, hold: client.post(
+        f"/api/profile/{who}/purge/", headers=auth, json={"confirm": "eve"}
+    ),
+}
+
+
+@pytest.mark.parametrize("what", ASKED)
+def test_a_token_that_dies_before_the_lock_is_had_does_nothing(
+    app: APIFlask, client: FlaskClient, sue: Person, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    """Whoever takes a staff member's access away must not wait for what they have sent already."""
+    eve = make_person(app, "eve")
+    hold = place(client, sue, eve.id)
+    if what == "purge":
+        client.delete(url(eve.id, hold), headers=sue.auth)
+    deactivate(app, eve.id)
+    before = staff_document(client, sue, eve.id), len(everything(app)["audit_events"])
+
+    def late(work: Callable[[Session], Any]) -> Any:
+        run_sql(app, "UPDATE accounts SET epoch = epoch + 1 WHERE id = :id", id=sue.id)
+        return committed(work)
+
+    for name in ("staff", "grace"):
+        monkeypatch.setattr(import_module(f"accountsvc.api.{name}"), "committed", late)
+    response = ASKED[what](client, sue.auth, eve.id, hold)
+
+    assert (response.status_code, response.data) == (401, NOT_VALID)
+    account = read_account(app, sue.id)
+    assert account is not None
+    auth = bearer(access_token(app, account))
+    after = client.get(f"/api/profile/{eve.id}/deletion/", headers=auth).json
+    assert (after, len(everything(app)["audit_events"])) == before

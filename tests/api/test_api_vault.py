@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import string
+from base64 import urlsafe_b64encode
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,7 +14,8 @@ from flask.testing import FlaskClient
 
 from accountsvc import generator
 from tests.api.answers import NO_TOKEN
-from tests.support.factories import Person, belongings, everything
+from tests.conftest import NewApp
+from tests.support.factories import Person, belongings, everything, make_person
 
 PASSWORD_NOT_FOUND = b'{"error": "Password not found."}'
 ALL = "/api/view-all-saved-passwords/"
@@ -254,3 +257,23 @@ def test_a_bad_wish_is_a_bad_field(client: FlaskClient, query: str, field: str) 
     assert response.status_code == 400
     assert response.json is not None
     assert list(response.json) == [field]
+
+
+def test_a_process_that_has_not_got_the_new_key_yet_asks_to_wait(new_app: NewApp) -> None:
+    """While a rotation is rolled out the wrong way round: nothing is lost, and nothing is a fault."""
+    old, new = (urlsafe_b64encode(os.urandom(32)).decode() for _ in range(2))
+    behind, ahead = new_app(VAULT_KEYS=old), new_app(VAULT_KEYS=f"{new},{old}")
+    zoe = make_person(ahead, "zoe")
+
+    shown = behind.test_client().get(ALL, headers=zoe.auth)
+    saved = behind.test_client().post(
+        "/api/save-passwords/", headers=zoe.auth, json={"password_saved": "x"}
+    )
+
+    for response in (shown, saved):
+        assert (response.status_code, response.headers["Retry-After"]) == (503, "5")
+        assert response.data == (
+            b'{"error": "The service cannot do this at the moment. Try again in a few seconds.", '
+            b'"code": "unavailable"}'
+        )
+    assert len(ahead.test_client().get(ALL, headers=zoe.auth).get_json()["passwords"]) == 3

@@ -25,6 +25,8 @@ PRODUCTION = {
     "APP_ENV": "production",
     "DATABASE_URL": "postgresql://accountsvc:pa55@db/accountsvc",
     "REDIS_URL": "redis://redis:6379/0",
+    "MAIL_URL": "smtp://mail:587",
+    "PUBLIC_URL": "https://accounts.example.org",
 }
 
 WRONG: dict[str, list[str]] = {
@@ -278,6 +280,8 @@ def test_production_needs_its_settings_and_no_more(tmp_path: Path) -> None:
         ("DATABASE_URL", None),
         ("DATABASE_URL", "sqlite:////var/lib/accounts.db"),
         ("REDIS_URL", None),
+        ("MAIL_URL", None),
+        ("PUBLIC_URL", None),
         ("CORS_ORIGINS", "*"),
         ("CORS_ORIGINS", "https://app.example.org,*"),
         ("RATE_LIMITS", "off"),
