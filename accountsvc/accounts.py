@@ -12,6 +12,7 @@ import threading
 import unicodedata
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from itertools import islice
 
@@ -475,37 +476,49 @@ def replace_avatar(
     return account
 
 
-def orphaned_avatars(
-    sessions: sessionmaker[Session], store: avatars.AvatarStore, *, now: datetime
-) -> Iterator[tuple[str, datetime, bool]]:
-    """Yield every stored avatar, when it was written, and whether it is an orphan.
+@dataclass(frozen=True)
+class StoredAvatar:
+    """A file of the store: ``is_shown`` by an account, ``is_orphan``, or neither.
 
     An orphan is shown by no account and owed to no deletion: a restore has forgotten it, or its upload came
-    when nobody waited for it any more. What is younger than an upload may take is none. Raises
-    StoreUnavailable.
+    when nobody waited for it any more. What is younger than an upload may take is none.
     """
+
+    key: str
+    written_at: datetime
+    is_shown: bool
+    is_orphan: bool
+
+
+def stored_avatars(
+    sessions: sessionmaker[Session], store: avatars.AvatarStore, *, now: datetime
+) -> Iterator[StoredAvatar]:
+    """Yield every file of the store, held against the database. Raises StoreUnavailable."""
     files = store.listing()
     while page := list(islice(files, rows.PAGE)):
         keys = [key for key, _ in page]
         with sessions() as session, reading(session):
             # In this order: an upload that ends in between is found in the second place.
             owed = Effect.payload["key"].as_string()
-            known = set(
+            going = set(
                 session.scalars(
                     select(owed).where(Effect.kind == outbox.DELETE_FILE, owed.in_(keys))
                 )
             )
-            known.update(
+            shown = set(
                 session.scalars(select(Account.avatar_key).where(Account.avatar_key.in_(keys)))
             )
         for key, written_at in page:
-            yield key, written_at, key not in known and written_at < now - UPLOAD_TIME
+            is_old = written_at < now - UPLOAD_TIME
+            yield StoredAvatar(
+                key, written_at, key in shown, is_old and key not in shown and key not in going
+            )
 
 
 def delete_orphaned_avatars(
     session: Session, keys: Sequence[str], *, now: datetime, by: Actor
 ) -> None:
-    """Owe the deletion of files that :func:`orphaned_avatars` found; one that is shown by then stays."""
+    """Owe the deletion of orphans of :func:`stored_avatars`; one that is shown by then stays."""
     for key in keys:
         outbox.record(session, outbox.DELETE_FILE, subject=None, payload={"key": key}, now=now)
     audit.record(session, "avatar.orphans_deleted", subject=None, by=by, now=now, count=len(keys))

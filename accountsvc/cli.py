@@ -946,7 +946,7 @@ def _brake(work: Callable[..., bool], done: str, so: str, *, as_json: bool) -> N
 
 @files.command("orphans")
 @click.option("--delete", is_flag=True, help="Delete them, through the outbox.")
-@click.option("--force", is_flag=True, help="Also if no account shows any file of the store.")
+@click.option("--force", is_flag=True, help="Also if there are more of them than accounts show.")
 @yes
 @as_json
 @sentences
@@ -966,30 +966,32 @@ def orphans(*, delete: bool, force: bool, yes: bool, as_json: bool) -> None:
     made = services()
     with read() as session:
         now = database_now(session)
-    total = 0
-    found: list[tuple[str, datetime]] = []
-    for key, written_at, orphaned in core.orphaned_avatars(made.sessions, made.avatars, now=now):
+    total = shown = 0
+    found: list[core.StoredAvatar] = []
+    for one in core.stored_avatars(made.sessions, made.avatars, now=now):
         total += 1
-        if orphaned:
-            found.append((key, written_at))
+        shown += one.is_shown
+        if one.is_orphan:
+            found.append(one)
     if not as_json:
-        for key, written_at in found:
-            click.echo(f"{key}  {stamp(written_at)}")
-        click.echo(f"{len(found)} of {total} files are nobody's.")
+        for one in found:
+            click.echo(f"{one.key}  {stamp(one.written_at)}")
+        click.echo(f"{len(found)} of {total} files are nobody's, {shown} are shown by an account.")
     left = len(found)
     if delete and found:
-        if len(found) == total and not force:
+        if len(found) > shown and not force:
             fail(
-                "No account of this database shows any file of this store: is it the right one? "
+                "More files are nobody's than this database's accounts show: is it the right one? "
                 "Nothing was deleted; --force deletes them all the same."
             )
         _ask("Delete these files for good?", yes=yes)
-        left = _delete_files([key for key, _ in found])
+        left = _delete_files([one.key for one in found])
     if as_json:
         show_json(
             {
                 "files": total,
-                "orphans": [{"key": key, "written_at": stamp(at)} for key, at in found],
+                "shown": shown,
+                "orphans": [{"key": one.key, "written_at": stamp(one.written_at)} for one in found],
                 "deleted": len(found) - left,
             }
         )

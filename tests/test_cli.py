@@ -1122,7 +1122,7 @@ def test_orphans_are_the_files_that_nobody_shows_and_nothing_deletes(
 
     assert shown.exit_code == 1
     assert lost in shown.stdout
-    assert "1 of 5 files are nobody's." in shown.stdout
+    assert "1 of 5 files are nobody's, 2 are shown by an account." in shown.stdout
     assert (asked.exit_code, everything(app)) == (2, before)
     assert {key for key, _ in store.listing()} == {lost, fresh, owed, ann.avatar, bob.avatar}
 
@@ -1136,27 +1136,33 @@ def test_orphans_are_the_files_that_nobody_shows_and_nothing_deletes(
     assert {key for key, _ in store.listing()} == {fresh, owed, ann.avatar, bob.avatar}
     (event,) = events(app, "avatar.orphans_deleted")
     assert (event.subject, event.actor_kind, event.details) == (None, "operator", {"count": 1})
-    assert (again.exit_code, document(again)) == (0, {"files": 4, "orphans": [], "deleted": 0})
+    assert (again.exit_code, document(again)) == (
+        0,
+        {"files": 4, "shown": 2, "orphans": [], "deleted": 0},
+    )
 
 
-def test_a_store_of_which_this_database_knows_nothing_is_not_emptied(
-    app: APIFlask, run: Run
+def test_a_store_of_which_this_database_knows_little_is_not_emptied(
+    app: APIFlask, run: Run, ann: Person
 ) -> None:
+    """As if the settings named the store of another service, which lives."""
     store = services_of(app).avatars
-    for key in (new_key(), new_key()):
-        store.put(key, b"x")
+    for _ in range(2):
+        store.put(new_key(), b"x")
     age_files(app)
+    fresh = new_key()
+    store.put(fresh, b"x")
 
     result = run("avatars", "orphans", "--delete", "--yes")
 
     assert result.exit_code == 1
     assert "is it the right one?" in result.stderr
-    assert len(list(store.listing())) == 2
+    assert len(list(store.listing())) == 4
 
     # when: it is
     forced = run("avatars", "orphans", "--delete", "--force", "--yes")
     assert forced.exit_code == 0, forced.output
-    assert list(store.listing()) == []
+    assert {key for key, _ in store.listing()} == {ann.avatar, fresh}
 
 
 def test_a_store_that_fails_is_a_sentence(app: APIFlask, run: Run) -> None:
