@@ -354,7 +354,7 @@ def change_password(
 def request_password_reset(session: Session, email: str, *, now: datetime) -> None:
     """Owe a mail with a reset link if *email* is an account's, deactivated or not; say nothing.
 
-    Does the same number of statements either way is not promised; the mail is sent later.
+    It need not take the same time in both cases. The mail is sent later.
     """
     account = rows.find_by_email(session, email)
     if account is None or account.state(now) == DUE:
@@ -372,7 +372,7 @@ def request_password_reset(session: Session, email: str, *, now: datetime) -> No
 def reset_is_current(account: Account, claims: Claims) -> bool:
     """Say whether a reset token of *claims* still opens: no session has ended and no address changed since.
 
-    Else whoever reads a mailbox that was given up could take the account.
+    Otherwise whoever reads a mailbox that was given up could take the account.
     """
     moved_at = account.email_changed_at
     return account.epoch == claims.epoch and (moved_at is None or moved_at <= claims.issued_at)

@@ -173,6 +173,7 @@ def find(names: Sequence[str]) -> list[int]:
 def document(session: Session, account: Account, now: datetime) -> dict[str, Any]:
     settings = services().settings
     failure = session.get(PurgeFailure, account.id)
+    held_by = lifecycle.open_holds(session, account.id)
     planned = purge.count(session, [account.id])
     return {
         **core.user_document(account),
@@ -186,14 +187,16 @@ def document(session: Session, account: Account, now: datetime) -> dict[str, Any
         "blocked_by": None
         if account.is_active
         else purge.blocked_by(
-            session, account.id, now=now, max_attempts=settings.purge_max_attempts
+            failure,
+            is_held=bool(held_by),
+            max_attempts=settings.purge_max_attempts,
         ),
         "attempts": 0 if failure is None else failure.attempts,
         "error": None if failure is None else failure.error,
         "constraint": None if failure is None else failure.constraint_name,
         "holds": [
             {"id": hold.id, "placed_at": stamp(hold.placed_at), "reason": hold.reason}
-            for hold in lifecycle.open_holds(session, account.id)
+            for hold in held_by
         ],
     }
 

@@ -389,6 +389,7 @@ def _check_together(settings: Settings) -> None:
 def _check_given(environ: Mapping[str, str]) -> None:
     """Refuse defaults in production with which the service would seem to work and tell nobody anything."""
     for name, why, example in (
+        ("MAIL_FROM", "or its mails are refused", "Accounts <accounts@example.org>"),
         ("MAIL_URL", "or people are told nothing", "smtp://user:pass@mail:587/?tls=starttls"),
         ("PUBLIC_URL", "since links in mails begin with it", "https://accounts.example.org"),
     ):

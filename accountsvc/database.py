@@ -23,8 +23,6 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import Session, sessionmaker
 from sqlalchemy.types import TypeDecorator
 
-from .errors import DatabaseUnavailable
-
 Clock = Callable[[Session], datetime]
 
 # Longer than any transaction of ours, shorter than a client's patience.
@@ -224,17 +222,6 @@ _SQLITE_OUTAGES = {
     sqlite3.SQLITE_CANTOPEN,
     sqlite3.SQLITE_NOTADB,
 }
-
-
-@contextmanager
-def translated() -> Iterator[None]:
-    """Turn a passing fault of the database into :class:`DatabaseUnavailable`, the cause chained."""
-    try:
-        yield
-    except (DBAPIError, PoolTimeout) as exc:
-        if is_passing_fault(exc):
-            raise DatabaseUnavailable from exc
-        raise
 
 
 def upgrade(url: str, revision: str = "head") -> None:

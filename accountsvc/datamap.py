@@ -2,7 +2,7 @@
 
 For every place: how it is purged, what of it is exported, and how long it is kept. The purge, the
 export and the completeness test read this map. A new table that is not in it fails
-``tests/test_datamap.py``, which names this file.
+``tests/test_purge_promises.py``, which names this file.
 """
 
 from __future__ import annotations
@@ -143,8 +143,7 @@ def purged_by_account() -> tuple[type[Base], ...]:
 def gaps(base: type[Base] = Base) -> list[str]:
     """Name what the map does not cover, one sentence each; empty when it is complete.
 
-    Every table must be in the map; one that holds account ids must be purged by them; every
-    column of the account's row must be exported or named as withheld.
+    Every table must be in the map; one that holds account ids must be purged by them.
     """
     known = {place.model.__tablename__: place for place in PLACES if place.model is not None}
     found = []

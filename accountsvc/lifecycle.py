@@ -49,8 +49,8 @@ def whole_second(moment: datetime) -> datetime:
 def lock_as(session: Session, account_id: int, *, by: Actor, epoch: int | None = None) -> Account:
     """Lock the account, with the row of the staff member who acts, and see that they still may.
 
-    For who must look at the row, or at the clock, before calling one of the functions below: a moment read
-    before the lock may have passed by the time it is had. *epoch* is that of the token that acts, the owner's
+    For a caller that reads the row, or the clock, before it calls one of the functions below: a moment read
+    before the lock may have passed by the time the lock is had. *epoch* is that of the token that acts, the owner's
     or the staff member's; None for an operator.
 
     Raises AccountNotFound; TokenNotValid if that token has died meanwhile.
@@ -61,7 +61,7 @@ def lock_as(session: Session, account_id: int, *, by: Actor, epoch: int | None =
 def lock_for_deactivation(session: Session, account_ids: Collection[int]) -> None:
     """Lock whatever decides on the deactivation of several accounts, in id order.
 
-    For who deactivates them one by one: each alone would lock out of the others' order.
+    For a caller that deactivates them one by one: each alone would lock out of the others' order.
     """
     lock_many(session, {*account_ids, *_who_decide(session, account_ids)})
 

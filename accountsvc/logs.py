@@ -11,6 +11,7 @@ import logging
 import sys
 import time
 import traceback
+import uuid
 from collections.abc import Mapping
 from typing import Any, TextIO
 
@@ -112,8 +113,13 @@ def seconds() -> float:
     return time.perf_counter() - float(g.started_at)
 
 
+def about(public_id: uuid.UUID) -> None:
+    """Say whose account the request is about, where that is not its caller's, for its line in the log."""
+    g.subject = public_id
+
+
 def log_requests(app: Flask) -> None:
-    """Log one line for each request: who (by public id), what (the route's rule), how it ended.
+    """Log one line for each request: who, about whom (by public id), what (the route's rule), how it ended.
 
     To be called before other hooks are registered: then it starts first and ends last.
     """
@@ -124,7 +130,7 @@ def log_requests(app: Flask) -> None:
 
     @app.after_request
     def finish(response: Response) -> Response:
-        caller = g.get("caller")
+        caller, subject = g.get("caller"), g.get("subject")
         access.info(
             "request",
             method=method(),
@@ -132,5 +138,6 @@ def log_requests(app: Flask) -> None:
             status=response.status_code,
             duration_ms=round(1000 * seconds(), 1),
             caller=None if caller is None else str(caller.account.public_id),
+            subject=None if subject is None else str(subject),
         )
         return response

@@ -22,6 +22,8 @@ from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import parse_qs, unquote, urlsplit
 
+import idna
+
 from .errors import MailUnavailable
 from .objectstore import check_folder, place_from_url, write_file
 
@@ -104,8 +106,10 @@ def read_sender(text: str) -> Address:
 def _recipient(to: str) -> Address:
     username, _, domain = to.rpartition("@")
     try:
-        # A server knows the domain by its ASCII form (RFC 5891).
-        address = Address(username=username, domain=domain.encode("idna").decode())
+        # A server knows the domain by its ASCII form (RFC 5891). Python's own codec is of 2003 and takes some
+        # domains for others', which are somebody else's.
+        name = domain if domain.isascii() else idna.encode(domain, uts46=True).decode()
+        address = Address(username=username, domain=name)
     except ValueError as exc:
         raise MailRefused("not an address") from exc
     if not _is_plain(address):
@@ -117,7 +121,7 @@ def _is_plain(address: Address) -> bool:
     """Say whether it needs no quoting: then nothing in it means something to a header or a command."""
     return (
         re.fullmatch(r"""[^\s<>()\[\]\\,;:"@]+""", address.username) is not None
-        and re.fullmatch(r"[A-Za-z0-9-]+(\.[A-Za-z0-9-]+)*", address.domain) is not None
+        and re.fullmatch(r"[A-Za-z0-9-]{1,63}(\.[A-Za-z0-9-]{1,63})*", address.domain) is not None
         and address.username.isprintable()
         # An encoded word (RFC 2047) is decoded on the way into a header, line breaks and all.
         and "=?" not in address.username

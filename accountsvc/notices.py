@@ -267,7 +267,7 @@ class _Delivery:
         return outcome
 
     def _send(self, one: Owed, letter: _Letter, now: datetime, outcome: Outcome) -> None:
-        # Before it is sent: else, after an outage, what it covers could be sent beside it.
+        # Before it is sent: otherwise, after an outage, what it covers could be sent beside it.
         self._drop(letter.covers)
         try:
             subject, text, html = render(one.kind, {**self._facts(one), **letter.facts})

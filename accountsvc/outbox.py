@@ -181,7 +181,7 @@ def deliver(
 
 
 def _failing_last(sessions: sessionmaker[Session], kinds: list[str]) -> list[str]:
-    """Put kinds that have failed behind the others, who else would wait for their time-outs."""
+    """Put kinds that have failed behind the others, which would otherwise wait for their time-outs."""
     if len(kinds) < 2:
         return kinds
     with sessions() as session, reading(session):

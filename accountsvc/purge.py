@@ -145,7 +145,7 @@ def sweep(
     """
     result = SweepResult()
     stop_at = None if seconds is None else time.monotonic() + seconds
-    # Each id that was asked for is tried once: one that fails would else be claimed again and again.
+    # Each id that was asked for is tried once: one that fails would otherwise be claimed again and again.
     left = None if only is None else set(only)
     if not write_ledger():
         raise LedgerBehind
@@ -232,25 +232,13 @@ def count(session: Session, ids: Sequence[int]) -> list[PlannedPurge]:
     return [planned for page in pages(ids) for planned in _count(session, page)]
 
 
-def held(session: Session) -> int:
-    """Count the deactivated accounts whose purge a hold suspends."""
-    query = select(func.count()).select_from(Account)
-    found = session.scalar(query.where(Account.purge_at.is_not(None), _open_hold(Account.id)))
-    return found or 0
-
-
-def blocked_by(
-    session: Session, account_id: int, *, now: datetime, max_attempts: int
-) -> str | None:
+def blocked_by(failure: PurgeFailure | None, *, is_held: bool, max_attempts: int) -> str | None:
     """Say why a due account has not been purged: ``hold``, ``retry`` (waits for its next try), ``stuck``."""
-    if session.scalar(select(_open_hold(account_id))):
+    if is_held:
         return HELD
-    failure = session.get(PurgeFailure, account_id, populate_existing=True)
     if failure is None:
         return None
-    if failure.attempts >= max_attempts:
-        return STUCK
-    return WAITING if failure.retry_at > now else None
+    return STUCK if failure.attempts >= max_attempts else WAITING
 
 
 def retry(session: Session, account_id: int, *, now: datetime, by: Actor) -> bool:
@@ -631,7 +619,7 @@ def _note_failure(
     max_attempts: int,
     result: SweepResult,
 ) -> None:
-    # Two sweeps that failed on it at once would else both insert; who has it locked writes it down.
+    # Two sweeps that failed on it at once would otherwise both insert; who has it locked writes it down.
     account = session.get(Account, account_id, with_for_update={"skip_locked": True})
     if account is None:
         return

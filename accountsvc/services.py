@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import TypeVar
@@ -11,17 +12,24 @@ from typing import TypeVar
 from sqlalchemy import Engine, select
 from sqlalchemy.orm import Session, sessionmaker
 
-from . import audit, database, exports, notices, outbox, purge, rows
+from . import accounts, audit, database, exports, notices, outbox, purge, rows
 from .accounts import PasswordHasher
-from .audit import SYSTEM_ACTOR, Actor
+from .audit import ANYBODY, SYSTEM_ACTOR, Actor
 from .avatars import AvatarStore, store_from_url
 from .config import Settings, wrong
-from .errors import StoreUnavailable, Throttled
+from .errors import (
+    AccountDeactivated,
+    InvalidInput,
+    NotDeactivated,
+    StoreUnavailable,
+    Throttled,
+    WrongPassword,
+)
 from .ledger import Ledger, ledger_from_url
 from .mail import Mailer, mailer_from_url, read_sender
 from .models import Account
 from .outbox import DeliveryResult, Outcome, Owed
-from .throttle import AUDIT, EXPORT, Throttle
+from .throttle import AUDIT, EXPORT, PASSWORD, Throttle
 from .tokens import Tokens, derive_key
 from .vault import Keyring
 
@@ -75,7 +83,7 @@ class Services:
             database.database_now,
             batch_size=settings.purge_batch_size,
             max_attempts=settings.purge_max_attempts,
-            limit=settings.purge_max_per_sweep or None if only is None else None,
+            limit=None if only is not None else (settings.purge_max_per_sweep or None),
             write_ledger=self.write_ledger,
             seconds=seconds,
             only=only,
@@ -121,6 +129,39 @@ class Services:
         with self.sessions() as session, database.writing(session):
             now = database.database_now(session)
             audit.record(session, action, subject=subject, by=by, now=now)
+
+    @contextmanager
+    def password_try(self, email_key: str, address: str) -> Iterator[None]:
+        """Count the try of a password that happens inside; a right one is forgiven, also to the address.
+
+        One count for all places that take a password, so that none is an oracle for another. Counted
+        before the try, known e-mail or not. Raises Throttled.
+        """
+        self.throttle.spend(PASSWORD, account=email_key, address=address)
+        try:
+            yield
+        except (AccountDeactivated, InvalidInput, NotDeactivated):
+            # Said only to the right password.
+            self.throttle.forgive(PASSWORD, account=email_key, address=address)
+            raise
+        self.throttle.forgive(PASSWORD, account=email_key, address=address)
+
+    def confirm_password(self, account: Account, password: str, *, address: str) -> None:
+        """Check the password of *account* (detached) against the one throttle, outside any transaction.
+
+        A wrong one is audited, so often an hour. Raises Throttled, WrongPassword.
+        """
+        try:
+            with self.password_try(account.email_key, address), self.sessions() as session:
+                accounts.confirm_password(session, self.hasher, account.id, password)
+        except WrongPassword:
+            self.note_attempt(
+                "confirmation.failed",
+                counted_as=account.email_key,
+                subject=account.public_id,
+                by=ANYBODY,
+            )
+            raise
 
     def deliver(
         self, *, seconds: float = 5.0, kinds: Sequence[str] | None = None

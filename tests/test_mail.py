@@ -182,6 +182,13 @@ def test_a_domain_outside_ascii_is_written_as_servers_know_it() -> None:
     assert make_message(to="ann@bücher.example")["To"] == "ann@xn--bcher-kva.example"
 
 
+def test_a_mail_does_not_go_to_whoever_has_a_domain_of_similar_letters() -> None:
+    """IDNA of 2003 took ``ß`` for ``ss`` and dropped joiners: another domain, of another person."""
+    assert make_message(to="ann@faß.example")["To"] == "ann@xn--fa-hia.example"
+    with pytest.raises(MailRefused):
+        make_message(to="ann@❤.example")
+
+
 @pytest.mark.parametrize(
     "sender",
     ["", "Accounts", "accounts@", "@example.org", "a@example.org, b@example.org", "Größe <a@b.c>"],

@@ -112,7 +112,7 @@ def expiry(interval: timedelta) -> float:
     """Return after how many seconds a tick expires: when its successor comes, by any host's clock.
 
     So a stopped worker or a long sweep finds a few ticks, not a thousand. Beat writes down a time of its
-    own clock, and a worker whose clock is ahead would else find that none is left.
+    own clock, and a worker whose clock is ahead would otherwise find that none is left.
     """
     return (interval + CLOCKS_APART).total_seconds()
 

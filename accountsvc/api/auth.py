@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import wraps
@@ -23,22 +23,20 @@ from .. import accounts, audit, rows
 from ..audit import Actor
 from ..database import database_now, reading, writing
 from ..errors import (
-    AccountDeactivated,
     AccountNotFound,
     ConfirmationRequired,
     InvalidCredentials,
-    InvalidInput,
     NotAuthenticated,
     NotAuthorized,
-    NotDeactivated,
     Throttled,
     TokenNotValid,
     WrongPassword,
 )
 from ..extensions import db, jwt
+from ..logs import about
 from ..models import OWNER, STAFF, Account, unique_key
 from ..services import Services
-from ..throttle import AUDIT, PASSWORD, client_address
+from ..throttle import AUDIT, client_address
 from ..tokens import ACCESS, ALGORITHM, LEEWAY_SECONDS, MAILED, RECOVERY, Claims
 from . import errors
 from .doorway import services
@@ -129,6 +127,7 @@ def reach(who: Caller, account_id: int, *, staff: bool) -> Account:
             raise AccountNotFound
         session.expunge(account)
         subject = account.public_id
+    about(subject)
     if not (staff and who.account.is_staff):
         _note_denied(who.account, subject)
         raise NotAuthorized
@@ -215,11 +214,13 @@ def grace_account(
         account = accounts.deactivated_by_claims(session, claims)
         if account.id != account_id:
             raise AccountNotFound
+        about(account.public_id)
         return account, OWNER
     by = accounts.by_claims(session, claims)
     found = rows.find(session, account_id)
     if found is None or (not by.is_staff and (found is by or not found.is_active)):
         raise AccountNotFound
+    about(found.public_id)
     if not by.is_staff:
         _note_denied(by, found.public_id)
         raise NotAuthorized
@@ -235,32 +236,14 @@ def client() -> str:
     )
 
 
-@contextmanager
-def password_try(email_key: str) -> Iterator[None]:
-    """Count the try of a password that happens inside; a right one is forgiven, also to the address.
-
-    One count for all places that take a password, so that none is an oracle for another. Counted
-    before the try, known e-mail or not. Raises Throttled.
-    """
-    throttle = services().throttle
-    address = client()
-    throttle.spend(PASSWORD, account=email_key, address=address)
-    try:
-        yield
-    except (AccountDeactivated, InvalidInput, NotDeactivated):
-        # Said only to the right password.
-        throttle.forgive(PASSWORD, account=email_key, address=address)
-        raise
-    throttle.forgive(PASSWORD, account=email_key, address=address)
+def password_try(email_key: str) -> AbstractContextManager[None]:
+    """Count the try of a password that happens inside, as ``Services.password_try`` does."""
+    return services().password_try(email_key, client())
 
 
 def check_password(account: Account, password: str) -> None:
-    """Check the password of *account* (detached) against the one throttle, outside any transaction.
-
-    A wrong one is audited. Raises Throttled, WrongPassword.
-    """
-    with audited_failure("confirmation.failed", account.email), password_try(account.email_key):
-        accounts.confirm_password(db.session(), services().hasher, account.id, password)
+    """Check the password of *account* (detached), as ``Services.confirm_password`` does."""
+    services().confirm_password(account, password, address=client())
 
 
 @contextmanager

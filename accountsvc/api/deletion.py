@@ -12,7 +12,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 from werkzeug.http import http_date
 
-from .. import lifecycle
+from .. import lifecycle, purge
 from ..database import database_now
 from ..errors import (
     AccountNotFound,
@@ -23,7 +23,6 @@ from ..errors import (
     WrongPassword,
 )
 from ..models import DEACTIVATED, OWNER, Account, LegalHold, PurgeFailure
-from ..purge import HELD, STUCK, WAITING
 from . import auth, bodies, schemas
 from .auth import Caller
 from .doorway import committed, services
@@ -106,20 +105,22 @@ def documents(session: Session, found: Sequence[Account], *, now: datetime) -> l
     holds: dict[int, list[LegalHold]] = {account_id: [] for account_id in ids}
     for hold in lifecycle.holds(session, ids):
         holds[hold.account_id].append(hold)
-    failures = select(PurgeFailure.account_id, PurgeFailure.attempts)
-    rows = session.execute(failures.where(PurgeFailure.account_id.in_(ids)))
-    # A result has `keys`, so dict() alone would take it for a mapping.
-    attempts: dict[int, int] = dict(iter(rows))
+    failures = {
+        failure.account_id: failure
+        for failure in session.scalars(select(PurgeFailure).where(PurgeFailure.account_id.in_(ids)))
+    }
+    most = services().settings.purge_max_attempts
     return [
         {
             **_document(account, now, can_reactivate=True),
             "reason": account.reason,
             "holds": [hold_document(hold) for hold in holds[account.id]],
-            "blocked_by": _blocked_by(
-                held=any(hold.released_at is None for hold in holds[account.id]),
-                attempts=attempts.get(account.id, 0),
+            "blocked_by": purge.blocked_by(
+                failures.get(account.id),
+                is_held=any(hold.released_at is None for hold in holds[account.id]),
+                max_attempts=most,
             ),
-            "attempts": attempts.get(account.id, 0),
+            "attempts": failures[account.id].attempts if account.id in failures else 0,
         }
         for account in found
     ]
@@ -145,14 +146,6 @@ def hold_document(hold: LegalHold) -> dict[str, Any]:
         "placed_at": _time(hold.placed_at),
         "released_at": _time(hold.released_at),
     }
-
-
-def _blocked_by(*, held: bool, attempts: int) -> str | None:
-    if held:
-        return HELD
-    if attempts >= services().settings.purge_max_attempts:
-        return STUCK
-    return WAITING if attempts else None
 
 
 def _time(moment: datetime | None) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import uuid
 from typing import Any
 
 from apiflask import APIBlueprint
@@ -31,6 +32,7 @@ from ..errors import (
     WrongPassword,
 )
 from ..extensions import db
+from ..logs import about
 from ..models import OWNER, STAFF, Account, unique_key
 from ..throttle import TOKEN
 from ..tokens import MAILED, RECOVERY
@@ -89,7 +91,8 @@ def come_back(json_data: dict[str, str]) -> dict[str, Any]:
         return document(session, account, now=database_now(session), by=OWNER)
 
 
-def _reactivate(account_id: int, public_id: Any, epoch: int) -> Account:
+def _reactivate(account_id: int, public_id: uuid.UUID, epoch: int) -> Account:
+    about(public_id)
     by = Actor(OWNER, public_id)
 
     def reactivate(session: Session) -> Account:

@@ -8,6 +8,7 @@ from .. import accounts, tokens
 from ..database import database_now, reading
 from ..errors import InvalidInput, Throttled, TokenNotValid
 from ..extensions import db
+from ..logs import about
 from ..models import unique_key
 from ..throttle import PASSWORD, PASSWORD_RESET, TOKEN
 from . import auth, schemas
@@ -63,6 +64,7 @@ def confirm(json_data: dict[str, str]) -> dict[str, str]:
         json_data["new_password"],
         grace=made.settings.grace_period,
     )
+    about(account.public_id)
     # Whoever guessed before must not keep the owner waiting now.
     made.throttle.forgive(PASSWORD, account=account.email_key)
     return {"message": "The password was changed. Sign in with the new one."}

@@ -17,6 +17,7 @@ from ..errors import (
     TokenNotValid,
 )
 from ..extensions import db
+from ..logs import about
 from ..models import Account, unique_key
 from ..throttle import SIGN_UP
 from ..tokens import REFRESH
@@ -79,6 +80,7 @@ def signed_in(account: Account) -> dict[str, Any]:
 
     The tokens carry the epoch that was read with that password: if it was raised since, they are dead.
     """
+    about(account.public_id)
     tokens = services().tokens
     with reading(db.session()) as transaction:
         now = database_now(transaction)

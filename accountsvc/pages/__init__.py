@@ -6,7 +6,7 @@ links too; what changes something is a form of our own page.
 
 from __future__ import annotations
 
-from flask import Blueprint, Flask, Response, request
+from flask import Blueprint, Flask, Response
 
 from ..services import Services
 from . import answers, recovery, reset
@@ -59,11 +59,7 @@ def init_app(app: Flask, services: Services) -> None:
 
 
 def _protect(response: Response) -> Response:
+    """Add what only pages need to the headers of every answer."""
     response.headers["Content-Security-Policy"] = _CSP
-    response.headers["Referrer-Policy"] = "no-referrer"
-    response.headers["X-Content-Type-Options"] = "nosniff"
-    response.headers["X-Frame-Options"] = "DENY"
     response.headers["X-Robots-Tag"] = "noindex"
-    if request.endpoint != "pages.static":
-        response.headers["Cache-Control"] = "no-store"
     return response

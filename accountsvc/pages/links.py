@@ -18,6 +18,7 @@ from flask import Response, current_app, redirect, request
 
 from ..database import database_now, reading
 from ..errors import TokenNotValid
+from ..logs import about
 from ..models import DUE, Account
 from ..rows import find_by_public_id
 from ..services import Services
@@ -110,6 +111,7 @@ def visit(link: Link) -> Visit:
         session.expunge_all()
     if account is None:
         raise Told(messages.PURGED)
+    about(account.public_id)
     if account.state(now) == DUE:
         raise Told(messages.OVER)
     try:

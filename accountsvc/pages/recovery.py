@@ -11,7 +11,7 @@ from datetime import timedelta
 
 from flask import Response, render_template, request
 
-from .. import accounts, audit, exports, lifecycle, throttle
+from .. import exports, lifecycle, throttle
 from ..audit import Actor
 from ..database import database_now, writing
 from ..errors import (
@@ -24,7 +24,7 @@ from ..errors import (
     TokenNotValid,
     WrongPassword,
 )
-from ..models import OWNER, Account
+from ..models import OWNER
 from . import messages
 from .answers import Problems, say, too_many
 from .links import RECOVER, Visit, client, form_key, services, visit
@@ -97,7 +97,7 @@ def _download(who: Visit) -> Response:
     problems = _without_password("download")
     if problems:
         return _page(who, 400, problems)
-    _confirm(who.account)
+    services().confirm_password(who.account, request.form["password"], address=client())
     pieces = services().export(who.account, epoch=who.claims.epoch, address=client(), now=who.now)
     response = Response(pieces, mimetype=exports.CONTENT_TYPE)
     response.headers["Content-Disposition"] = exports.DISPOSITION
@@ -110,7 +110,7 @@ def _delete(who: Visit) -> Response:
         problems["delete-sure"] = "Tick the box if you are sure."
     if problems:
         return _page(who, 400, problems)
-    _confirm(who.account)
+    services().confirm_password(who.account, request.form["password"], address=client())
     by, epoch = Actor(OWNER, who.account.public_id), who.claims.epoch
     with services().sessions() as session, writing(session):
         lifecycle.lock_as(session, who.account.id, by=by, epoch=epoch)
@@ -127,27 +127,6 @@ _ACTIONS: Mapping[str, Callable[[Visit], Response]] = {
 
 def _without_password(action: str) -> dict[str, str]:
     return {} if request.form.get("password") else {f"{action}-password": "Enter your password."}
-
-
-def _confirm(account: Account) -> None:
-    """Check the form's password, against the one count of all passwords, outside any transaction.
-
-    A wrong one is audited, so often an hour. Raises Throttled, WrongPassword.
-    """
-    made = services()
-    made.throttle.spend(throttle.PASSWORD, account=account.email_key, address=client())
-    try:
-        with made.sessions() as session:
-            accounts.confirm_password(session, made.hasher, account.id, request.form["password"])
-    except WrongPassword:
-        services().note_attempt(
-            "confirmation.failed",
-            counted_as=account.email_key,
-            subject=account.public_id,
-            by=audit.ANYBODY,
-        )
-        raise
-    made.throttle.forgive(throttle.PASSWORD, account=account.email_key)
 
 
 def _page(who: Visit, status: int = 200, problems: Problems | None = None) -> Response:

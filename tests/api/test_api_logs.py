@@ -11,7 +11,14 @@ from apiflask import APIFlask
 from flask.testing import FlaskClient
 
 from tests.conftest import NewApp
-from tests.support.factories import PASSWORD, Person
+from tests.support.factories import (
+    PASSWORD,
+    Person,
+    deactivate,
+    make_person,
+    now,
+    services_of,
+)
 
 
 def lines(captured: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
@@ -37,7 +44,36 @@ def test_a_request_is_one_line_of_ids_and_counts(
         "route": "/api/profile/<int:user_id>/delete/",
         "status": 204,
         "caller": str(ann.public_id),
+        "subject": None,
     }
+
+
+def test_a_request_names_whose_account_it_is_about(
+    app: APIFlask, client: FlaskClient, ann: Person, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """After a restore the log tells who had come back, and by whom."""
+    sue = make_person(app, "sue", staff=True)
+    capsys.readouterr()
+    client.post("/api/sign-in/", json={"email": ann.email, "password": PASSWORD})
+    client.post(f"/api/profile/{ann.id}/holds/", headers=sue.auth, json={"reason": "x"})
+    for how in ("password", "token"):
+        account = deactivate(app, ann.id)
+        token = services_of(app).tokens.recovery(account, now=now(app))
+        body = {"email": ann.email, "password": PASSWORD} if how == "password" else {"token": token}
+        client.post("/api/profile/reactivate/", json=body)
+    deactivate(app, ann.id, by="staff")
+    client.post(f"/api/profile/{ann.id}/reactivate/", headers=sue.auth)
+
+    said = [(one["status"], one["caller"], one["subject"]) for one in lines(capsys)]
+
+    nobody, staff, about = None, str(sue.public_id), str(ann.public_id)
+    assert said == [
+        (200, nobody, about),
+        (201, staff, about),
+        (200, nobody, about),
+        (200, nobody, about),
+        (200, staff, about),
+    ]
 
 
 def test_no_line_holds_personal_data(

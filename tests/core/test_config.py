@@ -26,6 +26,7 @@ PRODUCTION = {
     "DATABASE_URL": "postgresql://accountsvc:pa55@db/accountsvc",
     "REDIS_URL": "redis://redis:6379/0",
     "MAIL_URL": "smtp://mail:587",
+    "MAIL_FROM": "Accounts <accounts@example.org>",
     "PUBLIC_URL": "https://accounts.example.org",
 }
 
@@ -281,6 +282,7 @@ def test_production_needs_its_settings_and_no_more(tmp_path: Path) -> None:
         ("DATABASE_URL", "sqlite:////var/lib/accounts.db"),
         ("REDIS_URL", None),
         ("MAIL_URL", None),
+        ("MAIL_FROM", None),
         ("PUBLIC_URL", None),
         ("CORS_ORIGINS", "*"),
         ("CORS_ORIGINS", "https://app.example.org,*"),

@@ -591,7 +591,9 @@ def test_the_wrong_passwords_of_the_page_and_of_the_sign_in_are_one_count(new_ap
     assert response.status_code == 429
 
 
-def test_a_right_password_is_not_counted(new_app: NewApp) -> None:
+def test_a_right_password_is_counted_neither_for_the_account_nor_for_the_address(
+    new_app: NewApp,
+) -> None:
     app = new_app(RATE_LIMITS="on")
     ann = make_person(app)
     deactivate(app, ann.id)
@@ -603,4 +605,12 @@ def test_a_right_password_is_not_counted(new_app: NewApp) -> None:
 
     statuses = [browser.send(**SURE).status_code for _ in range(12)]
 
+    tried = [
+        app.test_client()
+        .post("/api/sign-in/", json={"email": f"p{number}@example.org", "password": "x"})
+        .status_code
+        for number in range(101)
+    ]
+
     assert statuses == [409] * 12
+    assert tried == [401] * 100 + [429]

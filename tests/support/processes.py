@@ -75,6 +75,7 @@ def production(
         STORAGE_URL=f"s3://{bucket}/avatars",
         LEDGER_URL=f"s3://{bucket}/ledger",
         MAIL_URL=f"smtp://127.0.0.1:{mail}/?tls=none",
+        MAIL_FROM="Accounts <accounts@example.org>",
         PUBLIC_URL="https://accounts.example.org",
         CORS_ORIGINS="https://app.example.org",
         **changes,
