@@ -1,4 +1,4 @@
-"""Every setting, its default and why; nonsense is refused at start.
+"""Every setting and its default, with the reason where it is not plain; nonsense is refused at start.
 
 Values come from the environment, and from a ``.env`` file in the working directory for what the
 environment does not set. A wrong value raises :class:`ConfigError`, whose text is one line: the
