@@ -1074,13 +1074,17 @@ def test_the_rows_that_decide_are_locked_in_id_order(postgresql_url: str, tmp_pa
         words = ["accounts", "purge", str(sue.id), "--force", "--yes"]
         results.append(app.test_cli_runner().invoke(args=words))
 
+    def is_blocked() -> bool:
+        # Each time in a transaction of its own: within one, PostgreSQL shows what it showed first.
+        query = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
+        with services.engine.connect() as observer:
+            return observer.scalar(text(query)) == 1
+
     thread = threading.Thread(target=purge)
     with services.sessions() as session, writing(session):
         rows.lock(session, sam.id)
         thread.start()
-        blocked = text("SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'")
-        with services.engine.connect() as observer:
-            eventually(lambda: observer.scalar(blocked) == 1)
+        eventually(is_blocked)
         # Would wait for the command, which waits for us.
         session.execute(
             text("SELECT 1 FROM accounts WHERE id = :id FOR UPDATE NOWAIT"), {"id": sue.id}
