@@ -22,7 +22,7 @@ from argon2 import Type
 from argon2.exceptions import InvalidHashError, VerificationError
 from marshmallow import ValidationError
 from marshmallow.validate import Email
-from sqlalchemy import delete, select, update
+from sqlalchemy import delete, false, select, true, union_all, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session, sessionmaker
 from zxcvbn_rs_py import zxcvbn
@@ -498,20 +498,15 @@ def stored_avatars(
     while page := list(islice(files, rows.PAGE)):
         keys = [key for key, _ in page]
         with sessions() as session, reading(session):
-            # In this order: an upload that ends in between is found in the second place.
-            owed = Effect.payload["key"].as_string()
-            going = set(
-                session.scalars(
-                    select(owed).where(Effect.kind == outbox.DELETE_FILE, owed.in_(keys))
-                )
-            )
-            shown = set(
-                session.scalars(select(Account.avatar_key).where(Account.avatar_key.in_(keys)))
-            )
+            # In one statement: a file that is replaced meanwhile is found in one of the two places.
+            known = select(Account.avatar_key, true()).where(Account.avatar_key.in_(keys))
+            going = outbox.files_owed(keys).add_columns(false())
+            # A result has `keys`, so dict() alone would take it for a mapping.
+            is_shown: dict[str, bool] = dict(iter(session.execute(union_all(going, known))))
         for key, written_at in page:
             is_old = written_at < now - UPLOAD_TIME
             yield StoredAvatar(
-                key, written_at, key in shown, is_old and key not in shown and key not in going
+                key, written_at, bool(is_shown.get(key)), is_old and key not in is_shown
             )
 
 

@@ -36,7 +36,6 @@ from .errors import (
     LastStaff,
     LegalHold,
     NotDeactivated,
-    StoreUnavailable,
 )
 from .models import (
     ACTIVE,
@@ -270,18 +269,17 @@ def _refuse_if_stopped() -> None:
     if since is not None:
         fail(f"{_paused(since)} Nothing was changed.")
     try:
-        back = services().purged_are_back()
-    except StoreUnavailable:
-        fail(f"{_LEDGER_FAILS} Nothing was changed.")
-    if back:
-        fail(f"{_RESTORED} Nothing was changed.")
+        services().refuse_after_restore()
+    except purge.Refused as exc:
+        fail(f"{_REFUSALS[type(exc)]} Nothing was changed.")
 
 
-_LEDGER_FAILS = "The ledger cannot be read or written. Mend it first."
-_RESTORED = (
-    "The database is older than its ledger: purged people are back, and who is due may have come back since. "
-    "Run `ledger replay` first."
-)
+_REFUSALS: Mapping[type[purge.Refused], str] = {
+    purge.LedgerBehind: "The ledger cannot be read or written. Mend it first.",
+    purge.PurgedAreBack: "The database is older than its ledger: purged people are back, and who is due may have "
+    "come back since. Run `ledger replay` first.",
+    purge.PurgingPaused: "Purging was paused meanwhile. `sweeps resume` ends that.",
+}
 
 
 def _paused(since: datetime) -> str:
@@ -330,19 +328,17 @@ def _make_due(session: Session, planned: Sequence[PlannedPurge], *, force: bool)
     ids = sorted(one.account_id for one in planned)
     lifecycle.lock_for_deactivation(session, ids)
     for account_id in ids:
-        now = database_now(session)
         try:
             account = rows.lock(session, account_id)
             if account.is_active and force:
                 lifecycle.deactivate(
                     session,
                     account_id,
-                    now=now,
                     # Not of the promise, which is waived below: how long ago a previous address counts.
                     grace=services().settings.grace_period,
                     by=OPERATOR_ACTOR,
                 )
-            lifecycle.due_now(session, account_id, now=now, by=OPERATOR_ACTOR)
+            lifecycle.due_now(session, account_id, by=OPERATOR_ACTOR)
         except AccountNotFound:
             continue
         except NotDeactivated:
@@ -442,24 +438,15 @@ def _purge(
     stopped = None
     try:
         with bar as shown, logs_aside():
-            for page in rows.pages(ids):
-                _sweep(page, None if shown is None else shown.update, replaying)
-    except purge.LedgerBehind:
-        stopped = _LEDGER_FAILS
-    except purge.PurgedAreBack:
-        stopped = _RESTORED
-    except purge.PurgingPaused:
-        stopped = "Purging was paused meanwhile. `sweeps resume` ends that."
-    # What another process had locked is its to purge, or free in a moment.
-    give_up_at = time.monotonic() + PATIENCE.total_seconds()
-    while stopped is None:
-        waiting = _waiting(planned, outcome.left)
-        if not waiting or time.monotonic() > give_up_at:
-            break
-        time.sleep(0.2)
-        with logs_aside():
-            for page in rows.pages(waiting):
-                _sweep(page, None, replaying)
+            _sweep(ids, None if shown is None else shown.update, replaying)
+        # What another process had locked is its to purge, or free in a moment.
+        give_up_at = time.monotonic() + PATIENCE.total_seconds()
+        while (waiting := _waiting(planned, outcome.left)) and time.monotonic() <= give_up_at:
+            time.sleep(0.2)
+            with logs_aside():
+                _sweep(waiting, None, replaying)
+    except purge.Refused as exc:
+        stopped = _REFUSALS[type(exc)]
     # Only now: who is no longer waited for may have been purged a moment ago.
     receipts = _receipts(planned)
     for one in planned:
@@ -476,7 +463,8 @@ def _purge(
 
 
 def _sweep(ids: Sequence[int], progress: purge.Progress | None, replaying: bool) -> None:
-    services().sweep(only=ids, by=OPERATOR_ACTOR, progress=progress, replaying=replaying)
+    for page in rows.pages(ids):
+        services().sweep(only=page, by=OPERATOR_ACTOR, progress=progress, replaying=replaying)
 
 
 def _receipts(planned: Sequence[PlannedPurge]) -> dict[uuid.UUID, Receipt]:
@@ -625,22 +613,25 @@ def _finish(outcome: _Outcome, *, as_json: bool) -> None:
 
 def _each(
     names: Sequence[str],
-    work: Callable[[Session, int, datetime], bool],
+    work: Callable[[Session, int], bool],
     done: str,
     so: str,
     *,
     as_json: bool,
+    lock: Callable[[Session, Sequence[int]], object] = rows.lock_many,
 ) -> None:
-    """Do *work*, which says whether it changed anything, for all accounts or, if one refuses, for none."""
+    """Do *work*, which says whether it changed anything, for all accounts or, if one refuses, for none.
+
+    *lock* takes all that *work* will lock, in id order, before the first of them.
+    """
     results = []
     ids = sorted(find(names))
     with write() as session:
-        lifecycle.lock_for_deactivation(session, ids)
+        lock(session, ids)
         for account_id in ids:
-            now = database_now(session)
             try:
-                changed = work(session, account_id, now)
-                shown = document(session, rows.lock(session, account_id), now)
+                changed = work(session, account_id)
+                shown = document(session, rows.lock(session, account_id), database_now(session))
             except AccountError as exc:
                 fail(f"Account {account_id}: {exc} Nothing was changed.")
             results.append({"changed": changed, **shown})
@@ -665,12 +656,11 @@ def deactivate(names: tuple[str, ...], *, reason: str | None, as_json: bool) -> 
     """
     settings = services().settings
 
-    def work(session: Session, account_id: int, now: datetime) -> bool:
+    def work(session: Session, account_id: int) -> bool:
         was_active = rows.lock(session, account_id).is_active
         account = lifecycle.deactivate(
             session,
             account_id,
-            now=now,
             grace=settings.grace_period,
             by=OPERATOR_ACTOR,
             reminders=settings.reminders,
@@ -678,10 +668,17 @@ def deactivate(names: tuple[str, ...], *, reason: str | None, as_json: bool) -> 
         )
         if reason is None or account.reason == reason:
             return was_active
-        lifecycle.set_reason(session, account_id, reason=reason, now=now, by=OPERATOR_ACTOR)
+        lifecycle.set_reason(session, account_id, reason=reason, by=OPERATOR_ACTOR)
         return True
 
-    _each(names, work, "is deactivated", "was deactivated already", as_json=as_json)
+    _each(
+        names,
+        work,
+        "is deactivated",
+        "was deactivated already",
+        as_json=as_json,
+        lock=lifecycle.lock_for_deactivation,
+    )
 
 
 @accounts.command()
@@ -695,13 +692,12 @@ def reactivate(names: tuple[str, ...], *, as_json: bool) -> None:
     flask --app wsgi accounts reactivate 42
     """
 
-    def work(session: Session, account_id: int, now: datetime) -> bool:
+    def work(session: Session, account_id: int) -> bool:
         if rows.lock(session, account_id).is_active:
             return False
         lifecycle.reactivate(
             session,
             account_id,
-            now=now,
             grace=services().settings.grace_period,
             by=OPERATOR_ACTOR,
         )
@@ -818,10 +814,7 @@ def hold(name: str, *, reason: str, as_json: bool) -> None:
     """Place a legal hold: the account is not purged until it is released."""
     (account_id,) = find([name])
     with write() as session:
-        now = database_now(session)
-        placed = lifecycle.place_hold(
-            session, account_id, reason=reason, now=now, by=OPERATOR_ACTOR
-        )
+        placed = lifecycle.place_hold(session, account_id, reason=reason, by=OPERATOR_ACTOR)
         shown = {"account": account_id, "hold": placed.id, "placed_at": stamp(placed.placed_at)}
     if as_json:
         show_json(shown)
@@ -841,16 +834,14 @@ def release(name: str, hold_id: int, *, as_json: bool) -> None:
     """
     (account_id,) = find([name])
     with write() as session:
-        now = database_now(session)
         lifecycle.release_hold(
             session,
             account_id,
             hold_id,
-            now=now,
             delay=services().settings.hold_release_delay,
             by=OPERATOR_ACTOR,
         )
-        shown = document(session, rows.lock(session, account_id), now)
+        shown = document(session, rows.lock(session, account_id), database_now(session))
     if as_json:
         show_json(shown)
     else:
@@ -868,8 +859,8 @@ def retry(names: tuple[str, ...], *, as_json: bool) -> None:
     Mend the cause first: `accounts show` names the error and the constraint.
     """
 
-    def work(session: Session, account_id: int, now: datetime) -> bool:
-        return purge.retry(session, account_id, now=now, by=OPERATOR_ACTOR)
+    def work(session: Session, account_id: int) -> bool:
+        return purge.retry(session, account_id, now=database_now(session), by=OPERATOR_ACTOR)
 
     _each(names, work, "will be tried again", "had not failed", as_json=as_json)
 
@@ -1014,15 +1005,8 @@ def _delete_files(keys: Sequence[str]) -> int:
     with logs_aside():
         while services().deliver(kinds=[outbox.DELETE_FILE], seconds=30).more:
             pass
-    owed = Effect.payload["key"].as_string()
     with read() as session:
-        return sum(
-            session.scalar(
-                select(func.count()).where(Effect.kind == outbox.DELETE_FILE, owed.in_(page))
-            )
-            or 0
-            for page in rows.pages(keys)
-        )
+        return sum(len(session.scalars(outbox.files_owed(page)).all()) for page in rows.pages(keys))
 
 
 @keys.command("rewrap")

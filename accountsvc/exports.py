@@ -71,7 +71,7 @@ def export(
     read while the pieces are taken, in transactions of milliseconds and in memory that does not grow
     with the number of rows. Outside the pieces no transaction is open.
 
-    Raises TokenNotValid if the account is gone or its epoch has moved on, StoreUnavailable. Taking a
+    Raises TokenNotValid if the account is gone or its epoch has moved on, StoreUnavailable, VaultKeyMissing. Taking a
     piece raises ExportBroken if that happens later, and whatever the database raises; what has been
     given out by then is no whole ZIP.
     """
@@ -80,6 +80,8 @@ def export(
         account = rows.find(session, account_id)
         if account is None or account.epoch != epoch:
             raise TokenNotValid
+        # A key that is missing is said now: later it could only break the stream off.
+        vault.open_key(session, keyring, account)
         owner = Actor(OWNER, account.public_id)
         audit.record(session, "account.exported", subject=account.public_id, by=owner, now=now)
         source.avatar_key = account.avatar_key

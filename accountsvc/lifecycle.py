@@ -1,8 +1,8 @@
 """Deactivate, reactivate, reschedule, hold, release.
 
 Every function takes a Session inside a writing transaction of the caller, locks the rows that it
-decides on, and writes the change, its audit event and its effects together. ``now`` is the database's
-clock. The two windows are half-open: reactivation needs ``now < purge_at``, purge ``now >= purge_at``.
+decides on, then reads the *clock* (the database's), and writes the change, its audit event and its effects
+together. The two windows are half-open: reactivation needs ``now < purge_at``, purge ``now >= purge_at``.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session
 
 from . import audit, notices
 from .audit import Actor
-from .database import text_problem
+from .database import Clock, database_now, text_problem
 from .errors import (
     AccountNotFound,
     GraceOver,
@@ -46,16 +46,34 @@ def whole_second(moment: datetime) -> datetime:
     return moment
 
 
-def lock_as(session: Session, account_id: int, *, by: Actor, epoch: int | None = None) -> Account:
-    """Lock the account, with the row of the staff member who acts, and see that they still may.
+def lock_as(
+    session: Session,
+    account_id: int,
+    *,
+    by: Actor,
+    epoch: int | None = None,
+    also: Collection[int] = (),
+) -> Account:
+    """Lock the account, the row of the staff member who acts, and the rows *also*, all in id order.
 
-    For a caller that reads the row, or the clock, before it calls one of the functions below: a moment read
-    before the lock may have passed by the time the lock is had. *epoch* is that of the token that acts, the owner's
-    or the staff member's; None for an operator.
+    *epoch* is that of the token that acts, the owner's or the staff member's; None for an operator.
 
     Raises AccountNotFound; TokenNotValid if that token has died meanwhile.
     """
-    return _lock(session, account_id, by, epoch)
+    actor_id = account_id
+    if epoch is not None and by.kind == STAFF and by.public_id is not None:
+        actor = find_by_public_id(session, by.public_id)
+        if actor is None:
+            raise TokenNotValid
+        actor_id = actor.id
+    locked = lock_many(session, {account_id, actor_id, *also})
+    if account_id not in locked:
+        raise AccountNotFound
+    if epoch is not None:
+        actor = locked.get(actor_id)
+        if actor is None or actor.epoch != epoch or (by.kind == STAFF and not actor.is_active):
+            raise TokenNotValid
+    return locked[account_id]
 
 
 def lock_for_deactivation(session: Session, account_ids: Collection[int]) -> None:
@@ -70,14 +88,14 @@ def deactivate(
     session: Session,
     account_id: int,
     *,
-    now: datetime,
     grace: timedelta,
     by: Actor,
     epoch: int | None = None,
     reminders: Sequence[timedelta] = (),
     reason: str | None = None,
+    clock: Clock = database_now,
 ) -> Account:
-    """End all access to the account at once and promise its purge at ``now + grace``.
+    """End all access to the account at once and promise its purge after *grace*.
 
     A deactivated account is returned as it is: a repeat never moves the promised time, writes no
     event and mails nothing. *epoch* is that of the caller's token (the owner's, or the staff
@@ -88,7 +106,10 @@ def deactivate(
     """
     if reason is not None:
         _check_reason(reason)
-    account = _lock(session, account_id, by, epoch, also=_who_decide(session, [account_id]))
+    account = lock_as(
+        session, account_id, by=by, epoch=epoch, also=_who_decide(session, [account_id])
+    )
+    now = clock(session)
     if not account.is_active:
         return account
     if account.is_staff and not _other_active_staff(session, account):
@@ -108,10 +129,10 @@ def reactivate(
     session: Session,
     account_id: int,
     *,
-    now: datetime,
     grace: timedelta,
     by: Actor,
     epoch: int | None = None,
+    clock: Clock = database_now,
 ) -> Account:
     """Give the account back, with all its data; tokens from before stay dead.
 
@@ -121,7 +142,8 @@ def reactivate(
     Raises AccountNotFound, NotDeactivated, GraceOver (``now >= purge_at``), TokenNotValid (another
     epoch), and ReactivationForbidden if the owner asks for what staff or an operator deactivated.
     """
-    account = _lock(session, account_id, by, epoch)
+    account = lock_as(session, account_id, by=by, epoch=epoch)
+    now = clock(session)
     if account.is_active:
         raise NotDeactivated
     if by.kind == OWNER and account.deactivated_by != OWNER:
@@ -143,16 +165,17 @@ def reschedule(
     account_id: int,
     *,
     purge_at: datetime,
-    now: datetime,
     max_grace: timedelta,
     by: Actor,
     reminders: Sequence[timedelta] = (),
+    clock: Clock = database_now,
 ) -> Account:
     """Move the promised purge later, at most to *max_grace* after the deactivation, and say so by mail.
 
     Raises AccountNotFound (also when active), InvalidSchedule, GraceOver when it is due.
     """
     account = _lock_deletion(session, account_id)
+    now = clock(session)
     if account.state(now) == DUE:
         raise GraceOver("The account is due. Place a hold to suspend its purge.")
     assert account.deactivated_at is not None
@@ -174,8 +197,8 @@ def set_reason(
     account_id: int,
     *,
     reason: str,
-    now: datetime,
     by: Actor,
+    clock: Clock = database_now,
 ) -> Account:
     """Store the staff's reason on the row that the purge deletes.
 
@@ -183,6 +206,7 @@ def set_reason(
     """
     _check_reason(reason)
     account = _lock_deletion(session, account_id)
+    now = clock(session)
     if account.reason != reason:
         account.reason = reason
         audit.record(
@@ -200,9 +224,9 @@ def due_now(
     session: Session,
     account_id: int,
     *,
-    now: datetime,
     by: Actor,
     epoch: int | None = None,
+    clock: Clock = database_now,
 ) -> Account:
     """Waive the rest of the grace period: ``purge_at`` becomes *now*; the next sweep purges.
 
@@ -212,7 +236,8 @@ def due_now(
     Raises AccountNotFound, NotDeactivated, TokenNotValid (as :func:`reactivate` does), RecentChange to an
     owner, and LegalHold to staff and operators.
     """
-    account = _lock(session, account_id, by, epoch)
+    account = lock_as(session, account_id, by=by, epoch=epoch)
+    now = clock(session)
     if account.is_active:
         raise NotDeactivated
     if by.kind == OWNER:
@@ -241,9 +266,9 @@ def place_hold(
     account_id: int,
     *,
     reason: str,
-    now: datetime,
     by: Actor,
     epoch: int | None = None,
+    clock: Clock = database_now,
 ) -> Hold:
     """Suspend the purge of the account (not the wish) until the hold is released.
 
@@ -253,7 +278,8 @@ def place_hold(
     _check_reason(reason)
     if not reason.strip():
         raise InvalidInput({"reason": ["This field may not be blank."]})
-    account = _lock(session, account_id, by, epoch)
+    account = lock_as(session, account_id, by=by, epoch=epoch)
+    now = clock(session)
     hold = Hold(
         account_id=account.id,
         reason=reason,
@@ -281,10 +307,10 @@ def release_hold(
     account_id: int,
     hold_id: int,
     *,
-    now: datetime,
     delay: timedelta,
     by: Actor,
     epoch: int | None = None,
+    clock: Clock = database_now,
 ) -> Hold:
     """Release a hold; it stays on record until the purge.
 
@@ -292,7 +318,8 @@ def release_hold(
     is not final. Raises AccountNotFound, HoldNotFound (also when it was released before), TokenNotValid (as
     :func:`place_hold` does).
     """
-    account = _lock(session, account_id, by, epoch)
+    account = lock_as(session, account_id, by=by, epoch=epoch)
+    now = clock(session)
     hold = session.get(Hold, hold_id, populate_existing=True) if is_id(hold_id) else None
     if hold is None or hold.account_id != account.id or hold.released_at is not None:
         raise HoldNotFound
@@ -372,26 +399,6 @@ def _lock_deletion(session: Session, account_id: int) -> Account:
     if account.is_active:
         raise AccountNotFound
     return account
-
-
-def _lock(
-    session: Session, account_id: int, by: Actor, epoch: int | None, also: Collection[int] = ()
-) -> Account:
-    """Lock as :func:`lock_as` does, and the rows *also* with them, all in id order."""
-    actor_id = account_id
-    if epoch is not None and by.kind == STAFF and by.public_id is not None:
-        actor = find_by_public_id(session, by.public_id)
-        if actor is None:
-            raise TokenNotValid
-        actor_id = actor.id
-    locked = lock_many(session, {account_id, actor_id, *also})
-    if account_id not in locked:
-        raise AccountNotFound
-    if epoch is not None:
-        actor = locked.get(actor_id)
-        if actor is None or actor.epoch != epoch or (by.kind == STAFF and not actor.is_active):
-            raise TokenNotValid
-    return locked[account_id]
 
 
 def _who_decide(session: Session, account_ids: Collection[int]) -> set[int]:

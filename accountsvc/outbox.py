@@ -16,7 +16,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 import structlog
-from sqlalchemy import delete, func, select, tuple_, update
+from sqlalchemy import Select, delete, func, select, tuple_, update
 from sqlalchemy.orm import Session, sessionmaker
 
 from .database import Clock, reading, writing
@@ -111,6 +111,12 @@ def record(
 def forget(session: Session, *, subject: uuid.UUID, kinds: Collection[str]) -> None:
     """Drop what is owed of *kinds* for *subject*, in the current transaction."""
     session.execute(delete(Effect).where(Effect.subject == subject, Effect.kind.in_(kinds)))
+
+
+def files_owed(keys: Sequence[str]) -> Select[tuple[str]]:
+    """Select those of *keys* whose file is still to be deleted."""
+    key = Effect.payload["key"].as_string()
+    return select(key).where(Effect.kind == DELETE_FILE, key.in_(keys))
 
 
 def pending(session: Session, now: datetime) -> dict[str, int]:

@@ -72,12 +72,7 @@ class Services:
         """
         settings = self.settings
         if not replaying and (only is not None or self._has_work()):
-            try:
-                back = self.purged_are_back()
-            except StoreUnavailable as exc:
-                raise purge.LedgerBehind from exc
-            if back:
-                raise purge.PurgedAreBack
+            self.refuse_after_restore()
         return purge.sweep(
             self.sessions,
             database.database_now,
@@ -91,6 +86,15 @@ class Services:
             by=by,
             progress=progress,
         )
+
+    def refuse_after_restore(self) -> None:
+        """Raise PurgedAreBack while :meth:`purged_are_back`, LedgerBehind if the ledger cannot be read."""
+        try:
+            back = self.purged_are_back()
+        except StoreUnavailable as exc:
+            raise purge.LedgerBehind from exc
+        if back:
+            raise purge.PurgedAreBack
 
     def purged_are_back(self) -> bool:
         """Say whether anybody of the batches that the ledger got last has an account: after a restore.

@@ -119,10 +119,16 @@ def save(
         updated_at=now,
         ciphertext=b"",
     )
-    row.ciphertext = _seal_entry(_key(session, keyring, account), account, row, entry)
+    row.ciphertext = _seal_entry(open_key(session, keyring, account), account, row, entry)
     session.add(row)
     session.flush()
     return row
+
+
+def open_key(session: Session, keyring: Keyring, account: Account) -> bytes:
+    """Return the account's own key. Raises VaultKeyMissing."""
+    row = session.get_one(VaultKey, account.id, populate_existing=True)
+    return keyring.unwrap(row, account.public_id)
 
 
 def entries(
@@ -134,7 +140,7 @@ def entries(
     limit: int | None = None,
 ) -> Iterator[StoredEntry]:
     """Yield the account's entries in id order, from the first id above *after*, in bounded memory."""
-    key = _key(session, keyring, account)
+    key = open_key(session, keyring, account)
     left = limit
     while left is None or left > 0:
         page = session.scalars(
@@ -170,7 +176,7 @@ def update(
     """
     account = lock_for_write(session, account_id, epoch=epoch)
     row = _owned(session, account, entry_id)
-    key = _key(session, keyring, account)
+    key = open_key(session, keyring, account)
     entry = replace(_open_entry(key, account, row), **changes)
     row.ciphertext = _seal_entry(key, account, row, entry)
     row.updated_at = now
@@ -199,11 +205,6 @@ def rewrap(session: Session, keyring: Keyring, *, limit: int) -> int:
     for row, public_id in rows:
         keyring.rewrap(row, public_id)
     return len(rows)
-
-
-def _key(session: Session, keyring: Keyring, account: Account) -> bytes:
-    row = session.get_one(VaultKey, account.id, populate_existing=True)
-    return keyring.unwrap(row, account.public_id)
 
 
 def _owned(session: Session, account: Account, entry_id: int) -> SavedPassword:

@@ -44,6 +44,7 @@ from tests.support.factories import (
     read_account,
     run_sql,
     services_of,
+    waits_for_a_lock,
 )
 from tests.support.processes import INHERITED, START, eventually
 from tests.support.servers import free_port
@@ -83,10 +84,7 @@ def bob(app: APIFlask) -> Person:
 
 def hold(app: APIFlask, account_id: int) -> int:
     with services_of(app).sessions() as session, writing(session):
-        now = database_now(session)
-        placed = lifecycle.place_hold(
-            session, account_id, reason="court", now=now, by=OPERATOR_ACTOR
-        )
+        placed = lifecycle.place_hold(session, account_id, reason="court", by=OPERATOR_ACTOR)
         return placed.id
 
 
@@ -419,6 +417,41 @@ def test_an_account_that_the_worker_purged_meanwhile_counts_as_purged(
     worker.join()
     assert result.exit_code == 0, result.output
     assert [one["id"] for one in document(result)["purged"]] == [ann.id]
+    dispose(app)
+
+
+def test_a_pause_while_the_command_waits_is_a_sentence_and_loses_no_report(
+    postgresql_url: str, tmp_path: Path
+) -> None:
+    # given: one of two that are due is locked by another process, so that the command waits for it
+    app = make_app(postgresql_url, tmp_path)
+    ann, eve = make_person(app, "ann"), make_person(app, "eve")
+    for person in (ann, eve):
+        make_due(app, person)
+    results: list[Result] = []
+
+    def purge() -> None:
+        words = ["accounts", "purge", "--expired", "--yes", "--json"]
+        results.append(app.test_cli_runner().invoke(args=words))
+
+    thread = threading.Thread(target=purge)
+    with services_of(app).sessions() as session, writing(session):
+        rows.lock(session, ann.id)
+        thread.start()
+        eventually(lambda: read_account(app, eve.id) is None)
+
+        # when
+        app.test_cli_runner().invoke(args=["sweeps", "pause"])
+        thread.join(timeout=120)
+
+    # then
+    (result,) = results
+    assert result.exit_code == 1, result.output
+    assert [one["id"] for one in document(result)["purged"]] == [eve.id]
+    assert document(result)["left"] == [
+        {"id": ann.id, "reason": "Purging was paused meanwhile. `sweeps resume` ends that."}
+    ]
+    assert services_of(app).avatars.open(eve.avatar) is None
     dispose(app)
 
 
@@ -1074,17 +1107,11 @@ def test_the_rows_that_decide_are_locked_in_id_order(postgresql_url: str, tmp_pa
         words = ["accounts", "purge", str(sue.id), "--force", "--yes"]
         results.append(app.test_cli_runner().invoke(args=words))
 
-    def is_blocked() -> bool:
-        # Each time in a transaction of its own: within one, PostgreSQL shows what it showed first.
-        query = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
-        with services.engine.connect() as observer:
-            return observer.scalar(text(query)) == 1
-
     thread = threading.Thread(target=purge)
     with services.sessions() as session, writing(session):
         rows.lock(session, sam.id)
         thread.start()
-        eventually(is_blocked)
+        eventually(lambda: waits_for_a_lock(services.engine))
         # Would wait for the command, which waits for us.
         session.execute(
             text("SELECT 1 FROM accounts WHERE id = :id FOR UPDATE NOWAIT"), {"id": sue.id}

@@ -25,6 +25,7 @@ from accountsvc.models import Account, Receipt, SavedPassword, VaultKey
 from accountsvc.services import Services
 from tests.support.factories import (
     Person,
+    at,
     belongings,
     deactivate,
     make_person,
@@ -100,7 +101,7 @@ def fight_over(services: Services, account: Account, number: int) -> tuple[bool,
             lifecycle.reactivate(
                 session,
                 account.id,
-                now=purge_at if is_late else purge_at - MICROSECOND,
+                clock=at(purge_at if is_late else purge_at - MICROSECOND),
                 grace=timedelta(days=14),
                 by=Actor("owner", account.public_id),
                 epoch=account.epoch,
@@ -110,7 +111,11 @@ def fight_over(services: Services, account: Account, number: int) -> tuple[bool,
     def hold() -> bool:
         with services.sessions() as session, writing(session):
             lifecycle.place_hold(
-                session, account.id, reason="a lawsuit", now=purge_at, by=OPERATOR_ACTOR
+                session,
+                account.id,
+                reason="a lawsuit",
+                clock=at(purge_at),
+                by=OPERATOR_ACTOR,
             )
         return True
 
@@ -162,14 +167,15 @@ def sweep(services: Services, account: Account, *, later: timedelta = timedelta(
 
 
 def release(services: Services, account: Account) -> None:
-    assert account.purge_at is not None
+    purge_at = account.purge_at
+    assert purge_at is not None
     with services.sessions() as session, writing(session):
         for hold in lifecycle.open_holds(session, account.id):
             lifecycle.release_hold(
                 session,
                 account.id,
                 hold.id,
-                now=account.purge_at,
+                clock=at(purge_at),
                 delay=timedelta(hours=24),
                 by=OPERATOR_ACTOR,
             )

@@ -81,7 +81,7 @@ class Post:
             lifecycle.reactivate(
                 session,
                 person.id,
-                now=self.clock(session),
+                clock=self.clock,
                 grace=GRACE,
                 by=Actor("owner", person.public_id),
             )

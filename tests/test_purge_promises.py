@@ -29,7 +29,7 @@ from accountsvc.models import (
     VaultKey,
 )
 from accountsvc.services import Services, build_services
-from tests.support.factories import make_settings
+from tests.support.factories import at, make_settings
 
 NOW = datetime(2026, 12, 7, 9, 30, tzinfo=UTC)
 MICROSECOND = timedelta(microseconds=1)
@@ -134,7 +134,7 @@ def test_reactivation_ends_when_the_purge_begins(
             lifecycle.reactivate(
                 session,
                 account_id,
-                now=NOW + moment * MICROSECOND,
+                clock=at(NOW + moment * MICROSECOND),
                 grace=timedelta(days=14),
                 by=Actor("staff"),
             )
@@ -180,9 +180,11 @@ def test_a_purge_takes_all_of_one_account_and_nothing_of_another(services: Servi
 def test_no_row_anywhere_keeps_the_id_of_a_purged_account(services: Services) -> None:
     (account_id,) = add_accounts(services, 1, name="ann", purge_at=NOW)
     with services.sessions() as session, writing(session):
-        hold = lifecycle.place_hold(session, account_id, reason="r", now=NOW, by=OPERATOR_ACTOR)
+        hold = lifecycle.place_hold(
+            session, account_id, reason="r", clock=at(NOW), by=OPERATOR_ACTOR
+        )
         lifecycle.release_hold(
-            session, account_id, hold.id, now=NOW, delay=timedelta(0), by=OPERATOR_ACTOR
+            session, account_id, hold.id, clock=at(NOW), delay=timedelta(0), by=OPERATOR_ACTOR
         )
 
     assert sweep(services).purged == 1
@@ -199,7 +201,7 @@ def test_a_hold_suspends_the_purge_and_blocks_nobody_else(services: Services) ->
     due = add_accounts(services, 5, name="due", purge_at=NOW)
     with services.sessions() as session, writing(session):
         for account_id in held:
-            lifecycle.place_hold(session, account_id, reason="r", now=NOW, by=OPERATOR_ACTOR)
+            lifecycle.place_hold(session, account_id, reason="r", clock=at(NOW), by=OPERATOR_ACTOR)
 
     result = sweep(services, batch_size=2)
 
@@ -304,8 +306,10 @@ def test_who_came_back_is_tried_anew_at_the_next_deletion(services: Services) ->
         session.add(
             PurgeFailure(account_id=ann, attempts=3, error="x", failed_at=NOW, retry_at=NOW)
         )
-        lifecycle.reactivate(session, ann, now=NOW, grace=timedelta(days=14), by=OPERATOR_ACTOR)
-        lifecycle.deactivate(session, ann, now=NOW, grace=timedelta(), by=OPERATOR_ACTOR)
+        lifecycle.reactivate(
+            session, ann, clock=at(NOW), grace=timedelta(days=14), by=OPERATOR_ACTOR
+        )
+        lifecycle.deactivate(session, ann, clock=at(NOW), grace=timedelta(), by=OPERATOR_ACTOR)
 
     assert sweep(services).purged == 1
 
@@ -413,7 +417,7 @@ def test_a_hold_committed_between_the_claims_snapshot_and_its_lock_wins(
     time.sleep(0.7)
     second = make_engine(postgresql_url)
     with Session(second) as session, writing(session):
-        lifecycle.place_hold(session, held, reason="r", now=NOW, by=OPERATOR_ACTOR)
+        lifecycle.place_hold(session, held, reason="r", clock=at(NOW), by=OPERATOR_ACTOR)
     thread.join()
 
     assert results[0].purged_ids == [other]
@@ -426,7 +430,7 @@ def test_the_database_itself_refuses_to_delete_who_is_active_or_held(services: S
     (active,) = add_accounts(services, 1, name="active", purge_at=None)
     (held,) = add_accounts(services, 1, name="held", purge_at=NOW)
     with services.sessions() as session, writing(session):
-        lifecycle.place_hold(session, held, reason="r", now=NOW, by=OPERATOR_ACTOR)
+        lifecycle.place_hold(session, held, reason="r", clock=at(NOW), by=OPERATOR_ACTOR)
 
     for account_id in (active, held):
         with pytest.raises(DatabaseError), services.sessions() as session, writing(session):

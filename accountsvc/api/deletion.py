@@ -57,11 +57,9 @@ def delete(user_id: int, *, caller: Caller) -> Response:
     represented = prefers_representation()
 
     def deactivate(session: Session) -> tuple[datetime, dict[str, Any]]:
-        now = database_now(session)
         account = lifecycle.deactivate(
             session,
             user_id,
-            now=now,
             grace=settings.grace_period,
             by=by,
             epoch=caller.epoch,
@@ -70,6 +68,7 @@ def delete(user_id: int, *, caller: Caller) -> Response:
         assert account.purge_at is not None
         body: dict[str, Any] = {}
         if represented:
+            now = database_now(session)
             body = {"message": "User deleted successfully"}
             body |= document(session, account, now=now, by=by.kind)
             if by.kind == OWNER:
@@ -116,13 +115,14 @@ def documents(session: Session, found: Sequence[Account], *, now: datetime) -> l
             "reason": account.reason,
             "holds": [hold_document(hold) for hold in holds[account.id]],
             "blocked_by": purge.blocked_by(
-                failures.get(account.id),
+                failure,
                 is_held=any(hold.released_at is None for hold in holds[account.id]),
                 max_attempts=most,
             ),
-            "attempts": failures[account.id].attempts if account.id in failures else 0,
+            "attempts": failure.attempts if failure else 0,
         }
         for account in found
+        for failure in [failures.get(account.id)]
     ]
 
 

@@ -93,17 +93,14 @@ def come_back(json_data: dict[str, str]) -> dict[str, Any]:
 
 def _reactivate(account_id: int, public_id: uuid.UUID, epoch: int) -> Account:
     about(public_id)
-    by = Actor(OWNER, public_id)
 
     def reactivate(session: Session) -> Account:
         try:
-            lifecycle.lock_as(session, account_id, by=by, epoch=epoch)
             account = lifecycle.reactivate(
                 session,
                 account_id,
-                now=database_now(session),
                 grace=services().settings.grace_period,
-                by=by,
+                by=Actor(OWNER, public_id),
                 epoch=epoch,
             )
         except AccountNotFound:
@@ -126,20 +123,15 @@ def give_back(user_id: int, *, caller: Caller) -> dict[str, Any]:
     Whoever deactivated it. The owner signs in with the password as before.
     """
 
-    by = caller.actor_as_staff()
-
     def reactivate(session: Session) -> dict[str, Any]:
-        lifecycle.lock_as(session, user_id, by=by, epoch=caller.epoch)
-        now = database_now(session)
         account = lifecycle.reactivate(
             session,
             user_id,
-            now=now,
             grace=services().settings.grace_period,
-            by=by,
+            by=caller.actor_as_staff(),
             epoch=caller.epoch,
         )
-        return document(session, account, now=now, by=STAFF)
+        return document(session, account, now=database_now(session), by=STAFF)
 
     return committed(reactivate)
 
@@ -201,13 +193,12 @@ def change(user_id: int, *, caller: Caller, json_data: dict[str, Any]) -> Respon
                 session,
                 user_id,
                 purge_at=json_data["purge_at"],
-                now=now,
                 max_grace=settings.max_grace,
                 by=by,
                 reminders=settings.reminders,
             )
         if "reason" in json_data:
-            lifecycle.set_reason(session, user_id, reason=json_data["reason"], now=now, by=by)
+            lifecycle.set_reason(session, user_id, reason=json_data["reason"], by=by)
         return document(session, account, now=now, by=STAFF)
 
     return _with_etag(committed(patch))
@@ -247,15 +238,14 @@ def purge_now(user_id: int, *, json_data: dict[str, str]) -> Response:
         auth.check_password(account, json_data["password"])
         by, epoch = Actor(OWNER, account.public_id), account.epoch
     else:
-        by, epoch = auth.caller().actor_as_staff(), auth.caller().epoch
+        staff = auth.caller()
+        by, epoch = staff.actor_as_staff(), staff.epoch
         if json_data.get("confirm") != account.username:
             raise InvalidInput({"confirm": ["Repeat the username of the account."]})
 
     def waive(session: Session) -> dict[str, Any]:
-        lifecycle.lock_as(session, user_id, by=by, epoch=epoch)
-        now = database_now(session)
-        due = lifecycle.due_now(session, user_id, now=now, by=by, epoch=epoch)
-        return document(session, due, now=now, by=kind)
+        due = lifecycle.due_now(session, user_id, by=by, epoch=epoch)
+        return document(session, due, now=database_now(session), by=kind)
 
     response = json_response(committed(waive))
     response.status_code = 202

@@ -46,7 +46,6 @@ def place(
             session,
             user_id,
             reason=json_data["reason"],
-            now=database_now(session),
             by=caller.actor_as_staff(),
             epoch=caller.epoch,
         )
@@ -84,7 +83,6 @@ def release(user_id: int, hold_id: int, *, caller: Caller) -> Response:
             session,
             user_id,
             hold_id,
-            now=database_now(session),
             delay=services().settings.hold_release_delay,
             by=caller.actor_as_staff(),
             epoch=caller.epoch,

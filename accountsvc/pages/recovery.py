@@ -13,7 +13,7 @@ from flask import Response, render_template, request
 
 from .. import exports, lifecycle, throttle
 from ..audit import Actor
-from ..database import database_now, writing
+from ..database import writing
 from ..errors import (
     AccountNotFound,
     GraceOver,
@@ -79,16 +79,13 @@ def _visit() -> Visit:
 def _keep(who: Visit) -> Response:
     made = services()
     made.throttle.spend(throttle.TOKEN, address=client())
-    by, epoch = Actor(OWNER, who.account.public_id), who.claims.epoch
     with made.sessions() as session, writing(session):
-        lifecycle.lock_as(session, who.account.id, by=by, epoch=epoch)
         lifecycle.reactivate(
             session,
             who.account.id,
-            now=database_now(session),
             grace=made.settings.grace_period,
-            by=by,
-            epoch=epoch,
+            by=Actor(OWNER, who.account.public_id),
+            epoch=who.claims.epoch,
         )
     return say(messages.KEPT)
 
@@ -111,10 +108,13 @@ def _delete(who: Visit) -> Response:
     if problems:
         return _page(who, 400, problems)
     services().confirm_password(who.account, request.form["password"], address=client())
-    by, epoch = Actor(OWNER, who.account.public_id), who.claims.epoch
     with services().sessions() as session, writing(session):
-        lifecycle.lock_as(session, who.account.id, by=by, epoch=epoch)
-        lifecycle.due_now(session, who.account.id, now=database_now(session), by=by, epoch=epoch)
+        lifecycle.due_now(
+            session,
+            who.account.id,
+            by=Actor(OWNER, who.account.public_id),
+            epoch=who.claims.epoch,
+        )
     return say(messages.DUE_NOW)
 
 

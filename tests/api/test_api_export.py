@@ -142,7 +142,7 @@ def save(app: APIFlask, person: Person | Account, entries: Iterable[Entry]) -> N
     made = services_of(app)
     with made.sessions() as session, writing(session):
         account = rows.lock(session, person.id)
-        key, moment = vault._key(session, made.keyring, account), database_now(session)
+        key, moment = vault.open_key(session, made.keyring, account), database_now(session)
         for entry in entries:
             row = SavedPassword(
                 uid=uuid.uuid4(), account_id=account.id, created_at=moment, updated_at=moment

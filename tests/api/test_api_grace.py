@@ -37,6 +37,7 @@ from tests.conftest import NewApp
 from tests.support.factories import (
     PASSWORD,
     Person,
+    at,
     bearer,
     belongings,
     deactivate,
@@ -1237,7 +1238,11 @@ def test_there_is_no_moment_in_which_both_return_and_purge_are_allowed(
             session.connection(execution_options={"writes": True})
             try:
                 lifecycle.reactivate(
-                    session, ann.id, now=moment, grace=timedelta(days=14), by=owner
+                    session,
+                    ann.id,
+                    clock=at(moment),
+                    grace=timedelta(days=14),
+                    by=owner,
                 )
             except GraceOver:
                 return False

@@ -270,7 +270,9 @@ def test_a_process_that_has_not_got_the_new_key_yet_asks_to_wait(new_app: NewApp
         "/api/save-passwords/", headers=zoe.auth, json={"password_saved": "x"}
     )
 
-    for response in (shown, saved):
+    exported = behind.test_client().get(f"/api/profile/{zoe.id}/export/", headers=zoe.auth)
+
+    for response in (shown, saved, exported):
         assert (response.status_code, response.headers["Retry-After"]) == (503, "5")
         assert response.data == (
             b'{"error": "The service cannot do this at the moment. Try again in a few seconds.", '

@@ -16,12 +16,12 @@ from sqlalchemy.orm import Session
 
 from accountsvc import accounts, lifecycle, purge, vault
 from accountsvc.audit import OPERATOR_ACTOR, Actor
-from accountsvc.database import Clock, reading, writing
+from accountsvc.database import reading, writing
 from accountsvc.models import Account, AuditEvent, Base, Effect, SavedPassword, VaultKey
 from accountsvc.rows import find
 from accountsvc.services import Services
 from accountsvc.vault import Entry
-from tests.support.factories import PASSWORD
+from tests.support.factories import PASSWORD, at
 
 NOW = datetime(2026, 12, 7, 9, 30, 15, tzinfo=UTC)
 GRACE = timedelta(days=14)
@@ -33,11 +33,6 @@ BOUNDARY = (-MICROSECOND, timedelta(0), MICROSECOND)
 
 class Crash(BaseException):
     """The process is gone: not an Exception, so that nothing of the code's own handling runs."""
-
-
-def at(moment: datetime) -> Clock:
-    """A clock that stands at *moment*."""
-    return lambda _session: moment
 
 
 @contextmanager
@@ -187,22 +182,25 @@ def deactivate(services: Services, account_id: int, **options: Any) -> Account:
         if "by" not in options:
             found = find(session, account_id)
             options["by"] = Actor("owner", None if found is None else found.public_id)
-        return lifecycle.deactivate(session, account_id, **{"now": NOW, "grace": GRACE, **options})
+        clock = at(options.pop("now", NOW))
+        return lifecycle.deactivate(session, account_id, clock=clock, **{"grace": GRACE, **options})
 
 
 def reactivate(services: Services, account_id: int, **options: Any) -> Account:
     with write(services) as session:
+        clock = at(options.pop("now", NOW))
         return lifecycle.reactivate(
             session,
             account_id,
-            **{"now": NOW, "grace": GRACE, "by": Actor("staff"), **options},
+            clock=clock,
+            **{"grace": GRACE, "by": Actor("staff"), **options},
         )
 
 
 def place_hold(services: Services, account_id: int, *, now: datetime = NOW) -> int:
     with write(services) as session:
         return lifecycle.place_hold(
-            session, account_id, reason="court", now=now, by=OPERATOR_ACTOR
+            session, account_id, reason="court", clock=at(now), by=OPERATOR_ACTOR
         ).id
 
 
@@ -216,7 +214,7 @@ def release_hold(
 ) -> None:
     with write(services) as session:
         lifecycle.release_hold(
-            session, account_id, hold_id, now=now, delay=delay, by=OPERATOR_ACTOR
+            session, account_id, hold_id, clock=at(now), delay=delay, by=OPERATOR_ACTOR
         )
 
 

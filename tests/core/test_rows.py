@@ -6,13 +6,13 @@ import threading
 import uuid
 
 import pytest
-from sqlalchemy import text
 
 from accountsvc import rows
 from accountsvc.database import writing
 from accountsvc.errors import AccountNotFound, TokenNotValid
 from accountsvc.models import MAX_ID
 from accountsvc.services import Services
+from tests.support.factories import waits_for_a_lock
 
 from .factories import NOW, SECOND, add_account, add_accounts, deactivate, read, write
 
@@ -135,11 +135,8 @@ def test_writers_share_a_row_and_a_deactivation_waits_for_them(postgresql: Servi
         rows.lock_for_write(second, account.id, epoch=0)
         thread = threading.Thread(target=wait_and_deactivate)
         thread.start()
-        with postgresql.engine.connect() as watcher:
-            blocked = text("SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'")
-            while not watcher.scalar(blocked):
-                assert not done.wait(0.02)
-                watcher.rollback()
+        while not waits_for_a_lock(postgresql.engine):
+            assert not done.wait(0.02)
         assert not done.is_set()
     thread.join(30)
     assert done.is_set()

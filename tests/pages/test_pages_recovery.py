@@ -335,9 +335,7 @@ def test_an_open_hold_is_hidden_from_the_owner(app: APIFlask, ann: Person) -> No
     with services_of(app).sessions() as session, writing(session):
         from accountsvc import audit, lifecycle
 
-        lifecycle.place_hold(
-            session, ann.id, reason="a lawsuit", now=now(app), by=audit.OPERATOR_ACTOR
-        )
+        lifecycle.place_hold(session, ann.id, reason="a lawsuit", by=audit.OPERATOR_ACTOR)
 
     held_page = words(browser.open())
     promise(app, ann, purge_in=timedelta(seconds=-1))

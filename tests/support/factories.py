@@ -17,13 +17,13 @@ from typing import Any
 
 from apiflask import APIFlask
 from PIL import Image
-from sqlalchemy import func, insert, select, text
+from sqlalchemy import Engine, func, insert, select, text
 from sqlalchemy.orm import Session
 
 from accountsvc import accounts, audit, avatars, create_app, lifecycle, notices, outbox, vault
 from accountsvc.avatars import new_key
 from accountsvc.config import Settings, load_settings
-from accountsvc.database import database_now, reading, writing
+from accountsvc.database import Clock, database_now, reading, writing
 from accountsvc.models import Account, AuditEvent, Effect, LegalHold, SavedPassword, VaultKey
 from accountsvc.outbox import DeliveryResult
 from accountsvc.rows import find
@@ -178,7 +178,7 @@ def deactivate(
         account = lifecycle.deactivate(
             session,
             account_id,
-            now=database_now(session) + ahead,
+            clock=lambda session: database_now(session) + ahead,
             grace=grace,
             reminders=reminders,
             by=audit.Actor(by, found.public_id if by == "owner" else None),
@@ -263,6 +263,24 @@ def insert_due(
             with services.avatars.open(key) as file:  # type: ignore[union-attr]
                 assert file.read() == b"an image"
     return {person["public_id"] for person in people}  # type: ignore[misc]
+
+
+def at(moment: datetime) -> Clock:
+    """A clock that stands at *moment*."""
+    return lambda _session: moment
+
+
+def waits_for_a_lock(engine: Engine) -> bool:
+    """Say whether a connection to this PostgreSQL database waits for a row.
+
+    In a transaction of its own each time: within one, PostgreSQL shows what it showed first.
+    """
+    query = (
+        "SELECT count(*) FROM pg_stat_activity "
+        "WHERE wait_event_type = 'Lock' AND datname = current_database()"
+    )
+    with engine.connect() as watcher:
+        return bool(watcher.scalar(text(query)))
 
 
 def now(app: APIFlask) -> datetime:

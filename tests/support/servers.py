@@ -162,7 +162,7 @@ class PostgresServer(_Server):
         signals = {
             "smart": signal.SIGTERM,
             "fast": signal.SIGINT,
-            "immediate": self.ends_at_once_by,
+            "immediate": signal.SIGQUIT,
             "kill": signal.SIGKILL,
         }
         self._end(signals[how])
