@@ -52,7 +52,7 @@ format: install ## Format the code
 
 faults: install ## Inject every fault many times, drain a long backlog, kill the worker ten times
 	TEST_FAULTS=long $(BIN)/pytest tests/faults $(PYTEST_OPTIONS)
-	TEST_KILLS=10 $(BIN)/pytest -n 0 tests/test_kill.py $(PYTEST_OPTIONS)
+	TEST_KILLS=10 $(BIN)/pytest -n 0 tests/purge/test_kill.py $(PYTEST_OPTIONS)
 
 bench: install ## Measure, as ratios against a reference in the same run; BENCH_TIMES=20 measures longer
 	$(BIN)/python -m bench $(BENCH_NAMES)

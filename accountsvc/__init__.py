@@ -1,47 +1,22 @@
-"""accountsvc: accounts that can be deleted, with a grace period, for good and provably."""
+"""accountsvc: accounts that can be deleted, with a grace period, for good and provably.
+
+Importing the package loads nothing else, so that the worker, which needs no Flask, loads none.
+"""
 
 from __future__ import annotations
 
-from apiflask import APIFlask
+from typing import TYPE_CHECKING
 
-from . import api, cli, database, logs, pages
-from .config import Settings, load_settings
-from .extensions import db, migrate
-from .services import build_services
+if TYPE_CHECKING:
+    from apiflask import APIFlask
+
+    from .config import Settings
 
 __version__ = "0.1.0"
 
 
 def create_app(settings: Settings | None = None) -> APIFlask:
-    """Make the application: the composition root, nothing else.
+    """Make the application, as :func:`accountsvc.app.create_app` promises."""
+    from .app import create_app
 
-    *settings* default to the environment's. Raises ``ConfigError`` with one line for a wrong setting.
-    """
-    settings = settings or load_settings()
-    app = APIFlask(
-        __name__,
-        title="accountsvc",
-        version=__version__,
-        spec_path="/api/openapi.json",
-        docs_path=None,
-        instance_path=str(settings.instance_path),
-        # Without a folder of static files nothing is served by chance.
-        static_folder=None,  # type: ignore[arg-type]
-    )
-    app.config.update(
-        SECRET_KEY=settings.secret_key,
-        SQLALCHEMY_DATABASE_URI=settings.database_url,
-        SQLALCHEMY_ENGINE_OPTIONS=database.engine_options(settings.database_url),
-    )
-    logs.configure(settings.log_level)
-    database.ensure_folder(settings.database_url)
-    db.init_app(app)
-    migrate.init_app(app, db, directory=str(database.migrations_path()))
-    with app.app_context():
-        database.prepare_engine(db.engine)
-        services = build_services(settings, db.engine)
-    app.extensions["accountsvc"] = services
-    api.init_app(app, services)
-    pages.init_app(app, services)
-    cli.init_app(app)
-    return app
+    return create_app(settings)

@@ -12,11 +12,18 @@ from typing import TypeVar
 from sqlalchemy import Engine, select
 from sqlalchemy.orm import Session, sessionmaker
 
-from . import accounts, audit, database, exports, notices, outbox, purge, rows
-from .accounts import PasswordHasher
-from .audit import ANYBODY, SYSTEM_ACTOR, Actor
-from .avatars import AvatarStore, store_from_url
+from .accounts import exports, profiles
+from .accounts.profiles import PasswordHasher
+from .accounts.vault import Keyring
+from .adapters.avatarstore import AvatarStore, store_from_url
+from .adapters.ledger import Ledger, ledger_from_url
+from .adapters.mail import Mailer, mailer_from_url, read_sender
+from .adapters.throttle import AUDIT, EXPORT, PASSWORD, Throttle
 from .config import Settings, wrong
+from .db import audit, rows
+from .db.audit import ANYBODY, SYSTEM_ACTOR, Actor
+from .db.engine import database_now, make_engine, make_sessions, reading, writing
+from .db.models import Account
 from .errors import (
     AccountDeactivated,
     InvalidInput,
@@ -25,13 +32,10 @@ from .errors import (
     Throttled,
     WrongPassword,
 )
-from .ledger import Ledger, ledger_from_url
-from .mail import Mailer, mailer_from_url, read_sender
-from .models import Account
-from .outbox import DeliveryResult, Outcome, Owed
-from .throttle import AUDIT, EXPORT, PASSWORD, Throttle
+from .outbox import notices, queue
+from .outbox.queue import DeliveryResult, Outcome, Owed
+from .purge import sweep
 from .tokens import Tokens, derive_key
-from .vault import Keyring
 
 _Part = TypeVar("_Part")
 
@@ -53,7 +57,7 @@ class Services:
     ledger: Ledger
     mailer: Mailer
     throttle: Throttle
-    handlers: Mapping[str, outbox.Handler]
+    handlers: Mapping[str, queue.Handler]
 
     def sweep(
         self,
@@ -62,8 +66,8 @@ class Services:
         only: Sequence[int] | None = None,
         replaying: bool = False,
         by: Actor = SYSTEM_ACTOR,
-        progress: purge.Progress | None = None,
-    ) -> purge.SweepResult:
+        progress: sweep.Progress | None = None,
+    ) -> sweep.SweepResult:
         """Purge what is due, as ``purge.sweep`` promises, with this process's settings and ledger.
 
         Nothing is purged while :meth:`purged_are_back`: who came back, or was put under a hold, after the
@@ -73,9 +77,9 @@ class Services:
         settings = self.settings
         if not replaying and (only is not None or self._has_work()):
             self.refuse_after_restore()
-        return purge.sweep(
+        return sweep.sweep(
             self.sessions,
-            database.database_now,
+            database_now,
             batch_size=settings.purge_batch_size,
             max_attempts=settings.purge_max_attempts,
             limit=None if only is not None else (settings.purge_max_per_sweep or None),
@@ -92,19 +96,19 @@ class Services:
         try:
             back = self.purged_are_back()
         except StoreUnavailable as exc:
-            raise purge.LedgerBehind from exc
+            raise sweep.LedgerBehind from exc
         if back:
-            raise purge.PurgedAreBack
+            raise sweep.PurgedAreBack
 
     def purged_are_back(self) -> bool:
         """Say whether anybody of the batches that the ledger got last has an account: after a restore.
 
         Raises StoreUnavailable if the ledger cannot be read.
         """
-        with self.sessions() as session, database.reading(session):
-            now = database.database_now(session)
+        with self.sessions() as session, reading(session):
+            now = database_now(session)
         known = [uuid.UUID(str(line["public_id"])) for line in self.ledger.newest(now)]
-        with self.sessions() as session, database.reading(session):
+        with self.sessions() as session, reading(session):
             return any(
                 session.scalar(select(Account.id).where(Account.public_id.in_(page)).limit(1))
                 for page in rows.pages(known)
@@ -112,10 +116,10 @@ class Services:
 
     def _has_work(self) -> bool:
         """Say whether a sweep would find anybody: only then is the ledger read."""
-        with self.sessions() as session, database.reading(session):
-            planned = purge.plan(
+        with self.sessions() as session, reading(session):
+            planned = sweep.plan(
                 session,
-                now=database.database_now(session),
+                now=database_now(session),
                 max_attempts=self.settings.purge_max_attempts,
                 page=1,
             )
@@ -130,8 +134,8 @@ class Services:
             self.throttle.spend(AUDIT, account=f"{action} {counted_as}")
         except Throttled:
             return
-        with self.sessions() as session, database.writing(session):
-            now = database.database_now(session)
+        with self.sessions() as session, writing(session):
+            now = database_now(session)
             audit.record(session, action, subject=subject, by=by, now=now)
 
     @contextmanager
@@ -157,7 +161,7 @@ class Services:
         """
         try:
             with self.password_try(account.email_key, address), self.sessions() as session:
-                accounts.confirm_password(session, self.hasher, account.id, password)
+                profiles.confirm_password(session, self.hasher, account.id, password)
         except WrongPassword:
             self.note_attempt(
                 "confirmation.failed",
@@ -171,9 +175,9 @@ class Services:
         self, *, seconds: float = 5.0, kinds: Sequence[str] | None = None
     ) -> DeliveryResult:
         """Deliver what the outbox owes, as ``outbox.deliver`` promises."""
-        return outbox.deliver(
+        return queue.deliver(
             self.sessions,
-            database.database_now,
+            database_now,
             self.handlers,
             kinds=kinds,
             seconds=seconds,
@@ -195,17 +199,17 @@ class Services:
 
     def write_ledger(self) -> bool:
         """Deliver the ledger lines that are owed; False if one could not be written."""
-        if self.deliver(kinds=[outbox.LEDGER], seconds=30).more:
+        if self.deliver(kinds=[queue.LEDGER], seconds=30).more:
             return False
-        with self.sessions() as session, database.reading(session):
-            return not outbox.is_behind(session, outbox.LEDGER, database.database_now(session))
+        with self.sessions() as session, reading(session):
+            return not queue.is_behind(session, queue.LEDGER, database_now(session))
 
     def scrub(self, *, at_most_every: timedelta | None = SCRUB_AT_MOST_EVERY) -> bool:
         """Scrub the SQLite file if something was purged; True when nothing is left to scrub."""
-        return purge.scrub(
+        return sweep.scrub(
             self.engine,
             self.sessions,
-            database.database_now,
+            database_now,
             at_most_every=at_most_every,
         )
 
@@ -215,8 +219,8 @@ def build_services(settings: Settings, engine: Engine | None = None) -> Services
 
     Raises ConfigError for what only the part itself finds wrong with its setting.
     """
-    engine = engine or database.make_engine(settings.database_url)
-    sessions = database.make_sessions(engine)
+    engine = engine or make_engine(settings.database_url)
+    sessions = make_sessions(engine)
     avatars = _read("STORAGE_URL", store_from_url, settings.storage_url)
     ledger = _read("LEDGER_URL", ledger_from_url, settings.ledger_url)
     mailer = _read("MAIL_URL", mailer_from_url, settings.mail_url)
@@ -242,9 +246,9 @@ def build_services(settings: Settings, engine: Engine | None = None) -> Services
         ),
         handlers={},
     )
-    handlers: dict[str, outbox.Handler] = {
-        outbox.LEDGER: _ledger_handler(ledger),
-        outbox.DELETE_FILE: _file_handler(sessions, avatars),
+    handlers: dict[str, queue.Handler] = {
+        queue.LEDGER: _ledger_handler(ledger),
+        queue.DELETE_FILE: _file_handler(sessions, avatars),
         **notices.handlers(
             sessions,
             services.mailer,
@@ -263,7 +267,7 @@ def _read(name: str, read: Callable[[str], _Part], text: str) -> _Part:
         raise wrong(name, exc) from None
 
 
-def _ledger_handler(ledger: Ledger) -> outbox.Handler:
+def _ledger_handler(ledger: Ledger) -> queue.Handler:
     def write(owed: Sequence[Owed], now: datetime) -> Outcome:
         for one in owed:
             ledger.append(str(one.uid), one.payload["lines"], at=one.created_at)
@@ -272,10 +276,10 @@ def _ledger_handler(ledger: Ledger) -> outbox.Handler:
     return write
 
 
-def _file_handler(sessions: sessionmaker[Session], avatars: AvatarStore) -> outbox.Handler:
+def _file_handler(sessions: sessionmaker[Session], avatars: AvatarStore) -> queue.Handler:
     def remove(owed: Sequence[Owed], now: datetime) -> Outcome:
         keys = {str(one.payload["key"]): one for one in owed}
-        with sessions() as session, database.reading(session):
+        with sessions() as session, reading(session):
             # Never take a file that an account shows, whatever the row says.
             in_use = set(
                 session.scalars(select(Account.avatar_key).where(Account.avatar_key.in_(keys)))

@@ -16,8 +16,8 @@ import jwt
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
 
+from .db.models import Account
 from .errors import TokenNotValid
-from .models import Account
 
 ACCESS = "access"
 REFRESH = "refresh"

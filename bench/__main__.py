@@ -18,12 +18,12 @@ from apiflask import APIFlask
 from flask.testing import FlaskClient
 from sqlalchemy import delete, text
 
-from accountsvc import vault
-from accountsvc.accounts import PasswordHasher
-from accountsvc.database import database_now, reading, upgrade, writing
-from accountsvc.models import Account, LegalHold
+from accountsvc.accounts import vault
+from accountsvc.accounts.profiles import PasswordHasher
+from accountsvc.accounts.vault import Entry
+from accountsvc.db.engine import database_now, reading, upgrade, writing
+from accountsvc.db.models import Account, LegalHold
 from accountsvc.services import Services
-from accountsvc.vault import Entry
 from bench.timing import Measured, Work, in_turns
 from tests.support.factories import (
     PASSWORD,

@@ -1,7 +1,7 @@
 """Run the migrations, for ``flask db …`` and for ``accountsvc.database.upgrade``.
 
 The connection is never one of the application's engine, which enforces foreign keys and refuses
-writes outside ``writing()``: ``support.make_engine`` says what a migration needs instead.
+writes outside ``writing()``: ``migration.make_engine`` says what a migration needs instead.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from alembic import context
 from alembic.util import CommandError
 from sqlalchemy.engine import make_url
 
-from accountsvc.database import UtcDateTime
-from accountsvc.models import Base
-from migrations import support
+from accountsvc.db import migration
+from accountsvc.db.engine import UtcDateTime
+from accountsvc.db.models import Base
 
 
 def database_url() -> str:
@@ -37,10 +37,10 @@ def render_item(kind: str, item: Any, _context: Any) -> str | Literal[False]:
 
 
 def run_online(url: str) -> None:
-    engine = support.make_engine(url)
+    engine = migration.make_engine(url)
     sqlite = engine.dialect.name == "sqlite"
     with engine.connect() as connection:
-        support.wait_for_turn(connection)
+        migration.wait_for_turn(connection)
         context.configure(
             connection=connection,
             target_metadata=Base.metadata,
@@ -50,7 +50,7 @@ def run_online(url: str) -> None:
             # second of two deploys wait and then find nothing to do. PostgreSQL has the advisory
             # lock for that, and needs a transaction a step for ``autocommit_block``.
             transaction_per_migration=not sqlite,
-            on_version_apply=support.check_foreign_keys,
+            on_version_apply=migration.check_foreign_keys,
         )
         with context.begin_transaction():
             context.run_migrations()
@@ -66,7 +66,7 @@ def run_offline(url: str) -> None:
         literal_binds=True,
         transaction_per_migration=True,
     )
-    context.execute(f"SET lock_timeout = {support.LOCK_TIMEOUT_MS}")
+    context.execute(f"SET lock_timeout = {migration.LOCK_TIMEOUT_MS}")
     with context.begin_transaction():
         context.run_migrations()
 

@@ -23,8 +23,9 @@ from apiflask import APIFlask
 from flask.testing import FlaskClient
 from sqlalchemy import Engine, make_url
 
-from accountsvc.database import make_engine, upgrade
-from tests.support.factories import dispose, make_app
+from accountsvc.db.engine import make_engine, upgrade
+from accountsvc.services import Services, build_services
+from tests.support.factories import dispose, make_app, make_settings
 from tests.support.servers import PostgresServer, ValkeyServer
 
 ENGINES = ("sqlite", "postgresql")
@@ -255,3 +256,27 @@ def sqlite_engine(sqlite_url: str) -> Iterator[Engine]:
 def redis_url() -> str:
     """A Redis that other tests use too: keep to keys of your own."""
     return os.environ["TEST_REDIS_URL"]
+
+
+def _services(url: str, folder: Path) -> Iterator[Services]:
+    made = build_services(make_settings(url, folder))
+    yield made
+    made.engine.dispose()
+
+
+@pytest.fixture
+def services(database_url: str, tmp_path: Path) -> Iterator[Services]:
+    """Everything that a doorway needs, on each engine."""
+    yield from _services(database_url, tmp_path)
+
+
+@pytest.fixture
+def postgresql(postgresql_url: str, tmp_path: Path) -> Iterator[Services]:
+    """The same on PostgreSQL only, for what only several writers at once can show."""
+    yield from _services(postgresql_url, tmp_path)
+
+
+@pytest.fixture
+def sqlite(sqlite_url: str, tmp_path: Path) -> Iterator[Services]:
+    """The same on SQLite only, for what is about its file."""
+    yield from _services(sqlite_url, tmp_path)

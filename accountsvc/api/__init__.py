@@ -6,17 +6,8 @@ from apiflask import APIFlask
 
 from ..logs import log_requests
 from ..services import Services
-from . import auth, bodies, errors, headers, health, openapi, wire
-from .deletion import deletion
-from .docs import docs
-from .export import export
-from .grace import grace
-from .media import media
-from .profile import profile
-from .reset import reset
-from .session import session
-from .staff import staff
-from .vault import vault
+from . import deletion, docs, export, grace, health, media, profile, reset, session, staff, vault
+from .http import auth, bodies, errors, headers, openapi, wire
 
 
 def init_app(app: APIFlask, services: Services) -> None:
@@ -30,7 +21,7 @@ def init_app(app: APIFlask, services: Services) -> None:
     errors.init_app(app)
     auth.init_app(app, services)
     openapi.init_app(app)
-    for blueprint in (profile, session, deletion, grace, export, vault, reset, staff, docs):
-        app.register_blueprint(blueprint, url_prefix="/api")
-    app.register_blueprint(media)
+    for resource in (profile, session, deletion, grace, export, vault, reset, staff, docs):
+        app.register_blueprint(resource.bp, url_prefix="/api")
+    app.register_blueprint(media.bp)
     health.init_app(app, services)

@@ -12,8 +12,9 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 from werkzeug.http import http_date
 
-from .. import lifecycle, purge
-from ..database import database_now
+from ..accounts import lifecycle
+from ..db.engine import database_now
+from ..db.models import DEACTIVATED, OWNER, Account, LegalHold, PurgeFailure
 from ..errors import (
     AccountNotFound,
     ConfirmationRequired,
@@ -22,28 +23,28 @@ from ..errors import (
     Throttled,
     WrongPassword,
 )
-from ..models import DEACTIVATED, OWNER, Account, LegalHold, PurgeFailure
-from . import auth, bodies, schemas
-from .auth import Caller
-from .doorway import committed, services
-from .openapi import raises, refuses, sends, takes
-from .wire import json_response, prefers_representation, timestamp
+from ..purge import sweep
+from .http import auth, bodies, schemas
+from .http.auth import Caller
+from .http.doorway import committed, services
+from .http.openapi import raises, refuses, sends, takes
+from .http.wire import json_response, prefers_representation, timestamp
 
-deletion = APIBlueprint("deletion", __name__, tag="Deletion")
+bp = APIBlueprint("deletion", __name__, tag="Deletion")
 
 _SUNSET = "Mon, 07 Dec 2026 09:30:00 GMT"
 _LINK = '</api/profile/1/deletion/>; rel="status"'
 
 
-@deletion.delete("/profile/<int:user_id>/delete/")
+@bp.delete("/profile/<int:user_id>/delete/")
 @auth.required
-@deletion.output(schemas.Deleted, description="Done; the document was preferred")
+@bp.output(schemas.Deleted, description="Done; the document was preferred")
 @raises(AccountNotFound, NotAuthorized, ConfirmationRequired, Throttled, WrongPassword, LastStaff)
 @refuses(400)
 @takes("Prefer", "return=representation", "Asks for the document instead of nothing (RFC 7240)")
 @sends(200, Sunset=_SUNSET, Link=_LINK, Preference_Applied="return=representation", Vary="Prefer")
 @sends(204, Sunset=_SUNSET, Link=_LINK)
-@deletion.doc(responses={204: "Done: deactivated, and the purge is scheduled"})
+@bp.doc(responses={204: "Done: deactivated, and the purge is scheduled"})
 def delete(user_id: int, *, caller: Caller) -> Response:
     """Deactivate an account at once and schedule its purge
 
@@ -114,7 +115,7 @@ def documents(session: Session, found: Sequence[Account], *, now: datetime) -> l
             **_document(account, now, can_reactivate=True),
             "reason": account.reason,
             "holds": [hold_document(hold) for hold in holds[account.id]],
-            "blocked_by": purge.blocked_by(
+            "blocked_by": sweep.blocked_by(
                 failure,
                 is_held=any(hold.released_at is None for hold in holds[account.id]),
                 max_attempts=most,

@@ -14,7 +14,7 @@ from apiflask import APIBlueprint
 from flask import Response, send_from_directory
 from werkzeug.exceptions import NotFound
 
-docs = APIBlueprint("docs", __name__, enable_openapi=False)
+bp = APIBlueprint("docs", __name__, enable_openapi=False)
 
 _KEPT_SECONDS = 3600
 _CSP = "; ".join(
@@ -49,14 +49,14 @@ def _folders() -> dict[str, Path]:
     }
 
 
-@docs.get("/docs/")
+@bp.get("/docs/")
 def page() -> Response:
     response = send_from_directory(_OWN, "docs.html", max_age=_KEPT_SECONDS)
     response.headers["Content-Security-Policy"] = _CSP
     return response
 
 
-@docs.get("/docs/<name>")
+@bp.get("/docs/<name>")
 def file(name: str) -> Response:
     if name not in _folders():
         raise NotFound

@@ -9,8 +9,9 @@ from typing import Any
 from apiflask import APIBlueprint
 from flask import Response
 
-from .. import accounts, exports
-from ..database import database_now, reading
+from ..accounts import exports, profiles
+from ..db.engine import database_now, reading
+from ..db.models import Account
 from ..errors import (
     AccountNotFound,
     ConfirmationRequired,
@@ -20,14 +21,13 @@ from ..errors import (
     Throttled,
     WrongPassword,
 )
-from ..extensions import db
-from ..models import Account
 from ..tokens import ACCESS, MAILED, RECOVERY
-from . import auth, bodies, schemas
-from .doorway import services
-from .openapi import raises, refuses, sends
+from ..web import db
+from .http import auth, bodies, schemas
+from .http.doorway import services
+from .http.openapi import raises, refuses, sends
 
-export = APIBlueprint("export", __name__, tag="Export")
+bp = APIBlueprint("export", __name__, tag="Export")
 
 _ZIP: dict[int | str, dict[str, Any]] = {
     200: {
@@ -45,12 +45,12 @@ _ERRORS = (
 )
 
 
-@export.get("/profile/<int:user_id>/export/")
+@bp.get("/profile/<int:user_id>/export/")
 @auth.grace_required
 @raises(*_ERRORS)
 @refuses(400)
 @sends(200, Content_Disposition=exports.DISPOSITION)
-@export.doc(responses=_ZIP)
+@bp.doc(responses=_ZIP)
 def take_along(user_id: int) -> Response:
     """Export one's own data as a ZIP
 
@@ -60,12 +60,12 @@ def take_along(user_id: int) -> Response:
     return _streamed(user_id, bodies.spare_password)
 
 
-@export.post("/profile/<int:user_id>/export/")
+@bp.post("/profile/<int:user_id>/export/")
 @auth.grace_required
-@export.input(schemas.Confirmation)
+@bp.input(schemas.Confirmation)
 @raises(InvalidInput, *_ERRORS)
 @sends(200, Content_Disposition=exports.DISPOSITION)
-@export.doc(responses=_ZIP)
+@bp.doc(responses=_ZIP)
 def take_along_by_password(user_id: int, *, json_data: dict[str, str]) -> Response:
     """Export one's own data as a ZIP, confirmed by the password
 
@@ -94,7 +94,7 @@ def _confirmed_owner(
         now = database_now(session)
         claims = services().tokens.read(auth.bearer_token(), ACCESS, RECOVERY, MAILED, now=now)
         if claims.kind != ACCESS:
-            account = accounts.deactivated_by_claims(session, claims)
+            account = profiles.deactivated_by_claims(session, claims)
             if account.id != account_id:
                 raise AccountNotFound
             session.expunge(account)

@@ -10,9 +10,11 @@ from apiflask import APIBlueprint
 from flask import Response, current_app, request
 from sqlalchemy.orm import Session
 
-from .. import accounts, lifecycle
-from ..audit import Actor
-from ..database import database_now, reading
+from ..accounts import lifecycle, profiles
+from ..adapters.throttle import TOKEN
+from ..db.audit import Actor
+from ..db.engine import database_now, reading
+from ..db.models import OWNER, STAFF, Account, unique_key
 from ..errors import (
     AccountNotFound,
     ConfirmationRequired,
@@ -31,27 +33,25 @@ from ..errors import (
     VersionRequired,
     WrongPassword,
 )
-from ..extensions import db
 from ..logs import about
-from ..models import OWNER, STAFF, Account, unique_key
-from ..throttle import TOKEN
 from ..tokens import MAILED, RECOVERY
-from . import auth, schemas
-from .auth import Caller
+from ..web import db
 from .deletion import document
-from .doorway import committed, services
-from .openapi import raises, sends, takes
+from .http import auth, schemas
+from .http.auth import Caller
+from .http.doorway import committed, services
+from .http.openapi import raises, sends, takes
+from .http.wire import json_response
 from .session import signed_in
-from .wire import json_response
 
-grace = APIBlueprint("grace", __name__, tag="Grace period")
+bp = APIBlueprint("grace", __name__, tag="Grace period")
 
 _ETAG = '"7d865e959b2466918c9863afca942d0f"'
 
 
-@grace.post("/profile/reactivate/")
-@grace.input(schemas.Reactivate)
-@grace.output(schemas.SignedInOrDeletion)
+@bp.post("/profile/reactivate/")
+@bp.input(schemas.Reactivate)
+@bp.output(schemas.SignedInOrDeletion)
 @raises(
     InvalidInput,
     InvalidCredentials,
@@ -75,14 +75,14 @@ def come_back(json_data: dict[str, str]) -> dict[str, Any]:
             auth.audited_failure("reactivation.failed", email),
             auth.password_try(unique_key(email)),
         ):
-            account = accounts.deactivated_account(
+            account = profiles.deactivated_account(
                 db.session(), made.hasher, email=email, password=json_data["password"]
             )
         return signed_in(_reactivate(account.id, account.public_id, account.epoch))
     made.throttle.spend(TOKEN, address=auth.client())
     with reading(db.session()) as session:
         claims = made.tokens.read(json_data["token"], RECOVERY, MAILED, now=database_now(session))
-        account = accounts.deactivated_by_claims(session, claims)
+        account = profiles.deactivated_by_claims(session, claims)
         account_id = account.id
     account = _reactivate(account_id, claims.public_id, claims.epoch)
     if claims.kind == RECOVERY:
@@ -112,10 +112,10 @@ def _reactivate(account_id: int, public_id: uuid.UUID, epoch: int) -> Account:
     return committed(reactivate)
 
 
-@grace.post("/profile/<int:user_id>/reactivate/")
+@bp.post("/profile/<int:user_id>/reactivate/")
 @auth.required
 @auth.for_staff
-@grace.output(schemas.Deletion)
+@bp.output(schemas.Deletion)
 @raises(AccountNotFound, NotAuthorized, NotDeactivated, GraceOver)
 def give_back(user_id: int, *, caller: Caller) -> dict[str, Any]:
     """Reactivate somebody's account in its grace period, as staff
@@ -136,8 +136,8 @@ def give_back(user_id: int, *, caller: Caller) -> dict[str, Any]:
     return committed(reactivate)
 
 
-@grace.get("/profile/<int:user_id>/deletion/")
-@grace.output(schemas.Deletion)
+@bp.get("/profile/<int:user_id>/deletion/")
+@bp.output(schemas.Deletion)
 @sends(200, ETag=_ETAG)
 @raises(AccountNotFound, NotAuthorized)
 @auth.grace_required
@@ -155,11 +155,11 @@ def status(user_id: int) -> Response:
         return _with_etag(document(session, account, now=now, by=by))
 
 
-@grace.patch("/profile/<int:user_id>/deletion/")
+@bp.patch("/profile/<int:user_id>/deletion/")
 @auth.required
 @auth.for_staff
-@grace.input(schemas.Reschedule)
-@grace.output(schemas.Deletion)
+@bp.input(schemas.Reschedule)
+@bp.output(schemas.Deletion)
 @takes("If-Match", _ETAG, "The state that the decision rests on; 428 without it")
 @sends(200, ETag=_ETAG)
 @raises(
@@ -204,10 +204,10 @@ def change(user_id: int, *, caller: Caller, json_data: dict[str, Any]) -> Respon
     return _with_etag(committed(patch))
 
 
-@grace.post("/profile/<int:user_id>/purge/")
+@bp.post("/profile/<int:user_id>/purge/")
 @auth.grace_required
-@grace.input(schemas.PurgeNow)
-@grace.output(schemas.Deletion, 202)
+@bp.input(schemas.PurgeNow)
+@bp.output(schemas.Deletion, 202)
 @raises(
     InvalidInput,
     ConfirmationRequired,

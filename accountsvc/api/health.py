@@ -7,21 +7,22 @@ from typing import cast
 from apiflask import APIBlueprint, APIFlask
 from flask import Response, current_app
 
-from ..probes import OK, Probes
+from ..monitoring.probes import OK, Probes
 from ..services import Services
-from . import metrics, schemas
-from .errors import RETRY_AFTER
-from .openapi import also_answers, sends
-from .wire import json_response, timestamp
+from . import metrics
+from .http import schemas
+from .http.errors import RETRY_AFTER
+from .http.openapi import also_answers, sends
+from .http.wire import json_response, timestamp
 
-health = APIBlueprint("health", __name__, tag="Health")
+bp = APIBlueprint("health", __name__, tag="Health")
 
 
 def init_app(app: APIFlask, services: Services) -> None:
     """Serve what the probes of this process see; they connect when they are first asked."""
     probes = Probes(services)
     app.extensions["accountsvc.probes"] = probes
-    app.register_blueprint(health)
+    app.register_blueprint(bp)
     metrics.init_app(app, probes)
 
 
@@ -29,15 +30,15 @@ def _probes() -> Probes:
     return cast(Probes, current_app.extensions["accountsvc.probes"])
 
 
-@health.get("/healthz")
-@health.output(schemas.Health)
+@bp.get("/healthz")
+@bp.output(schemas.Health)
 def healthz() -> dict[str, str]:
     """Say that this process lives; nothing else is looked at"""
     return {"status": "ok"}
 
 
-@health.get("/readyz")
-@health.output(schemas.Readiness)
+@bp.get("/readyz")
+@bp.output(schemas.Readiness)
 @also_answers(503, "not ready")
 @sends(503, Retry_After=str(RETRY_AFTER))
 def readyz() -> Response:
@@ -51,8 +52,8 @@ def readyz() -> Response:
     return response
 
 
-@health.get("/statusz")
-@health.output(schemas.ServiceStatus)
+@bp.get("/statusz")
+@bp.output(schemas.ServiceStatus)
 def statusz() -> Response:
     """Say how everything stands; always 200, for people and dashboards"""
     found = _probes().describe()

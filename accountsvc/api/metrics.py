@@ -18,9 +18,9 @@ from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
 from .. import logs
-from ..probes import OK, Probes
+from ..monitoring.probes import OK, Probes
 
-metrics = APIBlueprint("metrics", __name__, tag="Health")
+bp = APIBlueprint("metrics", __name__, tag="Health")
 
 _ANSWERS: dict[int | str, dict[str, str | dict[str, dict[str, Any]]]] = {
     200: {
@@ -50,7 +50,7 @@ _SECONDS = Histogram(
 
 def init_app(app: APIFlask, probes: Probes) -> None:
     """Count every request of *app*, and serve the counts together with what *probes* see."""
-    app.register_blueprint(metrics)
+    app.register_blueprint(bp)
     standing = CollectorRegistry()
     standing.register(_Standing(probes))
     app.extensions["accountsvc.standing"] = standing
@@ -63,8 +63,8 @@ def init_app(app: APIFlask, probes: Probes) -> None:
         return response
 
 
-@metrics.get("/metrics")
-@metrics.doc(responses=_ANSWERS)
+@bp.get("/metrics")
+@bp.doc(responses=_ANSWERS)
 def show() -> Response:
     """Serve what Prometheus scrapes: requests, and how everything stands"""
     requests = _own

@@ -7,8 +7,11 @@ from typing import Any
 from apiflask import APIBlueprint
 from sqlalchemy.orm import Session
 
-from .. import accounts, avatars
-from ..database import database_now
+from ..accounts import profiles
+from ..adapters import avatarstore
+from ..adapters.throttle import EMAIL_CHANGE
+from ..db.engine import database_now
+from ..db.models import Account
 from ..errors import (
     AccountNotFound,
     ConfirmationRequired,
@@ -20,35 +23,33 @@ from ..errors import (
     Throttled,
     WrongPassword,
 )
-from ..extensions import db
-from ..models import Account
-from ..throttle import EMAIL_CHANGE
-from . import auth, bodies, schemas
-from .auth import Caller
-from .doorway import committed, services
-from .openapi import raises, uploads
+from ..web import db
+from .http import auth, bodies, schemas
+from .http.auth import Caller
+from .http.doorway import committed, services
+from .http.openapi import raises, uploads
 from .session import signed_in
 
-profile = APIBlueprint("profile", __name__, tag="Profile")
+bp = APIBlueprint("profile", __name__, tag="Profile")
 
 
-@profile.route("/profile/", methods=["GET", "POST"])
+@bp.route("/profile/", methods=["GET", "POST"])
 @auth.required
-@profile.output(schemas.User)
+@bp.output(schemas.User)
 def show(*, caller: Caller) -> dict[str, object]:
     """Show the caller's own profile
 
     A body is ignored.
     """
-    return accounts.user_document(caller.account)
+    return profiles.user_document(caller.account)
 
 
-@profile.route("/profile/<int:user_id>/update/", methods=["PUT", "PATCH"])
+@bp.route("/profile/<int:user_id>/update/", methods=["PUT", "PATCH"])
 @auth.required
 @auth.owner_only
-@profile.input(schemas.ProfileUpdate, location="json_or_form", arg_name="changes")
+@bp.input(schemas.ProfileUpdate, location="json_or_form", arg_name="changes")
 @uploads("avatar")
-@profile.output(schemas.User)
+@bp.output(schemas.User)
 @raises(
     AccountNotFound,
     NotAuthorized,
@@ -67,14 +68,14 @@ def update(user_id: int, *, caller: Caller, changes: dict[str, str]) -> dict[str
     image or a bad field changes nothing.
     """
     image = bodies.uploaded("avatar")
-    normalised = None if image is None else avatars.normalise(image)
+    normalised = None if image is None else avatarstore.normalise(image)
     password = changes.pop("password", None)
     if changes.get("email", caller.account.email).strip() != caller.account.email:
         auth.confirm(caller, "fresh", lambda: password)
         services().throttle.spend(EMAIL_CHANGE, account=str(caller.account.public_id))
 
     def change(session: Session) -> Account:
-        account = accounts.update_profile(
+        account = profiles.update_profile(
             session,
             user_id,
             epoch=caller.epoch,
@@ -89,7 +90,7 @@ def update(user_id: int, *, caller: Caller, changes: dict[str, str]) -> dict[str
 
     account = committed(change) if changes else caller.account
     if normalised is not None:
-        account = accounts.replace_avatar(
+        account = profiles.replace_avatar(
             db.session(),
             services().avatars,
             user_id,
@@ -97,21 +98,21 @@ def update(user_id: int, *, caller: Caller, changes: dict[str, str]) -> dict[str
             image=normalised,
             by=caller.actor(user_id),
         )
-    return accounts.user_document(account)
+    return profiles.user_document(account)
 
 
-@profile.post("/profile/<int:user_id>/password/")
+@bp.post("/profile/<int:user_id>/password/")
 @auth.required
 @auth.owner_only
-@profile.input(schemas.PasswordChange)
-@profile.output(schemas.SignedIn)
+@bp.input(schemas.PasswordChange)
+@bp.output(schemas.SignedIn)
 @raises(AccountNotFound, NotAuthorized, InvalidInput, Throttled, WrongPassword)
 def change_password(user_id: int, *, caller: Caller, json_data: dict[str, str]) -> dict[str, Any]:
     """Change one's password and end every other session"""
     made = services()
     email, key = caller.account.email, caller.account.email_key
     with auth.audited_failure("confirmation.failed", email), auth.password_try(key):
-        account = accounts.change_password(
+        account = profiles.change_password(
             db.session(),
             made.hasher,
             user_id,

@@ -4,23 +4,24 @@ from __future__ import annotations
 
 from apiflask import APIBlueprint
 
-from .. import accounts, tokens
-from ..database import database_now, reading
+from .. import tokens
+from ..accounts import profiles
+from ..adapters.throttle import PASSWORD, PASSWORD_RESET, TOKEN
+from ..db.engine import database_now, reading
+from ..db.models import unique_key
 from ..errors import InvalidInput, Throttled, TokenNotValid
-from ..extensions import db
 from ..logs import about
-from ..models import unique_key
-from ..throttle import PASSWORD, PASSWORD_RESET, TOKEN
-from . import auth, schemas
-from .doorway import committed, services
-from .openapi import raises
+from ..web import db
+from .http import auth, schemas
+from .http.doorway import committed, services
+from .http.openapi import raises
 
-reset = APIBlueprint("reset", __name__, tag="Session")
+bp = APIBlueprint("reset", __name__, tag="Session")
 
 
-@reset.post("/password-reset/")
-@reset.input(schemas.PasswordResetRequest)
-@reset.output(schemas.Message, 202)
+@bp.post("/password-reset/")
+@bp.input(schemas.PasswordResetRequest)
+@bp.output(schemas.Message, 202)
 @raises(InvalidInput, Throttled)
 def ask(json_data: dict[str, str]) -> dict[str, str]:
     """Ask for a mail with a link to set a new password
@@ -37,14 +38,14 @@ def ask(json_data: dict[str, str]) -> dict[str, str]:
         # Silent: a 429 for one address only would say that somebody else asks for it.
         return answer
     committed(
-        lambda session: accounts.request_password_reset(session, email, now=database_now(session))
+        lambda session: profiles.request_password_reset(session, email, now=database_now(session))
     )
     return answer
 
 
-@reset.post("/password-reset/confirm/")
-@reset.input(schemas.PasswordReset)
-@reset.output(schemas.Message)
+@bp.post("/password-reset/confirm/")
+@bp.input(schemas.PasswordReset)
+@bp.output(schemas.Message)
 @raises(InvalidInput, TokenNotValid, Throttled)
 def confirm(json_data: dict[str, str]) -> dict[str, str]:
     """Set a new password by the token of the mailed link
@@ -57,7 +58,7 @@ def confirm(json_data: dict[str, str]) -> dict[str, str]:
         claims = made.tokens.read(
             json_data["token"], tokens.PASSWORD_RESET, now=database_now(session)
         )
-    account = accounts.reset_password(
+    account = profiles.reset_password(
         db.session(),
         made.hasher,
         claims,

@@ -7,30 +7,25 @@ from typing import Any
 from apiflask import APIBlueprint
 from flask import Response
 
-from .. import accounts, rows
-from ..database import database_now, reading
-from ..errors import (
-    AccountDeactivated,
-    InvalidCredentials,
-    InvalidInput,
-    Throttled,
-    TokenNotValid,
-)
-from ..extensions import db
+from ..accounts import profiles
+from ..adapters.throttle import SIGN_UP
+from ..db import rows
+from ..db.engine import database_now, reading
+from ..db.models import Account, unique_key
+from ..errors import AccountDeactivated, InvalidCredentials, InvalidInput, Throttled, TokenNotValid
 from ..logs import about
-from ..models import Account, unique_key
-from ..throttle import SIGN_UP
 from ..tokens import REFRESH
-from . import auth, errors, schemas
-from .doorway import services
-from .openapi import raises
+from ..web import db
+from .http import auth, errors, schemas
+from .http.doorway import services
+from .http.openapi import raises
 
-session = APIBlueprint("session", __name__, tag="Session")
+bp = APIBlueprint("session", __name__, tag="Session")
 
 
-@session.post("/sign-up/")
-@session.input(schemas.SignUp)
-@session.output(schemas.SignedIn, 201)
+@bp.post("/sign-up/")
+@bp.input(schemas.SignUp)
+@bp.output(schemas.SignedIn, 201)
 @raises(InvalidInput, Throttled)
 def sign_up(json_data: dict[str, str]) -> dict[str, Any]:
     """Create an account and sign in to it
@@ -39,13 +34,13 @@ def sign_up(json_data: dict[str, str]) -> dict[str, Any]:
     """
     made = services()
     made.throttle.spend(SIGN_UP, address=auth.client())
-    account = accounts.sign_up(db.session(), made.hasher, made.keyring, json_data)
+    account = profiles.sign_up(db.session(), made.hasher, made.keyring, json_data)
     return signed_in(account)
 
 
-@session.post("/sign-in/")
-@session.input(schemas.SignIn)
-@session.output(schemas.SignedIn)
+@bp.post("/sign-in/")
+@bp.input(schemas.SignIn)
+@bp.output(schemas.SignedIn)
 @raises(InvalidInput, InvalidCredentials, AccountDeactivated, Throttled)
 def sign_in(json_data: dict[str, str]) -> dict[str, Any] | Response:
     """Sign in with e-mail and password
@@ -55,15 +50,15 @@ def sign_in(json_data: dict[str, str]) -> dict[str, Any] | Response:
     try:
         email = json_data["email"]
         with auth.audited_failure("sign_in.failed", email), auth.password_try(unique_key(email)):
-            account = accounts.authenticate(db.session(), services().hasher, **json_data)
+            account = profiles.authenticate(db.session(), services().hasher, **json_data)
     except AccountDeactivated as exc:
         return _way_back(exc)
     return signed_in(account)
 
 
-@session.post("/token/refresh/")
-@session.input(schemas.Refresh)
-@session.output(schemas.Access)
+@bp.post("/token/refresh/")
+@bp.input(schemas.Refresh)
+@bp.output(schemas.Access)
 @raises(InvalidInput, TokenNotValid)
 def refresh(json_data: dict[str, str]) -> dict[str, str]:
     """Get a new access token, which is not fresh, for a refresh token"""
@@ -71,7 +66,7 @@ def refresh(json_data: dict[str, str]) -> dict[str, str]:
     with reading(db.session()) as transaction:
         now = database_now(transaction)
         claims = tokens.read(json_data["refresh"], REFRESH, now=now)
-        account = accounts.by_claims(transaction, claims)
+        account = profiles.by_claims(transaction, claims)
         return {"access": tokens.access(account, now=now, fresh=False)}
 
 
@@ -87,7 +82,7 @@ def signed_in(account: Account) -> dict[str, Any]:
     return {
         "access": tokens.access(account, now=now, fresh=True),
         "refresh": tokens.refresh(account, now=now),
-        "user": accounts.user_document(account),
+        "user": profiles.user_document(account),
     }
 
 

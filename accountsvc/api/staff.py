@@ -14,26 +14,27 @@ from apiflask import APIBlueprint
 from flask import Response, request
 from sqlalchemy.orm import Session
 
-from .. import audit, lifecycle, rows
-from ..database import database_now, reading
+from ..accounts import lifecycle
+from ..db import audit, rows
+from ..db.engine import database_now, reading
+from ..db.models import MAX_ID
 from ..errors import AccountNotFound, HoldNotFound, InvalidInput, NotAuthorized
-from ..extensions import db
-from ..models import MAX_ID
-from . import auth, schemas
-from .auth import Caller
+from ..web import db
 from .deletion import documents, hold_document
-from .doorway import committed, services
-from .openapi import raises, sends
-from .wire import timestamp
+from .http import auth, schemas
+from .http.auth import Caller
+from .http.doorway import committed, services
+from .http.openapi import raises, sends
+from .http.wire import timestamp
 
-staff = APIBlueprint("staff", __name__, tag="Staff")
+bp = APIBlueprint("staff", __name__, tag="Staff")
 
 
-@staff.post("/profile/<int:user_id>/holds/")
+@bp.post("/profile/<int:user_id>/holds/")
 @auth.required
 @auth.for_staff
-@staff.input(schemas.NewHold)
-@staff.output(schemas.Hold, 201)
+@bp.input(schemas.NewHold)
+@bp.output(schemas.Hold, 201)
 @sends(201, Location="/api/profile/1/holds/1/")
 @raises(InvalidInput, AccountNotFound, NotAuthorized)
 def place(
@@ -55,10 +56,10 @@ def place(
     return placed, 201, {"Location": f"/api/profile/{user_id}/holds/{placed['id']}/"}
 
 
-@staff.get("/profile/<int:user_id>/holds/")
+@bp.get("/profile/<int:user_id>/holds/")
 @auth.required
 @auth.for_staff
-@staff.output(schemas.Holds)
+@bp.output(schemas.Holds)
 @raises(AccountNotFound, NotAuthorized)
 def show_holds(user_id: int, *, caller: Caller) -> dict[str, Any]:
     """Show an account's holds, released ones too, oldest first"""
@@ -67,11 +68,11 @@ def show_holds(user_id: int, *, caller: Caller) -> dict[str, Any]:
         return {"results": [hold_document(hold) for hold in holds]}
 
 
-@staff.delete("/profile/<int:user_id>/holds/<int:hold_id>/")
+@bp.delete("/profile/<int:user_id>/holds/<int:hold_id>/")
 @auth.required
 @auth.for_staff
 @raises(AccountNotFound, NotAuthorized, HoldNotFound)
-@staff.doc(responses={204: "Released; it stays on record until the purge"})
+@bp.doc(responses={204: "Released; it stays on record until the purge"})
 def release(user_id: int, hold_id: int, *, caller: Caller) -> Response:
     """Release a legal hold
 
@@ -92,11 +93,11 @@ def release(user_id: int, hold_id: int, *, caller: Caller) -> Response:
     return Response(status=204)
 
 
-@staff.get("/admin/deletions/")
+@bp.get("/admin/deletions/")
 @auth.required
 @auth.staff_only
-@staff.input(schemas.DeletionsQuery, location="query")
-@staff.output(schemas.Deletions)
+@bp.input(schemas.DeletionsQuery, location="query")
+@bp.output(schemas.Deletions)
 @sends(200, Link='</api/admin/deletions/?limit=100&cursor=MjAyN>; rel="next"')
 @raises(InvalidInput, NotAuthorized)
 def list_deletions(*, caller: Caller, query_data: dict[str, Any]) -> Any:
@@ -123,11 +124,11 @@ def list_deletions(*, caller: Caller, query_data: dict[str, Any]) -> Any:
     return {"results": results}, 200, _link(following)
 
 
-@staff.get("/admin/audit/")
+@bp.get("/admin/audit/")
 @auth.required
 @auth.staff_only
-@staff.input(schemas.AuditQuery, location="query")
-@staff.output(schemas.AuditEvents)
+@bp.input(schemas.AuditQuery, location="query")
+@bp.output(schemas.AuditEvents)
 @sends(200, Link='</api/admin/audit/?limit=100&cursor=100>; rel="next"')
 @raises(InvalidInput, NotAuthorized)
 def list_events(*, caller: Caller, query_data: dict[str, Any]) -> Any:

@@ -9,24 +9,24 @@ from flask import Response
 from sqlalchemy.exc import NoResultFound
 from sqlalchemy.orm import Session
 
-from .. import accounts, generator
-from .. import vault as core
-from ..database import database_now, reading
+from .. import generator
+from ..accounts import profiles, vault
+from ..accounts.vault import Entry, StoredEntry
+from ..db.engine import database_now, reading
 from ..errors import InvalidInput, PasswordNotFound, TokenNotValid
-from ..extensions import db
-from ..vault import Entry, StoredEntry
-from . import auth, schemas
-from .auth import Caller
-from .doorway import committed, services
-from .openapi import raises, sends
-from .wire import timestamp
+from ..web import db
+from .http import auth, schemas
+from .http.auth import Caller
+from .http.doorway import committed, services
+from .http.openapi import raises, sends
+from .http.wire import timestamp
 
-vault = APIBlueprint("vault", __name__, tag="Saved passwords")
+bp = APIBlueprint("vault", __name__, tag="Saved passwords")
 
 
-@vault.get("/response-password/")
-@vault.input(schemas.GeneratorQuery, location="query")
-@vault.output(schemas.Generated)
+@bp.get("/response-password/")
+@bp.input(schemas.GeneratorQuery, location="query")
+@bp.output(schemas.Generated)
 @raises(InvalidInput)
 def generate(query_data: dict[str, Any]) -> dict[str, str]:
     """Generate a password, or a passphrase of some words"""
@@ -35,16 +35,16 @@ def generate(query_data: dict[str, Any]) -> dict[str, str]:
     return {"output": generator.password(query_data["length"], symbols=query_data["symbols"])}
 
 
-@vault.post("/save-passwords/")
+@bp.post("/save-passwords/")
 @auth.required
-@vault.input(schemas.PasswordEntry)
-@vault.output(schemas.Saved, 201)
+@bp.input(schemas.PasswordEntry)
+@bp.output(schemas.Saved, 201)
 @raises(InvalidInput)
 def save(*, caller: Caller, json_data: dict[str, str]) -> dict[str, Any]:
     """Save a password, encrypted under the account's own key"""
 
     def keep(session: Session) -> int:
-        row = core.save(
+        row = vault.save(
             session,
             services().keyring,
             caller.account.id,
@@ -57,10 +57,10 @@ def save(*, caller: Caller, json_data: dict[str, str]) -> dict[str, Any]:
     return {"message": "password saved successfully", "id": committed(keep)}
 
 
-@vault.get("/view-all-saved-passwords/")
+@bp.get("/view-all-saved-passwords/")
 @auth.required
-@vault.input(schemas.PageQuery, location="query")
-@vault.output(schemas.StoredPasswords)
+@bp.input(schemas.PageQuery, location="query")
+@bp.output(schemas.StoredPasswords)
 @sends(200, Link='</api/view-all-saved-passwords/?limit=100&cursor=100>; rel="next"')
 @raises(InvalidInput)
 def show_all(
@@ -74,9 +74,9 @@ def show_all(
     try:
         with reading(db.session()) as session:
             # Again, in the transaction that opens the vault.
-            account = accounts.by_claims(session, caller.claims)
+            account = profiles.by_claims(session, caller.claims)
             found = list(
-                core.entries(
+                vault.entries(
                     session,
                     services().keyring,
                     account,
@@ -98,16 +98,16 @@ def show_all(
     return body, {"Link": f'<{following}>; rel="next"'}
 
 
-@vault.put("/view-all-saved-passwords/<int:entry_id>/update/")
+@bp.put("/view-all-saved-passwords/<int:entry_id>/update/")
 @auth.required
-@vault.input(schemas.PasswordEntryUpdate)
-@vault.output(schemas.UpdatedPassword)
+@bp.input(schemas.PasswordEntryUpdate)
+@bp.output(schemas.UpdatedPassword)
 @raises(InvalidInput, PasswordNotFound)
 def update(entry_id: int, *, caller: Caller, json_data: dict[str, str]) -> dict[str, Any]:
     """Change some fields of a saved password"""
 
     def change(session: Session) -> StoredEntry:
-        return core.update(
+        return vault.update(
             session,
             services().keyring,
             caller.account.id,
@@ -121,16 +121,18 @@ def update(entry_id: int, *, caller: Caller, json_data: dict[str, str]) -> dict[
     return {"message": "password updated successfully", **shown}
 
 
-@vault.delete("/view-all-saved-passwords/<int:entry_id>/delete/")
+@bp.delete("/view-all-saved-passwords/<int:entry_id>/delete/")
 @auth.required
-@vault.output({}, 204)
+@bp.output({}, 204)
 @raises(PasswordNotFound)
 def delete(entry_id: int, *, caller: Caller) -> Response:
     """Delete a saved password
 
     A body is ignored.
     """
-    committed(lambda session: core.delete(session, caller.account.id, entry_id, epoch=caller.epoch))
+    committed(
+        lambda session: vault.delete(session, caller.account.id, entry_id, epoch=caller.epoch)
+    )
     return Response(status=204)
 
 

@@ -16,13 +16,13 @@ from urllib.parse import urlsplit
 
 from flask import Response, current_app, redirect, request
 
-from ..database import database_now, reading
+from ..adapters.throttle import client_address
+from ..db.engine import database_now, reading
+from ..db.models import DUE, Account
+from ..db.rows import find_by_public_id
 from ..errors import TokenNotValid
 from ..logs import about
-from ..models import DUE, Account
-from ..rows import find_by_public_id
 from ..services import Services
-from ..throttle import client_address
 from ..tokens import MAILED, PASSWORD_RESET, Claims, derive_key
 from . import messages
 from .messages import Told

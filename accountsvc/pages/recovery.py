@@ -11,9 +11,11 @@ from datetime import timedelta
 
 from flask import Response, render_template, request
 
-from .. import exports, lifecycle, throttle
-from ..audit import Actor
-from ..database import writing
+from ..accounts import exports, lifecycle
+from ..adapters import throttle
+from ..db.audit import Actor
+from ..db.engine import writing
+from ..db.models import OWNER
 from ..errors import (
     AccountNotFound,
     GraceOver,
@@ -24,7 +26,6 @@ from ..errors import (
     TokenNotValid,
     WrongPassword,
 )
-from ..models import OWNER
 from . import messages
 from .answers import Problems, say, too_many
 from .links import RECOVER, Visit, client, form_key, services, visit

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from flask import Response, render_template, request
 
-from .. import accounts, throttle
+from ..accounts import profiles
+from ..adapters import throttle
 from ..errors import InvalidInput, Throttled, TokenNotValid
 from . import messages
 from .answers import Problems, say, too_many
@@ -23,7 +24,7 @@ def act() -> Response:
     try:
         made.throttle.spend(throttle.TOKEN, address=client())
         with made.sessions() as session:
-            accounts.reset_password(
+            profiles.reset_password(
                 session,
                 made.hasher,
                 who.claims,
@@ -43,7 +44,7 @@ def act() -> Response:
 
 def _visit() -> Visit:
     who = visit(RESET_PASSWORD)
-    if not accounts.reset_is_current(who.account, who.claims):
+    if not profiles.reset_is_current(who.account, who.claims):
         raise Told(messages.RESET_USED)
     if not who.is_current:
         raise Told(messages.RESET_EXPIRED)

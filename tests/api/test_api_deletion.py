@@ -21,8 +21,9 @@ from flask.testing import FlaskClient
 from sqlalchemy import text
 from werkzeug.http import http_date
 
-from accountsvc import database, tokens
-from accountsvc.api.bodies import SPARE_LIMIT
+from accountsvc import tokens
+from accountsvc.api.http.bodies import SPARE_LIMIT
+from accountsvc.db import engine
 from tests.api.answers import (
     CONFIRM,
     NO_TOKEN,
@@ -796,10 +797,10 @@ def test_a_database_that_is_locked_by_somebody_is_unavailable(
     database_url: str,
 ) -> None:
     if database_url.startswith("sqlite"):
-        monkeypatch.setattr(database, "BUSY_TIMEOUT_MS", 100)
+        monkeypatch.setattr(engine, "BUSY_TIMEOUT_MS", 100)
     else:
         options = "-c timezone=UTC -c lock_timeout=100"
-        monkeypatch.setattr(database, "_POSTGRESQL_OPTIONS", options)
+        monkeypatch.setattr(engine, "_POSTGRESQL_OPTIONS", options)
     client = new_app().test_client()
     before = everything(app)
 

@@ -12,8 +12,8 @@ from apiflask import APIFlask
 from flask.testing import FlaskClient
 
 from accountsvc import errors as tree
-from accountsvc.api import errors
-from accountsvc.api.errors import TABLE
+from accountsvc.api.http import errors
+from accountsvc.api.http.errors import TABLE
 
 PROBLEM = "application/problem+json"
 

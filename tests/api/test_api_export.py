@@ -24,11 +24,12 @@ from flask.testing import FlaskClient
 from sqlalchemy import func, select
 from werkzeug.test import TestResponse
 
-from accountsvc import audit, rows, vault
-from accountsvc.database import database_now, reading, writing
-from accountsvc.exports import ExportBroken
-from accountsvc.models import Account, AuditEvent, SavedPassword
-from accountsvc.vault import Entry
+from accountsvc.accounts import vault
+from accountsvc.accounts.exports import ExportBroken
+from accountsvc.accounts.vault import Entry
+from accountsvc.db import audit, rows
+from accountsvc.db.engine import database_now, reading, writing
+from accountsvc.db.models import Account, AuditEvent, SavedPassword
 from tests.api.answers import (
     CONFIRM,
     NO_TOKEN,

@@ -18,12 +18,14 @@ from flask.testing import FlaskClient
 from sqlalchemy import func, select
 from werkzeug.test import TestResponse
 
-from accountsvc import audit, lifecycle, purge
-from accountsvc.audit import Actor
-from accountsvc.database import reading, writing
+from accountsvc.accounts import lifecycle
+from accountsvc.db import audit
+from accountsvc.db.audit import Actor
+from accountsvc.db.engine import reading, writing
+from accountsvc.db.models import Account, AuditEvent
+from accountsvc.db.rows import find
 from accountsvc.errors import AccountDeactivated, GraceOver
-from accountsvc.models import Account, AuditEvent
-from accountsvc.rows import find
+from accountsvc.purge import sweep
 from tests.api.answers import (
     CONFIRM,
     NO_TOKEN,
@@ -1251,7 +1253,7 @@ def test_there_is_no_moment_in_which_both_return_and_purge_are_allowed(
         return True
 
     def purges(moment: datetime) -> bool:
-        result = purge.sweep(
+        result = sweep.sweep(
             made.sessions,
             lambda _session: moment,
             batch_size=10,
@@ -1270,7 +1272,7 @@ def test_there_is_no_moment_in_which_both_return_and_purge_are_allowed(
 def test_a_purge_a_microsecond_later_is_allowed_too(app: APIFlask, ann: Person) -> None:
     made, purge_at = services_of(app), promise(app, ann, purge_in=timedelta(days=1))
 
-    result = purge.sweep(
+    result = sweep.sweep(
         made.sessions,
         lambda _session: purge_at + timedelta(microseconds=1),
         batch_size=10,

@@ -9,7 +9,7 @@ from apiflask import APIFlask
 from flask.testing import FlaskClient
 from openapi_spec_validator import validate
 
-from accountsvc.api.errors import FRAMEWORK, TABLE
+from accountsvc.api.http.errors import FRAMEWORK, TABLE
 
 
 @pytest.fixture(scope="module")

@@ -16,9 +16,9 @@ from apiflask import APIFlask
 from sqlalchemy import func, select
 from werkzeug.test import TestResponse
 
-from accountsvc import rows
-from accountsvc.database import database_now, writing
-from accountsvc.models import Effect, SavedPassword
+from accountsvc.db import rows
+from accountsvc.db.engine import database_now, writing
+from accountsvc.db.models import Effect, SavedPassword
 from tests.conftest import NewApp
 from tests.support.factories import (
     Person,

@@ -12,9 +12,9 @@ import pytest
 from apiflask import APIFlask
 from flask.testing import FlaskClient
 
-from accountsvc.database import writing
-from accountsvc.models import Account
-from accountsvc.rows import find
+from accountsvc.db.engine import writing
+from accountsvc.db.models import Account
+from accountsvc.db.rows import find
 from tests.api.answers import NOT_VALID
 from tests.support.factories import (
     ATTEMPTS,

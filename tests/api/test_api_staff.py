@@ -14,11 +14,11 @@ from flask.testing import FlaskClient
 from sqlalchemy.orm import Session
 from werkzeug.test import TestResponse
 
-from accountsvc import purge
-from accountsvc.api.doorway import committed
-from accountsvc.database import writing
-from accountsvc.models import LegalHold, PurgeFailure
-from accountsvc.rows import find
+from accountsvc.api.http.doorway import committed
+from accountsvc.db.engine import writing
+from accountsvc.db.models import LegalHold, PurgeFailure
+from accountsvc.db.rows import find
+from accountsvc.purge import sweep as sweeping
 from tests.api.answers import NO_TOKEN, NOT_AUTHORIZED, NOT_FOUND, NOT_VALID
 from tests.conftest import NewApp
 from tests.support.factories import (
@@ -97,7 +97,7 @@ def make_deactivated(app: APIFlask, name: str, purge_at: datetime) -> int:
 
 def sweep(app: APIFlask, moment: datetime) -> list[int]:
     """Sweep as if it were *moment*; return who was purged."""
-    return purge.sweep(
+    return sweeping.sweep(
         services_of(app).sessions,
         lambda _session: moment,
         batch_size=10,

@@ -17,10 +17,10 @@ from apiflask import APIFlask
 from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
-from accountsvc import throttle
+from accountsvc.adapters import throttle
+from accountsvc.adapters.throttle import Throttle, client_address
+from accountsvc.db.models import Account
 from accountsvc.errors import Throttled
-from accountsvc.models import Account
-from accountsvc.throttle import Throttle, client_address
 from tests.conftest import NewApp
 from tests.support.factories import (
     PASSWORD,

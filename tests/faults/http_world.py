@@ -12,9 +12,9 @@ from typing import Any
 import httpx
 from sqlalchemy import ColumnElement, select, tuple_
 
-from accountsvc.database import database_now, reading
-from accountsvc.models import Account, Effect
-from accountsvc.outbox import LEASE
+from accountsvc.db.engine import database_now, reading
+from accountsvc.db.models import Account, Effect
+from accountsvc.outbox.queue import LEASE
 from tests.faults.injection import Operation
 from tests.faults.world import World
 from tests.support.factories import png

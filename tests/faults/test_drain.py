@@ -17,8 +17,8 @@ from pathlib import Path
 import pytest
 from sqlalchemy import func, select, update
 
-from accountsvc.database import reading, upgrade, writing
-from accountsvc.models import Account, AuditEvent, LegalHold, Receipt, SavedPassword
+from accountsvc.db.engine import reading, upgrade, writing
+from accountsvc.db.models import Account, AuditEvent, LegalHold, Receipt, SavedPassword
 from accountsvc.services import Services
 from tests.support.deploy import compose_command
 from tests.support.factories import (

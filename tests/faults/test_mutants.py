@@ -13,13 +13,15 @@ import pytest
 from sqlalchemy import delete, select
 from sqlalchemy.orm import Session, sessionmaker
 
-from accountsvc import database, outbox, purge
-from accountsvc.audit import Actor
-from accountsvc.database import Clock, writing
-from accountsvc.extensions import db
-from accountsvc.models import Account, Effect, SavedPassword
-from accountsvc.outbox import Owed
-from accountsvc.purge import PlannedPurge
+from accountsvc.db import engine
+from accountsvc.db.audit import Actor
+from accountsvc.db.engine import Clock, writing
+from accountsvc.db.models import Account, Effect, SavedPassword
+from accountsvc.outbox import queue
+from accountsvc.outbox.queue import Owed
+from accountsvc.purge import sweep
+from accountsvc.purge.sweep import PlannedPurge
+from accountsvc.web import db
 from tests.faults.injection import Fault, Kind
 from tests.faults.suite import Result, inject, world
 from tests.faults.world import World
@@ -53,13 +55,13 @@ def a_commit_too_early(_here: World) -> None:
 
 def a_clock_that_is_ahead(_here: World) -> None:
     """Believe a host's clock that is a month ahead, instead of the database's."""
-    clock = database.database_now
-    database.database_now = lambda session: clock(session) + timedelta(days=30)
+    clock = engine.database_now
+    engine.database_now = lambda session: clock(session) + timedelta(days=30)
 
 
 def files_that_nobody_owes(_here: World) -> None:
     """Owe something that nobody knows, instead of the deletion of a file."""
-    outbox.DELETE_FILE = "nothing"
+    queue.DELETE_FILE = "nothing"
 
 
 def no_receipt(_here: World) -> None:
@@ -89,7 +91,7 @@ def an_answer_without_a_commit(_here: World) -> None:
 
 def effects_forgotten_before_they_are_done(_here: World) -> None:
     """Remove what is owed from the outbox first, and do it then."""
-    claim = outbox._claim
+    claim = queue._claim
 
     def mutant(
         sessions: sessionmaker[Session], clock: Clock, kind: str, size: int
@@ -99,11 +101,11 @@ def effects_forgotten_before_they_are_done(_here: World) -> None:
             session.execute(delete(Effect).where(Effect.id.in_(owed or ())))
         return owed
 
-    outbox._claim = mutant
+    queue._claim = mutant
 
 
 def _before_erasing(work: Callable[[Session, list[int]], None]) -> None:
-    erase = purge._erase
+    erase = sweep._erase
 
     def mutant(
         session: Session, accounts: Sequence[PlannedPurge], now: datetime, by: Actor
@@ -111,7 +113,7 @@ def _before_erasing(work: Callable[[Session, list[int]], None]) -> None:
         work(session, [one.account_id for one in accounts])
         erase(session, accounts, now, by)
 
-    purge._erase = mutant
+    sweep._erase = mutant
 
 
 def _leave_out(table: str) -> None:

@@ -14,9 +14,9 @@ from apiflask import APIFlask
 from sqlalchemy import ColumnElement, func, select, true, update
 from sqlalchemy.orm import Session
 
-from accountsvc.avatars import new_key
-from accountsvc.database import database_now, reading, writing
-from accountsvc.models import (
+from accountsvc.adapters.avatarstore import new_key
+from accountsvc.db.engine import database_now, reading, writing
+from accountsvc.db.models import (
     Account,
     AuditEvent,
     Effect,
@@ -26,7 +26,7 @@ from accountsvc.models import (
     SavedPassword,
     VaultKey,
 )
-from accountsvc.outbox import DELETE_FILE, LEDGER
+from accountsvc.outbox.queue import DELETE_FILE, LEDGER
 from accountsvc.services import Services
 from tests.faults.injection import Operation
 from tests.support.factories import png, services_of

@@ -10,9 +10,9 @@ from apiflask import APIFlask
 from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
-from accountsvc.database import writing
-from accountsvc.models import Account
-from accountsvc.rows import find
+from accountsvc.db.engine import writing
+from accountsvc.db.models import Account
+from accountsvc.db.rows import find
 from tests.support.factories import (
     Person,
     deactivate,

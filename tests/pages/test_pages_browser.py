@@ -19,7 +19,7 @@ from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_play
 from werkzeug.serving import WSGIRequestHandler, make_server
 from werkzeug.wrappers import Request, Response
 
-from accountsvc import notices
+from accountsvc.outbox import notices
 from tests.support.factories import (
     PASSWORD,
     Person,

@@ -22,15 +22,7 @@ from tests.support.factories import (
     run_sql,
 )
 
-from .conftest import (
-    Browser,
-    account_of,
-    follow,
-    follow_mailed,
-    heading,
-    mailed_token,
-    reset_token,
-)
+from .conftest import Browser, account_of, follow, follow_mailed, heading, mailed_token, reset_token
 
 SURE = {"action": "delete", "password": PASSWORD, "sure": "yes"}
 UNREACHABLE = "postgresql://nobody@127.0.0.1:1/nothing"

@@ -13,10 +13,10 @@ from apiflask import APIFlask
 from flask.testing import FlaskClient
 from werkzeug.http import http_date
 
-from accountsvc import accounts
-from accountsvc.database import writing
+from accountsvc.accounts import profiles
+from accountsvc.db.engine import writing
+from accountsvc.db.rows import find
 from accountsvc.pages.recovery import time_left
-from accountsvc.rows import find
 from tests.conftest import NewApp
 from tests.support.factories import (
     PASSWORD,
@@ -333,7 +333,8 @@ def test_an_open_hold_is_hidden_from_the_owner(app: APIFlask, ann: Person) -> No
     promise(app, ann, purge_in=timedelta(days=5, hours=12))
     open_page = words(browser.open())
     with services_of(app).sessions() as session, writing(session):
-        from accountsvc import audit, lifecycle
+        from accountsvc.accounts import lifecycle
+        from accountsvc.db import audit
 
         lifecycle.place_hold(session, ann.id, reason="a lawsuit", by=audit.OPERATOR_ACTOR)
 
@@ -383,7 +384,7 @@ def test_a_link_from_before_a_password_reset_says_where_to_go(app: APIFlask, ann
     made = services_of(app)
     claims = made.tokens.read(reset_token(app, ann), "password_reset", now=now(app))
     with made.sessions() as session:
-        accounts.reset_password(
+        profiles.reset_password(
             session, made.hasher, claims, "another long pass phrase", grace=timedelta(days=14)
         )
 

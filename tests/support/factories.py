@@ -20,15 +20,19 @@ from PIL import Image
 from sqlalchemy import Engine, func, insert, select, text
 from sqlalchemy.orm import Session
 
-from accountsvc import accounts, audit, avatars, create_app, lifecycle, notices, outbox, vault
-from accountsvc.avatars import new_key
+from accountsvc import create_app
+from accountsvc.accounts import lifecycle, profiles, vault
+from accountsvc.accounts.vault import Entry
+from accountsvc.adapters import avatarstore
+from accountsvc.adapters.avatarstore import new_key
 from accountsvc.config import Settings, load_settings
-from accountsvc.database import Clock, database_now, reading, writing
-from accountsvc.models import Account, AuditEvent, Effect, LegalHold, SavedPassword, VaultKey
-from accountsvc.outbox import DeliveryResult
-from accountsvc.rows import find
+from accountsvc.db import audit
+from accountsvc.db.engine import Clock, database_now, reading, writing
+from accountsvc.db.models import Account, AuditEvent, Effect, LegalHold, SavedPassword, VaultKey
+from accountsvc.db.rows import find
+from accountsvc.outbox import notices, queue
+from accountsvc.outbox.queue import DeliveryResult
 from accountsvc.services import Services
-from accountsvc.vault import Entry
 from tests.support.conformance import ConformingClient
 
 PASSWORD = "correct horse battery staple"
@@ -73,7 +77,7 @@ def make_account(
     """An active account *name* with the e-mail ``<name>@example.org`` and ``PASSWORD``."""
     made = services_of(app)
     with made.sessions() as session:
-        return accounts.sign_up(
+        return profiles.sign_up(
             session,
             made.hasher,
             made.keyring,
@@ -123,12 +127,12 @@ def make_person(app: APIFlask, name: str = "ann", *, staff: bool = False) -> Per
                 ).id
                 for number in range(3)
             )
-        account = accounts.replace_avatar(
+        account = profiles.replace_avatar(
             session,
             made.avatars,
             account.id,
             epoch=account.epoch,
-            image=avatars.normalise(png()),
+            image=avatarstore.normalise(png()),
             by=audit.Actor("owner", account.public_id),
         )
     assert account.avatar_key is not None
@@ -193,7 +197,7 @@ def deliver_after(
 ) -> DeliveryResult:
     """Deliver what will be due *pause* from now, as if it was then."""
     made = services_of(app)
-    return outbox.deliver(
+    return queue.deliver(
         made.sessions,
         lambda session: database_now(session) + pause,
         made.handlers,
@@ -235,7 +239,7 @@ def insert_due(
             "email": f"due{number}@example.net",
             "email_key": f"due{number}@example.net",
             "password_hash": "!",
-            "avatar_key": new_key() if avatars else None,
+            "avatar_key": new_key() if avatarstore else None,
             "joined_at": then,
             "deactivated_at": then,
             "purge_at": then,
@@ -253,7 +257,7 @@ def insert_due(
         if held:
             hold = {"reason": "court", "placed_at": then, "placed_by_kind": "operator"}
             session.execute(insert(LegalHold), [{"account_id": one, **hold} for one in ids])
-    if avatars:
+    if avatarstore:
         media = services.settings.instance_path / "media"
         for person in people:
             key = str(person["avatar_key"])

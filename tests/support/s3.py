@@ -17,7 +17,7 @@ from botocore.awsrequest import AWSPreparedRequest, AWSResponse
 from botocore.compat import HTTPHeaders
 from moto.server import ThreadedMotoServer
 
-from accountsvc.objectstore import s3_client
+from accountsvc.adapters.objectstore import s3_client
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client

@@ -1,0 +1,351 @@
+"""A person's data as a ZIP, streamed: what the data map says is exported, and nothing else.
+
+The owner may go on writing meanwhile, so every page is read in a short transaction of its own, which
+looks at the account again. If it has changed hands or is gone, the stream breaks off: a ZIP without its
+end is refused by every program, one that silently lacks something is not.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import textwrap
+import uuid
+import zipfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import IO, Any
+
+from sqlalchemy.orm import Session, sessionmaker
+
+from ..adapters.avatarstore import AvatarStore
+from ..db import audit, rows
+from ..db.audit import Actor
+from ..db.datamap import PLACES
+from ..db.engine import reading, writing
+from ..db.models import ACCOUNTS, OWNER, STAFF, Account, AuditEvent
+from ..errors import TokenNotValid
+from . import vault
+from .vault import Keyring, StoredEntry
+
+CONTENT_TYPE = "application/zip"
+DISPOSITION = 'attachment; filename="account-data.zip"'
+
+# Rows read in one transaction, and so held in memory: a few megabytes of the longest passwords.
+PAGE = 200
+
+# Columns of the account's row that are not in account.json, each with the reason that the README gives.
+WITHHELD: Mapping[str, str] = {
+    "password_hash": "it proves nothing about you, and helps whoever wants to guess your password",
+    "username_key": "your username once more, in the form in which we compare it",
+    "email_key": "your email address once more, in the form in which we compare it",
+    "epoch": "a number of ours that ends your sessions",
+    "reason": "a note of the staff",
+}
+# As holds themselves are, while proceedings last.
+HIDDEN_ACTIONS = frozenset({"hold.placed", "hold.released"})
+
+# Chrome's columns. Chrome, Edge, Brave and Opera write and read them; Firefox reads url, username and
+# password by name; Bitwarden and 1Password import a "Chrome (csv)" by exactly these.
+CSV_COLUMNS = ("name", "url", "username", "password", "note")
+
+
+class ExportBroken(Exception):
+    """The account was purged, deactivated or given back while its export was read."""
+
+
+def export(
+    sessions: sessionmaker[Session],
+    keyring: Keyring,
+    store: AvatarStore,
+    account_id: int,
+    *,
+    epoch: int,
+    now: datetime,
+) -> Iterator[bytes]:
+    """Return a ZIP with all of the account's data, in pieces; *now* dates its files.
+
+    Only for its owner, who has confirmed it; *epoch* is that of the confirmed token or row. The account
+    may be deactivated. The export is audited, and the avatar read, before this returns; the rest is
+    read while the pieces are taken, in transactions of milliseconds and in memory that does not grow
+    with the number of rows. Outside the pieces no transaction is open.
+
+    Raises TokenNotValid if the account is gone or its epoch has moved on, StoreUnavailable, VaultKeyMissing. Taking a
+    piece raises ExportBroken if that happens later, and whatever the database raises; what has been
+    given out by then is no whole ZIP.
+    """
+    source = _Source(sessions, keyring, account_id, epoch, now)
+    with sessions() as session, writing(session):
+        account = rows.find(session, account_id)
+        if account is None or account.epoch != epoch:
+            raise TokenNotValid
+        # A key that is missing is said now: later it could only break the stream off.
+        vault.open_key(session, keyring, account)
+        owner = Actor(OWNER, account.public_id)
+        audit.record(session, "account.exported", subject=account.public_id, by=owner, now=now)
+        source.avatar_key = account.avatar_key
+    source.read_avatar(store)
+    return _zipped(source)
+
+
+@dataclass
+class _Source:
+    """Where one export reads from."""
+
+    sessions: sessionmaker[Session]
+    keyring: Keyring
+    account_id: int
+    epoch: int
+    now: datetime
+    avatar_key: str | None = None
+    avatar: bytes | None = None
+
+    def account(self, session: Session) -> Account:
+        account = rows.find(session, self.account_id)
+        if account is None or account.epoch != self.epoch:
+            raise ExportBroken
+        return account
+
+    def read_avatar(self, store: AvatarStore) -> None:
+        """Read the picture; it is small, since it was made small when it was uploaded."""
+        if self.avatar_key is None:
+            return
+        file = store.open(self.avatar_key)
+        if file is None:
+            # Replaced between the look at the row and this one, most likely.
+            with self.sessions() as session, reading(session):
+                self.avatar_key = self.account(session).avatar_key
+            file = None if self.avatar_key is None else store.open(self.avatar_key)
+        if file is not None:
+            with file:
+                self.avatar = file.read()
+
+    def entries(self) -> Iterator[list[StoredEntry]]:
+        """Yield the saved passwords page by page."""
+        after = 0
+        while True:
+            with self.sessions() as session, reading(session):
+                account = self.account(session)
+                page = list(vault.entries(session, self.keyring, account, after=after, limit=PAGE))
+            if not page:
+                return
+            yield page
+            after = page[-1].id
+
+    def events(self) -> Iterator[tuple[uuid.UUID, list[AuditEvent]]]:
+        """Yield what happened to the account page by page, with its public id."""
+        after = 0
+        while True:
+            with self.sessions() as session, reading(session):
+                subject = self.account(session).public_id
+                page = list(audit.events(session, subject=subject, after=after, limit=PAGE))
+                session.expunge_all()
+            if not page:
+                return
+            yield subject, page
+            after = page[-1].id
+
+
+# A file's name and its pieces.
+_File = tuple[str, Iterable[bytes]]
+
+
+def _account(source: _Source) -> Iterator[_File]:
+    with source.sessions() as session, reading(session):
+        account = source.account(session)
+        document = {
+            column.name: getattr(account, column.name)
+            for column in ACCOUNTS.columns
+            if column.name not in WITHHELD
+        }
+    yield "account.json", [_json(document, indent=2) + b"\n"]
+
+
+def _saved_passwords(source: _Source) -> Iterator[_File]:
+    yield "saved_passwords.csv", _csv(source)
+    yield (
+        "saved_passwords.json",
+        _json_list(
+            {
+                "id": one.id,
+                "name_pages": one.entry.name_pages,
+                "url": one.entry.url,
+                "password_saved": one.entry.password_saved,
+                "created_at": one.created_at,
+                "updated_at": one.updated_at,
+            }
+            for page in source.entries()
+            for one in page
+        ),
+    )
+
+
+def _csv(source: _Source) -> Iterator[bytes]:
+    """Write RFC 4180, in UTF-8 without a byte order mark, which importers take for a part of "name".
+
+    Nothing is changed against spreadsheets: a password must come out as it went in.
+    """
+    text = io.StringIO(newline="")
+    # Everything quoted: then no space at an end and no lone carriage return is lost by a lax reader.
+    rows_out = csv.writer(text, lineterminator="\r\n", quoting=csv.QUOTE_ALL)
+    rows_out.writerow(CSV_COLUMNS)
+    for page in source.entries():
+        for one in page:
+            entry = one.entry
+            rows_out.writerow((entry.name_pages, entry.url, "", entry.password_saved, ""))
+        yield text.getvalue().encode()
+        text.seek(0)
+        text.truncate()
+    yield text.getvalue().encode()
+
+
+def _avatar(source: _Source) -> Iterator[_File]:
+    if source.avatar_key is not None and source.avatar is not None:
+        yield f"avatar.{source.avatar_key.rpartition('.')[2]}", [source.avatar]
+
+
+def _activity(source: _Source) -> Iterator[_File]:
+    yield (
+        "activity.json",
+        _json_list(
+            {"at": event.at, "action": event.action, "by": _by(event, subject)}
+            for subject, page in source.events()
+            for event in page
+            if event.action not in HIDDEN_ACTIONS
+        ),
+    )
+
+
+def _by(event: AuditEvent, subject: uuid.UUID) -> str:
+    """Say who it was, without naming anybody else."""
+    if event.actor == subject:
+        return "you"
+    if event.actor is not None and event.actor_kind != STAFF:
+        return "another account"
+    return event.actor_kind
+
+
+# By what the data map calls it.
+_WRITERS: Mapping[str, Callable[[_Source], Iterator[_File]]] = {
+    "account.json": _account,
+    "saved_passwords.json": _saved_passwords,
+    "avatar": _avatar,
+    "activity.json": _activity,
+}
+
+_ABOUT = {
+    "account.json": "your account: names, email address, telephone number, and the times that matter",
+    "saved_passwords.json": "your saved passwords, with when you saved and last changed each; "
+    "saved_passwords.csv is the same for other programs",
+    "avatar": "your picture as we show it, as avatar.webp; no such file, no picture",
+    "activity.json": "what was done with your account, when, and by whom",
+}
+
+
+def _readme(source: _Source) -> str:
+    def listed(name: str, text: str) -> str:
+        return textwrap.fill(f"{name}: {text}.", 76, initial_indent="- ", subsequent_indent="  ")
+
+    exported = [place for place in PLACES if place.exported is not None]
+    others = [place for place in PLACES if place.exported is None]
+    parts = [
+        f"Your data, as we had it on {source.now:%-d %B %Y at %H:%M} UTC.",
+        "KEEP THIS SAFE: whoever has these files can read your passwords. They are not encrypted "
+        "any more. Delete them when you no longer need them, and empty the trash.",
+        "What is in it",
+        *(
+            listed(place.exported or "", f"{_ABOUT[place.exported or '']}. Kept {place.kept_for}")
+            for place in exported
+        ),
+        *(
+            ["Your picture is missing in it: its file cannot be found."]
+            if source.avatar_key is not None and source.avatar is None
+            else []
+        ),
+        "Taking your passwords to another program",
+        "saved_passwords.csv has the columns of Chrome's own export (name, url, username, "
+        "password, note). Chrome, Edge, Brave, Opera and Firefox import it as a CSV file; in "
+        'Bitwarden choose "Chrome (csv)", in 1Password "Chrome". username and note are empty, '
+        "because we store none. The file is UTF-8, with comma, double quotes and CRLF (RFC 4180).",
+        "Do not open saved_passwords.csv in Excel or another spreadsheet. A password that begins "
+        "with = + - or @ would be taken for a formula: it is changed when you save the file, and "
+        "one that somebody gave you could even run a command. Import the file, or look at it with "
+        "a text editor.",
+        "What is not in it",
+        *(
+            listed(place.name, f"{place.not_exported_because}. Kept {place.kept_for}")
+            for place in others
+        ),
+        *(listed(f"{name} of your account", reason) for name, reason in WITHHELD.items()),
+    ]
+    return "\n\n".join(part if part.startswith("- ") else textwrap.fill(part, 76) for part in parts)
+
+
+def _files(source: _Source) -> Iterator[_File]:
+    yield "README.txt", [_readme(source).encode() + b"\n"]
+    for place in PLACES:
+        if place.exported is not None:
+            yield from _WRITERS[place.exported](source)
+
+
+class _Pipe(io.RawIOBase):
+    """What the ZIP is written to, and taken from again. It cannot seek, so neither will the ZIP."""
+
+    def __init__(self) -> None:
+        self._written: list[bytes] = []
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        self._written.append(bytes(data))
+        return len(data)
+
+    def take(self) -> bytes:
+        taken = b"".join(self._written)
+        self._written.clear()
+        return taken
+
+
+def _zipped(source: _Source) -> Iterator[bytes]:
+    pipe = _Pipe()
+    # No ``with``: its end writes the directory, also after an error, and makes a broken ZIP look whole.
+    archive = zipfile.ZipFile(pipe, "w", zipfile.ZIP_DEFLATED)
+    for name, pieces in _files(source):
+        with _entry(archive, name, source.now) as file:
+            for piece in pieces:
+                file.write(piece)
+                if taken := pipe.take():
+                    yield taken
+    archive.close()
+    yield pipe.take()
+
+
+def _entry(archive: zipfile.ZipFile, name: str, now: datetime) -> IO[bytes]:
+    info = zipfile.ZipInfo(name, date_time=now.timetuple()[:6])
+    info.compress_type = zipfile.ZIP_DEFLATED
+    # Unpacked for nobody else to read.
+    info.external_attr = 0o600 << 16
+    return archive.open(info, "w")
+
+
+def _json_list(documents: Iterable[Mapping[str, Any]]) -> Iterator[bytes]:
+    opening = b"[\n"
+    for document in documents:
+        yield opening + _json(document)
+        opening = b",\n"
+    yield b"[]\n" if opening == b"[\n" else b"\n]\n"
+
+
+def _json(document: Mapping[str, Any], indent: int | None = None) -> bytes:
+    return json.dumps(document, ensure_ascii=False, indent=indent, default=_plain).encode()
+
+
+def _plain(value: object) -> str:
+    if isinstance(value, datetime):
+        return value.isoformat().replace("+00:00", "Z")
+    if isinstance(value, uuid.UUID):
+        return str(value)
+    raise TypeError(type(value).__name__)

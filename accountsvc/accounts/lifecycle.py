@@ -1,0 +1,422 @@
+"""Deactivate, reactivate, reschedule, hold, release.
+
+Every function takes a Session inside a writing transaction of the caller, locks the rows that it
+decides on, then reads the *clock* (the database's), and writes the change, its audit event and its effects
+together. The two windows are half-open: reactivation needs ``now < purge_at``, purge ``now >= purge_at``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from datetime import datetime, timedelta
+
+from sqlalchemy import delete, exists, select
+from sqlalchemy.orm import Session
+
+from ..db import audit
+from ..db.audit import Actor
+from ..db.engine import Clock, database_now, text_problem
+from ..db.models import DUE, OWNER, STAFF, Account, PurgeFailure
+from ..db.models import LegalHold as Hold
+from ..db.rows import find_by_public_id, is_id, lock, lock_many, pages
+from ..errors import (
+    AccountNotFound,
+    GraceOver,
+    HoldNotFound,
+    InvalidInput,
+    InvalidSchedule,
+    LastStaff,
+    LegalHold,
+    NotDeactivated,
+    ReactivationForbidden,
+    RecentChange,
+    TokenNotValid,
+)
+from ..outbox import notices
+
+# How long after a change of e-mail or password an owner cannot purge at once: time to notice a theft.
+SETTLING = timedelta(hours=24)
+
+REASON_LENGTH = 1000
+
+
+def whole_second(moment: datetime) -> datetime:
+    """Round up to a whole second: the promise on the wire must not be earlier than the purge."""
+    if moment.microsecond:
+        return moment.replace(microsecond=0) + timedelta(seconds=1)
+    return moment
+
+
+def lock_as(
+    session: Session,
+    account_id: int,
+    *,
+    by: Actor,
+    epoch: int | None = None,
+    also: Collection[int] = (),
+) -> Account:
+    """Lock the account, the row of the staff member who acts, and the rows *also*, all in id order.
+
+    *epoch* is that of the token that acts, the owner's or the staff member's; None for an operator.
+
+    Raises AccountNotFound; TokenNotValid if that token has died meanwhile.
+    """
+    actor_id = account_id
+    if epoch is not None and by.kind == STAFF and by.public_id is not None:
+        actor = find_by_public_id(session, by.public_id)
+        if actor is None:
+            raise TokenNotValid
+        actor_id = actor.id
+    locked = lock_many(session, {account_id, actor_id, *also})
+    if account_id not in locked:
+        raise AccountNotFound
+    if epoch is not None:
+        actor = locked.get(actor_id)
+        if actor is None or actor.epoch != epoch or (by.kind == STAFF and not actor.is_active):
+            raise TokenNotValid
+    return locked[account_id]
+
+
+def lock_for_deactivation(session: Session, account_ids: Collection[int]) -> None:
+    """Lock whatever decides on the deactivation of several accounts, in id order.
+
+    For a caller that deactivates them one by one: each alone would lock out of the others' order.
+    """
+    lock_many(session, {*account_ids, *_who_decide(session, account_ids)})
+
+
+def deactivate(
+    session: Session,
+    account_id: int,
+    *,
+    grace: timedelta,
+    by: Actor,
+    epoch: int | None = None,
+    reminders: Sequence[timedelta] = (),
+    reason: str | None = None,
+    clock: Clock = database_now,
+) -> Account:
+    """End all access to the account at once and promise its purge after *grace*.
+
+    A deactivated account is returned as it is: a repeat never moves the promised time, writes no
+    event and mails nothing. *epoch* is that of the caller's token (the owner's, or the staff
+    member's), compared again under the lock. Saved passwords and files are not touched.
+
+    Raises AccountNotFound; TokenNotValid if the caller was deactivated or signed out meanwhile;
+    LastStaff if no other active staff account would be left; InvalidInput for an unfit *reason*.
+    """
+    if reason is not None:
+        _check_reason(reason)
+    account = lock_as(
+        session, account_id, by=by, epoch=epoch, also=_who_decide(session, [account_id])
+    )
+    now = clock(session)
+    if not account.is_active:
+        return account
+    if account.is_staff and not _other_active_staff(session, account):
+        raise LastStaff
+    account.deactivated_at = now
+    account.purge_at = whole_second(now + grace)
+    account.deactivated_by = by.kind
+    account.reason = reason
+    account.epoch += 1
+    audit.record(session, "account.deactivated", subject=account.public_id, by=by, now=now)
+    notices.scheduled(session, account, now=now, grace=grace, reminders=reminders)
+    session.flush()
+    return account
+
+
+def reactivate(
+    session: Session,
+    account_id: int,
+    *,
+    grace: timedelta,
+    by: Actor,
+    epoch: int | None = None,
+    clock: Clock = database_now,
+) -> Account:
+    """Give the account back, with all its data; tokens from before stay dead.
+
+    *epoch* is that of the token that acts: the staff member's, or the owner's recovery or mailed token, which is
+    single-use because this raises the account's epoch.
+
+    Raises AccountNotFound, NotDeactivated, GraceOver (``now >= purge_at``), TokenNotValid (another
+    epoch), and ReactivationForbidden if the owner asks for what staff or an operator deactivated.
+    """
+    account = lock_as(session, account_id, by=by, epoch=epoch)
+    now = clock(session)
+    if account.is_active:
+        raise NotDeactivated
+    if by.kind == OWNER and account.deactivated_by != OWNER:
+        raise ReactivationForbidden
+    if account.state(now) == DUE:
+        raise GraceOver
+    account.deactivated_at = account.purge_at = account.deactivated_by = account.reason = None
+    account.epoch += 1
+    # What went wrong with a purge is no reason not to try the next one.
+    session.execute(delete(PurgeFailure).where(PurgeFailure.account_id == account.id))
+    audit.record(session, "account.reactivated", subject=account.public_id, by=by, now=now)
+    notices.reactivated(session, account, now=now, grace=grace)
+    session.flush()
+    return account
+
+
+def reschedule(
+    session: Session,
+    account_id: int,
+    *,
+    purge_at: datetime,
+    max_grace: timedelta,
+    by: Actor,
+    reminders: Sequence[timedelta] = (),
+    clock: Clock = database_now,
+) -> Account:
+    """Move the promised purge later, at most to *max_grace* after the deactivation, and say so by mail.
+
+    Raises AccountNotFound (also when active), InvalidSchedule, GraceOver when it is due.
+    """
+    account = _lock_deletion(session, account_id)
+    now = clock(session)
+    if account.state(now) == DUE:
+        raise GraceOver("The account is due. Place a hold to suspend its purge.")
+    assert account.deactivated_at is not None
+    assert account.purge_at is not None
+    # Before it is rounded: the last microsecond of the calendar cannot be.
+    if not account.purge_at <= purge_at <= whole_second(account.deactivated_at + max_grace):
+        raise InvalidSchedule
+    purge_at = whole_second(purge_at)
+    if purge_at != account.purge_at:
+        account.purge_at = purge_at
+        audit.record(session, "deletion.rescheduled", subject=account.public_id, by=by, now=now)
+        notices.date_moved(session, account, now=now, reminders=reminders)
+        session.flush()
+    return account
+
+
+def set_reason(
+    session: Session,
+    account_id: int,
+    *,
+    reason: str,
+    by: Actor,
+    clock: Clock = database_now,
+) -> Account:
+    """Store the staff's reason on the row that the purge deletes.
+
+    Raises InvalidInput, and as :func:`reschedule` does.
+    """
+    _check_reason(reason)
+    account = _lock_deletion(session, account_id)
+    now = clock(session)
+    if account.reason != reason:
+        account.reason = reason
+        audit.record(
+            session,
+            "deletion.reason_changed",
+            subject=account.public_id,
+            by=by,
+            now=now,
+        )
+        session.flush()
+    return account
+
+
+def due_now(
+    session: Session,
+    account_id: int,
+    *,
+    by: Actor,
+    epoch: int | None = None,
+    clock: Clock = database_now,
+) -> Account:
+    """Waive the rest of the grace period: ``purge_at`` becomes *now*; the next sweep purges.
+
+    Idempotent: an account that is already due keeps its time. An owner is refused within 24 hours of a
+    change of e-mail or password, and is not told of a hold (the sweep respects it all the same).
+
+    Raises AccountNotFound, NotDeactivated, TokenNotValid (as :func:`reactivate` does), RecentChange to an
+    owner, and LegalHold to staff and operators.
+    """
+    account = lock_as(session, account_id, by=by, epoch=epoch)
+    now = clock(session)
+    if account.is_active:
+        raise NotDeactivated
+    if by.kind == OWNER:
+        changes = (account.email_changed_at, account.password_changed_at)
+        if any(at is not None and now - at < SETTLING for at in changes):
+            raise RecentChange
+    elif open_holds(session, account.id):
+        raise LegalHold
+    if account.state(now) != DUE:
+        assert account.deactivated_at is not None
+        # Rounded down, against the rule for promises: this one was asked for now.
+        account.purge_at = max(now.replace(microsecond=0), account.deactivated_at)
+        audit.record(
+            session,
+            "deletion.purge_requested",
+            subject=account.public_id,
+            by=by,
+            now=now,
+        )
+        session.flush()
+    return account
+
+
+def place_hold(
+    session: Session,
+    account_id: int,
+    *,
+    reason: str,
+    by: Actor,
+    epoch: int | None = None,
+    clock: Clock = database_now,
+) -> Hold:
+    """Suspend the purge of the account (not the wish) until the hold is released.
+
+    The account's row is locked first: a purge that has the lock wins, one that comes later sees the
+    hold. Raises AccountNotFound, InvalidInput, TokenNotValid (another *epoch* of the staff member's).
+    """
+    _check_reason(reason)
+    if not reason.strip():
+        raise InvalidInput({"reason": ["This field may not be blank."]})
+    account = lock_as(session, account_id, by=by, epoch=epoch)
+    now = clock(session)
+    hold = Hold(
+        account_id=account.id,
+        reason=reason,
+        placed_at=now,
+        placed_by=by.public_id,
+        placed_by_kind=by.kind,
+    )
+    session.add(hold)
+    session.flush()
+    audit.record(session, "hold.placed", subject=account.public_id, by=by, now=now, hold=hold.id)
+    session.flush()
+    return hold
+
+
+def _check_reason(reason: str) -> None:
+    # A reason has lines; anything else could do something to the terminal that shows it.
+    if problem := text_problem(reason, allowed="\t\n\r"):
+        raise InvalidInput({"reason": [problem]})
+    if len(reason) > REASON_LENGTH:
+        raise InvalidInput({"reason": [f"Use at most {REASON_LENGTH} characters."]})
+
+
+def release_hold(
+    session: Session,
+    account_id: int,
+    hold_id: int,
+    *,
+    delay: timedelta,
+    by: Actor,
+    epoch: int | None = None,
+    clock: Clock = database_now,
+) -> Hold:
+    """Release a hold; it stays on record until the purge.
+
+    Releasing the last one sets ``purge_at`` to at least ``now + delay``, so that a mistaken release
+    is not final. Raises AccountNotFound, HoldNotFound (also when it was released before), TokenNotValid (as
+    :func:`place_hold` does).
+    """
+    account = lock_as(session, account_id, by=by, epoch=epoch)
+    now = clock(session)
+    hold = session.get(Hold, hold_id, populate_existing=True) if is_id(hold_id) else None
+    if hold is None or hold.account_id != account.id or hold.released_at is not None:
+        raise HoldNotFound
+    hold.released_at = now
+    hold.released_by = by.public_id
+    session.flush()
+    if account.purge_at is not None and not open_holds(session, account.id):
+        account.purge_at = max(account.purge_at, whole_second(now + delay))
+    audit.record(
+        session,
+        "hold.released",
+        subject=account.public_id,
+        by=by,
+        now=now,
+        hold=hold.id,
+    )
+    session.flush()
+    return hold
+
+
+def holds(session: Session, account_ids: Sequence[int]) -> Sequence[Hold]:
+    """Return all holds of the accounts, released ones too, oldest first."""
+    return session.scalars(
+        select(Hold).where(Hold.account_id.in_(account_ids)).order_by(Hold.id)
+    ).all()
+
+
+def open_holds(session: Session, account_id: int) -> Sequence[Hold]:
+    """Return the holds that suspend the purge."""
+    return session.scalars(
+        select(Hold)
+        .where(Hold.account_id == account_id, Hold.released_at.is_(None))
+        .order_by(Hold.id)
+    ).all()
+
+
+def deletions(
+    session: Session,
+    *,
+    now: datetime,
+    state: str | None = None,
+    due_before: datetime | None = None,
+    held: bool | None = None,
+    after: tuple[datetime, int] | None = None,
+    limit: int = 100,
+) -> Sequence[Account]:
+    """Return deactivated accounts in ``(purge_at, id)`` order, from the first above *after*.
+
+    *state* is ``deactivated`` or ``due``; *held* asks for accounts with, or without, an open hold.
+    """
+    query = (
+        select(Account)
+        .where(Account.purge_at.is_not(None))
+        .order_by(Account.purge_at, Account.id)
+        .limit(limit)
+    )
+    if state == DUE:
+        query = query.where(Account.purge_at <= now)
+    elif state is not None:
+        query = query.where(Account.purge_at > now)
+    if due_before is not None:
+        query = query.where(Account.purge_at < due_before)
+    if held is not None:
+        has_hold = exists().where(Hold.account_id == Account.id, Hold.released_at.is_(None))
+        query = query.where(has_hold if held else ~has_hold)
+    if after is not None:
+        purge_at, account_id = after
+        query = query.where(
+            (Account.purge_at > purge_at)
+            | ((Account.purge_at == purge_at) & (Account.id > account_id))
+        )
+    return session.scalars(query).all()
+
+
+def _lock_deletion(session: Session, account_id: int) -> Account:
+    account = lock(session, account_id)
+    if account.is_active:
+        raise AccountNotFound
+    return account
+
+
+def _who_decide(session: Session, account_ids: Collection[int]) -> set[int]:
+    """Return who else must be locked for a deactivation: all active staff, if one of them is staff."""
+    staff = select(Account.id).where(Account.is_staff)
+    if not any(
+        session.scalar(staff.where(Account.id.in_(page)).limit(1))
+        for page in pages(list(filter(is_id, account_ids)))
+    ):
+        return set()
+    return set(session.scalars(staff.where(Account.deactivated_at.is_(None))))
+
+
+def _other_active_staff(session: Session, account: Account) -> bool:
+    found = session.scalar(
+        select(Account.id)
+        .where(Account.is_staff, Account.deactivated_at.is_(None), Account.id != account.id)
+        .limit(1)
+    )
+    return found is not None

@@ -1,0 +1,1 @@
+"""What is not the database: files, objects, mail, counts of tries."""

@@ -1,0 +1,422 @@
+"""Check and re-encode an image; the store that keeps it.
+
+What is stored is never what was uploaded: an image is decoded, shrunk and encoded anew, so neither
+metadata nor anything hidden behind the pixels survives.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+import threading
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
+
+from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
+
+from ..errors import ImageTooLarge, InvalidImage, StoreUnavailable
+from .objectstore import (
+    Bucket,
+    check_folder,
+    file_errors,
+    place_from_url,
+    s3_errors,
+    sync_folder,
+    write_file,
+)
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3.type_defs import ObjectIdentifierTypeDef
+
+MAX_BYTES = 5 * 1024 * 1024
+# The 24 megapixel photos of today's phones have a few more than 24 million.
+MAX_PIXELS = 25_000_000
+# Pillow keeps a pointer a row: a column of 25 million pixels takes ten times the memory and time.
+MAX_SIDE = 16_384
+SIDE = 512
+CONTENT_TYPE = "image/webp"
+
+# S3's code for a missing permission.
+_DENIED = "AccessDenied"
+_FORMATS = ("PNG", "JPEG", "WEBP", "GIF")
+# Threads that decode big images together would exhaust the memory of a small host.
+_one_at_a_time = threading.Lock()
+# Between one and two times its limit Pillow only warns. For the whole process, since
+# ``catch_warnings`` in one thread changes the filters of the others.
+warnings.simplefilter("error", Image.DecompressionBombWarning)
+
+
+def normalise(data: bytes) -> bytes:
+    """Return the image as a WebP that fits 512 by 512, upright, in sRGB, without any metadata.
+
+    PNG, JPEG, WebP and GIF are taken, by content; of an animation the first frame. Smaller images
+    keep their size. WebP, because every browser shows it, it keeps transparency, and a photo takes
+    a tenth of a PNG; one format, because then a key says what it holds.
+
+    Trusts nothing in *data*: its size is checked before it is parsed, its pixels before they are
+    decoded. The worst image within the limits takes seconds and half a gigabyte, so never call it in
+    a transaction; a process decodes one at a time.
+
+    Raises ImageTooLarge above ``MAX_BYTES``, InvalidImage for everything else that is not such an
+    image: damaged, truncated, more than ``MAX_PIXELS`` or ``MAX_SIDE``, another format.
+    """
+    if len(data) > MAX_BYTES:
+        raise ImageTooLarge
+    try:
+        with _one_at_a_time, Image.open(BytesIO(data), formats=_FORMATS) as image:
+            _check_pixels(image)
+            return _reencode(image)
+    except InvalidImage:
+        raise
+    except UnidentifiedImageError as exc:
+        raise InvalidImage from exc
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as exc:
+        raise _too_many_pixels() from exc
+    # Pillow's parsers answer hostile bytes with whatever they run into: OSError, SyntaxError,
+    # struct.error, IndexError, OverflowError and more.
+    except Exception as exc:
+        raise InvalidImage(
+            "The image is damaged or incomplete. Open it, save it again and upload the new file."
+        ) from exc
+
+
+def _check_pixels(image: Image.Image) -> None:
+    if image.width * image.height > MAX_PIXELS or max(image.size) > MAX_SIDE:
+        raise _too_many_pixels()
+
+
+def _too_many_pixels() -> InvalidImage:
+    return InvalidImage(
+        f"The image has too many pixels: at most {MAX_PIXELS // 1_000_000} million, and "
+        f"{MAX_SIDE:,} on a side. Make it smaller and upload it again."
+    )
+
+
+def _reencode(image: Image.Image) -> bytes:
+    # Decodes a big JPEG at a fraction of its size, 3 times faster. Twice the target, for quality.
+    image.draft(None, (2 * SIDE, 2 * SIDE))
+    image.load()
+    small = _eight_bit(image)
+    small.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
+    small = _in_srgb(_upright(small))
+    small.info.clear()
+    encoded = BytesIO()
+    small.save(encoded, "WEBP", quality=85)
+    return encoded.getvalue()
+
+
+def _eight_bit(image: Image.Image) -> Image.Image:
+    """Return it with 8 bits a channel, in a mode that can be resized smoothly."""
+    if image.mode.startswith("I"):
+        # ``convert`` would make everything above 255 white.
+        image = image.point(lambda value: value / 256).convert("L")
+        image.info.pop("transparency", None)
+    # CMYK waits for its colour profile.
+    opaque = "CMYK" if image.mode == "CMYK" else "RGB"
+    wanted = "RGBA" if image.has_transparency_data else opaque
+    # ``convert`` to the same mode copies: 100 MB for nothing.
+    return image if image.mode == wanted else image.convert(wanted)
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    # A camera's broken EXIF is no reason to refuse the photo; only its orientation is lost.
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:
+        return image
+
+
+def _in_srgb(image: Image.Image) -> Image.Image:
+    mode = "RGBA" if image.mode == "RGBA" else "RGB"
+    profile = image.info.get("icc_profile")
+    if profile:
+        # Phones save Display P3: without the profile, which goes, the colours would look dull.
+        try:
+            converted = ImageCms.profileToProfile(
+                image, BytesIO(profile), ImageCms.createProfile("sRGB"), outputMode=mode
+            )
+        except (ImageCms.PyCMSError, OSError, ValueError):
+            pass
+        else:
+            if converted is not None:
+                return converted
+    return image.convert(mode)
+
+
+def new_key() -> str:
+    """Return a random flat key such as ``<32 hex digits>.webp``: 128 bits, nobody guesses one.
+
+    Lower-case hex and not base64: also unique where file names ignore case, and never ``-rf``.
+    """
+    return f"{secrets.token_hex(16)}.webp"
+
+
+def is_key(text: str) -> bool:
+    """Tell whether *text* is exactly of ``new_key``'s form, which cannot lead out of a folder."""
+    return re.fullmatch(r"[0-9a-f]{32}\.webp", text) is not None
+
+
+class AvatarStore(Protocol):
+    """Keeps avatars by key. Safe to share between threads and across forks."""
+
+    def put(self, key: str, data: bytes) -> None:
+        """Write it durably, whole or not at all; a repeat replaces it.
+
+        Raises StoreUnavailable if it may not have been written, ValueError unless ``is_key(key)``.
+        """
+
+    def open(self, key: str) -> BinaryIO | None:
+        """Return a binary file at its beginning, which the caller closes; None if there is none.
+
+        Raises StoreUnavailable.
+        """
+
+    def delete_many(self, keys: Sequence[str]) -> Mapping[str, str]:
+        """Remove them for good, with every earlier version and what a killed ``put`` left behind.
+
+        Returns the keys that may still be there, each with a short reason (the class of the
+        exception, or S3's error code and the permission that it wants), never a message. A missing
+        key is a success; one failure does not keep the others. Repeat it freely.
+
+        Raises StoreUnavailable if the store as a whole cannot be used; some may be gone by then.
+        """
+
+    def listing(self) -> Iterator[tuple[str, datetime]]:
+        """Yield every key and when it was written (UTC), also what a killed ``put`` left behind.
+
+        For an audit of orphans, which must allow for uploads under way. Other files are ignored.
+
+        Raises StoreUnavailable.
+        """
+
+    def check(self) -> None:
+        """Raise StoreUnavailable, if possible with what it needs, unless it can be used now."""
+
+
+class FileStore:
+    """Avatars in a folder, spread over 256 of its subfolders."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+
+    def put(self, key: str, data: bytes) -> None:
+        path = self._path(key)
+        with file_errors():
+            write_file(path, data, part=_part(path))
+
+    def open(self, key: str) -> BinaryIO | None:
+        if not is_key(key):
+            return None
+        with file_errors():
+            try:
+                return self._path(key).open("rb")
+            except FileNotFoundError:
+                return None
+
+    def delete_many(self, keys: Sequence[str]) -> Mapping[str, str]:
+        self._require_root()
+        failed: dict[str, str] = {}
+        by_folder: dict[Path, list[str]] = {}
+        for key in dict.fromkeys(keys):
+            if not is_key(key):
+                failed[key] = ValueError.__name__
+                continue
+            path = self._path(key)
+            try:
+                path.unlink(missing_ok=True)
+                _part(path).unlink(missing_ok=True)
+            except OSError as exc:
+                failed[key] = type(exc).__name__
+            else:
+                by_folder.setdefault(path.parent, []).append(key)
+        for folder, gone in by_folder.items():
+            # After a power cut an unsynced removal is undone, and no row would remember the file.
+            try:
+                sync_folder(folder)
+            except FileNotFoundError:
+                pass
+            except OSError as exc:
+                failed.update(dict.fromkeys(gone, type(exc).__name__))
+        return failed
+
+    def listing(self) -> Iterator[tuple[str, datetime]]:
+        self._require_root()
+        with file_errors():
+            for folder in sorted(self._root.glob("[0-9a-f][0-9a-f]")):
+                for path in sorted(folder.iterdir()):
+                    key = path.name.removeprefix(".").removesuffix(".part")
+                    if not is_key(key):
+                        continue
+                    try:
+                        modified = path.stat().st_mtime
+                    except FileNotFoundError:
+                        continue
+                    yield key, datetime.fromtimestamp(modified, UTC)
+
+    def check(self) -> None:
+        with file_errors():
+            check_folder(self._root)
+
+    def _path(self, key: str) -> Path:
+        _require_key(key)
+        return self._root / key[:2] / key
+
+    def _require_root(self) -> None:
+        # Of a disk that is not mounted every file would count as gone.
+        with file_errors():
+            next(self._root.iterdir(), None)
+
+
+def _part(path: Path) -> Path:
+    # Found again by its key, so that what a killed ``put`` leaves behind is deleted too.
+    return path.with_name(f".{path.name}.part")
+
+
+# A key, and one version of its object; None: the current one.
+_Version = tuple[str, str | None]
+
+
+class S3Store:
+    """Avatars below a prefix of an S3 bucket.
+
+    Needs ``s3:GetObject``, ``s3:PutObject``, ``s3:DeleteObject`` and ``s3:ListBucket``. A bucket
+    that keeps versions needs ``s3:ListBucketVersions`` and ``s3:DeleteObjectVersion`` too, and
+    ``s3:GetBucketVersioning`` if ``check`` shall notice that they are missing.
+    """
+
+    # S3 refuses more in one request.
+    BULK = 1000
+
+    def __init__(self, bucket: Bucket) -> None:
+        self._bucket = bucket
+
+    def put(self, key: str, data: bytes) -> None:
+        _require_key(key)
+        self._bucket.put(key, data, content_type=CONTENT_TYPE)
+
+    def open(self, key: str) -> BinaryIO | None:
+        data = self._bucket.get(key) if is_key(key) else None
+        return None if data is None else BytesIO(data)
+
+    def delete_many(self, keys: Sequence[str]) -> Mapping[str, str]:
+        failed = {key: ValueError.__name__ for key in keys if not is_key(key)}
+        wanted = [key for key in dict.fromkeys(keys) if key not in failed]
+        refused, hidden = self._delete([(key, None) for key in wanted])
+        failed.update(refused)
+        versions: list[_Version] = []
+        for key in hidden:
+            found = self._versions(key)
+            if found is None:
+                failed[key] = "AccessDenied: needs s3:ListBucketVersions"
+            else:
+                versions += found
+        refused, _ = self._delete(versions)
+        for key, code in refused.items():
+            needs = ": needs s3:DeleteObjectVersion" if code == _DENIED else ""
+            failed[key] = f"{code}{needs}"
+        return failed
+
+    def listing(self) -> Iterator[tuple[str, datetime]]:
+        return (found for found in self._bucket.listing() if is_key(found[0]))
+
+    def check(self) -> None:
+        self._bucket.check()
+        if self._keeps_versions() and self._versions(f"{'0' * 32}.webp") is None:
+            raise StoreUnavailable(
+                "The bucket keeps versions, and an avatar is gone only with all of them. Allow "
+                "s3:ListBucketVersions and s3:DeleteObjectVersion, or take one without versions."
+            )
+
+    def _delete(self, objects: Sequence[_Version]) -> tuple[dict[str, str], list[str]]:
+        """Remove *objects* in bulk, and what a bulk request did not remove, one by one.
+
+        Returns S3's error code for each key that failed, and the keys of which versions are left: a
+        bucket that keeps versions hides them behind a marker, and says so.
+        """
+        from botocore.exceptions import ClientError
+
+        bucket, client, prefix = self._bucket.name, self._bucket.client, self._bucket.prefix
+        failed: dict[str, str] = {}
+        hidden: list[str] = []
+        for start in range(0, len(objects), self.BULK):
+            chunk = [
+                _identifier(prefix + key, version) for key, version in objects[start:][: self.BULK]
+            ]
+            with s3_errors():
+                answer = client.delete_objects(Bucket=bucket, Delete={"Objects": chunk})
+            gone = set()
+            for deleted in answer.get("Deleted", []):
+                gone.add((deleted["Key"], deleted.get("VersionId")))
+                if deleted.get("DeleteMarker"):
+                    hidden.append(deleted["Key"].removeprefix(prefix))
+            # The answer is a 200 even if it holds errors; what it does not name counts as one.
+            for wanted in chunk:
+                if (wanted["Key"], wanted.get("VersionId")) in gone:
+                    continue
+                key = wanted["Key"].removeprefix(prefix)
+                request: dict[str, Any] = {"Bucket": bucket, **wanted}
+                with s3_errors():
+                    try:
+                        single = client.delete_object(**request)
+                    except ClientError as exc:
+                        failed[key] = exc.response["Error"]["Code"]
+                        continue
+                if single.get("DeleteMarker"):
+                    hidden.append(key)
+        return failed, hidden
+
+    def _versions(self, key: str) -> list[_Version] | None:
+        """Return all versions and markers of *key*; None if listing them is not allowed."""
+        from botocore.exceptions import ClientError
+
+        name = self._bucket.prefix + key
+        with s3_errors():
+            try:
+                pages = list(
+                    self._bucket.client.get_paginator("list_object_versions").paginate(
+                        Bucket=self._bucket.name, Prefix=name
+                    )
+                )
+            except ClientError as exc:
+                if exc.response["Error"]["Code"] == _DENIED:
+                    return None
+                raise
+        return [
+            (key, entry["VersionId"])
+            for page in pages
+            for entry in [*page.get("Versions", []), *page.get("DeleteMarkers", [])]
+            if entry["Key"] == name
+        ]
+
+    def _keeps_versions(self) -> bool:
+        from botocore.exceptions import ClientError
+
+        with s3_errors():
+            try:
+                answer = self._bucket.client.get_bucket_versioning(Bucket=self._bucket.name)
+            except ClientError:
+                # Not allowed, or unknown to this store: the first deletion will tell.
+                return False
+        return "Status" in answer
+
+
+def store_from_url(url: str) -> AvatarStore:
+    """Return the store that ``file:///folder`` or ``s3://bucket/prefix`` names; touch nothing yet.
+
+    Raises ValueError for any other URL.
+    """
+    place = place_from_url(url)
+    return S3Store(place) if isinstance(place, Bucket) else FileStore(place)
+
+
+def _require_key(key: str) -> None:
+    if not is_key(key):
+        raise ValueError("not an avatar key")
+
+
+def _identifier(key: str, version: str | None) -> ObjectIdentifierTypeDef:
+    return {"Key": key} if version is None else {"Key": key, "VersionId": version}

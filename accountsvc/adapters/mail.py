@@ -1,0 +1,297 @@
+"""How mail is sent: a message made without a chance of header injection, and two ways to send it.
+
+Transports raise :class:`MailRefused` for what will not change by itself and
+:class:`~accountsvc.errors.MailUnavailable` for everything that may. No message of theirs holds an
+address, a host or a credential.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+import smtplib
+import ssl
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import datetime
+from email.headerregistry import Address
+from email.message import EmailMessage
+from email.policy import SMTP, SMTPUTF8
+from pathlib import Path
+from typing import Any, Protocol
+from urllib.parse import parse_qs, unquote, urlsplit
+
+import idna
+
+from ..errors import MailUnavailable
+from .objectstore import check_folder, place_from_url, write_file
+
+# For each step of the dialogue. All of them together stay below the outbox's lease.
+STEP_TIMEOUT = 10.0
+# The server has the message by then; it is not worth waiting for its goodbye.
+_GOODBYE_TIMEOUT = 2.0
+# RFC 5321, section 4.5.3.1.6, without the line's end.
+_LONGEST_LINE = 998
+
+
+class MailRefused(Exception):
+    """The server takes no mail for this address, or not this mail (5yz, RFC 5321 section 4.2.1)."""
+
+
+class Mailer(Protocol):
+    """Sends messages made by :func:`compose`. Safe to share between threads and across forks."""
+
+    def send(self, message: EmailMessage) -> None:
+        """Hand *message* over for good; a repeat carries the same Message-ID.
+
+        Raises MailRefused, MailUnavailable. After the latter it may have been taken all the same.
+        """
+
+    def check(self) -> None:
+        """Raise MailUnavailable unless mail can be handed over now; send nothing."""
+
+
+def compose(
+    *,
+    to: str,
+    subject: str,
+    text: str,
+    html: str,
+    uid: uuid.UUID,
+    sender: str,
+    sent_at: datetime,
+) -> EmailMessage:
+    """Make a message of a text and its HTML alternative, dated *sent_at*.
+
+    Its Message-ID is made of *uid* and the sender's domain alone, so that a mail that is sent twice is
+    the same mail twice. ``Auto-Submitted`` keeps absence notices away (RFC 3834).
+
+    *to* is not trusted: what is not exactly one address raises MailRefused. *subject* and *sender*
+    are ours; a line break in them raises ValueError.
+    """
+    recipient = _recipient(to)
+    origin = read_sender(sender)
+    # Only where the mailbox's own name needs it (RFC 6531), since not every server can do it.
+    message = EmailMessage(policy=SMTP if recipient.username.isascii() else SMTPUTF8)
+    message["From"] = origin
+    message["To"] = recipient
+    if message["To"].addresses != (recipient,):
+        raise MailRefused("not one address")
+    message["Subject"] = subject
+    message["Date"] = sent_at
+    message["Message-ID"] = f"<{uid}@{origin.domain}>"
+    message["Auto-Submitted"] = "auto-generated"
+    message.set_content(text, cte=_encoding(text))
+    message.add_alternative(html, subtype="html", cte=_encoding(html))
+    # Not random, so that what is sent again is the same to the last byte.
+    message.set_boundary(f"=={uid}==")
+    return message
+
+
+def read_sender(text: str) -> Address:
+    """Read ``Name <mailbox@domain>`` or ``mailbox@domain``; raise ValueError for anything else."""
+    if not text.isascii() or not text.isprintable():
+        raise ValueError("must be one line of ASCII")
+    try:
+        header: Any = SMTP.header_factory("From", text)
+        (address,) = header.addresses
+    except (ValueError, LookupError):
+        address = None
+    if not isinstance(address, Address) or header.defects or not _is_plain(address):
+        raise ValueError("must be one mail address such as Accounts <accounts@example.org>")
+    return address
+
+
+def _recipient(to: str) -> Address:
+    username, _, domain = to.rpartition("@")
+    try:
+        # A server knows the domain by its ASCII form (RFC 5891). Python's own codec is of 2003 and takes some
+        # domains for others', which are somebody else's.
+        name = domain if domain.isascii() else idna.encode(domain, uts46=True).decode()
+        address = Address(username=username, domain=name)
+    except ValueError as exc:
+        raise MailRefused("not an address") from exc
+    if not _is_plain(address):
+        raise MailRefused("not an address")
+    return address
+
+
+def _is_plain(address: Address) -> bool:
+    """Say whether it needs no quoting: then nothing in it means something to a header or a command."""
+    return (
+        re.fullmatch(r"""[^\s<>()\[\]\\,;:"@]+""", address.username) is not None
+        and re.fullmatch(r"[A-Za-z0-9-]{1,63}(\.[A-Za-z0-9-]{1,63})*", address.domain) is not None
+        and address.username.isprintable()
+        # An encoded word (RFC 2047) is decoded on the way into a header, line breaks and all.
+        and "=?" not in address.username
+        and address.addr_spec == f"{address.username}@{address.domain}"
+    )
+
+
+def _encoding(text: str) -> str | None:
+    """Choose no transfer encoding where none is needed, so that a link in a file can be copied."""
+    lines = text.splitlines()
+    if text.isascii() and max(map(len, lines), default=0) <= _LONGEST_LINE:
+        return "7bit"
+    return None
+
+
+class FileMailer:
+    """Writes each message to a file of its own, ``<uid of the Message-ID>.eml``.
+
+    A message that is sent again replaces itself.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+
+    def send(self, message: EmailMessage) -> None:
+        name = re.fullmatch(r"<([0-9a-f-]{36})@.+>", str(message["Message-ID"]))
+        if name is None:
+            raise ValueError("not a message of compose()")
+        path = self._root / f"{name[1]}.eml"
+        # A name of its own: after its lease ran out, a second worker may write the same mail.
+        part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+        with _file_errors():
+            write_file(path, message.as_bytes(), part=part)
+
+    def check(self) -> None:
+        with _file_errors():
+            check_folder(self._root)
+
+
+class SmtpMailer:
+    """Hands messages to an SMTP server, a connection each.
+
+    ``smtp://[user:password@]host[:port]/`` speaks TLS by STARTTLS, or not at all with ``?tls=none``;
+    ``smtps://`` speaks it from the first byte. The server's certificate is verified against the
+    system's authorities (``SSL_CERT_FILE`` names others), and without TLS no password is sent.
+    """
+
+    def __init__(self, url: str, *, timeout: float = STEP_TIMEOUT) -> None:
+        """Read *url*; connect to nothing yet. Raises ValueError, which does not repeat it."""
+        parts = urlsplit(url)
+        self._tls = _tls(parts.scheme, parts.query)
+        if not parts.hostname or parts.path.strip("/") or parts.fragment:
+            raise ValueError("must be smtp://user:password@host:port/ or smtps://…")
+        try:
+            # Also refuses what the resolver would choke on later.
+            self._host = parts.hostname.encode("idna").decode()
+            self._port = parts.port or {"none": 25, "starttls": 587, "implicit": 465}[self._tls]
+        except ValueError:
+            # Its text may quote a part of the password, if that was not percent-encoded.
+            raise ValueError(
+                "has a host or a port that cannot be; is the password percent-encoded?"
+            ) from None
+        self._user = unquote(parts.username or "")
+        self._password = unquote(parts.password or "")
+        if not (self._user + self._password).isascii():
+            raise ValueError("must have user and password in ASCII")
+        if self._user and self._tls == "none":
+            raise ValueError("must not send a password without TLS: remove tls=none")
+        self._timeout = timeout
+
+    def __repr__(self) -> str:
+        return "SmtpMailer()"
+
+    def send(self, message: EmailMessage) -> None:
+        sender = message["From"].addresses[0].addr_spec
+        recipient = message["To"].addresses[0].addr_spec
+        with _smtp_errors():
+            smtp = self._connect()
+            try:
+                if not recipient.isascii() and not smtp.has_extn("smtputf8"):
+                    raise MailRefused("the server knows no such addresses")
+                smtp.send_message(message, sender, [recipient])
+                _say_goodbye(smtp)
+            finally:
+                smtp.close()
+
+    def check(self) -> None:
+        with _smtp_errors():
+            smtp = self._connect()
+            try:
+                _say_goodbye(smtp)
+            finally:
+                smtp.close()
+
+    def _connect(self) -> smtplib.SMTP:
+        smtp: smtplib.SMTP
+        if self._tls == "implicit":
+            smtp = smtplib.SMTP_SSL(
+                self._host,
+                self._port,
+                timeout=self._timeout,
+                context=ssl.create_default_context(),
+            )
+        else:
+            smtp = smtplib.SMTP(self._host, self._port, timeout=self._timeout)
+        try:
+            if self._tls == "starttls":
+                smtp.starttls(context=ssl.create_default_context())
+            smtp.ehlo_or_helo_if_needed()
+            if self._user:
+                smtp.login(self._user, self._password)
+        except BaseException:
+            smtp.close()
+            raise
+        return smtp
+
+
+def mailer_from_url(url: str) -> Mailer:
+    """Return the mailer that ``file:///folder``, ``smtp://…`` or ``smtps://…`` names; touch nothing yet.
+
+    Raises ValueError for any other URL; the message does not repeat it.
+    """
+    if url.startswith(("smtp://", "smtps://")):
+        return SmtpMailer(url)
+    place = place_from_url(url)
+    if isinstance(place, Path):
+        return FileMailer(place)
+    raise ValueError("must be file:///folder, smtp://host or smtps://host")
+
+
+def _tls(scheme: str, query: str) -> str:
+    options = parse_qs(query, keep_blank_values=True)
+    chosen = options.pop("tls", [])
+    if options:
+        raise ValueError("has an option that is not tls")
+    if scheme == "smtps" and not chosen:
+        return "implicit"
+    if scheme == "smtp" and chosen in ([], ["starttls"], ["none"]):
+        return chosen[0] if chosen else "starttls"
+    raise ValueError("must be smtp:// with tls=starttls or tls=none, or smtps:// without")
+
+
+def _say_goodbye(smtp: smtplib.SMTP) -> None:
+    with suppress(smtplib.SMTPException, OSError):
+        if smtp.sock is not None:
+            smtp.sock.settimeout(_GOODBYE_TIMEOUT)
+        smtp.quit()
+
+
+@contextmanager
+def _file_errors() -> Iterator[None]:
+    try:
+        yield
+    except OSError as exc:
+        raise MailUnavailable from exc
+
+
+@contextmanager
+def _smtp_errors() -> Iterator[None]:
+    """Sort whatever smtplib raises. What a server says of us, the sender, is no recipient's fault."""
+    try:
+        yield
+    except smtplib.SMTPRecipientsRefused as exc:
+        code, _ = next(iter(exc.recipients.values()))
+        raise _sorted(code) from exc
+    except smtplib.SMTPDataError as exc:
+        raise _sorted(exc.smtp_code) from exc
+    except (smtplib.SMTPException, OSError) as exc:
+        raise MailUnavailable from exc
+
+
+def _sorted(code: int) -> Exception:
+    return MailRefused(str(code)) if 500 <= code <= 599 else MailUnavailable()

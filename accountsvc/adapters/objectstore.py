@@ -1,0 +1,188 @@
+"""What the avatar store and the ledger share: a file written durably, and one S3 bucket.
+
+Every failure leaves as :class:`~accountsvc.errors.StoreUnavailable` with the cause chained; no
+message holds a path, a key or a credential.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..errors import StoreUnavailable
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
+
+# The group may read, for a backup or a web server in front; others see nothing.
+_FILE_MODE = 0o640
+_FOLDER_MODE = 0o750
+
+
+@contextmanager
+def file_errors() -> Iterator[None]:
+    """Turn an OSError of the body into StoreUnavailable."""
+    try:
+        yield
+    except OSError as exc:
+        raise StoreUnavailable(
+            "The file store cannot be used. Try again in a few seconds."
+        ) from exc
+
+
+@contextmanager
+def s3_errors() -> Iterator[None]:
+    """Turn whatever boto3 raises in the body into StoreUnavailable."""
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    try:
+        yield
+    except (BotoCoreError, ClientError) as exc:
+        raise StoreUnavailable(
+            "The object store does not answer or refuses. Try again in a few seconds."
+        ) from exc
+
+
+def write_file(path: Path, data: bytes, *, part: Path) -> None:
+    """Put *data* at *path* durably: whoever reads, also after a crash, finds all of it or the old.
+
+    Missing folders are made. *part* is where it is written first, a name in the same folder that
+    nobody else writes at the same time; it is gone afterwards unless the process was killed.
+
+    Raises OSError.
+    """
+    _make_folder(path.parent)
+    try:
+        with open(part, "wb", opener=lambda name, flags: os.open(name, flags, _FILE_MODE)) as file:
+            # The mode given to open() is cut by the umask.
+            os.fchmod(file.fileno(), _FILE_MODE)
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames and removals in *folder* survive a power cut. Raises OSError."""
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def check_folder(folder: Path) -> None:
+    """Make *folder* if it is missing and prove that a byte can be written there. Raises OSError."""
+    _make_folder(folder)
+    with tempfile.TemporaryFile(dir=folder, buffering=0) as probe:
+        probe.write(b"\0")
+
+
+def _make_folder(folder: Path) -> None:
+    if folder.is_dir():
+        return
+    _make_folder(folder.parent)
+    folder.mkdir(_FOLDER_MODE, exist_ok=True)
+    sync_folder(folder.parent)
+
+
+def s3_client(*, read_timeout: float = 10) -> S3Client:
+    """Make an S3 client from the usual ``AWS_…`` environment, with bounded time and retries.
+
+    *read_timeout* is in seconds, for each try; some stores take several to delete 1,000 keys.
+    """
+    import boto3
+    from botocore.config import Config
+
+    config = Config(
+        # botocore's own minute each would hold a request, and a sweep, for as long.
+        connect_timeout=2,
+        read_timeout=read_timeout,
+        # "legacy", the default, knows fewer throttling errors. Four tries wait 7 seconds at most.
+        retries={"mode": "standard", "total_max_attempts": 4},
+    )
+    # The default session of boto3 may not be used by several threads at once.
+    return boto3.session.Session().client("s3", config=config)
+
+
+class Bucket:
+    """The objects below one prefix of an S3 bucket. Share it between threads and across forks."""
+
+    def __init__(
+        self, name: str, prefix: str = "", client_factory: Callable[[], S3Client] = s3_client
+    ) -> None:
+        self.name = name
+        self.prefix = f"{prefix.strip('/')}/" if prefix.strip("/") else ""
+        self._client_factory = client_factory
+        self._client: tuple[int, S3Client] | None = None
+
+    @property
+    def client(self) -> S3Client:
+        """The client of this process, made when it is first needed."""
+        # A connection inherited through a fork would be read by two processes at once. Without a
+        # lock, since one held during a fork stays locked: two threads may each make a client.
+        if self._client is None or self._client[0] != os.getpid():
+            self._client = (os.getpid(), self._client_factory())
+        return self._client[1]
+
+    def put(self, key: str, data: bytes, *, content_type: str) -> None:
+        """Write the object, whole or not at all. Raises StoreUnavailable."""
+        with s3_errors():
+            self.client.put_object(
+                Bucket=self.name, Key=self.prefix + key, Body=data, ContentType=content_type
+            )
+
+    def get(self, key: str) -> bytes | None:
+        """Return the object's bytes, None if it is missing. Raises StoreUnavailable."""
+        with s3_errors():
+            try:
+                return self.client.get_object(Bucket=self.name, Key=self.prefix + key)[
+                    "Body"
+                ].read()
+            except self.client.exceptions.NoSuchKey:
+                return None
+
+    def listing(self, below: str = "") -> Iterator[tuple[str, datetime]]:
+        """Yield each key below the prefix that begins with *below*, sorted, and when it was written.
+
+        Raises StoreUnavailable.
+        """
+        with s3_errors():
+            pages = self.client.get_paginator("list_objects_v2").paginate(
+                Bucket=self.name, Prefix=self.prefix + below
+            )
+            for page in pages:
+                for found in page.get("Contents", []):
+                    yield found["Key"].removeprefix(self.prefix), found["LastModified"]
+
+    def check(self) -> None:
+        """Raise StoreUnavailable unless the bucket exists, answers and lets us in."""
+        with s3_errors():
+            self.client.head_bucket(Bucket=self.name)
+
+
+def place_from_url(url: str) -> Path | Bucket:
+    """Read ``file:///folder`` or ``s3://bucket/prefix``.
+
+    The folder is taken literally, without percent-decoding, as SQLAlchemy does with ``sqlite:///``:
+    the default lies under a folder of the operator's choosing.
+
+    Raises ValueError for anything else.
+    """
+    scheme, _, rest = url.partition("://")
+    if scheme == "file" and rest.startswith("/") and rest.strip("/"):
+        return Path(rest)
+    bucket, _, prefix = rest.partition("/")
+    if scheme == "s3" and re.fullmatch(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]", bucket):
+        return Bucket(bucket, prefix)
+    raise ValueError("must be file:///folder or s3://bucket/prefix")

@@ -1,0 +1,1 @@
+"""The wire's plumbing, so that the API's other modules show its resources alone."""

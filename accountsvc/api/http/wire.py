@@ -1,0 +1,64 @@
+"""Small forms of the wire that several resources share: JSON, times, ids, preferences."""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime
+from typing import Any
+from urllib.request import parse_http_list
+
+from flask import Response, current_app, request
+from flask.json.provider import DefaultJSONProvider
+from werkzeug.routing import BaseConverter
+
+from ...db.models import MAX_ID
+
+
+class Json(DefaultJSONProvider):
+    """Writes members in the order of the contract, spaced as it is printed there, and nothing after."""
+
+    sort_keys = False
+
+    def response(self, *args: Any, **kwargs: Any) -> Response:
+        return Response(
+            self.dumps(self._prepare_response_obj(args, kwargs)), mimetype=self.mimetype
+        )
+
+
+def json_response(document: dict[str, Any]) -> Response:
+    return Response(current_app.json.dumps(document), mimetype="application/json")
+
+
+class Id(BaseConverter):
+    """ASCII digits of any length; what no database can hold becomes an id that no account has."""
+
+    regex = "[0-9]+"
+
+    def to_python(self, value: str) -> int:
+        digits = value.lstrip("0") or "0"
+        # Python refuses to convert thousands of digits.
+        return int(digits) if len(digits) <= len(str(MAX_ID)) else MAX_ID + 1
+
+    def to_url(self, value: int) -> str:
+        return str(value)
+
+
+def timestamp(moment: datetime) -> str:
+    """Write *moment* as RFC 3339 UTC with ``Z``, in whole seconds."""
+    return f"{moment.astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}"
+
+
+_WORD = r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
+_PREFERENCE = re.compile(rf'({_WORD})(?:[ \t]*=[ \t]*({_WORD}|"(?:[^"\\]|\\.)*"))?[ \t]*(?:;|$)')
+
+
+def prefers_representation() -> bool:
+    """Say whether the request has ``Prefer: return=representation`` (RFC 7240).
+
+    The first ``return`` counts, its parameters do not; names and values are read in any case.
+    """
+    for item in parse_http_list(request.headers.get("Prefer", "")):
+        found = _PREFERENCE.match(item.strip())
+        if found and found[1].lower() == "return":
+            return (found[2] or "").strip('"').lower() == "representation"
+    return False

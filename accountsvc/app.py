@@ -1,0 +1,46 @@
+"""The composition root: the Flask application, made of its parts."""
+
+from __future__ import annotations
+
+from apiflask import APIFlask
+
+from . import __version__, api, cli, logs, pages
+from .config import Settings, load_settings
+from .db.engine import engine_options, ensure_folder, migrations_path, prepare_engine
+from .services import build_services
+from .web import db, migrate
+
+
+def create_app(settings: Settings | None = None) -> APIFlask:
+    """Make the application: the composition root, nothing else.
+
+    *settings* default to the environment's. Raises ``ConfigError`` with one line for a wrong setting.
+    """
+    settings = settings or load_settings()
+    app = APIFlask(
+        "accountsvc",
+        title="accountsvc",
+        version=__version__,
+        spec_path="/api/openapi.json",
+        docs_path=None,
+        instance_path=str(settings.instance_path),
+        # Without a folder of static files nothing is served by chance.
+        static_folder=None,  # type: ignore[arg-type]
+    )
+    app.config.update(
+        SECRET_KEY=settings.secret_key,
+        SQLALCHEMY_DATABASE_URI=settings.database_url,
+        SQLALCHEMY_ENGINE_OPTIONS=engine_options(settings.database_url),
+    )
+    logs.configure(settings.log_level)
+    ensure_folder(settings.database_url)
+    db.init_app(app)
+    migrate.init_app(app, db, directory=str(migrations_path()))
+    with app.app_context():
+        prepare_engine(db.engine)
+        services = build_services(settings, db.engine)
+    app.extensions["accountsvc"] = services
+    api.init_app(app, services)
+    pages.init_app(app, services)
+    cli.init_app(app)
+    return app

@@ -1,0 +1,114 @@
+"""Finding and locking account rows: the locking rules of the whole service, in one place.
+
+Whoever writes for an account locks its row first and decides by the locked row. Several rows are
+locked in id order, so that two transactions never wait for each other.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Collection, Iterator, Sequence
+from typing import TypeVar
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from ..errors import AccountNotFound, TokenNotValid
+from .engine import is_text
+from .models import MAX_ID, Account, unique_key
+
+T = TypeVar("T")
+
+# Ids of one statement; SQLite takes 32,766 at most.
+PAGE = 500
+
+
+def pages(ids: Sequence[T]) -> Iterator[Sequence[T]]:
+    """Cut *ids* into as many as one statement takes."""
+    for start in range(0, len(ids), PAGE):
+        yield ids[start : start + PAGE]
+
+
+def is_id(number: int) -> bool:
+    """Say whether a database can hold *number* as an id: asked for another, it fails."""
+    return 0 < number <= MAX_ID
+
+
+def find(session: Session, account_id: int) -> Account | None:
+    """Return the account without locking it; None also for an id that no database can hold."""
+    if not is_id(account_id):
+        return None
+    return session.get(Account, account_id, populate_existing=True)
+
+
+def find_by_public_id(session: Session, public_id: uuid.UUID) -> Account | None:
+    return session.scalar(select(Account).where(Account.public_id == public_id))
+
+
+def find_by_email(session: Session, email: str) -> Account | None:
+    """Return the account of this e-mail; None also for a text that no database can hold."""
+    key = unique_key(email)
+    return session.scalar(select(Account).where(Account.email_key == key)) if is_text(key) else None
+
+
+def locate(session: Session, text: str) -> Account | None:
+    """Find an account as an operator names it: by id, or by e-mail if *text* has an ``@``."""
+    if "@" in text:
+        return find_by_email(session, text)
+    if text.isascii() and text.isdigit() and len(text) <= len(str(MAX_ID)):
+        return find(session, int(text))
+    return None
+
+
+def lock(session: Session, account_id: int, *, share: bool = False) -> Account:
+    """Lock one account (``FOR UPDATE``, or ``FOR SHARE``) and return it as it is under the lock.
+
+    Raises AccountNotFound. SQLite has one writer, so there its transaction is the lock.
+    """
+    account = None
+    if is_id(account_id):
+        account = session.scalar(
+            select(Account)
+            .where(Account.id == account_id)
+            .with_for_update(read=share)
+            .execution_options(populate_existing=True)
+        )
+    if account is None:
+        raise AccountNotFound
+    return account
+
+
+def lock_many(session: Session, account_ids: Collection[int]) -> dict[int, Account]:
+    """Lock several accounts ``FOR UPDATE`` in id order; those that are gone are left out."""
+    ids = sorted(filter(is_id, set(account_ids)))
+    return {
+        account.id: account
+        for page in pages(ids)
+        for account in session.scalars(
+            select(Account)
+            .where(Account.id.in_(page))
+            .order_by(Account.id)
+            .with_for_update()
+            .execution_options(populate_existing=True)
+        )
+    }
+
+
+def check_writable(account: Account, epoch: int) -> None:
+    """Refuse a locked account that was deactivated, or whose sessions were ended, meanwhile."""
+    if not account.is_active or account.epoch != epoch:
+        raise TokenNotValid
+
+
+def lock_for_write(session: Session, account_id: int, *, epoch: int, share: bool = True) -> Account:
+    """Lock an account for a write to its data, and check state and epoch under the lock.
+
+    ``FOR SHARE`` keeps a deactivation (``FOR UPDATE``) out until the write is committed, so nothing
+    can appear after it. Raises TokenNotValid if the account is gone, deactivated or its epoch moved on.
+    """
+    try:
+        account = lock(session, account_id, share=share)
+    except AccountNotFound:
+        raise TokenNotValid from None
+    check_writable(account, epoch)
+    return account

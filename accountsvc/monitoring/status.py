@@ -1,0 +1,82 @@
+"""How the service stands, in numbers: for the CLI and whatever else is asked how things are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from sqlalchemy import ColumnElement, exists, func, select
+from sqlalchemy.orm import Session
+
+from ..db.models import Account, LegalHold, PurgeFailure, Receipt
+from ..outbox import queue
+from ..purge import sweep
+
+
+@dataclass(frozen=True)
+class Status:
+    """Counts of accounts at ``at``.
+
+    ``active`` is None unless it was asked for: to count those takes a pass over the whole table.
+    Of those that are due, ``held`` wait for a hold's release, ``failing`` for their next try and
+    ``stuck`` for a person; the others are for the next sweep. ``overdue`` is how long the oldest of
+    these has waited. ``owed`` counts effects that are due, by kind; ``unscrubbed`` counts receipts.
+    """
+
+    at: datetime
+    active: int | None
+    deactivated: int
+    due: int
+    held: int
+    failing: int
+    stuck: int
+    overdue: timedelta
+    owed: Mapping[str, int]
+    last_purged_at: datetime | None
+    swept_at: datetime | None
+    paused_at: datetime | None
+    unscrubbed: int
+    troubled_ids: tuple[int, ...]
+
+
+def read(
+    session: Session,
+    *,
+    now: datetime,
+    max_attempts: int,
+    most_ids: int = 20,
+    count_active: bool = True,
+) -> Status:
+    """Count inside a reading transaction; ``troubled_ids`` are the first failing or stuck accounts."""
+
+    def count(*conditions: ColumnElement[bool]) -> int:
+        return session.scalar(select(func.count()).select_from(Account).where(*conditions)) or 0
+
+    is_due = Account.purge_at.is_not(None) & (Account.purge_at <= now)
+    held = exists().where(LegalHold.account_id == Account.id, LegalHold.released_at.is_(None))
+    failed = exists().where(PurgeFailure.account_id == Account.id)
+    given_up = exists().where(
+        PurgeFailure.account_id == Account.id, PurgeFailure.attempts >= max_attempts
+    )
+    oldest = session.scalar(select(func.min(Account.purge_at)).where(is_due, ~held, ~failed))
+    troubled = select(Account.id).where(is_due, failed, ~held).order_by(Account.id).limit(most_ids)
+    return Status(
+        at=now,
+        active=count(Account.purge_at.is_(None)) if count_active else None,
+        deactivated=count(Account.purge_at > now),
+        due=count(is_due),
+        held=count(is_due, held),
+        failing=count(is_due, ~held, failed, ~given_up),
+        stuck=count(is_due, ~held, given_up),
+        overdue=timedelta() if oldest is None else now - oldest,
+        owed=queue.pending(session, now),
+        last_purged_at=session.scalar(select(func.max(Receipt.purged_at))),
+        swept_at=sweep.swept_at(session),
+        paused_at=sweep.paused_at(session),
+        unscrubbed=session.scalar(
+            select(func.count()).select_from(Receipt).where(Receipt.scrubbed_at.is_(None))
+        )
+        or 0,
+        troubled_ids=tuple(session.scalars(troubled)),
+    )

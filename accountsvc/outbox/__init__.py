@@ -1,0 +1,1 @@
+"""Side effects are rows until they have happened."""

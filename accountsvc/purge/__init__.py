@@ -1,0 +1,1 @@
+"""An account's end: what is due is erased, for good and provably."""

@@ -1,0 +1,1107 @@
+"""Sign up, authenticate, change a profile, a password, an avatar; reset a password."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sqlalchemy import update
+
+from accountsvc.accounts import profiles
+from accountsvc.adapters.avatarstore import FileStore
+from accountsvc.db.audit import Actor
+from accountsvc.db.models import Account
+from accountsvc.db.rows import find_by_email, locate
+from accountsvc.errors import (
+    AccountDeactivated,
+    InvalidCredentials,
+    InvalidInput,
+    NotDeactivated,
+    StoreUnavailable,
+    TokenNotValid,
+    WrongPassword,
+)
+from accountsvc.outbox import notices, queue
+from accountsvc.services import Services
+from accountsvc.tokens import PASSWORD_RESET, Claims
+from tests.support.factories import PASSWORD
+
+from ..support.core import (
+    BOUNDARY,
+    GRACE,
+    MICROSECOND,
+    NOW,
+    SECOND,
+    Crash,
+    add_account,
+    at,
+    deactivate,
+    effects,
+    events,
+    everything,
+    files,
+    find_account,
+    get,
+    owner,
+    possessions,
+    reactivate,
+    read,
+    save_password,
+    set_avatar,
+    sign_up,
+    sweep,
+    write,
+)
+
+NEW_PASSWORD = "another horse battery staple"
+# Texts that no field may hold.
+UNSOUND = ["a\0b", "a\udcffb", "a\nb", "a\x7fb", "\x1b[31m"]
+
+
+class CountingHasher(profiles.PasswordHasher):
+    """Counts what costs time."""
+
+    def __init__(self) -> None:
+        super().__init__("cheap")
+        self.calls: list[str] = []
+
+    def hash(self, password: str) -> str:
+        self.calls.append("hash")
+        return super().hash(password)
+
+    def verify(self, password_hash: str, password: str) -> bool:
+        self.calls.append("verify")
+        return super().verify(password_hash, password)
+
+
+class WaitingHasher(profiles.PasswordHasher):
+    """Lets something happen while a password is hashed or verified: outside any transaction."""
+
+    def __init__(self, meanwhile: Callable[[], object], during: str) -> None:
+        super().__init__("cheap")
+        self.meanwhile = meanwhile
+        self.during = during
+
+    def _let(self, what: str) -> None:
+        if self.during == what:
+            self.during = ""
+            self.meanwhile()
+
+    def hash(self, password: str) -> str:
+        self._let("hash")
+        return super().hash(password)
+
+    def verify(self, password_hash: str, password: str) -> bool:
+        self._let("verify")
+        return super().verify(password_hash, password)
+
+
+def authenticate(
+    services: Services,
+    email: str = "ann@example.org",
+    password: str = PASSWORD,
+    hasher: profiles.PasswordHasher | None = None,
+) -> Account:
+    with services.sessions() as session:
+        return profiles.authenticate(
+            session, hasher or services.hasher, email=email, password=password
+        )
+
+
+def change_password(services: Services, account: Account, **options: Any) -> Account:
+    given: dict[str, Any] = {
+        "epoch": account.epoch,
+        "password": PASSWORD,
+        "new_password": NEW_PASSWORD,
+        "grace": GRACE,
+        "by": owner(account),
+        "clock": at(NOW),
+        **options,
+    }
+    hasher = given.pop("hasher", services.hasher)
+    with services.sessions() as session:
+        return profiles.change_password(session, hasher, account.id, **given)
+
+
+def update_profile(services: Services, account: Account, **changes: str) -> Account:
+    with write(services) as session:
+        return profiles.update_profile(
+            session,
+            account.id,
+            epoch=account.epoch,
+            changes=changes,
+            by=owner(account),
+            grace=GRACE,
+            now=NOW,
+        )
+
+
+def reset_claims(services: Services, account: Account) -> Claims:
+    token = services.tokens.password_reset(account, now=NOW)
+    return services.tokens.read(token, PASSWORD_RESET, now=NOW)
+
+
+def reset_password(
+    services: Services, claims: Claims, password: str = NEW_PASSWORD, **o: Any
+) -> None:
+    given = {"grace": GRACE, "clock": at(NOW), **o}
+    hasher = given.pop("hasher", services.hasher)
+    with services.sessions() as session:
+        profiles.reset_password(session, hasher, claims, password, **given)
+
+
+def problems(call: Callable[[], object]) -> dict[str, list[str]]:
+    with pytest.raises(InvalidInput) as caught:
+        call()
+    assert all(said and said[0].endswith(".") for said in caught.value.fields.values())
+    return caught.value.fields
+
+
+# Sign up
+
+
+def test_a_sign_up_makes_an_account_its_key_and_one_event(services: Services) -> None:
+    made = sign_up(
+        services,
+        "ann",
+        username=" Ann ",
+        email="Ann@Example.org ",
+        first_name="Änne",
+        number_phone="+49 (30) 1-2",
+    )
+
+    account = get(services, made.id)
+    assert (account.username, account.email) == ("Ann", "Ann@Example.org")
+    assert (account.first_name, account.last_name) == ("Änne", "")
+    assert (account.number_phone, account.is_staff, account.epoch) == ("+49 (30) 1-2", False, 0)
+    assert account.joined_at == NOW
+    assert account.password_hash.startswith("$argon2id$")
+    assert PASSWORD not in account.password_hash
+    assert save_password(services, account) > 0
+    (event,) = events(services, "account.created")
+    assert (event.subject, event.actor, event.actor_kind) == (
+        made.public_id,
+        made.public_id,
+        "owner",
+    )
+    assert event.details == {}
+
+
+def test_all_bad_fields_are_named_at_once(services: Services) -> None:
+    sign_up(services, "ann")
+    before = everything(services)
+
+    found = problems(
+        lambda: sign_up(
+            services,
+            username="ANN",
+            email="ann",
+            password="short",
+            first_name="x" * 151,
+            last_name="a\0",
+            number_phone="call me",
+        )
+    )
+
+    assert set(found) == {
+        "username",
+        "email",
+        "password",
+        "first_name",
+        "last_name",
+        "number_phone",
+    }
+    assert everything(services) == before
+
+
+def test_nothing_given_names_what_is_needed(services: Services) -> None:
+    with services.sessions() as session:
+        found = problems(lambda: profiles.sign_up(session, services.hasher, services.keyring, {}))
+
+    assert set(found) == {"username", "email", "password"}
+
+
+@pytest.mark.parametrize("text", UNSOUND)
+@pytest.mark.parametrize("field", ["username", "email", "first_name", "password"])
+def test_a_text_that_no_database_can_hold_is_a_bad_field(
+    services: Services, field: str, text: str
+) -> None:
+    value = {"email": f"{text}@example.org", "password": f"{PASSWORD}{text}"}.get(field, text)
+    if field == "password" and "\0" not in text and "\udcff" not in text:
+        # What is only hashed may hold whatever can be typed.
+        assert sign_up(services, password=value).id
+        return
+
+    assert set(problems(lambda: sign_up(services, **{field: value}))) == {field}
+
+
+@pytest.mark.parametrize(
+    "email",
+    [
+        "",
+        " ",
+        "ann",
+        "@example.org",
+        "ann@",
+        "ann@@example.org",
+        "ann@example.org, bob@example.org",
+        "ann <ann@example.org>",
+        "ann@exa mple.org",
+        "a\tb@example.org",
+        '"a b"@example.org',
+        "ann@example.org\r\nBcc: bob@example.org",
+        "x" * 250 + "@example.org",
+    ],
+)
+def test_what_is_no_address_is_refused(services: Services, email: str) -> None:
+    assert set(problems(lambda: sign_up(services, email=email))) == {"email"}
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ("ann@example.org", "ANN@EXAMPLE.ORG"),
+        ("Straße@example.org", "strasse@example.org"),
+        ("ｆｕｌｌ@example.org", "full@example.org"),
+        ("a\u0308@example.org", "\u00e4@example.org"),
+    ],
+)
+def test_the_same_address_typed_differently_is_taken(
+    services: Services, first: str, second: str
+) -> None:
+    with write(services) as session:
+        session.add(
+            Account(
+                username="x",
+                username_key="x",
+                email=first,
+                email_key=profiles.unique_key(first),
+                password_hash="x",
+                joined_at=NOW,
+            )
+        )
+
+    with read(services) as session:
+        assert find_by_email(session, second) is not None
+        assert locate(session, second) is not None
+
+
+def test_a_username_typed_differently_is_taken(services: Services) -> None:
+    sign_up(services, "ann", username="Straße")
+
+    found = problems(lambda: sign_up(services, "bob", username="STRASSE"))
+
+    assert found == {"username": ["This username is already taken."]}
+
+
+def test_names_of_a_deactivated_account_stay_taken_and_those_of_a_purged_one_do_not(
+    services: Services,
+) -> None:
+    account = sign_up(services, "ann")
+    deactivate(services, account.id, grace=timedelta(0))
+
+    assert set(problems(lambda: sign_up(services, "ann"))) == {"username", "email"}
+
+    sweep(services)
+    again = sign_up(services, "ann")
+    assert again.id > account.id
+    assert again.public_id != account.public_id
+
+
+@pytest.mark.parametrize("same", ["email", "username"])
+def test_of_two_sign_ups_at_once_one_wins_and_the_other_is_told(
+    services: Services, same: str
+) -> None:
+    together = threading.Barrier(2)
+    # Both have looked, and found the name free, before either writes.
+    slow = WaitingHasher(lambda: None, "")
+
+    def hash_together(password: str) -> str:
+        together.wait(30)
+        return profiles.PasswordHasher.hash(slow, password)
+
+    slow.hash = hash_together  # type: ignore[method-assign]
+
+    def try_it(name: str) -> object:
+        fields = {"username": name, "email": f"{name}@example.org", "password": PASSWORD}
+        fields[same] = {"email": "same@example.org", "username": "same"}[same]
+        with services.sessions() as session:
+            try:
+                return profiles.sign_up(session, slow, services.keyring, fields)
+            except InvalidInput as exc:
+                return exc.fields
+
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(try_it, ["ann", "bob"]))
+
+    (account,) = [one for one in found if isinstance(one, Account)]
+    (told,) = [one for one in found if not isinstance(one, Account)]
+    assert list(told) == [same]  # type: ignore[call-overload]
+    assert len(events(services, "account.created")) == 1
+    assert save_password(services, account)
+
+
+@pytest.mark.parametrize(
+    "password",
+    [
+        "",
+        "1234567",
+        "x" * 129,
+        "password",
+        "12345678",
+        "aaaaaaaaaaaa",
+        "qwertyuiop",
+        "annabelle1",
+        "annabelle@example.org",
+    ],
+)
+def test_a_password_that_is_easy_to_guess_is_refused(services: Services, password: str) -> None:
+    def call() -> Account:
+        return sign_up(services, "annabelle", username="annabelle1", password=password)
+
+    assert set(problems(call)) == {"password"}
+
+
+@pytest.mark.parametrize(
+    "password", ["Zq8#vL2p", "пароль лошадь батарея", "🐎🔋📎 lasagne horse", "Zq8#vL2p,Rw5!" * 9]
+)
+def test_any_other_password_signs_in_exactly(services: Services, password: str) -> None:
+    account = sign_up(services, password=password)
+
+    assert authenticate(services, password=password).id == account.id
+    for wrong in (password + " ", password.swapcase() + "x", password[:-1]):
+        with pytest.raises(InvalidCredentials):
+            authenticate(services, password=wrong)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.text(max_size=140), st.text(max_size=40))
+def test_whatever_password_comes_is_judged_without_an_error(password: str, name: str) -> None:
+    found = profiles._password_problems("password", password, {"username": name})
+
+    assert set(found) <= {"password"}
+
+
+# Authenticate
+
+
+@pytest.mark.parametrize(
+    "email", ["nobody@example.org", "", "a\0b@example.org", "a\udcff@example.org", "x" * 100_000]
+)
+def test_an_unknown_address_costs_what_a_wrong_password_costs(
+    services: Services, email: str
+) -> None:
+    sign_up(services)
+    unknown, wrong = CountingHasher(), CountingHasher()
+
+    with pytest.raises(InvalidCredentials):
+        authenticate(services, email, "wrong password", unknown)
+    with pytest.raises(InvalidCredentials):
+        authenticate(services, password="wrong password", hasher=wrong)
+
+    assert unknown.calls == wrong.calls == ["verify"]
+
+
+def test_a_deactivated_account_costs_the_same_and_says_so_to_the_right_password_only(
+    services: Services,
+) -> None:
+    account = sign_up(services)
+    deactivate(services, account.id)
+    hasher = CountingHasher()
+
+    with pytest.raises(InvalidCredentials):
+        authenticate(services, password="wrong password", hasher=hasher)
+    with pytest.raises(AccountDeactivated) as caught:
+        authenticate(services, hasher=hasher)
+
+    assert hasher.calls == ["verify", "verify"]
+    assert (caught.value.account_id, caught.value.purge_at) == (account.id, NOW + GRACE)
+    with services.sessions() as session:
+        found = profiles.deactivated_account(
+            session, services.hasher, email="ANN@example.org", password=PASSWORD
+        )
+    assert found.id == account.id
+
+
+def test_the_credentials_of_an_active_account_open_no_deactivated_one(services: Services) -> None:
+    sign_up(services)
+
+    with services.sessions() as session:
+        for password, error in ((PASSWORD, NotDeactivated), ("wrong password", InvalidCredentials)):
+            with pytest.raises(error):
+                profiles.deactivated_account(
+                    session, services.hasher, email="ann@example.org", password=password
+                )
+
+
+@pytest.mark.parametrize("password", ["", "\0", "a\udcff", "x" * 100_000])
+def test_a_password_that_nobody_can_have_is_wrong(services: Services, password: str) -> None:
+    account = sign_up(services)
+
+    with pytest.raises(InvalidCredentials):
+        authenticate(services, password=password)
+    with services.sessions() as session, pytest.raises(WrongPassword):
+        profiles.confirm_password(session, services.hasher, account.id, password)
+
+
+def test_a_hash_that_cannot_be_read_lets_nobody_in(services: Services) -> None:
+    add_account(services, "bob", password_hash="x")
+
+    with pytest.raises(InvalidCredentials):
+        authenticate(services, "bob0000@example.org", "x")
+
+
+def test_an_old_hash_is_renewed_at_sign_in_and_sessions_live_on(services: Services) -> None:
+    account = sign_up(services)
+    stronger = profiles.PasswordHasher("cheap")
+    stronger._argon2 = profiles.Argon2(time_cost=2, memory_cost=8, parallelism=1)
+
+    authenticate(services, hasher=stronger)
+
+    after = get(services, account.id)
+    assert after.password_hash != account.password_hash
+    assert not stronger.is_outdated(after.password_hash)
+    assert after.epoch == account.epoch
+    assert authenticate(services, hasher=stronger).id == account.id
+    assert get(services, account.id).password_hash == after.password_hash
+
+
+def test_a_password_changed_while_the_old_one_was_checked_wins(services: Services) -> None:
+    account = sign_up(services)
+    hasher = WaitingHasher(lambda: change_password(services, account), "verify")
+
+    with pytest.raises(InvalidCredentials):
+        authenticate(services, hasher=hasher)
+
+
+def test_an_account_purged_while_its_password_was_checked_is_unknown(services: Services) -> None:
+    account = sign_up(services)
+
+    def purge() -> None:
+        deactivate(services, account.id, grace=timedelta(0))
+        sweep(services)
+
+    with pytest.raises(InvalidCredentials):
+        authenticate(services, hasher=WaitingHasher(purge, "verify"))
+
+
+def test_a_confirmation_of_nobody_costs_the_same(services: Services) -> None:
+    hasher = CountingHasher()
+
+    for account_id in (99, 2**63, 10**40, -1):
+        with services.sessions() as session, pytest.raises(WrongPassword):
+            profiles.confirm_password(session, hasher, account_id, PASSWORD)
+
+    assert hasher.calls == ["verify"] * 4
+
+
+# Change a profile
+
+
+def test_the_given_fields_change_and_nothing_else(services: Services) -> None:
+    account, bystander = sign_up(services, "ann", last_name="Lee"), sign_up(services, "bob")
+    before, theirs = get(services, account.id), possessions(services, bystander.id)
+
+    update_profile(services, account, first_name=" Änne ", id="9", is_staff="true", epoch="7")
+
+    after = get(services, account.id)
+    changed = {
+        c.name
+        for c in Account.__table__.columns
+        if getattr(after, c.name) != getattr(before, c.name)
+    }
+    assert changed == {"first_name"}
+    assert after.first_name == "Änne"
+    assert len(events(services, "account.updated")) == 1
+    assert possessions(services, bystander.id) == theirs
+
+
+def test_a_change_to_what_is_there_already_is_no_change(services: Services) -> None:
+    account = sign_up(services)
+    before = everything(services)
+
+    update_profile(services, account, username="ann", email="ann@example.org")
+
+    assert everything(services) == before
+
+
+def test_another_way_to_write_the_own_name_is_not_taken(services: Services) -> None:
+    account = sign_up(services)
+
+    changed = update_profile(services, account, username="ANN", email="Ann@Example.org")
+
+    assert (changed.username, changed.email) == ("ANN", "Ann@Example.org")
+    assert changed.email_changed_at is None
+    assert not effects(services, notices.ADDRESS_CHANGED)
+    assert authenticate(services, "ann@example.org").id == account.id
+
+
+def test_a_new_address_is_audited_and_the_old_one_is_told(services: Services) -> None:
+    account = sign_up(services)
+
+    changed = update_profile(services, account, email="new@example.org")
+
+    assert (changed.previous_email, changed.email_changed_at) == ("ann@example.org", NOW)
+    (mail,) = effects(services, notices.ADDRESS_CHANGED)
+    assert mail.payload == {"address": "ann@example.org"}
+    assert mail.expires_at == NOW + timedelta(hours=72)
+    (event,) = events(services, "account.email_changed")
+    assert "example.org" not in repr(event.details)
+    with pytest.raises(InvalidCredentials):
+        authenticate(services, "ann@example.org")
+    assert authenticate(services, "new@example.org").id == account.id
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"username": ""},
+        {"email": "x"},
+        {"first_name": "a\0"},
+        {"last_name": "\udcff"},
+        {"number_phone": "1" * 21},
+        {"username": "bob", "first_name": "Good"},
+        {"email": "BOB@example.org"},
+    ],
+)
+def test_a_bad_or_taken_field_changes_nothing(
+    services: Services, changes: Mapping[str, str]
+) -> None:
+    account = sign_up(services, "ann")
+    sign_up(services, "bob")
+    before = everything(services)
+
+    problems(lambda: update_profile(services, account, **changes))
+
+    assert everything(services) == before
+
+
+def test_of_two_changes_to_the_same_name_at_once_one_wins(postgresql: Services) -> None:
+    services = postgresql
+    people = [sign_up(services, name) for name in ("ann", "bob")]
+    together = threading.Barrier(2)
+
+    def change(account: Account) -> object:
+        with services.sessions() as session:
+            looked = session.scalar
+
+            def look(*args: Any, **options: Any) -> Any:
+                found = looked(*args, **options)
+                if "username_key" in str(args[0]).split("WHERE")[-1]:
+                    together.wait(30)
+                return found
+
+            session.scalar = look  # type: ignore[method-assign]
+            try:
+                with profiles.writing(session):
+                    return profiles.update_profile(
+                        session,
+                        account.id,
+                        epoch=0,
+                        changes={"username": "same"},
+                        by=owner(account),
+                        grace=GRACE,
+                        now=NOW,
+                    )
+            except InvalidInput as exc:
+                return exc.fields
+
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(change, people))
+
+    assert [one for one in found if not isinstance(one, Account)] == [
+        {"username": ["This username is already taken."]}
+    ]
+    assert sorted(get(services, one.id).username for one in people) != ["same", "same"]
+
+
+def test_no_doorway_writes_for_an_account_that_is_gone_deactivated_or_signed_out(
+    services: Services,
+) -> None:
+    gone, away, out = (sign_up(services, name) for name in ("gone", "away", "out"))
+    deactivate(services, gone.id, grace=timedelta(0))
+    sweep(services)
+    deactivate(services, away.id)
+    change_password(services, out)
+    before = everything(services)
+
+    for account in (gone, away, out):
+        for write_it in (
+            lambda a=account: update_profile(services, a, first_name="X"),
+            lambda a=account: save_password(services, a),
+            lambda a=account: set_avatar(services, a),
+            lambda a=account: change_password(
+                services, a, password=PASSWORD if a is not out else NEW_PASSWORD
+            ),
+        ):
+            with pytest.raises(TokenNotValid):
+                write_it()
+
+    assert everything(services) == before
+    assert not (services.settings.instance_path / "media").exists()
+
+
+# Change a password
+
+
+def test_a_changed_password_ends_every_session_and_is_told(services: Services) -> None:
+    account, bystander = sign_up(services, "ann"), sign_up(services, "bob")
+    theirs = possessions(services, bystander.id)
+
+    changed = change_password(services, account)
+
+    assert changed.epoch == account.epoch + 1
+    assert changed.password_changed_at == NOW
+    with read(services) as session:
+        token = services.tokens.access(account, now=NOW, fresh=True)
+        with pytest.raises(TokenNotValid):
+            profiles.by_claims(session, services.tokens.read(token, "access", now=NOW))
+    with pytest.raises(InvalidCredentials):
+        authenticate(services)
+    assert authenticate(services, password=NEW_PASSWORD).epoch == changed.epoch
+    assert len(effects(services, notices.PASSWORD_CHANGED)) == 1
+    assert len(events(services, "account.password_changed")) == 1
+    assert possessions(services, bystander.id) == theirs
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        ({"password": "wrong password"}, WrongPassword),
+        ({"password": "wrong password", "new_password": "x"}, WrongPassword),
+        ({"new_password": "short"}, InvalidInput),
+        ({"new_password": "ann@example.org"}, InvalidInput),
+        ({"new_password": "a\udcff" + NEW_PASSWORD}, InvalidInput),
+        ({"epoch": 1}, TokenNotValid),
+    ],
+)
+def test_a_refused_change_of_the_password_changes_nothing(
+    services: Services, options: Mapping[str, Any], error: type[Exception]
+) -> None:
+    account = sign_up(services)
+    before = everything(services)
+
+    with pytest.raises(error):
+        change_password(services, account, **options)
+
+    assert everything(services) == before
+
+
+def test_of_two_changes_of_a_password_at_once_the_later_is_refused(services: Services) -> None:
+    account = sign_up(services)
+    first = lambda: change_password(services, account, new_password="first horse battery staple")  # noqa: E731
+
+    with pytest.raises(TokenNotValid):
+        change_password(services, account, hasher=WaitingHasher(first, "hash"))
+
+    assert authenticate(services, password="first horse battery staple").id == account.id
+
+
+# Reset a password
+
+
+def test_a_reset_token_works_once(services: Services) -> None:
+    account, bystander = sign_up(services, "ann"), sign_up(services, "bob")
+    theirs = possessions(services, bystander.id)
+    claims = reset_claims(services, account)
+
+    reset_password(services, claims)
+
+    assert authenticate(services, password=NEW_PASSWORD).epoch == account.epoch + 1
+    with pytest.raises(TokenNotValid):
+        reset_password(services, claims, "third horse battery staple")
+    with pytest.raises(InvalidCredentials):
+        authenticate(services, password="third horse battery staple")
+    assert len(events(services, "account.password_reset")) == 1
+    assert possessions(services, bystander.id) == theirs
+
+
+def test_a_reset_link_in_a_mailbox_that_was_given_up_is_dead(services: Services) -> None:
+    account = sign_up(services, "ann")
+    claims = reset_claims(services, account)
+    with write(services) as session:
+        profiles.update_profile(
+            session,
+            account.id,
+            epoch=account.epoch,
+            changes={"email": "new@example.org"},
+            by=owner(account),
+            grace=GRACE,
+            now=NOW + timedelta(seconds=1),
+        )
+    before = everything(services)
+
+    with pytest.raises(TokenNotValid):
+        reset_password(services, claims)
+
+    assert everything(services) == before
+
+
+def test_of_two_resets_with_one_token_at_once_one_works(services: Services) -> None:
+    account = sign_up(services)
+    claims = reset_claims(services, account)
+    first = lambda: reset_password(services, claims, "first horse battery staple")  # noqa: E731
+
+    with pytest.raises(TokenNotValid):
+        reset_password(services, claims, hasher=WaitingHasher(first, "hash"))
+
+    assert authenticate(services, password="first horse battery staple").id == account.id
+
+
+def test_a_reset_in_the_grace_period_works_and_does_not_reactivate(services: Services) -> None:
+    account = sign_up(services)
+    away = deactivate(services, account.id)
+
+    reset_password(services, reset_claims(services, away))
+
+    after = get(services, account.id)
+    assert (after.purge_at, after.deactivated_by) == (away.purge_at, "owner")
+    with pytest.raises(AccountDeactivated):
+        authenticate(services, password=NEW_PASSWORD)
+
+
+@pytest.mark.parametrize("offset", BOUNDARY)
+def test_a_reset_ends_when_the_purge_may_begin(services: Services, offset: timedelta) -> None:
+    account = sign_up(services)
+    away = deactivate(services, account.id)
+    claims = reset_claims(services, away)
+    moment = NOW + GRACE + offset
+
+    if offset < timedelta(0):
+        reset_password(services, claims, clock=at(moment))
+    else:
+        with pytest.raises(TokenNotValid):
+            reset_password(services, claims, clock=at(moment))
+
+    assert (get(services, account.id).password_changed_at is None) is (offset >= timedelta(0))
+
+
+def test_a_reset_token_from_before_a_deactivation_or_reactivation_is_dead(
+    services: Services,
+) -> None:
+    account = sign_up(services)
+    claims = reset_claims(services, account)
+    deactivate(services, account.id)
+
+    with pytest.raises(TokenNotValid):
+        reset_password(services, claims)
+    reactivate(services, account.id)
+    with pytest.raises(TokenNotValid):
+        reset_password(services, claims)
+
+
+def test_a_weak_new_password_does_not_use_the_token_up(services: Services) -> None:
+    account = sign_up(services)
+    claims = reset_claims(services, account)
+
+    problems(lambda: reset_password(services, claims, "short"))
+    reset_password(services, claims)
+
+    assert authenticate(services, password=NEW_PASSWORD).id == account.id
+
+
+@pytest.mark.parametrize(
+    "email", ["nobody@example.org", "", "x", "a\0@example.org", "a\udcff@example.org"]
+)
+def test_a_reset_for_an_unknown_address_owes_nothing(services: Services, email: str) -> None:
+    sign_up(services)
+    before = everything(services)
+
+    with write(services) as session:
+        profiles.request_password_reset(session, email, now=NOW)
+
+    assert everything(services) == before
+
+
+def test_a_reset_is_mailed_once_until_the_account_is_due(services: Services) -> None:
+    account = sign_up(services)
+
+    def request(now: Any) -> None:
+        with write(services) as session:
+            profiles.request_password_reset(session, "ANN@example.org", now=now)
+
+    request(NOW)
+    request(NOW)
+    (mail,) = effects(services, notices.PASSWORD_RESET)
+    assert mail.subject == account.public_id
+    deactivate(services, account.id)
+    request(NOW + GRACE - MICROSECOND)
+    assert len(effects(services, notices.PASSWORD_RESET)) == 1
+    before = everything(services)
+    request(NOW + GRACE)
+    assert everything(services) == before
+
+
+# Avatars
+
+
+class BrokenStore(FileStore):
+    """A disk that is full, before or after the bytes were written."""
+
+    def __init__(self, services: Services, fault: BaseException, *, after: bool) -> None:
+        super().__init__(services.settings.instance_path / "media")
+        self.fault = fault
+        self.after = after
+
+    def put(self, key: str, data: bytes) -> None:
+        if self.after:
+            super().put(key, data)
+        raise self.fault
+
+
+def replace(
+    services: Services, account: Account, store: FileStore, image: bytes = b"new"
+) -> Account:
+    with services.sessions() as session:
+        return profiles.replace_avatar(
+            session,
+            store,
+            account.id,
+            epoch=account.epoch,
+            image=image,
+            by=owner(account),
+            clock=at(NOW),
+        )
+
+
+def deliver_files(services: Services, now: Any) -> queue.DeliveryResult:
+    return queue.deliver(services.sessions, at(now), services.handlers, kinds=[queue.DELETE_FILE])
+
+
+def test_a_new_avatar_replaces_the_old_one_whose_file_goes_through_the_outbox(
+    services: Services,
+) -> None:
+    account, bystander = sign_up(services, "ann"), sign_up(services, "bob")
+    set_avatar(services, bystander)
+    theirs = possessions(services, bystander.id)
+    first = set_avatar(services, account)
+
+    second = set_avatar(services, account)
+
+    assert get(services, account.id).avatar_key == second
+    (owed,) = effects(services, queue.DELETE_FILE)
+    assert (owed.payload, owed.deliver_after) == ({"key": first}, NOW)
+    assert first in files(services)
+    deliver_files(services, NOW)
+    assert files(services) == {second, get(services, bystander.id).avatar_key}
+    assert possessions(services, bystander.id) == theirs
+
+
+@pytest.mark.parametrize("after", [False, True])
+@pytest.mark.parametrize("fault", [StoreUnavailable(), OSError("disk full"), Crash()])
+def test_a_store_that_fails_leaves_the_old_avatar_and_no_orphan(
+    services: Services, fault: BaseException, after: bool
+) -> None:
+    account = sign_up(services)
+    old = set_avatar(services, account)
+
+    with pytest.raises(type(fault)):
+        replace(services, account, BrokenStore(services, fault, after=after))
+
+    assert get(services, account.id).avatar_key == old
+    (owed,) = effects(services, queue.DELETE_FILE)
+    # Not at once: a store that gave no answer may still carry it out.
+    assert owed.deliver_after == NOW + profiles.UPLOAD_TIME
+    assert files(services) <= {old, owed.payload["key"]}
+    deliver_files(services, owed.deliver_after)
+    assert files(services) == {old}
+    assert not effects(services, queue.DELETE_FILE)
+
+
+@pytest.mark.parametrize("stored", ["before", "after"])
+def test_an_upload_so_slow_that_its_file_is_being_deleted_is_refused(
+    services: Services, stored: str
+) -> None:
+    account = sign_up(services)
+    old = set_avatar(services, account)
+
+    class SlowStore(FileStore):
+        def put(self, key: str, data: bytes) -> None:
+            if stored == "before":
+                super().put(key, data)
+            deliver_files(services, NOW + profiles.UPLOAD_TIME)
+            if stored == "after":
+                super().put(key, data)
+
+    with pytest.raises(StoreUnavailable):
+        replace(services, account, SlowStore(services.settings.instance_path / "media"))
+
+    assert get(services, account.id).avatar_key == old
+    deliver_files(services, NOW + profiles.UPLOAD_TIME)
+    assert files(services) == {old}
+    assert not effects(services, queue.DELETE_FILE)
+
+
+def test_an_upload_that_the_outbox_has_claimed_but_not_yet_deleted_is_refused(
+    services: Services,
+) -> None:
+    account = sign_up(services)
+
+    class SlowStore(FileStore):
+        def put(self, key: str, data: bytes) -> None:
+            super().put(key, data)
+
+            def die(owed: Sequence[queue.Owed], now: Any) -> queue.Outcome:
+                raise Crash
+
+            with pytest.raises(Crash):
+                queue.deliver(
+                    services.sessions,
+                    at(NOW + profiles.UPLOAD_TIME),
+                    {queue.DELETE_FILE: die},
+                )
+
+    with pytest.raises(StoreUnavailable):
+        replace(services, account, SlowStore(services.settings.instance_path / "media"))
+
+    assert get(services, account.id).avatar_key is None
+    deliver_files(services, NOW + profiles.UPLOAD_TIME + queue.LEASE)
+    assert files(services) == set()
+
+
+def test_an_account_deactivated_during_its_upload_keeps_no_trace_of_it(services: Services) -> None:
+    account, bystander = sign_up(services, "ann"), sign_up(services, "bob")
+    kept = set_avatar(services, bystander)
+
+    class Meanwhile(FileStore):
+        def put(self, key: str, data: bytes) -> None:
+            super().put(key, data)
+            deactivate(services, account.id, grace=timedelta(0))
+            sweep(services)
+
+    with pytest.raises(TokenNotValid):
+        replace(services, account, Meanwhile(services.settings.instance_path / "media"))
+
+    assert find_account(services, account.id) is None
+    assert len(files(services)) == 2
+    deliver_files(services, NOW)
+    assert files(services) == {kept}
+
+
+def test_two_uploads_at_once_leave_one_file(services: Services) -> None:
+    account = sign_up(services)
+
+    class Meanwhile(FileStore):
+        def put(self, key: str, data: bytes) -> None:
+            set_avatar(services, account, b"the first")
+            super().put(key, data)
+
+    replace(services, account, Meanwhile(services.settings.instance_path / "media"))
+
+    assert len(files(services)) == 2
+    deliver_files(services, NOW)
+    assert files(services) == {get(services, account.id).avatar_key}
+
+
+def test_a_file_that_an_account_shows_is_never_deleted(services: Services) -> None:
+    account = sign_up(services)
+    key = set_avatar(services, account)
+    with write(services) as session:
+        queue.record(session, queue.DELETE_FILE, subject=None, payload={"key": key}, now=NOW)
+
+    result = deliver_files(services, NOW)
+
+    assert (result.delivered, result.given_up) == (0, 1)
+    assert files(services) == {key}
+
+
+# Reading
+
+
+@pytest.mark.parametrize("state", [None, "active", "deactivated", "due"])
+def test_accounts_are_listed_by_state_page_by_page(services: Services, state: str | None) -> None:
+    for name in ("ann", "bob"):
+        add_account(services, f"active-{name}")
+        add_account(services, f"deactivated-{name}", purge_at=NOW + SECOND)
+        add_account(services, f"due-{name}", purge_at=NOW)
+    found: list[str] = []
+    after = 0
+
+    while True:
+        with read(services) as session:
+            page = profiles.list_accounts(session, now=NOW, state=state, after=after, limit=1)
+            if not page:
+                break
+            after = page[0].id
+            found.append(page[0].username)
+
+    wanted = ["active", "deactivated", "due"] if state is None else [state]
+    assert found == [f"{one}-{name}0000" for name in ("ann", "bob") for one in wanted]
+
+
+def test_the_wire_document_shows_no_secret(services: Services) -> None:
+    account = sign_up(services, first_name="Ann")
+
+    document = profiles.user_document(account)
+
+    assert set(document) == {
+        "id",
+        "username",
+        "email",
+        "first_name",
+        "last_name",
+        "number_phone",
+        "avatar",
+        "is_staff",
+        "date_joined",
+    }
+    assert (document["avatar"], document["date_joined"]) == (None, "2026-12-07T09:30:15Z")
+    assert account.password_hash not in repr(document)
+
+
+def test_only_the_right_epoch_and_state_open_an_account(services: Services) -> None:
+    account = sign_up(services)
+
+    def claims(now_of: Account) -> Claims:
+        token = services.tokens.access(now_of, now=NOW, fresh=False)
+        return services.tokens.read(token, "access", now=NOW)
+
+    old = claims(account)
+    with read(services) as session:
+        assert profiles.by_claims(session, old).id == account.id
+        with pytest.raises(TokenNotValid):
+            profiles.deactivated_by_claims(session, old)
+    new = claims(deactivate(services, account.id))
+    with read(services) as session:
+        assert profiles.deactivated_by_claims(session, new).id == account.id
+        for look in (profiles.by_claims, profiles.deactivated_by_claims):
+            with pytest.raises(TokenNotValid):
+                look(session, old)
+        with pytest.raises(TokenNotValid):
+            profiles.by_claims(session, new)
+
+
+def test_a_token_from_before_a_restore_with_other_epochs_opens_nothing(services: Services) -> None:
+    account = sign_up(services)
+    token = services.tokens.access(account, now=NOW, fresh=False)
+    claims = services.tokens.read(token, "access", now=NOW)
+    with write(services) as session:
+        session.execute(update(Account).values(epoch=Account.epoch + 1))
+
+    with read(services) as session, pytest.raises(TokenNotValid):
+        profiles.by_claims(session, claims)
+
+
+def test_an_actor_is_recorded_as_who_it_is(services: Services) -> None:
+    account = sign_up(services, "ann")
+    boss = sign_up(services, "boss", is_staff=True)
+
+    with write(services) as session:
+        profiles.update_profile(
+            session,
+            account.id,
+            epoch=0,
+            changes={"first_name": "Ann"},
+            by=Actor("staff", boss.public_id),
+            grace=GRACE,
+            now=NOW,
+        )
+
+    (event,) = events(services, "account.updated")
+    assert (event.actor_kind, event.actor) == ("staff", boss.public_id)

@@ -1,0 +1,142 @@
+"""Finding and locking rows: no id or text is an error, and locks come in id order."""
+
+from __future__ import annotations
+
+import threading
+import uuid
+
+import pytest
+
+from accountsvc.db import rows
+from accountsvc.db.engine import writing
+from accountsvc.db.models import MAX_ID
+from accountsvc.errors import AccountNotFound, TokenNotValid
+from accountsvc.services import Services
+from tests.support.factories import waits_for_a_lock
+
+from ..support.core import NOW, SECOND, add_account, add_accounts, deactivate, read, write
+
+NO_ID = [0, -1, 999, MAX_ID, MAX_ID + 1, 2**64, -(2**63), 10**40]
+
+
+@pytest.mark.parametrize("account_id", NO_ID)
+def test_an_id_that_nobody_has_is_nobodys(services: Services, account_id: int) -> None:
+    add_account(services)
+
+    with read(services) as session:
+        assert rows.find(session, account_id) is None
+    for share in (False, True):
+        with write(services) as session, pytest.raises(AccountNotFound):
+            rows.lock(session, account_id, share=share)
+    with write(services) as session, pytest.raises(TokenNotValid):
+        rows.lock_for_write(session, account_id, epoch=0)
+
+
+@pytest.mark.parametrize(
+    "named",
+    [
+        "",
+        " ",
+        "x",
+        "@",
+        "0",
+        "-1",
+        "+1",
+        "1.0",
+        "1e0",
+        "1_0",
+        "٣",
+        "²",
+        "9" * 19,
+        "9" * 20,
+        "9" * 5000,
+        "nobody@example.org",
+        "a\0@example.org",
+        "a\udcff@example.org",
+        "\udcff",
+        "\0",
+    ],
+)
+def test_a_name_that_nobody_has_finds_nobody(services: Services, named: str) -> None:
+    add_account(services)
+
+    with read(services) as session:
+        assert rows.locate(session, named) is None
+
+
+def test_an_account_is_located_by_id_or_address(services: Services) -> None:
+    account = add_account(services, "ann")
+
+    with read(services) as session:
+        for named in (
+            str(account.id),
+            f"0{account.id}",
+            "ann0000@example.org",
+            "ANN0000@Example.org",
+        ):
+            found = rows.locate(session, named)
+            assert found is not None
+            assert found.id == account.id
+        by_public_id = rows.find_by_public_id(session, account.public_id)
+        assert by_public_id is not None
+        assert rows.find_by_public_id(session, uuid.uuid4()) is None
+
+
+def test_several_rows_are_locked_in_id_order_and_missing_ones_left_out(services: Services) -> None:
+    ids = add_accounts(services, 3)
+
+    with write(services) as session:
+        found = rows.lock_many(session, [ids[2], 999, ids[0]])
+
+    assert list(found) == [ids[0], ids[2]]
+
+
+def test_a_locked_row_is_read_anew(services: Services) -> None:
+    account = add_account(services)
+
+    with services.sessions() as session:
+        with writing(session):
+            stale = rows.find(session, account.id)
+            assert stale is not None
+            if services.engine.dialect.name == "postgresql":
+                # On SQLite nobody else can write while this transaction lasts.
+                deactivate(services, account.id)
+                assert rows.lock(session, account.id).deactivated_at == NOW
+                assert rows.lock_many(session, [account.id])[account.id].deactivated_at == NOW
+        deactivate(services, account.id)
+        with writing(session):
+            assert rows.lock(session, account.id).deactivated_at == NOW
+
+
+@pytest.mark.parametrize("share", [False, True])
+def test_a_write_needs_an_active_account_and_the_epoch_of_the_token(
+    services: Services, share: bool
+) -> None:
+    active = add_account(services, "active", epoch=4)
+    away = add_account(services, "away", epoch=4, purge_at=NOW + SECOND)
+
+    with write(services) as session:
+        assert rows.lock_for_write(session, active.id, epoch=4, share=share).id == active.id
+        for account_id, epoch in ((active.id, 3), (active.id, 5), (away.id, 4), (away.id, 3)):
+            with pytest.raises(TokenNotValid):
+                rows.lock_for_write(session, account_id, epoch=epoch, share=share)
+
+
+def test_writers_share_a_row_and_a_deactivation_waits_for_them(postgresql: Services) -> None:
+    account = add_account(postgresql)
+    done = threading.Event()
+
+    def wait_and_deactivate() -> None:
+        deactivate(postgresql, account.id)
+        done.set()
+
+    with write(postgresql) as first, write(postgresql) as second:
+        rows.lock_for_write(first, account.id, epoch=0)
+        rows.lock_for_write(second, account.id, epoch=0)
+        thread = threading.Thread(target=wait_and_deactivate)
+        thread.start()
+        while not waits_for_a_lock(postgresql.engine):
+            assert not done.wait(0.02)
+        assert not done.is_set()
+    thread.join(30)
+    assert done.is_set()

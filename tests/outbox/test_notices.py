@@ -1,0 +1,419 @@
+"""Which mails leave, when, to whom and how often: over a real SMTP server, by a clock that can be moved."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from pathlib import Path
+
+import pytest
+from apiflask import APIFlask
+from sqlalchemy.orm import Session
+
+from accountsvc.accounts import lifecycle, profiles
+from accountsvc.db.audit import Actor
+from accountsvc.db.engine import database_now, writing
+from accountsvc.db.models import Account
+from accountsvc.outbox import notices, queue
+from accountsvc.outbox.queue import DeliveryResult
+from accountsvc.purge import sweep
+from tests.support.factories import (
+    Person,
+    deactivate,
+    deliver_after,
+    dispose,
+    effects,
+    events,
+    make_app,
+    make_person,
+    read_account,
+    services_of,
+)
+from tests.support.smtp import Inbox, smtp_server, text_of
+
+DAY = timedelta(days=1)
+GRACE = 14 * DAY
+SOON = timedelta(minutes=1)
+REMINDERS = (7 * DAY, DAY)
+
+SCHEDULED = "Your account will be deleted on "
+REMINDER = "Reminder: your account will be deleted on "
+BACK = "Your account is active again"
+PURGED = "Your account has been deleted"
+
+
+@dataclass
+class Post:
+    """The service as its outbox sees it: ``later`` moves its clock on, and everything that is due is done."""
+
+    app: APIFlask
+    inbox: Inbox
+    ahead: timedelta = field(default_factory=timedelta)
+
+    def clock(self, session: Session) -> datetime:
+        return database_now(session) + self.ahead
+
+    def later(
+        self, pause: timedelta = SOON, *, kinds: tuple[str, ...] | None = None
+    ) -> DeliveryResult:
+        self.ahead += pause
+        return deliver_after(self.app, self.ahead, kinds=kinds)
+
+    def new(self) -> list[tuple[str, str]]:
+        """Return recipient and subject of what has come since the last call."""
+        found = [(str(message["To"]), str(message["Subject"])) for message in self.inbox.messages]
+        self.inbox.messages.clear()
+        return found
+
+    def text(self) -> str:
+        """Return the text of the last mail, in one line."""
+        return " ".join(text_of(self.inbox.messages[-1]).split())
+
+    # What is done to accounts
+
+    def leave(self, person: Person, *, by: str = "owner") -> Account:
+        """Deactivate *person* now, by the moved clock, and return the row."""
+        return deactivate(
+            self.app, person.id, by=by, grace=GRACE, reminders=REMINDERS, ahead=self.ahead
+        )
+
+    def come_back(self, person: Person) -> None:
+        with services_of(self.app).sessions() as session, writing(session):
+            lifecycle.reactivate(
+                session,
+                person.id,
+                clock=self.clock,
+                grace=GRACE,
+                by=Actor("owner", person.public_id),
+            )
+
+    def change_address(self, person: Person, address: str) -> None:
+        with services_of(self.app).sessions() as session, writing(session):
+            profiles.update_profile(
+                session,
+                person.id,
+                epoch=session.get_one(Account, person.id).epoch,
+                changes={"email": address},
+                by=Actor("owner", person.public_id),
+                grace=GRACE,
+                now=self.clock(session),
+            )
+            # What that mails is not looked at here.
+            queue.forget(session, subject=person.public_id, kinds=[notices.ADDRESS_CHANGED])
+
+    def sweep(self) -> int:
+        services = services_of(self.app)
+        return sweep.sweep(
+            services.sessions,
+            self.clock,
+            batch_size=10,
+            max_attempts=8,
+            write_ledger=lambda: True,
+        ).purged
+
+
+@pytest.fixture
+def post(database_url: str, tmp_path: Path) -> Iterator[Post]:
+    inbox = Inbox()
+    with smtp_server(inbox) as port:
+        app = make_app(database_url, tmp_path, MAIL_URL=f"smtp://127.0.0.1:{port}/?tls=none")
+        yield Post(app, inbox)
+        dispose(app)
+
+
+@pytest.fixture
+def ann(post: Post) -> Person:
+    return make_person(post.app, "ann")
+
+
+def dated(words: str, account: Account) -> str:
+    assert account.purge_at is not None
+    return words + notices.day(account.purge_at)
+
+
+# Reminders --------------------------------------------------------------------------------------
+
+
+def test_each_reminder_comes_once_and_at_its_time(post: Post, ann: Person) -> None:
+    account = post.leave(ann)
+    reminder = (ann.email, dated(REMINDER, account))
+    post.later()
+    assert post.new() == [(ann.email, dated(SCHEDULED, account))]
+
+    came = []
+    for day in range(1, 14):
+        post.later(DAY)
+        came += [(day, one) for one in post.new()]
+
+    assert came == [(7, reminder), (13, reminder)]
+    assert effects(post.app, notices.REMINDER) == []
+
+
+def test_after_a_long_outage_only_the_latest_reminder_comes(post: Post, ann: Person) -> None:
+    account = post.leave(ann)
+    post.later()
+    post.new()
+
+    post.later(13 * DAY + timedelta(hours=1))
+    post.later()
+
+    assert post.new() == [(ann.email, dated(REMINDER, account))]
+    assert effects(post.app, notices.REMINDER) == []
+
+
+def test_the_first_mail_says_what_overdue_reminders_would(post: Post, ann: Person) -> None:
+    account = post.leave(ann)
+
+    post.later(8 * DAY)
+    assert post.new() == [(ann.email, dated(SCHEDULED, account))]
+    post.later(5 * DAY + SOON)
+
+    # The one before it was covered; the last is news again.
+    assert post.new() == [(ann.email, dated(REMINDER, account))]
+
+
+def test_while_the_mail_server_is_away_nothing_is_lost_and_nothing_doubled(
+    post: Post, ann: Person
+) -> None:
+    account = post.leave(ann)
+    post.inbox.answers["MAIL"] = "451 later"
+    for _ in range(5):
+        assert post.later(timedelta(hours=2)).failed == 1
+    assert post.new() == []
+    assert len(effects(post.app, notices.REMINDER)) == 2
+
+    post.inbox.answers.clear()
+    post.later(timedelta(hours=2))
+
+    assert post.new() == [(ann.email, dated(SCHEDULED, account))]
+    post.later(timedelta(hours=2))
+    assert post.new() == []
+    assert len(effects(post.app, notices.REMINDER)) == 2
+
+
+def test_who_is_back_is_not_reminded(post: Post, ann: Person) -> None:
+    post.leave(ann)
+    post.later()
+    post.new()
+
+    post.come_back(ann)
+    post.later()
+
+    assert post.new() == [(ann.email, BACK)]
+    post.later(GRACE)
+    assert post.new() == []
+    assert effects(post.app, notices.REMINDER) == []
+
+
+def test_a_mail_that_waits_says_nothing_that_is_no_longer_so(post: Post, ann: Person) -> None:
+    post.leave(ann)
+    post.come_back(ann)
+    again = post.leave(ann)
+
+    post.later()
+
+    assert post.new() == [(ann.email, dated(SCHEDULED, again))]
+
+
+def test_a_moved_date_moves_the_reminders(post: Post, ann: Person) -> None:
+    account = post.leave(ann)
+    post.later()
+    post.new()
+    with services_of(post.app).sessions() as session, writing(session):
+        row = session.get_one(Account, ann.id)
+        assert account.purge_at is not None
+        row.purge_at = account.purge_at + 10 * DAY
+        notices.date_moved(session, row, now=post.clock(session), reminders=REMINDERS)
+    moved = read_account(post.app, ann.id)
+    assert moved is not None
+
+    post.later()
+    assert [to for to, _ in post.new()] == [ann.email]
+    came = []
+    for day in range(1, 24):
+        post.later(DAY)
+        came += [(day, subject) for _, subject in post.new()]
+
+    assert came == [(17, dated(REMINDER, moved)), (23, dated(REMINDER, moved))]
+
+
+def test_a_reminder_that_would_come_after_the_purge_is_never_sent(post: Post, ann: Person) -> None:
+    post.leave(ann)
+    post.later()
+    post.new()
+
+    # The purge is late: there is nothing to be done about it any more.
+    post.later(GRACE + timedelta(hours=1))
+
+    assert post.new() == []
+    assert effects(post.app, notices.REMINDER) == []
+
+
+# To whom ----------------------------------------------------------------------------------------
+
+
+def test_an_address_that_was_given_up_lately_is_told_of_all_that_matters(
+    post: Post, ann: Person
+) -> None:
+    post.change_address(ann, "new@example.org")
+    account = post.leave(ann)
+    scheduled = dated(SCHEDULED, account)
+
+    post.later()
+    assert sorted(post.new()) == [(ann.email, scheduled), ("new@example.org", scheduled)]
+    post.come_back(ann)
+    post.later()
+
+    assert sorted(post.new()) == [(ann.email, BACK), ("new@example.org", BACK)]
+
+
+def test_an_address_that_was_given_up_long_ago_is_left_alone(post: Post, ann: Person) -> None:
+    post.change_address(ann, "new@example.org")
+    post.ahead += GRACE + SOON
+    account = post.leave(ann)
+
+    post.later()
+
+    assert post.new() == [("new@example.org", dated(SCHEDULED, account))]
+
+
+def test_only_the_previous_address_is_told_that_the_account_was_signed_in_to(
+    post: Post, ann: Person
+) -> None:
+    post.change_address(ann, "new@example.org")
+    post.leave(ann)
+    post.later()
+
+    texts = {str(one["To"]): " ".join(text_of(one).split()) for one in post.inbox.messages}
+    assert "Somebody who was signed in to your account" in texts[ann.email]
+    assert "You asked for the deletion" in texts["new@example.org"]
+    assert "new@example.org" not in texts[ann.email]
+
+
+def test_a_mail_that_waited_does_not_go_to_an_address_that_came_later(
+    post: Post, ann: Person
+) -> None:
+    post.leave(ann)
+    post.come_back(ann)
+    post.ahead += SOON
+    post.change_address(ann, "thief@example.org")
+
+    post.later()
+
+    assert post.new() == [(ann.email, BACK)]
+
+
+def test_who_changes_the_address_twice_does_not_shake_off_the_owner(
+    post: Post, ann: Person
+) -> None:
+    post.change_address(ann, "thief1@example.org")
+    post.ahead += DAY
+    post.change_address(ann, "thief2@example.org")
+    account = post.leave(ann)
+
+    post.later()
+
+    scheduled = dated(SCHEDULED, account)
+    assert sorted(post.new()) == [(ann.email, scheduled), ("thief2@example.org", scheduled)]
+
+
+def test_what_the_staff_does_opens_no_way_back_by_mail(post: Post, ann: Person) -> None:
+    post.leave(ann, by="operator")
+
+    post.later()
+
+    assert "/recover/" not in post.text()
+    assert "The staff of localhost:8000 has switched off your account" in post.text()
+
+
+# What cannot be delivered -------------------------------------------------------------------------
+
+
+def test_a_refused_address_is_given_up_after_three_tries_with_an_event_that_names_nobody(
+    post: Post, ann: Person
+) -> None:
+    post.leave(ann)
+    post.inbox.answers["RCPT"] = "550 no such user"
+    tried = []
+    for _ in range(48):
+        post.later(timedelta(hours=1), kinds=(notices.SCHEDULED,))
+        tried.append(len(post.inbox.tried))
+
+    assert tried[-1] == 3
+    assert effects(post.app, notices.SCHEDULED) == []
+    (event,) = events(post.app, "mail.given_up")
+    assert (event.subject, event.details) == (ann.public_id, {"kind": "mail.scheduled"})
+    # The account's own time goes on.
+    account = read_account(post.app, ann.id)
+    assert account is not None
+    assert not account.is_active
+
+
+def test_an_outage_is_no_refusal_of_the_address(post: Post, ann: Person) -> None:
+    post.leave(ann)
+    post.inbox.answers["MAIL"] = "451 later"
+    for _ in range(5):
+        post.later(timedelta(hours=1), kinds=(notices.SCHEDULED,))
+    del post.inbox.answers["MAIL"]
+    post.inbox.answers["RCPT"] = "550 no such user"
+    before = len(post.inbox.tried)
+    post.later(timedelta(hours=1), kinds=(notices.SCHEDULED,))
+
+    # when: whoever had set the server up wrongly has noticed
+    del post.inbox.answers["RCPT"]
+    assert len(post.inbox.tried) == before + 1
+    post.later(timedelta(hours=1), kinds=(notices.SCHEDULED,))
+
+    assert "/recover/" in post.text()
+    assert effects(post.app, notices.SCHEDULED) == []
+    assert events(post.app, "mail.given_up") == []
+
+
+def test_a_mail_that_is_lost_after_data_comes_again_as_the_same_one(
+    post: Post, ann: Person
+) -> None:
+    post.leave(ann)
+    post.inbox.drop_after_data = True
+    post.later()
+    post.inbox.drop_after_data = False
+
+    post.later(timedelta(hours=1))
+
+    first, second = post.inbox.messages
+    assert first["Message-ID"] == second["Message-ID"]
+    assert effects(post.app, notices.SCHEDULED) == []
+
+
+def test_the_purged_address_is_kept_until_it_is_told_and_no_longer_than_three_days(
+    post: Post, ann: Person
+) -> None:
+    post.leave(ann)
+    post.later()
+    post.new()
+    post.inbox.answers["MAIL"] = "451 later"
+    post.ahead += GRACE + SOON
+    assert post.sweep() == 1
+    (owed,) = effects(post.app, notices.PURGED)
+    assert owed.payload["address"] == ann.email
+
+    post.later(timedelta(hours=71))
+    assert len(effects(post.app, notices.PURGED)) == 1
+    post.later(timedelta(hours=2))
+
+    assert effects(post.app, notices.PURGED) == []
+    post.inbox.answers.clear()
+    post.later(DAY)
+    assert post.new() == []
+
+
+def test_who_is_purged_gets_one_mail_and_nothing_of_before(post: Post, ann: Person) -> None:
+    # Nothing has left before: no worker was there.
+    post.leave(ann)
+    post.ahead += GRACE + SOON
+
+    assert post.sweep() == 1
+    post.later()
+
+    assert post.new() == [(ann.email, PURGED)]
+    assert effects(post.app, notices.SCHEDULED) == []

@@ -1,0 +1,105 @@
+"""The operator's brake: while purging is paused, nobody is purged by anything."""
+
+from __future__ import annotations
+
+import pytest
+from apiflask import APIFlask
+from sqlalchemy import select
+
+from accountsvc.db.audit import OPERATOR_ACTOR
+from accountsvc.db.engine import database_now, reading, writing
+from accountsvc.db.models import AuditEvent
+from accountsvc.purge import sweep
+from accountsvc.purge.sweep import PurgingPaused
+from tests.support.factories import (
+    Person,
+    everything,
+    make_due,
+    make_person,
+    now,
+    read_account,
+    services_of,
+)
+
+
+@pytest.fixture
+def ann(app: APIFlask) -> Person:
+    """Somebody who is due."""
+    person = make_person(app, "ann")
+    make_due(app, person)
+    return person
+
+
+def pause(app: APIFlask) -> bool:
+    with services_of(app).sessions() as session, writing(session):
+        return sweep.pause(session, now=database_now(session), by=OPERATOR_ACTOR)
+
+
+def resume(app: APIFlask) -> bool:
+    with services_of(app).sessions() as session, writing(session):
+        return sweep.resume(session, now=database_now(session), by=OPERATOR_ACTOR)
+
+
+def test_a_pause_stops_sweeps_until_it_is_ended(app: APIFlask, ann: Person) -> None:
+    assert pause(app)
+    before = everything(app)
+
+    with pytest.raises(PurgingPaused):
+        services_of(app).sweep()
+    with pytest.raises(PurgingPaused):
+        services_of(app).sweep(only=[ann.id])
+    assert everything(app) == before
+
+    assert resume(app)
+    assert services_of(app).sweep().purged == 1
+    assert read_account(app, ann.id) is None
+
+
+def test_a_pause_stops_a_sweep_between_two_batches(app: APIFlask, ann: Person) -> None:
+    bob = make_person(app, "bob")
+    make_due(app, bob)
+    made = services_of(app)
+
+    with pytest.raises(PurgingPaused):
+        sweep.sweep(
+            made.sessions,
+            database_now,
+            batch_size=1,
+            max_attempts=8,
+            write_ledger=made.write_ledger,
+            progress=lambda _count: pause(app) and None,
+        )
+
+    assert read_account(app, ann.id) is None
+    assert read_account(app, bob.id) is not None
+    with made.sessions() as session, reading(session):
+        assert sweep.swept_at(session) is None
+
+
+def test_pausing_twice_is_one_pause_and_one_event_each(app: APIFlask) -> None:
+    done = [pause(app), pause(app), resume(app), resume(app)]
+
+    assert done == [True, False, True, False]
+    with services_of(app).sessions() as session, reading(session):
+        columns = (AuditEvent.action, AuditEvent.subject, AuditEvent.actor_kind)
+        events = session.execute(select(*columns).order_by(AuditEvent.id)).all()
+    assert [tuple(one) for one in events] == [
+        ("purge.paused", None, "operator"),
+        ("purge.resumed", None, "operator"),
+    ]
+
+
+def test_the_end_of_a_sweep_over_everything_is_kept(app: APIFlask) -> None:
+    made = services_of(app)
+
+    def swept_at() -> object:
+        with made.sessions() as session, reading(session):
+            return sweep.swept_at(session)
+
+    made.sweep(only=[1])
+    assert swept_at() is None
+    before = now(app)
+    made.sweep()
+    first = swept_at()
+    made.sweep()
+    assert before <= first <= swept_at() <= now(app)  # type: ignore[operator]
