@@ -16,7 +16,7 @@ from dotenv import dotenv_values
 from sqlalchemy.exc import DBAPIError
 
 from .config import ConfigError, load_settings, make_keys
-from .db import engine
+from .db import schema
 
 
 class Failure(Exception):
@@ -52,13 +52,13 @@ def prepare() -> int:
     try:
         made = make_keys({**given, **os.environ})
         settings = load_settings()
-        engine.ensure_folder(settings.database_url)
+        schema.ensure_folder(settings.database_url)
     except OSError as exc:
         raise Failure(f"the instance folder cannot be written: {exc.strerror}") from exc
     for name in made:
         print(f"accountsvc: made {name} in {settings.instance_path}")
     try:
-        engine.upgrade(settings.database_url)
+        schema.upgrade(settings.database_url)
     except DBAPIError as exc:
         raise Failure(f"the database refused: {str(exc.orig).strip().splitlines()[0]}") from exc
     except CommandError as exc:

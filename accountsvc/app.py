@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from apiflask import APIFlask
 
-from . import __version__, api, cli, logs, pages
+from . import __version__, api, cli, logs, pages, web
 from .config import Settings, load_settings
-from .db.engine import engine_options, ensure_folder, migrations_path, prepare_engine
+from .db.engine import engine_options, prepare_engine
+from .db.schema import ensure_folder, migrations_path
 from .services import build_services
 from .web import db, migrate
 
@@ -38,7 +39,7 @@ def create_app(settings: Settings | None = None) -> APIFlask:
     migrate.init_app(app, db, directory=str(migrations_path()))
     with app.app_context():
         prepare_engine(db.engine)
-        services = build_services(settings, db.engine)
+        services = build_services(settings, web.database(db.engine))
     app.extensions["accountsvc"] = services
     api.init_app(app, services)
     pages.init_app(app, services)

@@ -9,19 +9,13 @@ from __future__ import annotations
 
 import logging
 import sys
-import time
 import traceback
-import uuid
 from collections.abc import Mapping
 from typing import Any, TextIO
 
 import structlog
-from flask import Flask, Response, g, request
 from structlog.typing import EventDict, Processor, WrappedLogger
 
-access = structlog.get_logger("accountsvc.access")
-
-_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 # Whose lines are shown from LOG_LEVEL on; everybody else's from WARNING on.
 _OURS = ("accountsvc", "worker")
 
@@ -101,43 +95,3 @@ def describe(exc: BaseException) -> Mapping[str, Any]:
         for frame in traceback.extract_tb(exc.__traceback__)[-12:]
     ]
     return fields
-
-
-def method() -> str:
-    """Return the request's method; a client may send any word as one, also somebody's name."""
-    return request.method if request.method in _METHODS else "other"
-
-
-def seconds() -> float:
-    """Return for how long the request has been worked on."""
-    return time.perf_counter() - float(g.started_at)
-
-
-def about(public_id: uuid.UUID) -> None:
-    """Say whose account the request is about, where that is not its caller's, for its line in the log."""
-    g.subject = public_id
-
-
-def log_requests(app: Flask) -> None:
-    """Log one line for each request: who, about whom (by public id), what (the route's rule), how it ended.
-
-    To be called before other hooks are registered: then it starts first and ends last.
-    """
-
-    @app.before_request
-    def start() -> None:
-        g.started_at = time.perf_counter()
-
-    @app.after_request
-    def finish(response: Response) -> Response:
-        caller, subject = g.get("caller"), g.get("subject")
-        access.info(
-            "request",
-            method=method(),
-            route=None if request.url_rule is None else request.url_rule.rule,
-            status=response.status_code,
-            duration_ms=round(1000 * seconds(), 1),
-            caller=None if caller is None else str(caller.account.public_id),
-            subject=None if subject is None else str(subject),
-        )
-        return response

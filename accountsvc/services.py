@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import TypeVar
 
-from sqlalchemy import Engine, select
-from sqlalchemy.orm import Session, sessionmaker
+from sqlalchemy import select
+from sqlalchemy.orm import Session
 
-from .accounts import exports, profiles
-from .accounts.profiles import PasswordHasher
+from .accounts import credentials, exports
+from .accounts.credentials import PasswordHasher
 from .accounts.vault import Keyring
 from .adapters.avatarstore import AvatarStore, store_from_url
 from .adapters.ledger import Ledger, ledger_from_url
@@ -22,7 +22,7 @@ from .adapters.throttle import AUDIT, EXPORT, PASSWORD, Throttle
 from .config import Settings, wrong
 from .db import audit, rows
 from .db.audit import ANYBODY, SYSTEM_ACTOR, Actor
-from .db.engine import database_now, make_engine, make_sessions, reading, writing
+from .db.engine import Database, database_now, make_engine
 from .db.models import Account
 from .errors import (
     AccountDeactivated,
@@ -32,9 +32,9 @@ from .errors import (
     Throttled,
     WrongPassword,
 )
-from .outbox import notices, queue
+from .outbox import delivery, queue
 from .outbox.queue import DeliveryResult, Outcome, Owed
-from .purge import sweep
+from .purge import brake, claim, scrub, sweep
 from .tokens import Tokens, derive_key
 
 _Part = TypeVar("_Part")
@@ -48,8 +48,7 @@ class Services:
     """The parts of one process, wired. Engines connect lazily, so it can be made before a fork."""
 
     settings: Settings
-    engine: Engine
-    sessions: sessionmaker[Session]
+    database: Database
     tokens: Tokens
     hasher: PasswordHasher
     keyring: Keyring
@@ -58,6 +57,14 @@ class Services:
     mailer: Mailer
     throttle: Throttle
     handlers: Mapping[str, queue.Handler]
+
+    def reading(self) -> AbstractContextManager[Session]:
+        """Open a transaction that only reads, as ``Database.reading`` promises."""
+        return self.database.reading()
+
+    def writing(self) -> AbstractContextManager[Session]:
+        """Open a writing transaction, as ``Database.writing`` promises."""
+        return self.database.writing()
 
     def sweep(
         self,
@@ -78,7 +85,7 @@ class Services:
         if not replaying and (only is not None or self._has_work()):
             self.refuse_after_restore()
         return sweep.sweep(
-            self.sessions,
+            self.database,
             database_now,
             batch_size=settings.purge_batch_size,
             max_attempts=settings.purge_max_attempts,
@@ -96,28 +103,28 @@ class Services:
         try:
             back = self.purged_are_back()
         except StoreUnavailable as exc:
-            raise sweep.LedgerBehind from exc
+            raise brake.LedgerBehind from exc
         if back:
-            raise sweep.PurgedAreBack
+            raise brake.PurgedAreBack
 
     def purged_are_back(self) -> bool:
         """Say whether anybody of the batches that the ledger got last has an account: after a restore.
 
         Raises StoreUnavailable if the ledger cannot be read.
         """
-        with self.sessions() as session, reading(session):
+        with self.database.reading() as session:
             now = database_now(session)
         known = [uuid.UUID(str(line["public_id"])) for line in self.ledger.newest(now)]
-        with self.sessions() as session, reading(session):
+        with self.database.reading() as session:
             return any(
                 session.scalar(select(Account.id).where(Account.public_id.in_(page)).limit(1))
-                for page in rows.pages(known)
+                for page in rows.chunks(known)
             )
 
     def _has_work(self) -> bool:
         """Say whether a sweep would find anybody: only then is the ledger read."""
-        with self.sessions() as session, reading(session):
-            planned = sweep.plan(
+        with self.database.reading() as session:
+            planned = claim.plan(
                 session,
                 now=database_now(session),
                 max_attempts=self.settings.purge_max_attempts,
@@ -134,7 +141,7 @@ class Services:
             self.throttle.spend(AUDIT, account=f"{action} {counted_as}")
         except Throttled:
             return
-        with self.sessions() as session, writing(session):
+        with Database(self.database.engine).writing() as session:
             now = database_now(session)
             audit.record(session, action, subject=subject, by=by, now=now)
 
@@ -160,8 +167,8 @@ class Services:
         A wrong one is audited, so often an hour. Raises Throttled, WrongPassword.
         """
         try:
-            with self.password_try(account.email_key, address), self.sessions() as session:
-                profiles.confirm_password(session, self.hasher, account.id, password)
+            with self.password_try(account.email_key, address):
+                credentials.confirm_password(self.database, self.hasher, account.id, password)
         except WrongPassword:
             self.note_attempt(
                 "confirmation.failed",
@@ -176,12 +183,12 @@ class Services:
     ) -> DeliveryResult:
         """Deliver what the outbox owes, as ``outbox.deliver`` promises."""
         return queue.deliver(
-            self.sessions,
+            self.database,
             database_now,
             self.handlers,
             kinds=kinds,
             seconds=seconds,
-            on_given_up=notices.on_given_up,
+            on_given_up=delivery.on_given_up,
         )
 
     def export(
@@ -194,41 +201,38 @@ class Services:
         """
         self.throttle.spend(EXPORT, account=account.email_key, address=address)
         return exports.export(
-            self.sessions, self.keyring, self.avatars, account.id, epoch=epoch, now=now
+            self.database, self.keyring, self.avatars, account.id, epoch=epoch, now=now
         )
 
     def write_ledger(self) -> bool:
         """Deliver the ledger lines that are owed; False if one could not be written."""
         if self.deliver(kinds=[queue.LEDGER], seconds=30).more:
             return False
-        with self.sessions() as session, reading(session):
+        with self.database.reading() as session:
             return not queue.is_behind(session, queue.LEDGER, database_now(session))
 
     def scrub(self, *, at_most_every: timedelta | None = SCRUB_AT_MOST_EVERY) -> bool:
         """Scrub the SQLite file if something was purged; True when nothing is left to scrub."""
-        return sweep.scrub(
-            self.engine,
-            self.sessions,
+        return scrub.scrub(
+            self.database,
             database_now,
             at_most_every=at_most_every,
         )
 
 
-def build_services(settings: Settings, engine: Engine | None = None) -> Services:
-    """Wire the parts for *settings*; *engine* is given where Flask-SQLAlchemy has made it already.
+def build_services(settings: Settings, database: Database | None = None) -> Services:
+    """Wire the parts for *settings*; *database* is given where Flask-SQLAlchemy has made its engine.
 
     Raises ConfigError for what only the part itself finds wrong with its setting.
     """
-    engine = engine or make_engine(settings.database_url)
-    sessions = make_sessions(engine)
+    database = database or Database(make_engine(settings.database_url))
     avatars = _read("STORAGE_URL", store_from_url, settings.storage_url)
     ledger = _read("LEDGER_URL", ledger_from_url, settings.ledger_url)
     mailer = _read("MAIL_URL", mailer_from_url, settings.mail_url)
     _read("MAIL_FROM", read_sender, settings.mail_from)
     services = Services(
         settings=settings,
-        engine=engine,
-        sessions=sessions,
+        database=database,
         tokens=Tokens(
             settings.secret_key,
             access=settings.access_token_lifetime,
@@ -248,9 +252,9 @@ def build_services(settings: Settings, engine: Engine | None = None) -> Services
     )
     handlers: dict[str, queue.Handler] = {
         queue.LEDGER: _ledger_handler(ledger),
-        queue.DELETE_FILE: _file_handler(sessions, avatars),
-        **notices.handlers(
-            sessions,
+        queue.DELETE_FILE: _file_handler(database, avatars),
+        **delivery.handlers(
+            database,
             services.mailer,
             services.tokens,
             public_url=settings.public_url,
@@ -276,10 +280,10 @@ def _ledger_handler(ledger: Ledger) -> queue.Handler:
     return write
 
 
-def _file_handler(sessions: sessionmaker[Session], avatars: AvatarStore) -> queue.Handler:
+def _file_handler(database: Database, avatars: AvatarStore) -> queue.Handler:
     def remove(owed: Sequence[Owed], now: datetime) -> Outcome:
         keys = {str(one.payload["key"]): one for one in owed}
-        with sessions() as session, reading(session):
+        with database.reading() as session:
             # Never take a file that an account shows, whatever the row says.
             in_use = set(
                 session.scalars(select(Account.avatar_key).where(Account.avatar_key.in_(keys)))

@@ -1,13 +1,26 @@
-"""Flask's extensions, without an app; ``create_app`` and ``api.init_app`` bind them."""
+"""What the doorways in a Flask application share: extensions, transactions, the client, the access log."""
 
 from __future__ import annotations
 
+import ipaddress
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from typing import TypeVar, cast
+
+import structlog
+from flask import Flask, Response, current_app, g, has_request_context, request
 from flask_cors import CORS
 from flask_jwt_extended import JWTManager
 from flask_migrate import Migrate  # type: ignore[import-untyped]
 from flask_sqlalchemy import SQLAlchemy
+from sqlalchemy import Engine
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.orm import Session, sessionmaker
 
+from .db.engine import Database
 from .db.models import Base
+from .services import Services
 
 # ``model_class=Base`` would make a copy of Base, which SQLAlchemy refuses for its type_annotation_map;
 # models inherit from Base itself, so its tables are all that is needed here.
@@ -16,3 +29,129 @@ db = SQLAlchemy(metadata=Base.metadata, session_options={"expire_on_commit": Fal
 migrate = Migrate()
 jwt = JWTManager()
 cors = CORS()
+
+
+IPNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+
+def client_address(peer: str | None, forwarded_for: str, trusted: Sequence[IPNetwork]) -> str:
+    """Return whose tries to count: the nearest address that is not a trusted proxy of ours.
+
+    *forwarded_for* is read from the right and only as far as trusted proxies wrote it. An IPv6 address
+    counts by its /64, which one person holds whole.
+    """
+    hops = [part.strip() for part in forwarded_for.split(",") if part.strip()]
+    address = _address(peer or "")
+    while address is not None and hops and any(address in network for network in trusted):
+        nearer = _address(hops.pop())
+        if nearer is None:
+            break
+        address = nearer
+    if address is None:
+        return "unknown"
+    if address.version == 6:
+        return str(ipaddress.ip_network(f"{address}/64", strict=False))
+    return str(address)
+
+
+def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    try:
+        address = ipaddress.ip_address(text.split("%", maxsplit=1)[0])
+    except ValueError:
+        return None
+    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
+        return address.ipv4_mapped
+    return address
+
+
+log = structlog.get_logger(__name__)
+
+T = TypeVar("T")
+
+_ATTEMPTS = 3
+_PAUSE_SECONDS = 0.05
+
+
+def database(engine: Engine) -> Database:
+    """Return the database whose transactions run on the request's session, elsewhere on new ones."""
+    new_session = sessionmaker(engine, expire_on_commit=False)
+    return Database(engine, lambda: db.session() if has_request_context() else new_session())
+
+
+def services() -> Services:
+    return cast(Services, current_app.extensions["accountsvc"])
+
+
+def committed(work: Callable[[Session], T]) -> T:
+    """Run *work* in a writing transaction, commit it and return what it returned.
+
+    A serialization failure, a deadlock or a connection that died is tried again, three times in all,
+    but only while no COMMIT was sent: after that nobody knows whether it happened. *work* must do
+    nothing outside the session, since it may run more than once.
+    """
+    attempt = 1
+    while True:
+        sent = False
+        try:
+            with services().writing() as session:
+                result = work(session)
+                session.flush()
+                sent = True
+            return result
+        except DBAPIError as exc:
+            if sent or attempt == _ATTEMPTS or not _may_pass_at_once(exc):
+                raise
+            log.warning("a transaction is tried again", attempt=attempt, error=type(exc).__name__)
+        time.sleep(_PAUSE_SECONDS * attempt)
+        attempt += 1
+
+
+def _may_pass_at_once(exc: DBAPIError) -> bool:
+    """Say whether a second try is worth it now; a lock that was waited for in vain is not."""
+    state = getattr(exc.orig, "sqlstate", None) or ""
+    return exc.connection_invalidated or state.startswith(("40", "57P0", "08"))
+
+
+access = structlog.get_logger("accountsvc.access")
+
+_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+
+
+def method() -> str:
+    """Return the request's method; a client may send any word as one, also somebody's name."""
+    return request.method if request.method in _METHODS else "other"
+
+
+def seconds() -> float:
+    """Return for how long the request has been worked on."""
+    return time.perf_counter() - float(g.started_at)
+
+
+def about(public_id: uuid.UUID) -> None:
+    """Say whose account the request is about, where that is not its caller's, for its line in the log."""
+    g.subject = public_id
+
+
+def log_requests(app: Flask) -> None:
+    """Log one line for each request: who, about whom (by public id), what (the route's rule), how it ended.
+
+    To be called before other hooks are registered: then it starts first and ends last.
+    """
+
+    @app.before_request
+    def start() -> None:
+        g.started_at = time.perf_counter()
+
+    @app.after_request
+    def finish(response: Response) -> Response:
+        caller, subject = g.get("caller"), g.get("subject")
+        access.info(
+            "request",
+            method=method(),
+            route=None if request.url_rule is None else request.url_rule.rule,
+            status=response.status_code,
+            duration_ms=round(1000 * seconds(), 1),
+            caller=None if caller is None else str(caller.account.public_id),
+            subject=None if subject is None else str(subject),
+        )
+        return response

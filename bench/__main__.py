@@ -19,10 +19,11 @@ from flask.testing import FlaskClient
 from sqlalchemy import delete, text
 
 from accountsvc.accounts import vault
-from accountsvc.accounts.profiles import PasswordHasher
+from accountsvc.accounts.credentials import PasswordHasher
 from accountsvc.accounts.vault import Entry
-from accountsvc.db.engine import database_now, reading, upgrade, writing
+from accountsvc.db.engine import database_now
 from accountsvc.db.models import Account, LegalHold
+from accountsvc.db.schema import upgrade
 from accountsvc.services import Services
 from bench.timing import Measured, Work, in_turns
 from tests.support.factories import (
@@ -44,7 +45,7 @@ DUE, HELD, ENTRIES = 400, 5_000, 20_000
 def add_due(services: Services, count: int, *, passwords: int = 5, held: bool = False) -> None:
     """Add accounts that are due, and let the database know how many there are."""
     insert_due(services, count, passwords=passwords, held=held)
-    with services.engine.connect() as connection:
+    with services.database.engine.connect() as connection:
         connection.execution_options(isolation_level="AUTOCOMMIT").execute(text("ANALYZE"))
 
 
@@ -77,7 +78,7 @@ def held(app: APIFlask, _folder: Path) -> list[Measured]:
         assert services.sweep().purged == DUE
 
     def nobody_held() -> None:
-        with services.sessions() as session, writing(session):
+        with services.writing() as session:
             session.execute(delete(LegalHold))
         services.sweep()
         services.deliver(seconds=60)
@@ -142,7 +143,7 @@ def export(app: APIFlask, _folder: Path) -> list[Measured]:
     """An export beside reading and decrypting alone, and its memory beside a small one's."""
     services = services_of(app)
     small, large = (make_person(app, f"{name}{uuid.uuid4().hex[:12]}") for name in ("few", "many"))
-    with services.sessions() as session, writing(session):
+    with services.writing() as session:
         epoch = session.get_one(Account, large.id).epoch
         for number in range(ENTRIES):
             vault.save(
@@ -157,7 +158,7 @@ def export(app: APIFlask, _folder: Path) -> list[Measured]:
     def decrypt() -> None:
         after = found = 0
         while True:
-            with services.sessions() as session, reading(session):
+            with services.reading() as session:
                 account = session.get_one(Account, large.id)
                 page = vault.entries(session, services.keyring, account, after=after, limit=500)
                 ids = [one.id for one in page]
@@ -167,7 +168,7 @@ def export(app: APIFlask, _folder: Path) -> list[Measured]:
         assert found >= ENTRIES
 
     def take(person: Person) -> int:
-        with services.sessions() as session, reading(session):
+        with services.reading() as session:
             account = session.get_one(Account, person.id)
             now = database_now(session)
             session.expunge(account)
@@ -201,7 +202,7 @@ def export(app: APIFlask, _folder: Path) -> list[Measured]:
 
 def shutdown(app: APIFlask, folder: Path) -> list[Measured]:
     """SIGTERM to an idle worker, beside the time that Python takes to import it: its start."""
-    url = services_of(app).engine.url.render_as_string(hide_password=False)
+    url = services_of(app).database.engine.url.render_as_string(hide_password=False)
     env = environment(folder, url)
 
     def import_it() -> None:

@@ -23,7 +23,8 @@ from apiflask import APIFlask
 from flask.testing import FlaskClient
 from sqlalchemy import Engine, make_url
 
-from accountsvc.db.engine import make_engine, upgrade
+from accountsvc.db.engine import make_engine
+from accountsvc.db.schema import upgrade
 from accountsvc.services import Services, build_services
 from tests.support.factories import dispose, make_app, make_settings
 from tests.support.servers import PostgresServer, ValkeyServer
@@ -261,7 +262,7 @@ def redis_url() -> str:
 def _services(url: str, folder: Path) -> Iterator[Services]:
     made = build_services(make_settings(url, folder))
     yield made
-    made.engine.dispose()
+    made.database.engine.dispose()
 
 
 @pytest.fixture

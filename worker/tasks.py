@@ -11,8 +11,8 @@ from celery import shared_task
 from kombu.exceptions import OperationalError as BrokerUnavailable
 
 from accountsvc.config import load_settings
-from accountsvc.db.engine import is_passing_fault
-from accountsvc.purge.sweep import LedgerBehind, PurgedAreBack, PurgingPaused, Refused
+from accountsvc.db.outages import is_passing_fault
+from accountsvc.purge.brake import LedgerBehind, PurgedAreBack, PurgingPaused, Refused
 from accountsvc.services import Services, build_services
 
 from .app import DELIVER, SLICE, SWEEP, expiry

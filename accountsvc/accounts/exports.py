@@ -18,13 +18,13 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import IO, Any
 
-from sqlalchemy.orm import Session, sessionmaker
+from sqlalchemy.orm import Session
 
 from ..adapters.avatarstore import AvatarStore
 from ..db import audit, rows
 from ..db.audit import Actor
 from ..db.datamap import PLACES
-from ..db.engine import reading, writing
+from ..db.engine import Database
 from ..db.models import ACCOUNTS, OWNER, STAFF, Account, AuditEvent
 from ..errors import TokenNotValid
 from . import vault
@@ -41,7 +41,7 @@ WITHHELD: Mapping[str, str] = {
     "password_hash": "it proves nothing about you, and helps whoever wants to guess your password",
     "username_key": "your username once more, in the form in which we compare it",
     "email_key": "your email address once more, in the form in which we compare it",
-    "epoch": "a number of ours that ends your sessions",
+    "epoch": "a number of ours that ends your database",
     "reason": "a note of the staff",
 }
 # As holds themselves are, while proceedings last.
@@ -57,7 +57,7 @@ class ExportBroken(Exception):
 
 
 def export(
-    sessions: sessionmaker[Session],
+    database: Database,
     keyring: Keyring,
     store: AvatarStore,
     account_id: int,
@@ -76,8 +76,8 @@ def export(
     piece raises ExportBroken if that happens later, and whatever the database raises; what has been
     given out by then is no whole ZIP.
     """
-    source = _Source(sessions, keyring, account_id, epoch, now)
-    with sessions() as session, writing(session):
+    source = _Source(database, keyring, account_id, epoch, now)
+    with database.writing() as session:
         account = rows.find(session, account_id)
         if account is None or account.epoch != epoch:
             raise TokenNotValid
@@ -94,7 +94,7 @@ def export(
 class _Source:
     """Where one export reads from."""
 
-    sessions: sessionmaker[Session]
+    database: Database
     keyring: Keyring
     account_id: int
     epoch: int
@@ -115,7 +115,7 @@ class _Source:
         file = store.open(self.avatar_key)
         if file is None:
             # Replaced between the look at the row and this one, most likely.
-            with self.sessions() as session, reading(session):
+            with self.database.reading() as session:
                 self.avatar_key = self.account(session).avatar_key
             file = None if self.avatar_key is None else store.open(self.avatar_key)
         if file is not None:
@@ -126,7 +126,7 @@ class _Source:
         """Yield the saved passwords page by page."""
         after = 0
         while True:
-            with self.sessions() as session, reading(session):
+            with self.database.reading() as session:
                 account = self.account(session)
                 page = list(vault.entries(session, self.keyring, account, after=after, limit=PAGE))
             if not page:
@@ -138,10 +138,9 @@ class _Source:
         """Yield what happened to the account page by page, with its public id."""
         after = 0
         while True:
-            with self.sessions() as session, reading(session):
+            with self.database.reading() as session:
                 subject = self.account(session).public_id
                 page = list(audit.events(session, subject=subject, after=after, limit=PAGE))
-                session.expunge_all()
             if not page:
                 return
             yield subject, page
@@ -153,7 +152,7 @@ _File = tuple[str, Iterable[bytes]]
 
 
 def _account(source: _Source) -> Iterator[_File]:
-    with source.sessions() as session, reading(session):
+    with source.database.reading() as session:
         account = source.account(session)
         document = {
             column.name: getattr(account, column.name)

@@ -15,10 +15,11 @@ from sqlalchemy.orm import Session
 
 from ..db import audit
 from ..db.audit import Actor
-from ..db.engine import Clock, database_now, text_problem
+from ..db.engine import Clock, database_now
 from ..db.models import DUE, OWNER, STAFF, Account, PurgeFailure
 from ..db.models import LegalHold as Hold
-from ..db.rows import find_by_public_id, is_id, lock, lock_many, pages
+from ..db.rows import chunks, find_by_public_id, is_id, lock, lock_many
+from ..db.text import text_problem
 from ..errors import (
     AccountNotFound,
     GraceOver,
@@ -407,7 +408,7 @@ def _who_decide(session: Session, account_ids: Collection[int]) -> set[int]:
     staff = select(Account.id).where(Account.is_staff)
     if not any(
         session.scalar(staff.where(Account.id.in_(page)).limit(1))
-        for page in pages(list(filter(is_id, account_ids)))
+        for page in chunks(list(filter(is_id, account_ids)))
     ):
         return set()
     return set(session.scalars(staff.where(Account.deactivated_at.is_(None))))

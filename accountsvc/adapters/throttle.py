@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import ipaddress
 import math
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -28,8 +27,6 @@ log = structlog.get_logger(__name__)
 
 T = TypeVar("T")
 
-IPNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
-
 
 @dataclass(frozen=True)
 class Limit:
@@ -40,11 +37,17 @@ class Limit:
 
 
 PASSWORD = "password"
+
 SIGN_UP = "sign_up"
+
 EMAIL_CHANGE = "email_change"
+
 EXPORT = "export"
+
 TOKEN = "token"
+
 PASSWORD_RESET = "password_reset"
+
 AUDIT = "audit"
 
 LIMITS = {
@@ -143,33 +146,3 @@ class Throttle:
                 )
                 self._shared = FixedWindowRateLimiter(storage)
             return self._shared
-
-
-def client_address(peer: str | None, forwarded_for: str, trusted: Sequence[IPNetwork]) -> str:
-    """Return whose tries to count: the nearest address that is not a trusted proxy of ours.
-
-    *forwarded_for* is read from the right and only as far as trusted proxies wrote it. An IPv6 address
-    counts by its /64, which one person holds whole.
-    """
-    hops = [part.strip() for part in forwarded_for.split(",") if part.strip()]
-    address = _address(peer or "")
-    while address is not None and hops and any(address in network for network in trusted):
-        nearer = _address(hops.pop())
-        if nearer is None:
-            break
-        address = nearer
-    if address is None:
-        return "unknown"
-    if address.version == 6:
-        return str(ipaddress.ip_network(f"{address}/64", strict=False))
-    return str(address)
-
-
-def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
-    try:
-        address = ipaddress.ip_address(text.split("%", maxsplit=1)[0])
-    except ValueError:
-        return None
-    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
-        return address.ipv4_mapped
-    return address

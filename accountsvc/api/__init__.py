@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from apiflask import APIFlask
 
-from ..logs import log_requests
 from ..services import Services
+from ..web import log_requests
 from . import deletion, docs, export, grace, health, media, profile, reset, session, staff, vault
 from .http import auth, bodies, errors, headers, openapi, wire
 

@@ -23,10 +23,10 @@ from ..errors import (
     Throttled,
     WrongPassword,
 )
-from ..purge import sweep
+from ..purge.failures import blocked_by
+from ..web import committed, services
 from .http import auth, bodies, schemas
 from .http.auth import Caller
-from .http.doorway import committed, services
 from .http.openapi import raises, refuses, sends, takes
 from .http.wire import json_response, prefers_representation, timestamp
 
@@ -115,7 +115,7 @@ def documents(session: Session, found: Sequence[Account], *, now: datetime) -> l
             **_document(account, now, can_reactivate=True),
             "reason": account.reason,
             "holds": [hold_document(hold) for hold in holds[account.id]],
-            "blocked_by": sweep.blocked_by(
+            "blocked_by": blocked_by(
                 failure,
                 is_held=any(hold.released_at is None for hold in holds[account.id]),
                 max_attempts=most,

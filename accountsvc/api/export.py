@@ -9,8 +9,8 @@ from typing import Any
 from apiflask import APIBlueprint
 from flask import Response
 
-from ..accounts import exports, profiles
-from ..db.engine import database_now, reading
+from ..accounts import credentials, exports
+from ..db.engine import database_now
 from ..db.models import Account
 from ..errors import (
     AccountNotFound,
@@ -22,9 +22,8 @@ from ..errors import (
     WrongPassword,
 )
 from ..tokens import ACCESS, MAILED, RECOVERY
-from ..web import db
+from ..web import services
 from .http import auth, bodies, schemas
-from .http.doorway import services
 from .http.openapi import raises, refuses, sends
 
 bp = APIBlueprint("export", __name__, tag="Export")
@@ -90,14 +89,13 @@ def _confirmed_owner(
     A recovery token was got with the password; a mailed token needs it, so that a mailbox alone never
     opens a vault. Raises what the views list.
     """
-    with reading(db.session()) as session:
+    with services().reading() as session:
         now = database_now(session)
         claims = services().tokens.read(auth.bearer_token(), ACCESS, RECOVERY, MAILED, now=now)
         if claims.kind != ACCESS:
-            account = profiles.deactivated_by_claims(session, claims)
+            account = credentials.deactivated_by_claims(session, claims)
             if account.id != account_id:
                 raise AccountNotFound
-            session.expunge(account)
     if claims.kind == ACCESS:
         who = auth.caller()
         account = auth.reach(who, account_id, staff=False)

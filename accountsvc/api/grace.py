@@ -10,11 +10,12 @@ from apiflask import APIBlueprint
 from flask import Response, current_app, request
 from sqlalchemy.orm import Session
 
-from ..accounts import lifecycle, profiles
+from ..accounts import credentials, lifecycle
 from ..adapters.throttle import TOKEN
 from ..db.audit import Actor
-from ..db.engine import database_now, reading
-from ..db.models import OWNER, STAFF, Account, unique_key
+from ..db.engine import database_now
+from ..db.models import OWNER, STAFF, Account
+from ..db.text import unique_key
 from ..errors import (
     AccountNotFound,
     ConfirmationRequired,
@@ -33,13 +34,11 @@ from ..errors import (
     VersionRequired,
     WrongPassword,
 )
-from ..logs import about
 from ..tokens import MAILED, RECOVERY
-from ..web import db
+from ..web import about, committed, services
 from .deletion import document
 from .http import auth, schemas
 from .http.auth import Caller
-from .http.doorway import committed, services
 from .http.openapi import raises, sends, takes
 from .http.wire import json_response
 from .session import signed_in
@@ -75,19 +74,19 @@ def come_back(json_data: dict[str, str]) -> dict[str, Any]:
             auth.audited_failure("reactivation.failed", email),
             auth.password_try(unique_key(email)),
         ):
-            account = profiles.deactivated_account(
-                db.session(), made.hasher, email=email, password=json_data["password"]
+            account = credentials.deactivated_account(
+                services().database, made.hasher, email=email, password=json_data["password"]
             )
         return signed_in(_reactivate(account.id, account.public_id, account.epoch))
     made.throttle.spend(TOKEN, address=auth.client())
-    with reading(db.session()) as session:
+    with services().reading() as session:
         claims = made.tokens.read(json_data["token"], RECOVERY, MAILED, now=database_now(session))
-        account = profiles.deactivated_by_claims(session, claims)
+        account = credentials.deactivated_by_claims(session, claims)
         account_id = account.id
     account = _reactivate(account_id, claims.public_id, claims.epoch)
     if claims.kind == RECOVERY:
         return signed_in(account)
-    with reading(db.session()) as session:
+    with services().reading() as session:
         return document(session, account, now=database_now(session), by=OWNER)
 
 
@@ -106,7 +105,6 @@ def _reactivate(account_id: int, public_id: uuid.UUID, epoch: int) -> Account:
         except AccountNotFound:
             # Purged since its credentials were checked.
             raise TokenNotValid from None
-        session.expunge(account)
         return account
 
     return committed(reactivate)
@@ -147,7 +145,7 @@ def status(user_id: int) -> Response:
     To the owner, by a recovery or mailed token, and to the staff, who see more. ``ETag`` names this
     state for a PATCH. 404 for an active account.
     """
-    with reading(db.session()) as session:
+    with services().reading() as session:
         now = database_now(session)
         account, by = auth.grace_account(session, user_id, RECOVERY, MAILED, now=now)
         if account.is_active:
@@ -226,12 +224,11 @@ def purge_now(user_id: int, *, json_data: dict[str, str]) -> Response:
     password alone is enough, and is refused within 24 hours of a change of either. Staff repeat the
     account's username in ``confirm``.
     """
-    with reading(db.session()) as session:
+    with services().reading() as session:
         now = database_now(session)
         account, kind = auth.grace_account(session, user_id, MAILED, now=now)
         if kind == STAFF and account.is_active:
             raise NotDeactivated
-        session.expunge(account)
     if kind == OWNER:
         if "password" not in json_data:
             raise ConfirmationRequired

@@ -9,11 +9,9 @@ from sqlalchemy import select
 from werkzeug.exceptions import NotFound
 
 from ..adapters import avatarstore
-from ..db.engine import reading
 from ..db.models import Account
 from ..errors import StoreUnavailable
-from ..web import db
-from .http.doorway import services
+from ..web import services
 from .http.openapi import raises, sends
 
 bp = APIBlueprint("media", __name__, tag="Media")
@@ -33,7 +31,7 @@ def avatar(key: str) -> Response:
     """Serve an avatar; 404 from the moment in which its account is deactivated"""
     if not avatarstore.is_key(key):
         raise NotFound
-    with reading(db.session()) as session:
+    with services().reading() as session:
         shown = session.scalar(
             select(Account.id).where(Account.avatar_key == key, Account.deactivated_at.is_(None))
         )

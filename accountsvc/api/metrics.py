@@ -17,7 +17,7 @@ from prometheus_client.exposition import generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
-from .. import logs
+from .. import web
 from ..monitoring.probes import OK, Probes
 
 bp = APIBlueprint("metrics", __name__, tag="Health")
@@ -58,8 +58,8 @@ def init_app(app: APIFlask, probes: Probes) -> None:
     @app.after_request
     def count(response: Response) -> Response:
         route = "none" if request.url_rule is None else request.url_rule.rule
-        _REQUESTS.labels(logs.method(), route, response.status_code).inc()
-        _SECONDS.labels(logs.method(), route).observe(logs.seconds())
+        _REQUESTS.labels(web.method(), route, response.status_code).inc()
+        _SECONDS.labels(web.method(), route).observe(web.seconds())
         return response
 
 

@@ -7,8 +7,9 @@ from typing import Any
 from apiflask import APIBlueprint
 from sqlalchemy.orm import Session
 
-from ..accounts import profiles
-from ..adapters import avatarstore
+from .. import documents
+from ..accounts import avatars, credentials, profiles
+from ..adapters import images
 from ..adapters.throttle import EMAIL_CHANGE
 from ..db.engine import database_now
 from ..db.models import Account
@@ -23,10 +24,9 @@ from ..errors import (
     Throttled,
     WrongPassword,
 )
-from ..web import db
+from ..web import committed, services
 from .http import auth, bodies, schemas
 from .http.auth import Caller
-from .http.doorway import committed, services
 from .http.openapi import raises, uploads
 from .session import signed_in
 
@@ -41,7 +41,7 @@ def show(*, caller: Caller) -> dict[str, object]:
 
     A body is ignored.
     """
-    return profiles.user_document(caller.account)
+    return documents.user_document(caller.account)
 
 
 @bp.route("/profile/<int:user_id>/update/", methods=["PUT", "PATCH"])
@@ -68,7 +68,7 @@ def update(user_id: int, *, caller: Caller, changes: dict[str, str]) -> dict[str
     image or a bad field changes nothing.
     """
     image = bodies.uploaded("avatar")
-    normalised = None if image is None else avatarstore.normalise(image)
+    normalised = None if image is None else images.normalise(image)
     password = changes.pop("password", None)
     if changes.get("email", caller.account.email).strip() != caller.account.email:
         auth.confirm(caller, "fresh", lambda: password)
@@ -85,20 +85,19 @@ def update(user_id: int, *, caller: Caller, changes: dict[str, str]) -> dict[str
             now=database_now(session),
         )
         session.flush()
-        session.expunge(account)
         return account
 
     account = committed(change) if changes else caller.account
     if normalised is not None:
-        account = profiles.replace_avatar(
-            db.session(),
+        account = avatars.replace_avatar(
+            services().database,
             services().avatars,
             user_id,
             epoch=caller.epoch,
             image=normalised,
             by=caller.actor(user_id),
         )
-    return profiles.user_document(account)
+    return documents.user_document(account)
 
 
 @bp.post("/profile/<int:user_id>/password/")
@@ -112,8 +111,8 @@ def change_password(user_id: int, *, caller: Caller, json_data: dict[str, str]) 
     made = services()
     email, key = caller.account.email, caller.account.email_key
     with auth.audited_failure("confirmation.failed", email), auth.password_try(key):
-        account = profiles.change_password(
-            db.session(),
+        account = credentials.change_password(
+            services().database,
             made.hasher,
             user_id,
             epoch=caller.epoch,

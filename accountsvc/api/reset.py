@@ -5,15 +5,13 @@ from __future__ import annotations
 from apiflask import APIBlueprint
 
 from .. import tokens
-from ..accounts import profiles
+from ..accounts import credentials
 from ..adapters.throttle import PASSWORD, PASSWORD_RESET, TOKEN
-from ..db.engine import database_now, reading
-from ..db.models import unique_key
+from ..db.engine import database_now
+from ..db.text import unique_key
 from ..errors import InvalidInput, Throttled, TokenNotValid
-from ..logs import about
-from ..web import db
+from ..web import about, committed, services
 from .http import auth, schemas
-from .http.doorway import committed, services
 from .http.openapi import raises
 
 bp = APIBlueprint("reset", __name__, tag="Session")
@@ -38,7 +36,9 @@ def ask(json_data: dict[str, str]) -> dict[str, str]:
         # Silent: a 429 for one address only would say that somebody else asks for it.
         return answer
     committed(
-        lambda session: profiles.request_password_reset(session, email, now=database_now(session))
+        lambda session: credentials.request_password_reset(
+            session, email, now=database_now(session)
+        )
     )
     return answer
 
@@ -54,12 +54,12 @@ def confirm(json_data: dict[str, str]) -> dict[str, str]:
     """
     made = services()
     made.throttle.spend(TOKEN, address=auth.client())
-    with reading(db.session()) as session:
+    with services().reading() as session:
         claims = made.tokens.read(
             json_data["token"], tokens.PASSWORD_RESET, now=database_now(session)
         )
-    account = profiles.reset_password(
-        db.session(),
+    account = credentials.reset_password(
+        services().database,
         made.hasher,
         claims,
         json_data["new_password"],

@@ -7,17 +7,17 @@ from typing import Any
 from apiflask import APIBlueprint
 from flask import Response
 
-from ..accounts import profiles
+from .. import documents
+from ..accounts import credentials, profiles
 from ..adapters.throttle import SIGN_UP
 from ..db import rows
-from ..db.engine import database_now, reading
-from ..db.models import Account, unique_key
+from ..db.engine import database_now
+from ..db.models import Account
+from ..db.text import unique_key
 from ..errors import AccountDeactivated, InvalidCredentials, InvalidInput, Throttled, TokenNotValid
-from ..logs import about
 from ..tokens import REFRESH
-from ..web import db
+from ..web import about, services
 from .http import auth, errors, schemas
-from .http.doorway import services
 from .http.openapi import raises
 
 bp = APIBlueprint("session", __name__, tag="Session")
@@ -34,7 +34,7 @@ def sign_up(json_data: dict[str, str]) -> dict[str, Any]:
     """
     made = services()
     made.throttle.spend(SIGN_UP, address=auth.client())
-    account = profiles.sign_up(db.session(), made.hasher, made.keyring, json_data)
+    account = profiles.sign_up(services().database, made.hasher, made.keyring, json_data)
     return signed_in(account)
 
 
@@ -50,7 +50,7 @@ def sign_in(json_data: dict[str, str]) -> dict[str, Any] | Response:
     try:
         email = json_data["email"]
         with auth.audited_failure("sign_in.failed", email), auth.password_try(unique_key(email)):
-            account = profiles.authenticate(db.session(), services().hasher, **json_data)
+            account = credentials.authenticate(services().database, services().hasher, **json_data)
     except AccountDeactivated as exc:
         return _way_back(exc)
     return signed_in(account)
@@ -63,10 +63,10 @@ def sign_in(json_data: dict[str, str]) -> dict[str, Any] | Response:
 def refresh(json_data: dict[str, str]) -> dict[str, str]:
     """Get a new access token, which is not fresh, for a refresh token"""
     tokens = services().tokens
-    with reading(db.session()) as transaction:
+    with services().reading() as transaction:
         now = database_now(transaction)
         claims = tokens.read(json_data["refresh"], REFRESH, now=now)
-        account = profiles.by_claims(transaction, claims)
+        account = credentials.by_claims(transaction, claims)
         return {"access": tokens.access(account, now=now, fresh=False)}
 
 
@@ -77,18 +77,18 @@ def signed_in(account: Account) -> dict[str, Any]:
     """
     about(account.public_id)
     tokens = services().tokens
-    with reading(db.session()) as transaction:
+    with services().reading() as transaction:
         now = database_now(transaction)
     return {
         "access": tokens.access(account, now=now, fresh=True),
         "refresh": tokens.refresh(account, now=now),
-        "user": profiles.user_document(account),
+        "user": documents.user_document(account),
     }
 
 
 def _way_back(exc: AccountDeactivated) -> Response:
     """Tell the person who knows the password when the purge is, with a token to come back by."""
-    with reading(db.session()) as transaction:
+    with services().reading() as transaction:
         now = database_now(transaction)
         account = rows.find(transaction, exc.account_id)
         if account is None or account.is_active:

@@ -16,14 +16,13 @@ from sqlalchemy.orm import Session
 
 from ..accounts import lifecycle
 from ..db import audit, rows
-from ..db.engine import database_now, reading
+from ..db.engine import database_now
 from ..db.models import MAX_ID
 from ..errors import AccountNotFound, HoldNotFound, InvalidInput, NotAuthorized
-from ..web import db
+from ..web import committed, services
 from .deletion import documents, hold_document
 from .http import auth, schemas
 from .http.auth import Caller
-from .http.doorway import committed, services
 from .http.openapi import raises, sends
 from .http.wire import timestamp
 
@@ -63,7 +62,7 @@ def place(
 @raises(AccountNotFound, NotAuthorized)
 def show_holds(user_id: int, *, caller: Caller) -> dict[str, Any]:
     """Show an account's holds, released ones too, oldest first"""
-    with reading(db.session()) as session:
+    with services().reading() as session:
         holds = lifecycle.holds(session, [user_id])
         return {"results": [hold_document(hold) for hold in holds]}
 
@@ -104,7 +103,7 @@ def list_deletions(*, caller: Caller, query_data: dict[str, Any]) -> Any:
     """List deactivated accounts by the time of their purge, a page at a time"""
     cursor = query_data.pop("cursor", None)
     limit = query_data.pop("limit")
-    with reading(db.session()) as session:
+    with services().reading() as session:
         now = database_now(session)
         found = lifecycle.deletions(
             session,
@@ -134,7 +133,7 @@ def list_deletions(*, caller: Caller, query_data: dict[str, Any]) -> Any:
 def list_events(*, caller: Caller, query_data: dict[str, Any]) -> Any:
     """List what happened, oldest first, a page at a time"""
     limit = query_data["limit"]
-    with reading(db.session()) as session:
+    with services().reading() as session:
         subject = None
         if "subject" in query_data:
             subject = _subject(session, query_data["subject"])

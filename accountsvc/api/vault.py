@@ -10,14 +10,13 @@ from sqlalchemy.exc import NoResultFound
 from sqlalchemy.orm import Session
 
 from .. import generator
-from ..accounts import profiles, vault
+from ..accounts import credentials, vault
 from ..accounts.vault import Entry, StoredEntry
-from ..db.engine import database_now, reading
+from ..db.engine import database_now
 from ..errors import InvalidInput, PasswordNotFound, TokenNotValid
-from ..web import db
+from ..web import committed, services
 from .http import auth, schemas
 from .http.auth import Caller
-from .http.doorway import committed, services
 from .http.openapi import raises, sends
 from .http.wire import timestamp
 
@@ -72,9 +71,9 @@ def show_all(
     """
     limit = query_data.get("limit")
     try:
-        with reading(db.session()) as session:
+        with services().reading() as session:
             # Again, in the transaction that opens the vault.
-            account = profiles.by_claims(session, caller.claims)
+            account = credentials.by_claims(session, caller.claims)
             found = list(
                 vault.entries(
                     session,

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from flask import Flask
 
-from . import accounts
+from . import accounts, purging, stores
 
 
 def init_app(app: Flask) -> None:
     """Register the commands on ``flask``."""
-    accounts.init_app(app)
+    accounts.group.add_command(purging.purge_command)
+    for group in (accounts.group, purging.sweeps, stores.files, stores.keys, stores.records):
+        app.cli.add_command(group)

@@ -8,18 +8,12 @@ first writes; a reading one stays deferred and is refused a write by ``query_onl
 from __future__ import annotations
 
 import sqlite3
-import sys
-import unicodedata
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Connection, DateTime, Dialect, Engine, create_engine, event, text
-from sqlalchemy.engine import make_url
-from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
-from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import Session, sessionmaker
 from sqlalchemy.types import TypeDecorator
 
@@ -113,33 +107,62 @@ def _begin(connection: Connection) -> None:
     connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
 
 
+class Database:
+    """One database: the one way to open a transaction on it.
+
+    *session* names the session that a transaction is opened on: the request's own in the web
+    application, by default a new one. Made before a fork, it connects afterwards.
+    """
+
+    def __init__(self, engine: Engine, session: Callable[[], Session] | None = None) -> None:
+        self.engine = engine
+        self._session = session or sessionmaker(engine, expire_on_commit=False)
+
+    @contextmanager
+    def writing(self) -> Iterator[Session]:
+        """Open a writing transaction; commit at the end, roll back on any exception.
+
+        What was read or written stays readable afterwards, detached. Raises RuntimeError inside
+        another transaction of the same request, whose locks and reads it would end.
+        """
+        with writing(self._session()) as session:
+            yield session
+
+    @contextmanager
+    def reading(self) -> Iterator[Session]:
+        """Open a transaction that only reads and leave none behind; otherwise as :meth:`writing`."""
+        with reading(self._session()) as session:
+            yield session
+
+
 @contextmanager
 def writing(session: Session) -> Iterator[Session]:
-    """Open a writing transaction on *session*; commit at the end, roll back on any exception.
-
-    The session must not be inside a transaction: what was read in an earlier one is forgotten, so
-    that nothing stale is decided on.
-    """
-    session.rollback()
-    session.expire_all()
-    session.connection(execution_options={"writes": True})
+    """Open a writing transaction on *session*, as :meth:`Database.writing` promises; close both."""
+    _refuse_nesting(session)
     try:
+        session.connection(execution_options={"writes": True})
         yield session
         session.commit()
     except BaseException:
         session.rollback()
         raise
+    finally:
+        session.close()
 
 
 @contextmanager
 def reading(session: Session) -> Iterator[Session]:
-    """Open a transaction that only reads and leave none behind."""
-    session.rollback()
-    session.expire_all()
+    """Open a reading transaction on *session*, as :meth:`Database.reading` promises; close both."""
+    _refuse_nesting(session)
     try:
         yield session
     finally:
-        session.rollback()
+        session.close()
+
+
+def _refuse_nesting(session: Session) -> None:
+    if session.in_transaction():
+        raise RuntimeError("a transaction is open on this session: end it before another begins")
 
 
 def database_now(session: Session) -> datetime:
@@ -154,112 +177,3 @@ def database_now(session: Session) -> datetime:
     found = session.scalar(text("SELECT clock_timestamp()"))
     assert isinstance(found, datetime)
     return found.astimezone(UTC)
-
-
-def make_sessions(engine: Engine) -> sessionmaker[Session]:
-    """Return the factory of sessions for whoever owns several transactions (sweep, outbox, CLI)."""
-    return sessionmaker(engine, expire_on_commit=False)
-
-
-def is_text(text: str) -> bool:
-    """Say whether *text* can be stored: no NUL bytes (PostgreSQL), no lone surrogates (UTF-8)."""
-    return "\0" not in text and not any("\ud800" <= character <= "\udfff" for character in text)
-
-
-def text_problem(text: str, *, allowed: str = "") -> str | None:
-    """Say what makes *text* unfit for a field: NUL bytes, lone surrogates, control characters not *allowed*."""
-    for character in text:
-        if character not in allowed and unicodedata.category(character) in {"Cc", "Cs"}:
-            return "Remove control characters; send valid Unicode text."
-    return None
-
-
-def is_passing_fault(exc: BaseException) -> bool:
-    """Say whether a repetition may succeed: connection lost, lock or pool time-out, serialization.
-
-    What it says about the row that was worked on is :func:`is_outage`'s to tell.
-    """
-    if isinstance(exc, PoolTimeout):
-        return True
-    if not isinstance(exc, DBAPIError):
-        return False
-    if exc.connection_invalidated or isinstance(exc, OperationalError | InterfaceError):
-        return True
-    state = getattr(exc.orig, "sqlstate", None) or ""
-    # 25006: read only; 40: serialization, deadlock; 53: resources; 55P03: lock; 57: shutdown, cancelled; 58: I/O.
-    return state.startswith(("08", "25006", "40", "53", "55P03", "57", "58"))
-
-
-def is_outage(exc: BaseException) -> bool:
-    """Say whether the fault is the database's as a whole, and would meet whatever is tried next.
-
-    A lock or statement that took too long, a deadlock, a trigger or block that fails is not: that may be
-    about single rows.
-    """
-    if not is_passing_fault(exc):
-        return False
-    if not isinstance(exc, DBAPIError) or exc.connection_invalidated:
-        return True
-    code = getattr(exc.orig, "sqlite_errorcode", None)
-    if code is not None:
-        # The low byte is the primary code; what it says of one statement alone is SQLITE_ERROR and such.
-        return code & 0xFF in _SQLITE_OUTAGES
-    state = getattr(exc.orig, "sqlstate", None)
-    # A connection that is not made or is lost has none. 57014: a statement was cancelled.
-    return state is None or (
-        state.startswith(("08", "25006", "53", "57")) and not state.startswith("57014")
-    )
-
-
-_SQLITE_OUTAGES = {
-    sqlite3.SQLITE_PERM,
-    sqlite3.SQLITE_BUSY,
-    sqlite3.SQLITE_LOCKED,
-    sqlite3.SQLITE_READONLY,
-    sqlite3.SQLITE_IOERR,
-    sqlite3.SQLITE_CORRUPT,
-    sqlite3.SQLITE_FULL,
-    sqlite3.SQLITE_CANTOPEN,
-    sqlite3.SQLITE_NOTADB,
-}
-
-
-def upgrade(url: str, revision: str = "head") -> None:
-    """Bring the schema of the database at *url* to *revision* by the migrations; idempotent."""
-    from alembic import command
-
-    command.upgrade(alembic_config(url), revision)
-
-
-def downgrade(url: str, revision: str) -> None:
-    """Take the schema of the database at *url* back to *revision*."""
-    from alembic import command
-
-    command.downgrade(alembic_config(url), revision)
-
-
-def alembic_config(url: str) -> Any:
-    """Return Alembic's configuration for *url*; it needs no Flask application."""
-    from alembic.config import Config
-
-    config = Config()
-    folder = migrations_path()
-    # Alembic interpolates, hence the doubled percent sign.
-    config.set_main_option("script_location", str(folder).replace("%", "%%"))
-    config.set_main_option("path_separator", "newline")
-    # Alembic prepends it each time it is asked; the path must not grow with every health check.
-    if str(folder.parent) not in sys.path:
-        config.set_main_option("prepend_sys_path", str(folder.parent).replace("%", "%%"))
-    config.attributes["url"] = url
-    return config
-
-
-def migrations_path() -> Path:
-    return Path(__file__).resolve().parents[2] / "migrations"
-
-
-def ensure_folder(url: str) -> None:
-    """Make the folder of a SQLite file; do nothing for another engine."""
-    parsed = make_url(url)
-    if parsed.get_backend_name() == "sqlite" and parsed.database:
-        Path(parsed.database).parent.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -6,8 +6,6 @@ receipt cannot be deleted by anybody's mistake (CHECKs, ``NO ACTION`` and trigge
 
 from __future__ import annotations
 
-import hashlib
-import unicodedata
 import uuid
 from datetime import datetime
 from typing import Any
@@ -34,18 +32,20 @@ from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from .engine import UtcDateTime
+from .triggers import POSTGRESQL_FUNCTIONS, POSTGRESQL_TRIGGERS, SQLITE_TRIGGERS
 
 # The largest id that both engines can hold.
 MAX_ID = 2**63 - 1
-# What the shorter of the two key columns holds.
-MAX_KEY_BYTES = 600
 
 OWNER, STAFF, OPERATOR, SYSTEM = "owner", "staff", "operator", "system"
+
 ACTIVE, DEACTIVATED, DUE = "active", "deactivated", "due"
+
 SWEPT, PAUSED = "swept", "paused"
 
 # INTEGER PRIMARY KEY is what makes AUTOINCREMENT possible on SQLite.
 _Id = BigInteger().with_variant(Integer, "sqlite")
+
 _Json = JSON().with_variant(JSONB, "postgresql")
 
 
@@ -64,22 +64,6 @@ class Base(DeclarativeBase):
         uuid.UUID: Uuid,
         dict[str, Any]: _Json,
     }
-
-
-def unique_key(typed: str) -> str:
-    """Return the form in which e-mails and usernames are compared.
-
-    Normalised in Python, because ``lower()`` differs between the engines. NFKC twice: case folding
-    can leave a text that is not normalised (Unicode, section 3.13, "identifier caseless match").
-    """
-    folded = unicodedata.normalize("NFKC", typed.strip()).casefold()
-    key = unicodedata.normalize("NFKC", folded)
-    # One character can become eighteen (U+FDFA): too long for the column and for an index entry. No
-    # other key begins so, since folding leaves no capitals.
-    encoded = key.encode(errors="surrogatepass")
-    if len(encoded) > MAX_KEY_BYTES:
-        return f"SHA-256:{hashlib.sha256(encoded).hexdigest()}"
-    return key
 
 
 class Account(Base):
@@ -291,84 +275,6 @@ class AuditEvent(Base):
     actor_kind: Mapped[str] = mapped_column(String(8))
     # A few counts, ids and words from closed lists.
     details: Mapped[dict[str, Any]] = mapped_column(default=dict)
-
-
-# Triggers, as they are now; the migrations have frozen copies, and a test compares the outcome.
-
-_RECEIPT_FACTS = (
-    "public_id", "deactivated_at", "deactivated_by", "purge_at", "purged_at", "saved_passwords", "files",
-)  # fmt: skip
-
-SQLITE_TRIGGERS = {
-    "accounts_refuse_active_delete": """
-        CREATE TRIGGER accounts_refuse_active_delete BEFORE DELETE ON accounts
-        WHEN OLD.deactivated_at IS NULL
-        BEGIN SELECT RAISE(ABORT, 'an active account cannot be deleted'); END""",
-    # The foreign key says the same, but only to a connection that switched foreign keys on.
-    "accounts_refuse_held_delete": """
-        CREATE TRIGGER accounts_refuse_held_delete BEFORE DELETE ON accounts
-        WHEN EXISTS (SELECT 1 FROM legal_holds WHERE account_id = OLD.id AND released_at IS NULL)
-        BEGIN SELECT RAISE(ABORT, 'an account with an open hold cannot be deleted'); END""",
-    # INSERT OR REPLACE fires delete triggers only on a connection with recursive_triggers.
-    "audit_events_refuse_replace": """
-        CREATE TRIGGER audit_events_refuse_replace BEFORE INSERT ON audit_events
-        WHEN EXISTS (SELECT 1 FROM audit_events WHERE id = NEW.id)
-        BEGIN SELECT RAISE(ABORT, 'audit events are append-only'); END""",
-    "audit_events_refuse_update": """
-        CREATE TRIGGER audit_events_refuse_update BEFORE UPDATE ON audit_events
-        BEGIN SELECT RAISE(ABORT, 'audit events are append-only'); END""",
-    "audit_events_refuse_delete": """
-        CREATE TRIGGER audit_events_refuse_delete BEFORE DELETE ON audit_events
-        BEGIN SELECT RAISE(ABORT, 'audit events are append-only'); END""",
-    "receipts_refuse_replace": """
-        CREATE TRIGGER receipts_refuse_replace BEFORE INSERT ON receipts
-        WHEN EXISTS (SELECT 1 FROM receipts WHERE public_id = NEW.public_id)
-        BEGIN SELECT RAISE(ABORT, 'receipts are append-only'); END""",
-    "receipts_refuse_update": f"""
-        CREATE TRIGGER receipts_refuse_update BEFORE UPDATE ON receipts
-        WHEN OLD.scrubbed_at IS NOT NULL OR NEW.scrubbed_at IS NULL
-          OR {" OR ".join(f"OLD.{name} IS NOT NEW.{name}" for name in _RECEIPT_FACTS)}
-        BEGIN SELECT RAISE(ABORT, 'receipts are append-only'); END""",
-    "receipts_refuse_delete": """
-        CREATE TRIGGER receipts_refuse_delete BEFORE DELETE ON receipts
-        BEGIN SELECT RAISE(ABORT, 'receipts are append-only'); END""",
-}
-
-POSTGRESQL_FUNCTIONS = {
-    "accountsvc_refuse": """
-        CREATE FUNCTION accountsvc_refuse() RETURNS trigger LANGUAGE plpgsql AS $$
-        BEGIN
-          RAISE EXCEPTION USING
-            MESSAGE = TG_ARGV[0], ERRCODE = 'restrict_violation', CONSTRAINT = TG_NAME;
-        END $$""",
-}
-
-POSTGRESQL_TRIGGERS = {
-    "accounts_refuse_active_delete": """
-        CREATE TRIGGER accounts_refuse_active_delete BEFORE DELETE ON accounts
-        FOR EACH ROW WHEN (OLD.deactivated_at IS NULL)
-        EXECUTE FUNCTION accountsvc_refuse('an active account cannot be deleted')""",
-    "accounts_refuse_truncate": """
-        CREATE TRIGGER accounts_refuse_truncate BEFORE TRUNCATE ON accounts
-        FOR EACH STATEMENT EXECUTE FUNCTION accountsvc_refuse('accounts cannot be truncated')""",
-    "audit_events_refuse_change": """
-        CREATE TRIGGER audit_events_refuse_change BEFORE UPDATE OR DELETE ON audit_events
-        FOR EACH ROW EXECUTE FUNCTION accountsvc_refuse('audit events are append-only')""",
-    "audit_events_refuse_truncate": """
-        CREATE TRIGGER audit_events_refuse_truncate BEFORE TRUNCATE ON audit_events
-        FOR EACH STATEMENT EXECUTE FUNCTION accountsvc_refuse('audit events are append-only')""",
-    "receipts_refuse_update": f"""
-        CREATE TRIGGER receipts_refuse_update BEFORE UPDATE ON receipts
-        FOR EACH ROW WHEN (OLD.scrubbed_at IS NOT NULL OR NEW.scrubbed_at IS NULL
-          OR {" OR ".join(f"OLD.{name} IS DISTINCT FROM NEW.{name}" for name in _RECEIPT_FACTS)})
-        EXECUTE FUNCTION accountsvc_refuse('receipts are append-only')""",
-    "receipts_refuse_delete": """
-        CREATE TRIGGER receipts_refuse_delete BEFORE DELETE ON receipts
-        FOR EACH ROW EXECUTE FUNCTION accountsvc_refuse('receipts are append-only')""",
-    "receipts_refuse_truncate": """
-        CREATE TRIGGER receipts_refuse_truncate BEFORE TRUNCATE ON receipts
-        FOR EACH STATEMENT EXECUTE FUNCTION accountsvc_refuse('receipts are append-only')""",
-}
 
 
 def _create_triggers(_metadata: MetaData, connection: Any, **_options: object) -> None:

@@ -14,19 +14,19 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from ..errors import AccountNotFound, TokenNotValid
-from .engine import is_text
-from .models import MAX_ID, Account, unique_key
+from .models import MAX_ID, Account
+from .text import is_text, unique_key
 
 T = TypeVar("T")
 
 # Ids of one statement; SQLite takes 32,766 at most.
-PAGE = 500
+CHUNK = 500
 
 
-def pages(ids: Sequence[T]) -> Iterator[Sequence[T]]:
+def chunks(ids: Sequence[T]) -> Iterator[Sequence[T]]:
     """Cut *ids* into as many as one statement takes."""
-    for start in range(0, len(ids), PAGE):
-        yield ids[start : start + PAGE]
+    for start in range(0, len(ids), CHUNK):
+        yield ids[start : start + CHUNK]
 
 
 def is_id(number: int) -> bool:
@@ -83,10 +83,10 @@ def lock_many(session: Session, account_ids: Collection[int]) -> dict[int, Accou
     ids = sorted(filter(is_id, set(account_ids)))
     return {
         account.id: account
-        for page in pages(ids)
+        for chunk in chunks(ids)
         for account in session.scalars(
             select(Account)
-            .where(Account.id.in_(page))
+            .where(Account.id.in_(chunk))
             .order_by(Account.id)
             .with_for_update()
             .execution_options(populate_existing=True)

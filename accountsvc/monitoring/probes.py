@@ -25,7 +25,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from ..adapters import objectstore
-from ..db import engine
+from ..db import engine, outages, schema
 from ..services import Services
 from . import status
 from .status import Status
@@ -47,7 +47,7 @@ SWEEPS_MISSED = 5
 @cache
 def _revisions() -> tuple[str | None, frozenset[str]]:
     """Return the newest revision that this code knows, and all of them; they are read from files once."""
-    script = ScriptDirectory(str(engine.migrations_path()))
+    script = ScriptDirectory(str(schema.migrations_path()))
     known = frozenset(one.revision for one in script.walk_revisions())
     return script.get_current_head(), known
 
@@ -187,7 +187,7 @@ class Probes:
                     count_active=False,
                 )
         except Exception as exc:
-            if engine.is_passing_fault(exc):
+            if outages.is_passing_fault(exc):
                 return None
             raise
 
@@ -201,7 +201,7 @@ class Probes:
 
     @contextmanager
     def _reading(self) -> Iterator[Session]:
-        with self._services.sessions() as session, engine.reading(session):
+        with self._services.reading() as session:
             yield session
 
     def _ask_database(self) -> None:

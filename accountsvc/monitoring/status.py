@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 
 from ..db.models import Account, LegalHold, PurgeFailure, Receipt
 from ..outbox import queue
-from ..purge import sweep
+from ..purge import brake
 
 
 @dataclass(frozen=True)
@@ -72,8 +72,8 @@ def read(
         overdue=timedelta() if oldest is None else now - oldest,
         owed=queue.pending(session, now),
         last_purged_at=session.scalar(select(func.max(Receipt.purged_at))),
-        swept_at=sweep.swept_at(session),
-        paused_at=sweep.paused_at(session),
+        swept_at=brake.swept_at(session),
+        paused_at=brake.paused_at(session),
         unscrubbed=session.scalar(
             select(func.count()).select_from(Receipt).where(Receipt.scrubbed_at.is_(None))
         )

@@ -17,9 +17,9 @@ from typing import Any
 
 import structlog
 from sqlalchemy import Select, delete, func, select, tuple_, update
-from sqlalchemy.orm import Session, sessionmaker
+from sqlalchemy.orm import Session
 
-from ..db.engine import Clock, reading, writing
+from ..db.engine import Clock, Database
 from ..db.models import Effect
 from ..errors import Unavailable
 
@@ -143,7 +143,7 @@ def is_behind(session: Session, kind: str, now: datetime) -> bool:
 
 
 def deliver(
-    sessions: sessionmaker[Session],
+    database: Database,
     clock: Clock,
     handlers: Mapping[str, Handler],
     *,
@@ -161,7 +161,7 @@ def deliver(
     """
     result = DeliveryResult()
     stop_at = time.monotonic() + seconds
-    waiting = _failing_last(sessions, [kind for kind in handlers if kinds is None or kind in kinds])
+    waiting = _failing_last(database, [kind for kind in handlers if kinds is None or kind in kinds])
     while waiting:
         for kind in list(waiting):
             if time.monotonic() >= stop_at:
@@ -169,16 +169,16 @@ def deliver(
                 return result
             mail = kind.startswith(MAIL_PREFIX)
             size = 1 if mail else min(batch_size, _AT_ONCE.get(kind, batch_size))
-            owed = _claim(sessions, clock, kind, size)
+            owed = _claim(database, clock, kind, size)
             if owed is None:
                 waiting.remove(kind)
                 continue
             if not owed:
                 continue
-            with sessions() as session, reading(session):
+            with database.reading() as session:
                 now = clock(session)
             outcome = _handle(handlers[kind], owed, now)
-            _settle(sessions, clock, owed, outcome, on_given_up)
+            _settle(database, clock, owed, outcome, on_given_up)
             bad = len(outcome.failed)
             result.failed += bad
             result.given_up += len(outcome.given_up)
@@ -186,22 +186,20 @@ def deliver(
     return result
 
 
-def _failing_last(sessions: sessionmaker[Session], kinds: list[str]) -> list[str]:
+def _failing_last(database: Database, kinds: list[str]) -> list[str]:
     """Put kinds that have failed behind the others, which would otherwise wait for their time-outs."""
     if len(kinds) < 2:
         return kinds
-    with sessions() as session, reading(session):
+    with database.reading() as session:
         failing = set(
             session.scalars(select(Effect.kind).where(Effect.last_error.is_not(None)).distinct())
         )
     return sorted(kinds, key=lambda kind: kind in failing)
 
 
-def _claim(
-    sessions: sessionmaker[Session], clock: Clock, kind: str, size: int
-) -> dict[int, Owed] | None:
+def _claim(database: Database, clock: Clock, kind: str, size: int) -> dict[int, Owed] | None:
     """Lease up to *size* effects; None when none is due, empty when those that were had expired."""
-    with sessions() as session, writing(session):
+    with database.writing() as session:
         now = clock(session)
         rows = session.scalars(
             select(Effect)
@@ -256,7 +254,7 @@ def _handle(handler: Handler, owed: Mapping[int, Owed], now: datetime) -> Outcom
 
 
 def _settle(
-    sessions: sessionmaker[Session],
+    database: Database,
     clock: Clock,
     owed: Mapping[int, Owed],
     outcome: Outcome,
@@ -265,7 +263,7 @@ def _settle(
     """Remove what is done and reschedule what failed, each only while its lease is still ours."""
     spoken_of = {*outcome.failed, *outcome.later, *outcome.given_up}
     done = [(row_id, one.attempts) for row_id, one in owed.items() if one.uid not in spoken_of]
-    with sessions() as session, writing(session):
+    with database.writing() as session:
         now = clock(session)
         _drop(session, done)
         for row_id, one in owed.items():

@@ -11,7 +11,7 @@ import structlog
 from flask import Blueprint, Response, render_template, request
 from werkzeug.exceptions import HTTPException
 
-from ..db.engine import is_passing_fault
+from ..db.outages import is_passing_fault
 from ..errors import Throttled, Unavailable
 from ..logs import describe
 from .links import RECOVER, RESET_PASSWORD

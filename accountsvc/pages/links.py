@@ -16,14 +16,13 @@ from urllib.parse import urlsplit
 
 from flask import Response, current_app, redirect, request
 
-from ..adapters.throttle import client_address
-from ..db.engine import database_now, reading
+from ..db.engine import database_now
 from ..db.models import DUE, Account
 from ..db.rows import find_by_public_id
 from ..errors import TokenNotValid
-from ..logs import about
 from ..services import Services
 from ..tokens import MAILED, PASSWORD_RESET, Claims, derive_key
+from ..web import about, client_address
 from . import messages
 from .messages import Told
 
@@ -105,10 +104,9 @@ def visit(link: Link) -> Visit:
         raise Told(messages.INCOMPLETE)
     if request.method == "POST" and not (_from_here() and _has_form_key(token)):
         raise Told(messages.FOREIGN_FORM)
-    with made.sessions() as session, reading(session):
+    with made.reading() as session:
         now = database_now(session)
         account = find_by_public_id(session, claims.public_id)
-        session.expunge_all()
     if account is None:
         raise Told(messages.PURGED)
     about(account.public_id)

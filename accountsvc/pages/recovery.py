@@ -14,7 +14,6 @@ from flask import Response, render_template, request
 from ..accounts import exports, lifecycle
 from ..adapters import throttle
 from ..db.audit import Actor
-from ..db.engine import writing
 from ..db.models import OWNER
 from ..errors import (
     AccountNotFound,
@@ -80,7 +79,7 @@ def _visit() -> Visit:
 def _keep(who: Visit) -> Response:
     made = services()
     made.throttle.spend(throttle.TOKEN, address=client())
-    with made.sessions() as session, writing(session):
+    with made.writing() as session:
         lifecycle.reactivate(
             session,
             who.account.id,
@@ -109,7 +108,7 @@ def _delete(who: Visit) -> Response:
     if problems:
         return _page(who, 400, problems)
     services().confirm_password(who.account, request.form["password"], address=client())
-    with services().sessions() as session, writing(session):
+    with services().writing() as session:
         lifecycle.due_now(
             session,
             who.account.id,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from flask import Response, render_template, request
 
-from ..accounts import profiles
+from ..accounts import credentials
 from ..adapters import throttle
 from ..errors import InvalidInput, Throttled, TokenNotValid
 from . import messages
@@ -23,14 +23,13 @@ def act() -> Response:
     who, made = _visit(), services()
     try:
         made.throttle.spend(throttle.TOKEN, address=client())
-        with made.sessions() as session:
-            profiles.reset_password(
-                session,
-                made.hasher,
-                who.claims,
-                request.form.get("new_password", ""),
-                grace=made.settings.grace_period,
-            )
+        credentials.reset_password(
+            made.database,
+            made.hasher,
+            who.claims,
+            request.form.get("new_password", ""),
+            grace=made.settings.grace_period,
+        )
         made.throttle.forgive(throttle.PASSWORD, account=who.account.email_key)
     except InvalidInput as exc:
         return _page(who, 400, {"new-password": " ".join(exc.fields["new_password"])})
@@ -44,7 +43,7 @@ def act() -> Response:
 
 def _visit() -> Visit:
     who = visit(RESET_PASSWORD)
-    if not profiles.reset_is_current(who.account, who.claims):
+    if not credentials.reset_is_current(who.account, who.claims):
         raise Told(messages.RESET_USED)
     if not who.is_current:
         raise Told(messages.RESET_EXPIRED)

@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sqlalchemy import update
 
-from accountsvc.accounts import profiles
+from accountsvc import documents
+from accountsvc.accounts import avatars, credentials, fields, profiles
 from accountsvc.adapters.avatarstore import FileStore
 from accountsvc.db.audit import Actor
 from accountsvc.db.models import Account
@@ -64,7 +65,7 @@ NEW_PASSWORD = "another horse battery staple"
 UNSOUND = ["a\0b", "a\udcffb", "a\nb", "a\x7fb", "\x1b[31m"]
 
 
-class CountingHasher(profiles.PasswordHasher):
+class CountingHasher(credentials.PasswordHasher):
     """Counts what costs time."""
 
     def __init__(self) -> None:
@@ -80,7 +81,7 @@ class CountingHasher(profiles.PasswordHasher):
         return super().verify(password_hash, password)
 
 
-class WaitingHasher(profiles.PasswordHasher):
+class WaitingHasher(credentials.PasswordHasher):
     """Lets something happen while a password is hashed or verified: outside any transaction."""
 
     def __init__(self, meanwhile: Callable[[], object], during: str) -> None:
@@ -106,12 +107,11 @@ def authenticate(
     services: Services,
     email: str = "ann@example.org",
     password: str = PASSWORD,
-    hasher: profiles.PasswordHasher | None = None,
+    hasher: credentials.PasswordHasher | None = None,
 ) -> Account:
-    with services.sessions() as session:
-        return profiles.authenticate(
-            session, hasher or services.hasher, email=email, password=password
-        )
+    return credentials.authenticate(
+        services.database, hasher or services.hasher, email=email, password=password
+    )
 
 
 def change_password(services: Services, account: Account, **options: Any) -> Account:
@@ -125,8 +125,7 @@ def change_password(services: Services, account: Account, **options: Any) -> Acc
         **options,
     }
     hasher = given.pop("hasher", services.hasher)
-    with services.sessions() as session:
-        return profiles.change_password(session, hasher, account.id, **given)
+    return credentials.change_password(services.database, hasher, account.id, **given)
 
 
 def update_profile(services: Services, account: Account, **changes: str) -> Account:
@@ -152,8 +151,7 @@ def reset_password(
 ) -> None:
     given = {"grace": GRACE, "clock": at(NOW), **o}
     hasher = given.pop("hasher", services.hasher)
-    with services.sessions() as session:
-        profiles.reset_password(session, hasher, claims, password, **given)
+    credentials.reset_password(services.database, hasher, claims, password, **given)
 
 
 def problems(call: Callable[[], object]) -> dict[str, list[str]]:
@@ -221,8 +219,9 @@ def test_all_bad_fields_are_named_at_once(services: Services) -> None:
 
 
 def test_nothing_given_names_what_is_needed(services: Services) -> None:
-    with services.sessions() as session:
-        found = problems(lambda: profiles.sign_up(session, services.hasher, services.keyring, {}))
+    found = problems(
+        lambda: profiles.sign_up(services.database, services.hasher, services.keyring, {})
+    )
 
     assert set(found) == {"username", "email", "password"}
 
@@ -324,18 +323,17 @@ def test_of_two_sign_ups_at_once_one_wins_and_the_other_is_told(
 
     def hash_together(password: str) -> str:
         together.wait(30)
-        return profiles.PasswordHasher.hash(slow, password)
+        return credentials.PasswordHasher.hash(slow, password)
 
     slow.hash = hash_together  # type: ignore[method-assign]
 
     def try_it(name: str) -> object:
         fields = {"username": name, "email": f"{name}@example.org", "password": PASSWORD}
         fields[same] = {"email": "same@example.org", "username": "same"}[same]
-        with services.sessions() as session:
-            try:
-                return profiles.sign_up(session, slow, services.keyring, fields)
-            except InvalidInput as exc:
-                return exc.fields
+        try:
+            return profiles.sign_up(services.database, slow, services.keyring, fields)
+        except InvalidInput as exc:
+            return exc.fields
 
     with ThreadPoolExecutor(2) as pool:
         found = list(pool.map(try_it, ["ann", "bob"]))
@@ -383,7 +381,7 @@ def test_any_other_password_signs_in_exactly(services: Services, password: str) 
 @settings(max_examples=100, deadline=None)
 @given(st.text(max_size=140), st.text(max_size=40))
 def test_whatever_password_comes_is_judged_without_an_error(password: str, name: str) -> None:
-    found = profiles._password_problems("password", password, {"username": name})
+    found = fields.password_problems("password", password, {"username": name})
 
     assert set(found) <= {"password"}
 
@@ -422,22 +420,20 @@ def test_a_deactivated_account_costs_the_same_and_says_so_to_the_right_password_
 
     assert hasher.calls == ["verify", "verify"]
     assert (caught.value.account_id, caught.value.purge_at) == (account.id, NOW + GRACE)
-    with services.sessions() as session:
-        found = profiles.deactivated_account(
-            session, services.hasher, email="ANN@example.org", password=PASSWORD
-        )
+    found = credentials.deactivated_account(
+        services.database, services.hasher, email="ANN@example.org", password=PASSWORD
+    )
     assert found.id == account.id
 
 
 def test_the_credentials_of_an_active_account_open_no_deactivated_one(services: Services) -> None:
     sign_up(services)
 
-    with services.sessions() as session:
-        for password, error in ((PASSWORD, NotDeactivated), ("wrong password", InvalidCredentials)):
-            with pytest.raises(error):
-                profiles.deactivated_account(
-                    session, services.hasher, email="ann@example.org", password=password
-                )
+    for password, error in ((PASSWORD, NotDeactivated), ("wrong password", InvalidCredentials)):
+        with pytest.raises(error):
+            credentials.deactivated_account(
+                services.database, services.hasher, email="ann@example.org", password=password
+            )
 
 
 @pytest.mark.parametrize("password", ["", "\0", "a\udcff", "x" * 100_000])
@@ -446,8 +442,8 @@ def test_a_password_that_nobody_can_have_is_wrong(services: Services, password: 
 
     with pytest.raises(InvalidCredentials):
         authenticate(services, password=password)
-    with services.sessions() as session, pytest.raises(WrongPassword):
-        profiles.confirm_password(session, services.hasher, account.id, password)
+    with pytest.raises(WrongPassword):
+        credentials.confirm_password(services.database, services.hasher, account.id, password)
 
 
 def test_a_hash_that_cannot_be_read_lets_nobody_in(services: Services) -> None:
@@ -459,8 +455,8 @@ def test_a_hash_that_cannot_be_read_lets_nobody_in(services: Services) -> None:
 
 def test_an_old_hash_is_renewed_at_sign_in_and_sessions_live_on(services: Services) -> None:
     account = sign_up(services)
-    stronger = profiles.PasswordHasher("cheap")
-    stronger._argon2 = profiles.Argon2(time_cost=2, memory_cost=8, parallelism=1)
+    stronger = credentials.PasswordHasher("cheap")
+    stronger._argon2 = credentials.Argon2(time_cost=2, memory_cost=8, parallelism=1)
 
     authenticate(services, hasher=stronger)
 
@@ -495,8 +491,8 @@ def test_a_confirmation_of_nobody_costs_the_same(services: Services) -> None:
     hasher = CountingHasher()
 
     for account_id in (99, 2**63, 10**40, -1):
-        with services.sessions() as session, pytest.raises(WrongPassword):
-            profiles.confirm_password(session, hasher, account_id, PASSWORD)
+        with pytest.raises(WrongPassword):
+            credentials.confirm_password(services.database, hasher, account_id, PASSWORD)
 
     assert hasher.calls == ["verify"] * 4
 
@@ -588,29 +584,28 @@ def test_of_two_changes_to_the_same_name_at_once_one_wins(postgresql: Services) 
     together = threading.Barrier(2)
 
     def change(account: Account) -> object:
-        with services.sessions() as session:
-            looked = session.scalar
+        try:
+            with services.writing() as session:
+                looked = session.scalar
 
-            def look(*args: Any, **options: Any) -> Any:
-                found = looked(*args, **options)
-                if "username_key" in str(args[0]).split("WHERE")[-1]:
-                    together.wait(30)
-                return found
+                def look(*args: Any, **options: Any) -> Any:
+                    found = looked(*args, **options)
+                    if "username_key" in str(args[0]).split("WHERE")[-1]:
+                        together.wait(30)
+                    return found
 
-            session.scalar = look  # type: ignore[method-assign]
-            try:
-                with profiles.writing(session):
-                    return profiles.update_profile(
-                        session,
-                        account.id,
-                        epoch=0,
-                        changes={"username": "same"},
-                        by=owner(account),
-                        grace=GRACE,
-                        now=NOW,
-                    )
-            except InvalidInput as exc:
-                return exc.fields
+                session.scalar = look  # type: ignore[method-assign]
+                return profiles.update_profile(
+                    session,
+                    account.id,
+                    epoch=0,
+                    changes={"username": "same"},
+                    by=owner(account),
+                    grace=GRACE,
+                    now=NOW,
+                )
+        except InvalidInput as exc:
+            return exc.fields
 
     with ThreadPoolExecutor(2) as pool:
         found = list(pool.map(change, people))
@@ -661,7 +656,7 @@ def test_a_changed_password_ends_every_session_and_is_told(services: Services) -
     with read(services) as session:
         token = services.tokens.access(account, now=NOW, fresh=True)
         with pytest.raises(TokenNotValid):
-            profiles.by_claims(session, services.tokens.read(token, "access", now=NOW))
+            credentials.by_claims(session, services.tokens.read(token, "access", now=NOW))
     with pytest.raises(InvalidCredentials):
         authenticate(services)
     assert authenticate(services, password=NEW_PASSWORD).epoch == changed.epoch
@@ -814,7 +809,7 @@ def test_a_reset_for_an_unknown_address_owes_nothing(services: Services, email: 
     before = everything(services)
 
     with write(services) as session:
-        profiles.request_password_reset(session, email, now=NOW)
+        credentials.request_password_reset(session, email, now=NOW)
 
     assert everything(services) == before
 
@@ -824,7 +819,7 @@ def test_a_reset_is_mailed_once_until_the_account_is_due(services: Services) -> 
 
     def request(now: Any) -> None:
         with write(services) as session:
-            profiles.request_password_reset(session, "ANN@example.org", now=now)
+            credentials.request_password_reset(session, "ANN@example.org", now=now)
 
     request(NOW)
     request(NOW)
@@ -858,20 +853,19 @@ class BrokenStore(FileStore):
 def replace(
     services: Services, account: Account, store: FileStore, image: bytes = b"new"
 ) -> Account:
-    with services.sessions() as session:
-        return profiles.replace_avatar(
-            session,
-            store,
-            account.id,
-            epoch=account.epoch,
-            image=image,
-            by=owner(account),
-            clock=at(NOW),
-        )
+    return avatars.replace_avatar(
+        services.database,
+        store,
+        account.id,
+        epoch=account.epoch,
+        image=image,
+        by=owner(account),
+        clock=at(NOW),
+    )
 
 
 def deliver_files(services: Services, now: Any) -> queue.DeliveryResult:
-    return queue.deliver(services.sessions, at(now), services.handlers, kinds=[queue.DELETE_FILE])
+    return queue.deliver(services.database, at(now), services.handlers, kinds=[queue.DELETE_FILE])
 
 
 def test_a_new_avatar_replaces_the_old_one_whose_file_goes_through_the_outbox(
@@ -907,7 +901,7 @@ def test_a_store_that_fails_leaves_the_old_avatar_and_no_orphan(
     assert get(services, account.id).avatar_key == old
     (owed,) = effects(services, queue.DELETE_FILE)
     # Not at once: a store that gave no answer may still carry it out.
-    assert owed.deliver_after == NOW + profiles.UPLOAD_TIME
+    assert owed.deliver_after == NOW + avatars.UPLOAD_TIME
     assert files(services) <= {old, owed.payload["key"]}
     deliver_files(services, owed.deliver_after)
     assert files(services) == {old}
@@ -925,7 +919,7 @@ def test_an_upload_so_slow_that_its_file_is_being_deleted_is_refused(
         def put(self, key: str, data: bytes) -> None:
             if stored == "before":
                 super().put(key, data)
-            deliver_files(services, NOW + profiles.UPLOAD_TIME)
+            deliver_files(services, NOW + avatars.UPLOAD_TIME)
             if stored == "after":
                 super().put(key, data)
 
@@ -933,7 +927,7 @@ def test_an_upload_so_slow_that_its_file_is_being_deleted_is_refused(
         replace(services, account, SlowStore(services.settings.instance_path / "media"))
 
     assert get(services, account.id).avatar_key == old
-    deliver_files(services, NOW + profiles.UPLOAD_TIME)
+    deliver_files(services, NOW + avatars.UPLOAD_TIME)
     assert files(services) == {old}
     assert not effects(services, queue.DELETE_FILE)
 
@@ -952,8 +946,8 @@ def test_an_upload_that_the_outbox_has_claimed_but_not_yet_deleted_is_refused(
 
             with pytest.raises(Crash):
                 queue.deliver(
-                    services.sessions,
-                    at(NOW + profiles.UPLOAD_TIME),
+                    services.database,
+                    at(NOW + avatars.UPLOAD_TIME),
                     {queue.DELETE_FILE: die},
                 )
 
@@ -961,7 +955,7 @@ def test_an_upload_that_the_outbox_has_claimed_but_not_yet_deleted_is_refused(
         replace(services, account, SlowStore(services.settings.instance_path / "media"))
 
     assert get(services, account.id).avatar_key is None
-    deliver_files(services, NOW + profiles.UPLOAD_TIME + queue.LEASE)
+    deliver_files(services, NOW + avatars.UPLOAD_TIME + queue.LEASE)
     assert files(services) == set()
 
 
@@ -1038,7 +1032,7 @@ def test_accounts_are_listed_by_state_page_by_page(services: Services, state: st
 def test_the_wire_document_shows_no_secret(services: Services) -> None:
     account = sign_up(services, first_name="Ann")
 
-    document = profiles.user_document(account)
+    document = documents.user_document(account)
 
     assert set(document) == {
         "id",
@@ -1064,17 +1058,17 @@ def test_only_the_right_epoch_and_state_open_an_account(services: Services) -> N
 
     old = claims(account)
     with read(services) as session:
-        assert profiles.by_claims(session, old).id == account.id
+        assert credentials.by_claims(session, old).id == account.id
         with pytest.raises(TokenNotValid):
-            profiles.deactivated_by_claims(session, old)
+            credentials.deactivated_by_claims(session, old)
     new = claims(deactivate(services, account.id))
     with read(services) as session:
-        assert profiles.deactivated_by_claims(session, new).id == account.id
-        for look in (profiles.by_claims, profiles.deactivated_by_claims):
+        assert credentials.deactivated_by_claims(session, new).id == account.id
+        for look in (credentials.by_claims, credentials.deactivated_by_claims):
             with pytest.raises(TokenNotValid):
                 look(session, old)
         with pytest.raises(TokenNotValid):
-            profiles.by_claims(session, new)
+            credentials.by_claims(session, new)
 
 
 def test_a_token_from_before_a_restore_with_other_epochs_opens_nothing(services: Services) -> None:
@@ -1085,7 +1079,7 @@ def test_a_token_from_before_a_restore_with_other_epochs_opens_nothing(services:
         session.execute(update(Account).values(epoch=Account.epoch + 1))
 
     with read(services) as session, pytest.raises(TokenNotValid):
-        profiles.by_claims(session, claims)
+        credentials.by_claims(session, claims)
 
 
 def test_an_actor_is_recorded_as_who_it_is(services: Services) -> None:

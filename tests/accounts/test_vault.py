@@ -223,10 +223,10 @@ def test_nobody_writes_after_a_deactivation_and_all_is_back_after_a_reactivation
 
 def in_clear(services: Services, tmp_path: Path) -> bytes:
     """All bytes of the database: the file and its log, or a dump of every row as text."""
-    if services.engine.dialect.name == "sqlite":
+    if services.database.engine.dialect.name == "sqlite":
         return b"".join(path.read_bytes() for path in tmp_path.glob("accountsvc.db*"))
     found = []
-    with services.engine.connect() as connection:
+    with services.database.engine.connect() as connection:
         for (name,) in connection.execute(
             text("SELECT tablename FROM pg_tables WHERE schemaname = 'public'")
         ):
@@ -432,12 +432,12 @@ def test_a_page_is_read_with_two_statements(services: Services) -> None:
         found = find(session, account.id)
         assert found is not None
 
-        @event.listens_for(services.engine, "before_cursor_execute")
+        @event.listens_for(services.database.engine, "before_cursor_execute")
         def count(_c: object, _cursor: object, statement: str, *_: object) -> None:
             seen.append(statement)
 
         assert len(list(vault.entries(session, services.keyring, found, limit=50))) == 50
-        event.remove(services.engine, "before_cursor_execute", count)
+        event.remove(services.database.engine, "before_cursor_execute", count)
 
     assert len(seen) == 2
 

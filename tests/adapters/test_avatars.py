@@ -25,17 +25,14 @@ from hypothesis import strategies as st
 from PIL import Image, ImageCms, PngImagePlugin
 
 from accountsvc.adapters.avatarstore import (
-    MAX_BYTES,
-    MAX_PIXELS,
-    MAX_SIDE,
     AvatarStore,
     FileStore,
     S3Store,
     is_key,
     new_key,
-    normalise,
     store_from_url,
 )
+from accountsvc.adapters.images import MAX_BYTES, MAX_PIXELS, MAX_SIDE, normalise
 from accountsvc.adapters.objectstore import Bucket
 from accountsvc.errors import ImageTooLarge, InvalidImage, StoreUnavailable
 from tests.support.s3 import S3Server, error, on_request, start_moto
@@ -599,7 +596,7 @@ def test_what_a_killed_put_leaves_is_listed_and_deleted_by_its_key(tmp_path: Pat
 KILLED_PUT = """
 import os, signal, sys
 from pathlib import Path
-from accountsvc.avatars import FileStore
+from accountsvc.adapters.avatarstore import FileStore
 os.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
 FileStore(Path(sys.argv[1])).put(sys.argv[2], b"half done")
 """
@@ -847,7 +844,7 @@ def test_a_client_is_made_late_and_anew_after_a_fork() -> None:
 
 FORK = """
 import os, sys
-from accountsvc.objectstore import Bucket
+from accountsvc.adapters.objectstore import Bucket
 bucket = Bucket("b", client_factory=object)
 assert bucket._client is None
 inherited = bucket.client

@@ -822,7 +822,7 @@ class locked:
             self._held = closing(sqlite3.connect(path, isolation_level=None))
             self._statement = "BEGIN IMMEDIATE"
         else:
-            self._held = closing(services_of(app).engine.raw_connection())  # type: ignore[arg-type]
+            self._held = closing(services_of(app).database.engine.raw_connection())  # type: ignore[arg-type]
             self._statement = f"SELECT id FROM accounts WHERE id = {person.id} FOR UPDATE"
 
     def __enter__(self) -> None:
@@ -904,6 +904,6 @@ def test_a_commit_that_may_have_happened_is_not_tried_again(
     response = client.delete(url(ann.id), headers=ann.auth)
 
     assert (response.status_code, response.data) == (503, UNAVAILABLE)
-    with services_of(app).sessions() as session:
+    with services_of(app).reading() as session:
         assert session.execute(text("SELECT last_value FROM tries")).scalar() == 1
     assert state(app, ann) == "active"

@@ -28,7 +28,7 @@ from accountsvc.accounts import vault
 from accountsvc.accounts.exports import ExportBroken
 from accountsvc.accounts.vault import Entry
 from accountsvc.db import audit, rows
-from accountsvc.db.engine import database_now, reading, writing
+from accountsvc.db.engine import database_now
 from accountsvc.db.models import Account, AuditEvent, SavedPassword
 from tests.api.answers import (
     CONFIRM,
@@ -141,7 +141,7 @@ def table(files: dict[str, bytes]) -> list[list[str]]:
 def save(app: APIFlask, person: Person | Account, entries: Iterable[Entry]) -> None:
     """Save entries as ``vault.save`` does, with one look at the account and one INSERT for all."""
     made = services_of(app)
-    with made.sessions() as session, writing(session):
+    with made.writing() as session:
         account = rows.lock(session, person.id)
         key, moment = vault.open_key(session, made.keyring, account), database_now(session)
         for entry in entries:
@@ -157,13 +157,13 @@ Happened = tuple[str, uuid.UUID | None, uuid.UUID | None, str]
 
 def mark(app: APIFlask) -> int:
     """The last audit event so far."""
-    with services_of(app).sessions() as session, reading(session):
+    with services_of(app).reading() as session:
         return session.scalar(select(func.max(AuditEvent.id))) or 0
 
 
 def trail(app: APIFlask, since: int) -> list[Happened]:
     """What was written since: action, subject, actor and its kind, and no word more."""
-    with services_of(app).sessions() as session, reading(session):
+    with services_of(app).reading() as session:
         found = audit.events(session, after=since, limit=1000)
         assert [event.details for event in found] == [{}] * len(found)
         return [(event.action, event.subject, event.actor, event.actor_kind) for event in found]

@@ -21,7 +21,6 @@ from werkzeug.test import TestResponse
 from accountsvc.accounts import lifecycle
 from accountsvc.db import audit
 from accountsvc.db.audit import Actor
-from accountsvc.db.engine import reading, writing
 from accountsvc.db.models import Account, AuditEvent
 from accountsvc.db.rows import find
 from accountsvc.errors import AccountDeactivated, GraceOver
@@ -138,7 +137,7 @@ PAST = datetime(2026, 1, 1, tzinfo=UTC)
 
 def set_row(app: APIFlask, person: Person, **values: Any) -> None:
     """Change a row as only time or a bug could."""
-    with services_of(app).sessions() as session, writing(session):
+    with services_of(app).writing() as session:
         account = find(session, person.id)
         assert account is not None
         for name, value in values.items():
@@ -182,7 +181,7 @@ def staffs_document(account: Account, **changes: object) -> dict[str, object]:
 
 def mark(app: APIFlask) -> int:
     """The last audit event so far."""
-    with services_of(app).sessions() as session, reading(session):
+    with services_of(app).reading() as session:
         return session.scalar(select(func.max(AuditEvent.id))) or 0
 
 
@@ -191,7 +190,7 @@ Happened = tuple[str, uuid.UUID | None, uuid.UUID | None, str]
 
 def trail(app: APIFlask, since: int) -> list[Happened]:
     """What was written since: action, subject, actor and its kind, and no word more."""
-    with services_of(app).sessions() as session, reading(session):
+    with services_of(app).reading() as session:
         found = audit.events(session, after=since, limit=1000)
         assert [event.details for event in found] == [{}] * len(found)
         return [(event.action, event.subject, event.actor, event.actor_kind) for event in found]
@@ -1236,9 +1235,8 @@ def test_there_is_no_moment_in_which_both_return_and_purge_are_allowed(
     tick, owner = timedelta(microseconds=1), Actor("owner", ann.public_id)
 
     def returns(moment: datetime) -> bool:
-        with made.sessions() as session:
-            session.connection(execution_options={"writes": True})
-            try:
+        try:
+            with made.writing() as session:
                 lifecycle.reactivate(
                     session,
                     ann.id,
@@ -1246,15 +1244,14 @@ def test_there_is_no_moment_in_which_both_return_and_purge_are_allowed(
                     grace=timedelta(days=14),
                     by=owner,
                 )
-            except GraceOver:
-                return False
-            finally:
                 session.rollback()
+        except GraceOver:
+            return False
         return True
 
     def purges(moment: datetime) -> bool:
         result = sweep.sweep(
-            made.sessions,
+            made.database,
             lambda _session: moment,
             batch_size=10,
             max_attempts=8,
@@ -1273,7 +1270,7 @@ def test_a_purge_a_microsecond_later_is_allowed_too(app: APIFlask, ann: Person) 
     made, purge_at = services_of(app), promise(app, ann, purge_in=timedelta(days=1))
 
     result = sweep.sweep(
-        made.sessions,
+        made.database,
         lambda _session: purge_at + timedelta(microseconds=1),
         batch_size=10,
         max_attempts=8,

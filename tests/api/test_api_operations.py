@@ -12,10 +12,11 @@ from flask.testing import FlaskClient
 from prometheus_client.parser import text_string_to_metric_families
 
 from accountsvc.db.audit import OPERATOR_ACTOR
-from accountsvc.db.engine import database_now, downgrade, writing
+from accountsvc.db.engine import database_now
+from accountsvc.db.schema import downgrade
 from accountsvc.monitoring import probes
 from accountsvc.monitoring.probes import BACK, Probe, Probes
-from accountsvc.purge import sweep
+from accountsvc.purge import brake
 from tests.conftest import NewApp
 from tests.support.factories import (
     Person,
@@ -116,7 +117,7 @@ def test_nobody_is_purged_by_time_while_purged_people_are_back(
     make_due(app, bob)
     before = everything(app)
 
-    with pytest.raises(sweep.PurgedAreBack):
+    with pytest.raises(brake.PurgedAreBack):
         services_of(app).sweep()
     for words in (["--expired"], [str(bob.id)]):
         refused = app.test_cli_runner().invoke(args=["accounts", "purge", *words, "--yes"])
@@ -220,8 +221,8 @@ def test_sweeps_that_stopped_are_late_though_nothing_is_due(
 
 
 def test_a_pause_is_shown_and_is_no_fault(app: APIFlask, client: FlaskClient) -> None:
-    with services_of(app).sessions() as session, writing(session):
-        sweep.pause(session, now=database_now(session), by=OPERATOR_ACTOR)
+    with services_of(app).writing() as session:
+        brake.pause(session, now=database_now(session), by=OPERATOR_ACTOR)
 
     status = client.get("/statusz").json
 

@@ -17,7 +17,7 @@ from sqlalchemy import func, select
 from werkzeug.test import TestResponse
 
 from accountsvc.db import rows
-from accountsvc.db.engine import database_now, writing
+from accountsvc.db.engine import database_now
 from accountsvc.db.models import Effect, SavedPassword
 from tests.conftest import NewApp
 from tests.support.factories import (
@@ -180,9 +180,9 @@ def test_nothing_that_is_written_meanwhile_outlives_the_purge(
 
     assert all(read_account(app, ann.id) is None for ann in people)
     assert [key for key, _ in made.avatars.listing()] == [bystander.avatar]
-    with made.sessions() as session:
-        ids = [ann.id for ann in people]
-        count = select(func.count()).where(SavedPassword.account_id.in_(ids))
+    ids = [ann.id for ann in people]
+    count = select(func.count()).where(SavedPassword.account_id.in_(ids))
+    with made.reading() as session:
         assert session.scalar(count) == 0
         assert session.scalar(select(func.count()).where(Effect.kind == "file.delete")) == 0
 
@@ -213,7 +213,7 @@ def test_who_waits_for_the_row_until_the_grace_period_is_over_comes_too_late(
         answers.append(app.test_client().post("/api/profile/reactivate/", json={"token": token}))
 
     thread = threading.Thread(target=come_back)
-    with made.sessions() as session, writing(session):
+    with made.writing() as session:
         rows.lock(session, ann.id)
         thread.start()
         while database_now(session) <= account.purge_at:

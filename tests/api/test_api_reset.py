@@ -12,7 +12,6 @@ import pytest
 from apiflask import APIFlask
 from flask.testing import FlaskClient
 
-from accountsvc.db.engine import writing
 from accountsvc.db.models import Account
 from accountsvc.db.rows import find
 from tests.api.answers import NOT_VALID
@@ -66,7 +65,7 @@ def sign_in(client: FlaskClient, person: Person, password: str) -> tuple[int, An
 
 def write(app: APIFlask, account_id: int, **values: Any) -> None:
     """Set columns of an account as if it had come so."""
-    with services_of(app).sessions() as session, writing(session):
+    with services_of(app).writing() as session:
         account = find(session, account_id)
         assert account is not None
         for name, value in values.items():

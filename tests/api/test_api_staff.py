@@ -14,11 +14,10 @@ from flask.testing import FlaskClient
 from sqlalchemy.orm import Session
 from werkzeug.test import TestResponse
 
-from accountsvc.api.http.doorway import committed
-from accountsvc.db.engine import writing
 from accountsvc.db.models import LegalHold, PurgeFailure
 from accountsvc.db.rows import find
 from accountsvc.purge import sweep as sweeping
+from accountsvc.web import committed
 from tests.api.answers import NO_TOKEN, NOT_AUTHORIZED, NOT_FOUND, NOT_VALID
 from tests.conftest import NewApp
 from tests.support.factories import (
@@ -74,7 +73,7 @@ def staff_document(client: FlaskClient, sue: Person, account_id: int) -> Any:
 def promise(app: APIFlask, account_id: int, purge_at: datetime) -> datetime:
     """Set *purge_at*, in whole seconds, as if it had been promised so."""
     purge_at = purge_at.replace(microsecond=0)
-    with services_of(app).sessions() as session, writing(session):
+    with services_of(app).writing() as session:
         account = find(session, account_id)
         assert account is not None
         account.deactivated_at = min(purge_at, account.deactivated_at or purge_at) - 14 * DAY
@@ -98,7 +97,7 @@ def make_deactivated(app: APIFlask, name: str, purge_at: datetime) -> int:
 def sweep(app: APIFlask, moment: datetime) -> list[int]:
     """Sweep as if it were *moment*; return who was purged."""
     return sweeping.sweep(
-        services_of(app).sessions,
+        services_of(app).database,
         lambda _session: moment,
         batch_size=10,
         max_attempts=8,
@@ -193,7 +192,7 @@ def test_a_hold_is_released_once(
     (event,) = events(app, "hold.released")
     assert (event.subject, event.actor, event.actor_kind) == (ann.public_id, sue.public_id, "staff")
     assert event.details == {"hold": number}
-    with services_of(app).sessions() as session:
+    with services_of(app).reading() as session:
         assert session.get_one(LegalHold, number).released_by == sue.public_id
     before = everything(app)
     again = client.delete(url(ann.id, number), headers=sue.auth)
@@ -432,7 +431,7 @@ def test_holds_are_for_the_staff_alone(shared_app: APIFlask) -> None:
 
 def fail(app: APIFlask, account_id: int, attempts: int) -> None:
     """Write down that the purge of an account has failed so often."""
-    with services_of(app).sessions() as session, writing(session):
+    with services_of(app).writing() as session:
         failure = session.get(PurgeFailure, account_id)
         if failure is None:
             moment = now(app)

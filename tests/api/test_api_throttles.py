@@ -18,9 +18,10 @@ from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
 from accountsvc.adapters import throttle
-from accountsvc.adapters.throttle import Throttle, client_address
+from accountsvc.adapters.throttle import Throttle
 from accountsvc.db.models import Account
 from accountsvc.errors import Throttled
+from accountsvc.web import client_address
 from tests.conftest import NewApp
 from tests.support.factories import (
     PASSWORD,
@@ -600,7 +601,7 @@ def test_a_redis_that_is_not_there_stops_nobody_and_the_log_says_so(
     assert right.status_code == 200
     assert tried == [401] * 10 + [429]
     lines = [json.loads(line) for line in logged.splitlines()]
-    warned = [one for one in lines if one["logger"] == "accountsvc.throttle"]
+    warned = [one for one in lines if one["logger"] == "accountsvc.adapters.throttle"]
     assert warned
     for line in warned:
         assert line["event"] == "throttles are counted in this process only"

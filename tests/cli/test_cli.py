@@ -24,7 +24,7 @@ from accountsvc.accounts import lifecycle, vault
 from accountsvc.adapters.avatarstore import new_key
 from accountsvc.db import rows
 from accountsvc.db.audit import OPERATOR_ACTOR
-from accountsvc.db.engine import database_now, reading, writing
+from accountsvc.db.engine import database_now
 from accountsvc.db.models import Receipt
 from accountsvc.outbox import queue
 from accountsvc.services import Services
@@ -85,13 +85,13 @@ def bob(app: APIFlask) -> Person:
 
 
 def hold(app: APIFlask, account_id: int) -> int:
-    with services_of(app).sessions() as session, writing(session):
+    with services_of(app).writing() as session:
         placed = lifecycle.place_hold(session, account_id, reason="court", by=OPERATOR_ACTOR)
         return placed.id
 
 
 def receipt_of(app: APIFlask, person: Person) -> Receipt | None:
-    with services_of(app).sessions() as session, reading(session):
+    with services_of(app).reading() as session:
         found = session.get(Receipt, person.public_id)
         session.expunge_all()
         return found
@@ -294,7 +294,7 @@ def test_purge_of_what_is_due_says_when_nothing_is(run: Run, bob: Person) -> Non
 def test_purge_goes_beyond_a_page_of_ids(
     app: APIFlask, run: Run, bob: Person, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rows, "PAGE", 5)
+    monkeypatch.setattr(rows, "CHUNK", 5)
     before = belongings(app, bob)
     insert_due(app, 11)
 
@@ -399,7 +399,7 @@ def test_an_account_that_the_worker_purged_meanwhile_counts_as_purged(
     locked, purged = threading.Event(), threading.Event()
 
     def work() -> None:
-        with services.sessions() as session, writing(session):
+        with services.writing() as session:
             rows.lock(session, ann.id, share=True)
             locked.set()
             time.sleep(1)
@@ -437,7 +437,7 @@ def test_a_pause_while_the_command_waits_is_a_sentence_and_loses_no_report(
         results.append(app.test_cli_runner().invoke(args=words))
 
     thread = threading.Thread(target=purge)
-    with services_of(app).sessions() as session, writing(session):
+    with services_of(app).writing() as session:
         rows.lock(session, ann.id)
         thread.start()
         eventually(lambda: read_account(app, eve.id) is None)
@@ -707,7 +707,7 @@ def test_what_the_worker_has_purged_is_scrubbed_too(sqlite_url: str, tmp_path: P
     )
 
     assert document(result)["scrubbed"] is True
-    with services_of(app).sessions() as session, reading(session):
+    with services_of(app).reading() as session:
         assert session.scalars(select(Receipt.scrubbed_at)).one() is not None
     dispose(app)
 
@@ -805,7 +805,7 @@ def test_rewrap_wraps_every_key_by_the_newest(database_url: str, tmp_path: Path)
     assert second.exit_code == 0
     assert "0 keys" in second.stdout
     only_newest = make_app(database_url, tmp_path, VAULT_KEYS=newest)
-    with services_of(only_newest).sessions() as session, reading(session):
+    with services_of(only_newest).reading() as session:
         account = session.merge(read_account(only_newest, ann.id))
         entries = list(vault.entries(session, services_of(only_newest).keyring, account))
     assert [one.entry for one in entries] == [entry for _, entry, _ in saved]
@@ -1079,7 +1079,7 @@ def test_the_password_of_create_is_asked_for_at_a_terminal_and_not_shown(
 
     assert process.wait(60) == 0, said
     assert PASSWORD.encode() not in said
-    with services_of(app).sessions() as session, reading(session):
+    with services_of(app).reading() as session:
         made = rows.find(session, 1)
         assert made is not None
         assert made.username == "kim"
@@ -1093,7 +1093,7 @@ def test_no_command_leaves_a_receipt_behind_for_somebody_who_was_not_named(
 
     run("accounts", "purge", ann.email, "--force", "--yes")
 
-    with services_of(app).sessions() as session, reading(session):
+    with services_of(app).reading() as session:
         assert session.scalars(select(Receipt.public_id)).all() == [ann.public_id]
     assert len(belongings(app, bob)["passwords"]) == 3
 
@@ -1110,10 +1110,10 @@ def test_the_rows_that_decide_are_locked_in_id_order(postgresql_url: str, tmp_pa
         results.append(app.test_cli_runner().invoke(args=words))
 
     thread = threading.Thread(target=purge)
-    with services.sessions() as session, writing(session):
+    with services.writing() as session:
         rows.lock(session, sam.id)
         thread.start()
-        eventually(lambda: waits_for_a_lock(services.engine))
+        eventually(lambda: waits_for_a_lock(services.database.engine))
         # Would wait for the command, which waits for us.
         session.execute(
             text("SELECT 1 FROM accounts WHERE id = :id FOR UPDATE NOWAIT"), {"id": sue.id}
@@ -1145,7 +1145,7 @@ def test_orphans_are_the_files_that_nobody_shows_and_nothing_deletes(
         store.put(key, b"x")
     age_files(app)
     store.put(fresh, b"x")
-    with services_of(app).sessions() as session, writing(session):
+    with services_of(app).writing() as session:
         later = database_now(session) + timedelta(hours=1)
         queue.record(session, "file.delete", subject=None, now=later, payload={"key": owed})
     before = everything(app)

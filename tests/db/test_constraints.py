@@ -15,7 +15,7 @@ from sqlalchemy import Connection, Engine, NullPool, create_engine, insert, sele
 from sqlalchemy.exc import IntegrityError, OperationalError
 from sqlalchemy.orm import Session
 
-from accountsvc.db.engine import database_now, make_sessions, reading, writing
+from accountsvc.db.engine import Database, database_now, reading, writing
 from accountsvc.db.models import (
     Account,
     AuditEvent,
@@ -432,10 +432,10 @@ def test_a_reading_transaction_cannot_write(sqlite_engine: Engine) -> None:
 
 def test_a_failed_writing_transaction_leaves_nothing(engine: Engine) -> None:
     account_id = add_account(engine, "anna")
-    sessions = make_sessions(engine)
+    database = Database(engine)
 
     def interrupted() -> None:
-        with sessions() as session, writing(session):
+        with database.writing() as session:
             session.get_one(Account, account_id).epoch = 7
             session.flush()
             raise KeyboardInterrupt
@@ -443,19 +443,19 @@ def test_a_failed_writing_transaction_leaves_nothing(engine: Engine) -> None:
     with pytest.raises(KeyboardInterrupt):
         interrupted()
 
-    with sessions() as session, reading(session):
+    with database.reading() as session:
         assert session.get_one(Account, account_id).epoch == 0
 
 
 def test_writers_queue_instead_of_failing_or_overwriting(engine: Engine) -> None:
     account_id = add_account(engine, "anna")
-    sessions = make_sessions(engine)
+    database = Database(engine)
     together = threading.Barrier(4)
 
     def raise_epoch() -> None:
         together.wait(timeout=120)
         for _ in range(10):
-            with sessions() as session, writing(session):
+            with database.writing() as session:
                 session.get_one(Account, account_id, with_for_update=True).epoch += 1
 
     with ThreadPoolExecutor(together.parties) as pool:
@@ -463,15 +463,14 @@ def test_writers_queue_instead_of_failing_or_overwriting(engine: Engine) -> None
         for running in writers:
             running.result(timeout=120)
 
-    with sessions() as session, reading(session):
+    with database.reading() as session:
         assert session.get_one(Account, account_id).epoch == 40
 
 
 def test_a_writing_transaction_on_sqlite_holds_the_lock_from_its_start(
     sqlite_engine: Engine,
 ) -> None:
-    sessions = make_sessions(sqlite_engine)
-    with sessions() as first, sessions() as second, writing(first):
+    with Session(sqlite_engine) as second, Database(sqlite_engine).writing():
         # It has not written yet, and still nobody else may begin.
         second.connection(execution_options={"writes": False}).exec_driver_sql(
             "PRAGMA busy_timeout = 50"

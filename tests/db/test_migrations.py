@@ -20,8 +20,9 @@ from alembic.util import CommandError
 from sqlalchemy import Connection, NullPool, create_engine, inspect, text
 from sqlalchemy.exc import DBAPIError
 
-from accountsvc.db.engine import alembic_config, downgrade, make_engine, migrations_path, upgrade
+from accountsvc.db.engine import make_engine
 from accountsvc.db.models import Base
+from accountsvc.db.schema import alembic_config, downgrade, migrations_path, upgrade
 
 NewDatabase = Callable[[], str]
 

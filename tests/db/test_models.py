@@ -10,7 +10,8 @@ from sqlalchemy.exc import StatementError
 from sqlalchemy.orm import Session
 
 from accountsvc.db.engine import reading, writing
-from accountsvc.db.models import ACTIVE, DEACTIVATED, DUE, Account, unique_key
+from accountsvc.db.models import ACTIVE, DEACTIVATED, DUE, Account
+from accountsvc.db.text import unique_key
 
 NOW = datetime(2026, 11, 23, 9, 30, 15, 123456, tzinfo=UTC)
 MICROSECOND = timedelta(microseconds=1)

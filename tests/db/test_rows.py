@@ -8,7 +8,6 @@ import uuid
 import pytest
 
 from accountsvc.db import rows
-from accountsvc.db.engine import writing
 from accountsvc.db.models import MAX_ID
 from accountsvc.errors import AccountNotFound, TokenNotValid
 from accountsvc.services import Services
@@ -94,18 +93,17 @@ def test_several_rows_are_locked_in_id_order_and_missing_ones_left_out(services:
 def test_a_locked_row_is_read_anew(services: Services) -> None:
     account = add_account(services)
 
-    with services.sessions() as session:
-        with writing(session):
-            stale = rows.find(session, account.id)
-            assert stale is not None
-            if services.engine.dialect.name == "postgresql":
-                # On SQLite nobody else can write while this transaction lasts.
-                deactivate(services, account.id)
-                assert rows.lock(session, account.id).deactivated_at == NOW
-                assert rows.lock_many(session, [account.id])[account.id].deactivated_at == NOW
-        deactivate(services, account.id)
-        with writing(session):
+    with services.writing() as session:
+        stale = rows.find(session, account.id)
+        assert stale is not None
+        if services.database.engine.dialect.name == "postgresql":
+            # On SQLite nobody else can write while this transaction lasts.
+            deactivate(services, account.id)
             assert rows.lock(session, account.id).deactivated_at == NOW
+            assert rows.lock_many(session, [account.id])[account.id].deactivated_at == NOW
+    deactivate(services, account.id)
+    with services.writing() as session:
+        assert rows.lock(session, account.id).deactivated_at == NOW
 
 
 @pytest.mark.parametrize("share", [False, True])
@@ -135,7 +133,7 @@ def test_writers_share_a_row_and_a_deactivation_waits_for_them(postgresql: Servi
         rows.lock_for_write(second, account.id, epoch=0)
         thread = threading.Thread(target=wait_and_deactivate)
         thread.start()
-        while not waits_for_a_lock(postgresql.engine):
+        while not waits_for_a_lock(postgresql.database.engine):
             assert not done.wait(0.02)
         assert not done.is_set()
     thread.join(30)

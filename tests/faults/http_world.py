@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 from sqlalchemy import ColumnElement, select, tuple_
 
-from accountsvc.db.engine import database_now, reading
+from accountsvc.db.engine import database_now
 from accountsvc.db.models import Account, Effect
 from accountsvc.outbox.queue import LEASE
 from tests.faults.injection import Operation
@@ -58,7 +58,7 @@ class HttpWorld(World):
 
     def all_due_are_gone(self) -> bool:
         ids = [one.id for one in self._of("due")]
-        with self.services.sessions() as session, reading(session):
+        with self.services.reading() as session:
             return not session.scalars(select(Account.id).where(Account.id.in_(ids))).all()
 
     def _nobodys(self) -> ColumnElement[bool]:
@@ -77,14 +77,14 @@ class HttpWorld(World):
 
     def _leases(self) -> set[tuple[int, int]]:
         soon = self._soon()
-        with self.services.sessions() as session, reading(session):
+        with self.services.reading() as session:
             query = select(Effect.id, Effect.attempts)
             leased = (Effect.attempts > 0) & (Effect.deliver_after > soon)
             return {(row.id, row.attempts) for row in session.execute(query.where(leased))}
 
     def _soon(self) -> datetime:
         """Return a time that lies after every pause for a retry here, and before the end of a new lease."""
-        with self.services.sessions() as session, reading(session):
+        with self.services.reading() as session:
             return database_now(session) + LEASE / 2
 
 

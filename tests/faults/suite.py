@@ -48,7 +48,7 @@ def world(url: str, folder: Path) -> Iterator[World]:
     for _, work in here.new_round():
         work()
     assert here.recover() == []
-    services_of(inside).engine.dispose()
+    services_of(inside).database.engine.dispose()
     gc.collect()
     gc.freeze()
     try:
@@ -87,9 +87,9 @@ def again(faults: Sequence[Fault], points: Sequence[str], *, seed: int) -> list[
 
 def record(here: World) -> tuple[str, ...]:
     """Run a round without a fault and return the points in the order of their visits."""
-    engine = services_of(here.inside).engine
+    engine = services_of(here.inside).database.engine
     operations = here.new_round()
-    here.services.engine.dispose()
+    here.services.database.engine.dispose()
     report = run(engine, operations)
     assert report.status == 0, report
     answers = {name: report.answers[name] for name in ("upload", "delete", "reactivate")}
@@ -109,11 +109,11 @@ def inject(
     stop_at_first: bool = False,
 ) -> None:
     """Inject each of *faults* in a round of its own, and ask the oracle before and after the recovery."""
-    engine = services_of(here.inside).engine
+    engine = services_of(here.inside).database.engine
     for fault in faults:
         operations = here.new_round()
         # A forked child must not inherit connections.
-        here.services.engine.dispose()
+        here.services.database.engine.dispose()
         report = run(engine, operations, fault, mutate)
         if fault.point in report.points:
             result.injected[fault.kind] += 1

@@ -17,8 +17,8 @@ from pathlib import Path
 import pytest
 from sqlalchemy import func, select, update
 
-from accountsvc.db.engine import reading, upgrade, writing
 from accountsvc.db.models import Account, AuditEvent, LegalHold, Receipt, SavedPassword
+from accountsvc.db.schema import upgrade
 from accountsvc.services import Services
 from tests.support.deploy import compose_command
 from tests.support.factories import (
@@ -52,7 +52,7 @@ def test_four_workers_and_two_beats_share_a_backlog(
         before = belongings(app, bystander)
         insert_due(services, HELD, passwords=1, held=True)
         due = insert_due(services, DUE, passwords=2)
-        with services.sessions() as session, writing(session):
+        with services.writing() as session:
             session.execute(
                 update(Account)
                 .where(Account.public_id.in_(due))
@@ -72,7 +72,7 @@ def test_four_workers_and_two_beats_share_a_backlog(
             stack.enter_context(Running(*compose_command("beat"), env=env))
 
         # when
-        with services.sessions() as session, writing(session):
+        with services.writing() as session:
             session.execute(
                 update(Account)
                 .where(Account.public_id.in_(due))
@@ -81,7 +81,7 @@ def test_four_workers_and_two_beats_share_a_backlog(
 
         # then
         def receipts() -> int:
-            with services.sessions() as session, reading(session):
+            with services.reading() as session:
                 return session.scalar(select(func.count()).select_from(Receipt)) or 0
 
         eventually(lambda: receipts() >= DUE, 1200, pause=0.5)
@@ -89,7 +89,7 @@ def test_four_workers_and_two_beats_share_a_backlog(
         record_property("table", f"{DUE} due accounts, purged by {WORKERS} workers: {purged}")
         eventually(lambda: sum(swept(worker) for worker in workers) == DUE)
         assert min(swept(worker) for worker in workers) >= DUE / 10
-        with services.sessions() as session, reading(session):
+        with services.reading() as session:
             assert set(session.scalars(select(Receipt.public_id))) == due
             events = Counter(
                 session.scalars(

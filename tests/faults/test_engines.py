@@ -19,7 +19,7 @@ import httpx
 import psycopg
 import pytest
 
-from accountsvc.db.engine import upgrade
+from accountsvc.db.schema import upgrade
 from tests.faults.http_world import HttpWorld, aftermath, ask
 from tests.faults.world import CHECKED
 from tests.support.deploy import compose_command

@@ -11,16 +11,16 @@ from typing import Any
 
 import pytest
 from sqlalchemy import delete, select
-from sqlalchemy.orm import Session, sessionmaker
+from sqlalchemy.orm import Session
 
-from accountsvc.db import engine
+from accountsvc import services
 from accountsvc.db.audit import Actor
-from accountsvc.db.engine import Clock, writing
+from accountsvc.db.engine import Clock, Database
 from accountsvc.db.models import Account, Effect, SavedPassword
 from accountsvc.outbox import queue
 from accountsvc.outbox.queue import Owed
-from accountsvc.purge import sweep
-from accountsvc.purge.sweep import PlannedPurge
+from accountsvc.purge import erase
+from accountsvc.purge.claim import PlannedPurge
 from accountsvc.web import db
 from tests.faults.injection import Fault, Kind
 from tests.faults.suite import Result, inject, world
@@ -55,8 +55,8 @@ def a_commit_too_early(_here: World) -> None:
 
 def a_clock_that_is_ahead(_here: World) -> None:
     """Believe a host's clock that is a month ahead, instead of the database's."""
-    clock = engine.database_now
-    engine.database_now = lambda session: clock(session) + timedelta(days=30)
+    clock = services.database_now
+    services.database_now = lambda session: clock(session) + timedelta(days=30)
 
 
 def files_that_nobody_owes(_here: World) -> None:
@@ -77,7 +77,6 @@ def an_answer_without_a_commit(_here: World) -> None:
 
     def mutant(work: Callable[[Session], Any]) -> Any:
         session = db.session()
-        session.rollback()
         session.connection(execution_options={"writes": True})
         result = work(session)
         session.flush()
@@ -93,11 +92,9 @@ def effects_forgotten_before_they_are_done(_here: World) -> None:
     """Remove what is owed from the outbox first, and do it then."""
     claim = queue._claim
 
-    def mutant(
-        sessions: sessionmaker[Session], clock: Clock, kind: str, size: int
-    ) -> dict[int, Owed] | None:
-        owed = claim(sessions, clock, kind, size)
-        with sessions() as session, writing(session):
+    def mutant(database: Database, clock: Clock, kind: str, size: int) -> dict[int, Owed] | None:
+        owed = claim(database, clock, kind, size)
+        with database.writing() as session:
             session.execute(delete(Effect).where(Effect.id.in_(owed or ())))
         return owed
 
@@ -105,15 +102,15 @@ def effects_forgotten_before_they_are_done(_here: World) -> None:
 
 
 def _before_erasing(work: Callable[[Session, list[int]], None]) -> None:
-    erase = sweep._erase
+    original = erase.erase
 
     def mutant(
         session: Session, accounts: Sequence[PlannedPurge], now: datetime, by: Actor
     ) -> None:
         work(session, [one.account_id for one in accounts])
-        erase(session, accounts, now, by)
+        original(session, accounts, now, by)
 
-    sweep._erase = mutant
+    erase.erase = mutant
 
 
 def _leave_out(table: str) -> None:

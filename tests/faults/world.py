@@ -15,7 +15,7 @@ from sqlalchemy import ColumnElement, func, select, true, update
 from sqlalchemy.orm import Session
 
 from accountsvc.adapters.avatarstore import new_key
-from accountsvc.db.engine import database_now, reading, writing
+from accountsvc.db.engine import database_now
 from accountsvc.db.models import (
     Account,
     AuditEvent,
@@ -66,7 +66,7 @@ class World:
     def new_round(self) -> list[Operation]:
         """Let new people in and return what is to be done to them, in a child."""
         services = self.services
-        with services.sessions() as session, reading(session):
+        with services.reading() as session:
             now = database_now(session)
         past, future = now - timedelta(hours=1), now + timedelta(days=7)
         gone = {"deactivated_by": "owner", "deactivated_at": past}
@@ -79,7 +79,7 @@ class World:
             ("uploader", {}),
             ("bystander", {}),
         ]
-        with services.sessions() as session, writing(session):
+        with services.writing() as session:
             self.members = [self._add(session, role, now, **state) for role, state in roles]
             (held,) = self._of("held")
             session.add(
@@ -124,7 +124,7 @@ class World:
     def _operations(self, now: datetime) -> list[Operation]:
         (leaver,), (returner,) = self._of("leaver"), self._of("returner")
         (uploader,) = self._of("uploader")
-        with self.services.sessions() as session, reading(session):
+        with self.services.reading() as session:
             tokens = self.services.tokens
             bearer = {
                 one.role: {
@@ -173,7 +173,7 @@ class World:
     def violations(self, answers: dict[str, int]) -> list[str]:
         """Return what must not be at any moment, whatever happened, given the *answers* that were got."""
         found: list[str] = []
-        with self.services.sessions() as session, reading(session):
+        with self.services.reading() as session:
             ids = [one.id for one in self.members]
             rows = {
                 one.id: one for one in session.scalars(select(Account).where(Account.id.in_(ids)))
@@ -240,7 +240,7 @@ class World:
         services = self.services
         for _ in range(2):
             # Leases of the killed, pauses after a failure and the first hour of an upload pass in a moment.
-            with services.sessions() as session, writing(session):
+            with services.writing() as session:
                 session.execute(
                     update(Effect)
                     .where((Effect.attempts > 0) | Effect.kind.in_([DELETE_FILE, LEDGER]))
@@ -251,7 +251,7 @@ class World:
             services.sweep()
         services.deliver(seconds=60)
         found = []
-        with services.sessions() as session, reading(session):
+        with services.reading() as session:
             left = [one.id for one in self._of("due") if session.get(Account, one.id)]
             owed = session.scalars(
                 select(Effect.kind).where(
@@ -275,7 +275,7 @@ class World:
         """Compare the ledger with the receipts, at the end of many rounds."""
         services = self.services
         lines = Counter(uuid.UUID(str(line["public_id"])) for line in services.ledger.read())
-        with services.sessions() as session, reading(session):
+        with services.reading() as session:
             receipts = set(session.scalars(select(Receipt.public_id)))
         found = []
         if set(lines) != receipts:

@@ -120,7 +120,7 @@ def test_every_example_is_a_good_value(tmp_path: Path) -> None:
         name, example = spec.metadata["name"], spec.metadata["example"]
         if not example.startswith("the output of"):
             given = PRODUCTION if name == "APP_ENV" else {}
-            build_services(load(tmp_path, **{**given, name: example})).engine.dispose()
+            build_services(load(tmp_path, **{**given, name: example})).database.engine.dispose()
 
 
 def test_every_setting_has_a_wrong_value_here() -> None:

@@ -13,9 +13,9 @@ from sqlalchemy.orm import Session
 
 from accountsvc.accounts import lifecycle, profiles
 from accountsvc.db.audit import Actor
-from accountsvc.db.engine import database_now, writing
+from accountsvc.db.engine import database_now
 from accountsvc.db.models import Account
-from accountsvc.outbox import notices, queue
+from accountsvc.outbox import letters, notices, queue
 from accountsvc.outbox.queue import DeliveryResult
 from accountsvc.purge import sweep
 from tests.support.factories import (
@@ -79,7 +79,7 @@ class Post:
         )
 
     def come_back(self, person: Person) -> None:
-        with services_of(self.app).sessions() as session, writing(session):
+        with services_of(self.app).writing() as session:
             lifecycle.reactivate(
                 session,
                 person.id,
@@ -89,7 +89,7 @@ class Post:
             )
 
     def change_address(self, person: Person, address: str) -> None:
-        with services_of(self.app).sessions() as session, writing(session):
+        with services_of(self.app).writing() as session:
             profiles.update_profile(
                 session,
                 person.id,
@@ -105,7 +105,7 @@ class Post:
     def sweep(self) -> int:
         services = services_of(self.app)
         return sweep.sweep(
-            services.sessions,
+            services.database,
             self.clock,
             batch_size=10,
             max_attempts=8,
@@ -129,7 +129,7 @@ def ann(post: Post) -> Person:
 
 def dated(words: str, account: Account) -> str:
     assert account.purge_at is not None
-    return words + notices.day(account.purge_at)
+    return words + letters.day(account.purge_at)
 
 
 # Reminders --------------------------------------------------------------------------------------
@@ -220,7 +220,7 @@ def test_a_moved_date_moves_the_reminders(post: Post, ann: Person) -> None:
     account = post.leave(ann)
     post.later()
     post.new()
-    with services_of(post.app).sessions() as session, writing(session):
+    with services_of(post.app).writing() as session:
         row = session.get_one(Account, ann.id)
         assert account.purge_at is not None
         row.purge_at = account.purge_at + 10 * DAY

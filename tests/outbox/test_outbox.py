@@ -11,7 +11,7 @@ import pytest
 from sqlalchemy import Engine, select
 from sqlalchemy.orm import Session
 
-from accountsvc.db.engine import database_now, make_sessions, reading, writing
+from accountsvc.db.engine import Database, database_now
 from accountsvc.db.models import Effect
 from accountsvc.errors import StoreUnavailable
 from accountsvc.outbox import queue
@@ -28,25 +28,25 @@ class Box:
     now: datetime = field(init=False)
 
     def __post_init__(self) -> None:
-        self.sessions = make_sessions(self.engine)
-        with self.sessions() as session, reading(session):
+        self.database = Database(self.engine)
+        with self.database.reading() as session:
             self.now = database_now(session)
 
     def clock(self, _session: Session) -> datetime:
         return self.now
 
     def owe(self, kind: str, count: int = 1, *, expires_at: datetime | None = None) -> None:
-        with self.sessions() as session, writing(session):
+        with self.database.writing() as session:
             for _ in range(count):
                 queue.record(
                     session, kind, subject=uuid.uuid4(), now=self.now, expires_at=expires_at
                 )
 
     def deliver(self, handlers: Mapping[str, Handler], **options: float) -> DeliveryResult:
-        return queue.deliver(self.sessions, self.clock, handlers, **options)  # type: ignore[arg-type]
+        return queue.deliver(self.database, self.clock, handlers, **options)  # type: ignore[arg-type]
 
     def left(self) -> list[Effect]:
-        with self.sessions() as session, reading(session):
+        with self.database.reading() as session:
             found = list(session.scalars(select(Effect).order_by(Effect.id)))
             session.expunge_all()
         return found
@@ -138,7 +138,7 @@ def test_a_line_whose_writer_was_killed_is_behind_as_one_that_failed(box: Box) -
         box.deliver({queue.LEDGER: meanwhile(interrupt, takes([]))})
 
     def is_behind() -> bool:
-        with box.sessions() as session, reading(session):
+        with box.database.reading() as session:
             return queue.is_behind(session, queue.LEDGER, box.now)
 
     # It may still be under way.

@@ -10,7 +10,6 @@ from apiflask import APIFlask
 from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
-from accountsvc.db.engine import writing
 from accountsvc.db.models import Account
 from accountsvc.db.rows import find
 from tests.support.factories import (
@@ -55,7 +54,7 @@ def reset_token(app: APIFlask, person: Person, *, age: timedelta = timedelta()) 
 
 def promise(app: APIFlask, person: Person, *, purge_in: timedelta) -> datetime:
     """Set, as if it had been promised so, how long from now the purge of a deactivated account is."""
-    with services_of(app).sessions() as session, writing(session):
+    with services_of(app).writing() as session:
         account = find(session, person.id)
         assert account is not None
         purge_at = (now(app) + purge_in).replace(microsecond=0)

@@ -13,8 +13,7 @@ from apiflask import APIFlask
 from flask.testing import FlaskClient
 from werkzeug.http import http_date
 
-from accountsvc.accounts import profiles
-from accountsvc.db.engine import writing
+from accountsvc.accounts import credentials
 from accountsvc.db.rows import find
 from accountsvc.pages.recovery import time_left
 from tests.conftest import NewApp
@@ -332,7 +331,7 @@ def test_an_open_hold_is_hidden_from_the_owner(app: APIFlask, ann: Person) -> No
     # Half a day from where the page begins to name another number of days.
     promise(app, ann, purge_in=timedelta(days=5, hours=12))
     open_page = words(browser.open())
-    with services_of(app).sessions() as session, writing(session):
+    with services_of(app).writing() as session:
         from accountsvc.accounts import lifecycle
         from accountsvc.db import audit
 
@@ -383,10 +382,9 @@ def test_a_link_from_before_a_password_reset_says_where_to_go(app: APIFlask, ann
     browser = follow_mailed(app, ann)
     made = services_of(app)
     claims = made.tokens.read(reset_token(app, ann), "password_reset", now=now(app))
-    with made.sessions() as session:
-        profiles.reset_password(
-            session, made.hasher, claims, "another long pass phrase", grace=timedelta(days=14)
-        )
+    credentials.reset_password(
+        made.database, made.hasher, claims, "another long pass phrase", grace=timedelta(days=14)
+    )
 
     response = browser.open()
 
@@ -530,7 +528,7 @@ def test_within_a_day_of_a_change_of_email_or_password_it_cannot_be_deleted_now(
     app: APIFlask, ann: Person, changed: str
 ) -> None:
     browser = follow_mailed(app, ann)
-    with services_of(app).sessions() as session, writing(session):
+    with services_of(app).writing() as session:
         setattr(find(session, ann.id), changed, now(app) - timedelta(hours=23))
     before = everything(app)
 
@@ -596,7 +594,7 @@ def test_a_right_password_is_counted_neither_for_the_account_nor_for_the_address
     app = new_app(RATE_LIMITS="on")
     ann = make_person(app)
     deactivate(app, ann.id)
-    with services_of(app).sessions() as session, writing(session):
+    with services_of(app).writing() as session:
         account = find(session, ann.id)
         assert account is not None
         account.email_changed_at = now(app)

@@ -19,7 +19,6 @@ from sqlalchemy import func, select
 
 from accountsvc.accounts import lifecycle
 from accountsvc.db.audit import OPERATOR_ACTOR, Actor
-from accountsvc.db.engine import reading, writing
 from accountsvc.db.models import Account, Receipt, SavedPassword, VaultKey
 from accountsvc.errors import AccountError
 from accountsvc.purge import sweep as sweeping
@@ -98,7 +97,7 @@ def fight_over(services: Services, account: Account, number: int) -> tuple[bool,
     broken: list[BaseException] = []
 
     def come_back() -> bool:
-        with services.sessions() as session, writing(session):
+        with services.writing() as session:
             lifecycle.reactivate(
                 session,
                 account.id,
@@ -110,7 +109,7 @@ def fight_over(services: Services, account: Account, number: int) -> tuple[bool,
         return True
 
     def hold() -> bool:
-        with services.sessions() as session, writing(session):
+        with services.writing() as session:
             lifecycle.place_hold(
                 session,
                 account.id,
@@ -157,7 +156,7 @@ def sweep(services: Services, account: Account, *, later: timedelta = timedelta(
     assert account.purge_at is not None
     now = account.purge_at + later
     result = sweeping.sweep(
-        services.sessions,
+        services.database,
         lambda _session: now,
         batch_size=10,
         max_attempts=8,
@@ -170,7 +169,7 @@ def sweep(services: Services, account: Account, *, later: timedelta = timedelta(
 def release(services: Services, account: Account) -> None:
     purge_at = account.purge_at
     assert purge_at is not None
-    with services.sessions() as session, writing(session):
+    with services.writing() as session:
         for hold in lifecycle.open_holds(session, account.id):
             lifecycle.release_hold(
                 session,
@@ -188,7 +187,7 @@ def kept(owned: object) -> tuple[object, object]:
 
 
 def assert_gone(services: Services, person: Person) -> None:
-    with services.sessions() as session, reading(session):
+    with services.reading() as session:
         for model in (SavedPassword, VaultKey):
             count = select(func.count()).where(model.account_id == person.id)
             assert session.scalar(count) == 0

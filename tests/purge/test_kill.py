@@ -15,7 +15,6 @@ from pathlib import Path
 import pytest
 from sqlalchemy import func, select, update
 
-from accountsvc.db.engine import reading, writing
 from accountsvc.db.models import Effect, Receipt, SavedPassword
 from accountsvc.outbox.queue import DELETE_FILE, LEDGER
 from accountsvc.services import Services
@@ -67,7 +66,7 @@ def test_a_worker_killed_at_random_moments_purges_everybody_once_and_nobody_else
         let_leases_run_out(services)
         eventually(lambda: owed(services) == 0)
         assert "Traceback" not in running.log
-    with services.sessions() as session, reading(session):
+    with services.reading() as session:
         assert set(session.scalars(select(Receipt.public_id))) == due
         # Counted when they were destroyed: nothing was lost between, nothing counted twice.
         counts = select(Receipt.saved_passwords, Receipt.files).distinct()
@@ -81,7 +80,7 @@ def test_a_worker_killed_at_random_moments_purges_everybody_once_and_nobody_else
 
 
 def receipts(services: Services) -> int:
-    with services.sessions() as session, reading(session):
+    with services.reading() as session:
         return session.scalar(select(func.count()).select_from(Receipt)) or 0
 
 
@@ -91,13 +90,13 @@ def reached(services: Services, count: int) -> bool:
 
 def owed(services: Services) -> int:
     """Count files to delete and ledger lines to write."""
-    with services.sessions() as session, reading(session):
+    with services.reading() as session:
         query = select(func.count()).where(Effect.kind.in_([DELETE_FILE, LEDGER]))
         return session.scalar(query) or 0
 
 
 def let_leases_run_out(services: Services) -> None:
-    with services.sessions() as session, writing(session):
+    with services.writing() as session:
         session.execute(update(Effect).values(deliver_after=Effect.created_at))
 
 

@@ -14,8 +14,8 @@ from apiflask import APIFlask
 from flask.testing import FlaskClient
 from sqlalchemy import insert
 
-from accountsvc.db.engine import upgrade, writing
 from accountsvc.db.models import Account, SavedPassword
+from accountsvc.db.schema import upgrade
 from tests.support.factories import (
     belongings,
     dispose,
@@ -211,7 +211,7 @@ def test_the_file_of_sqlite_holds_no_byte_of_those_who_are_purged(
         for number in range(1, 3001)
         for due in [number % 2 == 0]
     ]
-    with made.sessions() as session, writing(session):
+    with made.writing() as session:
         session.execute(insert(Account), people)
         session.execute(
             insert(SavedPassword),

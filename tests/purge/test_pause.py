@@ -7,10 +7,10 @@ from apiflask import APIFlask
 from sqlalchemy import select
 
 from accountsvc.db.audit import OPERATOR_ACTOR
-from accountsvc.db.engine import database_now, reading, writing
+from accountsvc.db.engine import database_now
 from accountsvc.db.models import AuditEvent
-from accountsvc.purge import sweep
-from accountsvc.purge.sweep import PurgingPaused
+from accountsvc.purge import brake, sweep
+from accountsvc.purge.brake import PurgingPaused
 from tests.support.factories import (
     Person,
     everything,
@@ -31,13 +31,13 @@ def ann(app: APIFlask) -> Person:
 
 
 def pause(app: APIFlask) -> bool:
-    with services_of(app).sessions() as session, writing(session):
-        return sweep.pause(session, now=database_now(session), by=OPERATOR_ACTOR)
+    with services_of(app).writing() as session:
+        return brake.pause(session, now=database_now(session), by=OPERATOR_ACTOR)
 
 
 def resume(app: APIFlask) -> bool:
-    with services_of(app).sessions() as session, writing(session):
-        return sweep.resume(session, now=database_now(session), by=OPERATOR_ACTOR)
+    with services_of(app).writing() as session:
+        return brake.resume(session, now=database_now(session), by=OPERATOR_ACTOR)
 
 
 def test_a_pause_stops_sweeps_until_it_is_ended(app: APIFlask, ann: Person) -> None:
@@ -62,7 +62,7 @@ def test_a_pause_stops_a_sweep_between_two_batches(app: APIFlask, ann: Person) -
 
     with pytest.raises(PurgingPaused):
         sweep.sweep(
-            made.sessions,
+            made.database,
             database_now,
             batch_size=1,
             max_attempts=8,
@@ -72,15 +72,15 @@ def test_a_pause_stops_a_sweep_between_two_batches(app: APIFlask, ann: Person) -
 
     assert read_account(app, ann.id) is None
     assert read_account(app, bob.id) is not None
-    with made.sessions() as session, reading(session):
-        assert sweep.swept_at(session) is None
+    with made.reading() as session:
+        assert brake.swept_at(session) is None
 
 
 def test_pausing_twice_is_one_pause_and_one_event_each(app: APIFlask) -> None:
     done = [pause(app), pause(app), resume(app), resume(app)]
 
     assert done == [True, False, True, False]
-    with services_of(app).sessions() as session, reading(session):
+    with services_of(app).reading() as session:
         columns = (AuditEvent.action, AuditEvent.subject, AuditEvent.actor_kind)
         events = session.execute(select(*columns).order_by(AuditEvent.id)).all()
     assert [tuple(one) for one in events] == [
@@ -93,8 +93,8 @@ def test_the_end_of_a_sweep_over_everything_is_kept(app: APIFlask) -> None:
     made = services_of(app)
 
     def swept_at() -> object:
-        with made.sessions() as session, reading(session):
-            return sweep.swept_at(session)
+        with made.reading() as session:
+            return brake.swept_at(session)
 
     made.sweep(only=[1])
     assert swept_at() is None

@@ -17,7 +17,7 @@ from sqlalchemy.orm import Session
 from accountsvc.accounts import lifecycle
 from accountsvc.db import datamap
 from accountsvc.db.audit import OPERATOR_ACTOR, Actor
-from accountsvc.db.engine import make_engine, reading, writing
+from accountsvc.db.engine import Database, make_engine, writing
 from accountsvc.db.models import (
     Account,
     AuditEvent,
@@ -30,6 +30,7 @@ from accountsvc.db.models import (
 )
 from accountsvc.errors import GraceOver
 from accountsvc.outbox import queue
+from accountsvc.purge import brake, claim, failures, scrub
 from accountsvc.purge import sweep as sweeping
 from accountsvc.services import Services, build_services
 from tests.support.factories import at, make_settings
@@ -41,7 +42,7 @@ MICROSECOND = timedelta(microseconds=1)
 @pytest.fixture
 def services(database_url: str, tmp_path: Path) -> Iterator[Services]:
     engine = make_engine(database_url)
-    yield build_services(make_settings(database_url, tmp_path), engine)
+    yield build_services(make_settings(database_url, tmp_path), Database(engine))
     engine.dispose()
 
 
@@ -56,7 +57,7 @@ def add_accounts(
 ) -> list[int]:
     """Insert accounts with saved passwords, a key and an avatar key each; no *purge_at*: active ones."""
     deactivated = purge_at is not None
-    with services.sessions() as session, writing(session):
+    with services.writing() as session:
         rows = [
             {
                 "username": f"{name}{number}",
@@ -99,16 +100,16 @@ def sweep(services: Services, now: datetime = NOW, **options: Any) -> sweeping.S
         "max_attempts": 3,
         "write_ledger": lambda: True,
     }
-    return sweeping.sweep(services.sessions, lambda _session: now, **(defaults | options))
+    return sweeping.sweep(services.database, lambda _session: now, **(defaults | options))
 
 
 def ids_left(services: Services) -> set[int]:
-    with services.sessions() as session, reading(session):
+    with services.reading() as session:
         return set(session.scalars(select(Account.id)))
 
 
 def count(services: Services, model: type[Base]) -> int:
-    with services.sessions() as session, reading(session):
+    with services.reading() as session:
         return session.scalar(select(func.count()).select_from(model)) or 0
 
 
@@ -133,7 +134,7 @@ def test_reactivation_ends_when_the_purge_begins(
     (account_id,) = add_accounts(services, 1, name="ann", purge_at=NOW)
 
     def reactivate() -> None:
-        with services.sessions() as session, writing(session):
+        with services.writing() as session:
             lifecycle.reactivate(
                 session,
                 account_id,
@@ -162,7 +163,7 @@ def test_a_purge_takes_all_of_one_account_and_nothing_of_another(services: Servi
     assert ids_left(services) == {*waiting, *active}
     assert count(services, SavedPassword) == 8
     assert count(services, VaultKey) == 4
-    with services.sessions() as session, reading(session):
+    with services.reading() as session:
         receipts = session.scalars(select(Receipt)).all()
         assert [(one.saved_passwords, one.files, one.purged_at) for one in receipts] == [
             (2, 1, NOW)
@@ -182,7 +183,7 @@ def test_a_purge_takes_all_of_one_account_and_nothing_of_another(services: Servi
 
 def test_no_row_anywhere_keeps_the_id_of_a_purged_account(services: Services) -> None:
     (account_id,) = add_accounts(services, 1, name="ann", purge_at=NOW)
-    with services.sessions() as session, writing(session):
+    with services.writing() as session:
         hold = lifecycle.place_hold(
             session, account_id, reason="r", clock=at(NOW), by=OPERATOR_ACTOR
         )
@@ -192,7 +193,7 @@ def test_no_row_anywhere_keeps_the_id_of_a_purged_account(services: Services) ->
 
     assert sweep(services).purged == 1
 
-    with services.sessions() as session, reading(session):
+    with services.reading() as session:
         for table in Base.metadata.sorted_tables:
             if "account_id" in table.c:
                 found = select(func.count()).where(table.c.account_id == account_id)
@@ -202,7 +203,7 @@ def test_no_row_anywhere_keeps_the_id_of_a_purged_account(services: Services) ->
 def test_a_hold_suspends_the_purge_and_blocks_nobody_else(services: Services) -> None:
     held = add_accounts(services, 30, name="held", purge_at=NOW - timedelta(days=1))
     due = add_accounts(services, 5, name="due", purge_at=NOW)
-    with services.sessions() as session, writing(session):
+    with services.writing() as session:
         for account_id in held:
             lifecycle.place_hold(session, account_id, reason="r", clock=at(NOW), by=OPERATOR_ACTOR)
 
@@ -215,7 +216,7 @@ def test_a_hold_suspends_the_purge_and_blocks_nobody_else(services: Services) ->
 def test_one_account_that_cannot_be_purged_keeps_nobody_waiting(services: Services) -> None:
     ids = add_accounts(services, 500, name="due", purge_at=NOW, passwords=1)
     bad = ids[250]
-    with services.sessions() as session, writing(session):
+    with services.writing() as session:
         session.execute(
             text("CREATE TABLE stray (account_id BIGINT NOT NULL REFERENCES accounts (id))")
         )
@@ -225,7 +226,7 @@ def test_one_account_that_cannot_be_purged_keeps_nobody_waiting(services: Servic
 
     assert (result.purged, result.failed, result.stuck) == (499, 1, 0)
     assert ids_left(services) == {bad}
-    with services.sessions() as session, reading(session):
+    with services.reading() as session:
         (failure,) = session.scalars(select(PurgeFailure))
         assert (failure.account_id, failure.attempts) == (bad, 1)
         assert failure.error == "IntegrityError"
@@ -238,16 +239,16 @@ def test_one_account_that_cannot_be_purged_keeps_nobody_waiting(services: Servic
     assert sweep(services, NOW + timedelta(minutes=3)).stuck == 1
     assert sweep(services, NOW + timedelta(days=30)).failed == 0
 
-    with services.sessions() as session, writing(session):
+    with services.writing() as session:
         session.execute(text("DROP TABLE stray"))
-        assert sweeping.retry(session, bad, now=NOW, by=OPERATOR_ACTOR)
+        assert failures.retry(session, bad, now=NOW, by=OPERATOR_ACTOR)
     assert sweep(services).purged == 1
 
 
 def test_one_account_at_which_the_database_fails_keeps_nobody_waiting(services: Services) -> None:
     """What the driver calls operational may be about a single row: a trigger, an unreadable block."""
     bad, *good = add_accounts(services, 4, name="due", purge_at=NOW)
-    with services.sessions() as session, writing(session):
+    with services.writing() as session:
         if services.settings.is_sqlite:
             session.execute(
                 text(
@@ -273,7 +274,7 @@ def test_one_account_at_which_the_database_fails_keeps_nobody_waiting(services: 
 
     assert (result.purged, result.failed) == (len(good), 1)
     assert ids_left(services) == {bad}
-    with services.sessions() as session, reading(session):
+    with services.reading() as session:
         (failure,) = session.scalars(select(PurgeFailure))
         assert (failure.account_id, failure.error) == (bad, "OperationalError")
 
@@ -282,7 +283,7 @@ def test_a_pause_stops_a_batch_that_is_purged_one_by_one(
     services: Services, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bad, *_ = add_accounts(services, 4, name="due", purge_at=NOW)
-    with services.sessions() as session, writing(session):
+    with services.writing() as session:
         session.execute(
             text("CREATE TABLE stray (account_id BIGINT NOT NULL REFERENCES accounts (id))")
         )
@@ -290,13 +291,13 @@ def test_a_pause_stops_a_batch_that_is_purged_one_by_one(
     one_by_one = sweeping._purge_one_by_one
 
     def paused_before(*args: Any, **kwargs: Any) -> None:
-        with services.sessions() as session, writing(session):
-            assert sweeping.pause(session, now=NOW, by=OPERATOR_ACTOR)
+        with services.writing() as session:
+            assert brake.pause(session, now=NOW, by=OPERATOR_ACTOR)
         one_by_one(*args, **kwargs)
 
     monkeypatch.setattr(sweeping, "_purge_one_by_one", paused_before)
 
-    with pytest.raises(sweeping.PurgingPaused):
+    with pytest.raises(brake.PurgingPaused):
         sweep(services)
 
     assert count(services, Account) == 4
@@ -305,7 +306,7 @@ def test_a_pause_stops_a_batch_that_is_purged_one_by_one(
 
 def test_who_came_back_is_tried_anew_at_the_next_deletion(services: Services) -> None:
     (ann,) = add_accounts(services, 1, name="ann", purge_at=NOW + timedelta(days=1))
-    with services.sessions() as session, writing(session):
+    with services.writing() as session:
         session.add(
             PurgeFailure(account_id=ann, attempts=3, error="x", failed_at=NOW, retry_at=NOW)
         )
@@ -321,8 +322,8 @@ def test_the_plan_is_what_the_sweep_then_destroys(services: Services) -> None:
     add_accounts(services, 7, name="due", purge_at=NOW, passwords=3)
     add_accounts(services, 4, name="early", purge_at=NOW - timedelta(days=1), avatar=False)
     add_accounts(services, 2, name="waiting", purge_at=NOW + timedelta(days=1))
-    with services.sessions() as session, reading(session):
-        planned = list(sweeping.plan(session, now=NOW, max_attempts=3, page=3))
+    with services.reading() as session:
+        planned = list(claim.plan(session, now=NOW, max_attempts=3, page=3))
 
     result = sweep(services, batch_size=3)
 
@@ -337,7 +338,7 @@ def test_no_further_batch_is_purged_while_the_ledger_does_not_take_its_lines(
     add_accounts(services, 4, name="due", purge_at=NOW)
     answers = iter([True, False])
 
-    with pytest.raises(sweeping.LedgerBehind):
+    with pytest.raises(brake.LedgerBehind):
         sweep(services, batch_size=2, write_ledger=lambda: next(answers))
 
     assert len(ids_left(services)) == 2
@@ -369,7 +370,7 @@ def test_a_crash_at_any_statement_leaves_all_or_nothing(services: Services) -> N
     statements = 0
     crash_at = 0
 
-    @event.listens_for(services.engine, "before_cursor_execute")
+    @event.listens_for(services.database.engine, "before_cursor_execute")
     def visit(*_: Any) -> None:
         nonlocal statements
         statements += 1
@@ -391,7 +392,7 @@ def test_a_crash_at_any_statement_leaves_all_or_nothing(services: Services) -> N
             crash_at = keep
         else:
             break
-    event.remove(services.engine, "before_cursor_execute", visit)
+    event.remove(services.database.engine, "before_cursor_execute", visit)
 
     assert visited >= 10
     assert ids_left(services) == set()
@@ -402,7 +403,7 @@ def test_a_hold_committed_between_the_claims_snapshot_and_its_lock_wins(
     postgresql_url: str, tmp_path: Path
 ) -> None:
     engine = make_engine(postgresql_url)
-    services = build_services(make_settings(postgresql_url, tmp_path), engine)
+    services = build_services(make_settings(postgresql_url, tmp_path), Database(engine))
     held, other = add_accounts(services, 2, name="due", purge_at=NOW)
 
     # The claim takes its snapshot, then dawdles at each row before it locks it.
@@ -432,11 +433,11 @@ def test_a_hold_committed_between_the_claims_snapshot_and_its_lock_wins(
 def test_the_database_itself_refuses_to_delete_who_is_active_or_held(services: Services) -> None:
     (active,) = add_accounts(services, 1, name="active", purge_at=None)
     (held,) = add_accounts(services, 1, name="held", purge_at=NOW)
-    with services.sessions() as session, writing(session):
+    with services.writing() as session:
         lifecycle.place_hold(session, held, reason="r", clock=at(NOW), by=OPERATOR_ACTOR)
 
     for account_id in (active, held):
-        with pytest.raises(DatabaseError), services.sessions() as session, writing(session):
+        with pytest.raises(DatabaseError), services.writing() as session:
             session.execute(text("DELETE FROM accounts WHERE id = :id"), {"id": account_id})
 
     assert ids_left(services) == {active, held}
@@ -444,49 +445,49 @@ def test_the_database_itself_refuses_to_delete_who_is_active_or_held(services: S
 
 def test_freed_pages_of_the_sqlite_file_become_unreadable(sqlite_url: str, tmp_path: Path) -> None:
     engine = make_engine(sqlite_url)
-    services = build_services(make_settings(sqlite_url, tmp_path), engine)
+    services = build_services(make_settings(sqlite_url, tmp_path), Database(engine))
     # The keys of real avatars are random; the ones made here hold the name.
     add_accounts(services, 1500, name="zebulon", purge_at=NOW, passwords=1, avatar=False)
     add_accounts(services, 1500, name="yvonne", purge_at=None, passwords=1)
     assert sweep(services).purged == 1500
 
     # An address is still owed a mail, so nothing is claimed yet.
-    assert not sweeping.scrub(engine, services.sessions, lambda _: NOW, at_most_every=None)
-    with services.sessions() as session, writing(session):
+    assert not scrub.scrub(services.database, lambda _: NOW, at_most_every=None)
+    with services.writing() as session:
         session.execute(text("DELETE FROM outbox WHERE kind = 'mail.purged'"))
-    assert sweeping.scrub(engine, services.sessions, lambda _: NOW, at_most_every=None)
+    assert scrub.scrub(services.database, lambda _: NOW, at_most_every=None)
 
     folder = Path(sqlite_url.removeprefix("sqlite:///")).parent
     found = b"".join(path.read_bytes() for path in folder.glob("accountsvc.db*"))
     assert b"zebulon" not in found
     assert b"yvonne1499" in found
-    with services.sessions() as session, reading(session):
+    with services.reading() as session:
         assert set(session.scalars(select(Receipt.scrubbed_at))) == {NOW}
     engine.dispose()
 
 
 def test_a_scrub_waits_for_a_reader_and_for_its_hour(sqlite_url: str, tmp_path: Path) -> None:
     engine = make_engine(sqlite_url)
-    services = build_services(make_settings(sqlite_url, tmp_path), engine)
+    services = build_services(make_settings(sqlite_url, tmp_path), Database(engine))
 
     def purge_one(name: str) -> None:
         add_accounts(services, 1, name=name, purge_at=NOW)
         sweep(services)
-        with services.sessions() as session, writing(session):
+        with services.writing() as session:
             session.execute(text("DELETE FROM outbox"))
 
-    def scrub(now: datetime) -> bool:
+    def scrub_at(now: datetime) -> bool:
         hour = timedelta(hours=1)
-        return sweeping.scrub(engine, services.sessions, lambda _: now, at_most_every=hour)
+        return scrub.scrub(services.database, lambda _: now, at_most_every=hour)
 
     purge_one("ann")
-    with services.sessions() as reader, reading(reader):
+    with services.reading() as reader:
         reader.scalar(select(func.count()).select_from(Account))
-        assert not scrub(NOW)
-    assert scrub(NOW)
+        assert not scrub_at(NOW)
+    assert scrub_at(NOW)
     purge_one("bob")
-    assert not scrub(NOW + timedelta(minutes=59))
-    assert scrub(NOW + timedelta(hours=1))
+    assert not scrub_at(NOW + timedelta(minutes=59))
+    assert scrub_at(NOW + timedelta(hours=1))
     engine.dispose()
 
 

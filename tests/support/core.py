@@ -14,10 +14,9 @@ from typing import Any
 from sqlalchemy import insert, select
 from sqlalchemy.orm import Session
 
-from accountsvc.accounts import lifecycle, profiles, vault
+from accountsvc.accounts import avatars, lifecycle, profiles, vault
 from accountsvc.accounts.vault import Entry
 from accountsvc.db.audit import OPERATOR_ACTOR, Actor
-from accountsvc.db.engine import reading, writing
 from accountsvc.db.models import Account, AuditEvent, Base, Effect, SavedPassword, VaultKey
 from accountsvc.db.rows import find
 from accountsvc.purge import sweep as sweeping
@@ -38,13 +37,13 @@ class Crash(BaseException):
 
 @contextmanager
 def write(services: Services) -> Iterator[Session]:
-    with services.sessions() as session, writing(session):
+    with services.writing() as session:
         yield session
 
 
 @contextmanager
 def read(services: Services) -> Iterator[Session]:
-    with services.sessions() as session, reading(session):
+    with services.reading() as session:
         yield session
 
 
@@ -59,15 +58,14 @@ def staff(account: Account) -> Actor:
 def sign_up(services: Services, name: str = "ann", **fields: Any) -> Account:
     """A real sign-up of *name* with ``<name>@example.org`` and ``PASSWORD``."""
     is_staff = fields.pop("is_staff", False)
-    with services.sessions() as session:
-        return profiles.sign_up(
-            session,
-            services.hasher,
-            services.keyring,
-            {"username": name, "email": f"{name}@example.org", "password": PASSWORD, **fields},
-            is_staff=is_staff,
-            clock=at(NOW),
-        )
+    return profiles.sign_up(
+        services.database,
+        services.hasher,
+        services.keyring,
+        {"username": name, "email": f"{name}@example.org", "password": PASSWORD, **fields},
+        is_staff=is_staff,
+        clock=at(NOW),
+    )
 
 
 def add_accounts(
@@ -157,16 +155,15 @@ def save_password(
 
 
 def set_avatar(services: Services, account: Account, image: bytes = b"an image") -> str:
-    with services.sessions() as session:
-        changed = profiles.replace_avatar(
-            session,
-            services.avatars,
-            account.id,
-            epoch=account.epoch,
-            image=image,
-            by=owner(account),
-            clock=at(NOW),
-        )
+    changed = avatars.replace_avatar(
+        services.database,
+        services.avatars,
+        account.id,
+        epoch=account.epoch,
+        image=image,
+        by=owner(account),
+        clock=at(NOW),
+    )
     assert changed.avatar_key is not None
     return changed.avatar_key
 
@@ -226,7 +223,7 @@ def sweep(services: Services, now: datetime = NOW, **options: Any) -> sweeping.S
         "max_attempts": 3,
         "write_ledger": lambda: True,
     }
-    return sweeping.sweep(services.sessions, at(now), **(defaults | options))
+    return sweeping.sweep(services.database, at(now), **(defaults | options))
 
 
 def rows_of(services: Services, model: type[Base], *conditions: Any) -> list[Any]:

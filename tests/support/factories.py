@@ -18,19 +18,18 @@ from typing import Any
 from apiflask import APIFlask
 from PIL import Image
 from sqlalchemy import Engine, func, insert, select, text
-from sqlalchemy.orm import Session
 
 from accountsvc import create_app
-from accountsvc.accounts import lifecycle, profiles, vault
+from accountsvc.accounts import avatars, lifecycle, profiles, vault
 from accountsvc.accounts.vault import Entry
-from accountsvc.adapters import avatarstore
+from accountsvc.adapters import avatarstore, images
 from accountsvc.adapters.avatarstore import new_key
 from accountsvc.config import Settings, load_settings
 from accountsvc.db import audit
-from accountsvc.db.engine import Clock, database_now, reading, writing
+from accountsvc.db.engine import Clock, database_now
 from accountsvc.db.models import Account, AuditEvent, Effect, LegalHold, SavedPassword, VaultKey
 from accountsvc.db.rows import find
-from accountsvc.outbox import notices, queue
+from accountsvc.outbox import delivery, queue
 from accountsvc.outbox.queue import DeliveryResult
 from accountsvc.services import Services
 from tests.support.conformance import ConformingClient
@@ -68,7 +67,7 @@ def services_of(app: APIFlask) -> Services:
 
 
 def dispose(app: APIFlask) -> None:
-    services_of(app).engine.dispose()
+    services_of(app).database.engine.dispose()
 
 
 def make_account(
@@ -76,14 +75,13 @@ def make_account(
 ) -> Account:
     """An active account *name* with the e-mail ``<name>@example.org`` and ``PASSWORD``."""
     made = services_of(app)
-    with made.sessions() as session:
-        return profiles.sign_up(
-            session,
-            made.hasher,
-            made.keyring,
-            {"username": name, "email": f"{name}@example.org", "password": PASSWORD, **fields},
-            is_staff=staff,
-        )
+    return profiles.sign_up(
+        made.database,
+        made.hasher,
+        made.keyring,
+        {"username": name, "email": f"{name}@example.org", "password": PASSWORD, **fields},
+        is_staff=staff,
+    )
 
 
 _NUMBERS = itertools.count()
@@ -114,27 +112,26 @@ def make_person(app: APIFlask, name: str = "ann", *, staff: bool = False) -> Per
     """Somebody who has everything that an account can own."""
     account = make_account(app, name, staff=staff, first_name=name.title(), number_phone="+1 (2) 3")
     made = services_of(app)
-    with made.sessions() as session:
-        with writing(session):
-            saved = tuple(
-                vault.save(
-                    session,
-                    made.keyring,
-                    account.id,
-                    epoch=account.epoch,
-                    entry=Entry(f"site {number}", "https://example.org", f"{name} {number}"),
-                    now=database_now(session),
-                ).id
-                for number in range(3)
-            )
-        account = profiles.replace_avatar(
-            session,
-            made.avatars,
-            account.id,
-            epoch=account.epoch,
-            image=avatarstore.normalise(png()),
-            by=audit.Actor("owner", account.public_id),
+    with made.writing() as session:
+        saved = tuple(
+            vault.save(
+                session,
+                made.keyring,
+                account.id,
+                epoch=account.epoch,
+                entry=Entry(f"site {number}", "https://example.org", f"{name} {number}"),
+                now=database_now(session),
+            ).id
+            for number in range(3)
         )
+    account = avatars.replace_avatar(
+        made.database,
+        made.avatars,
+        account.id,
+        epoch=account.epoch,
+        image=images.normalise(png()),
+        by=audit.Actor("owner", account.public_id),
+    )
     assert account.avatar_key is not None
     return Person(
         id=account.id,
@@ -159,7 +156,7 @@ def access_token(
 
 
 def read_account(app: APIFlask, account_id: int) -> Account | None:
-    with services_of(app).sessions() as session, reading(session):
+    with services_of(app).reading() as session:
         account = find(session, account_id)
         if account is not None:
             session.expunge(account)
@@ -176,7 +173,7 @@ def deactivate(
     ahead: timedelta = timedelta(),
 ) -> Account:
     """Deactivate without HTTP, *ahead* of now."""
-    with services_of(app).sessions() as session, writing(session):
+    with services_of(app).writing() as session:
         found = find(session, account_id)
         assert found is not None
         account = lifecycle.deactivate(
@@ -198,12 +195,12 @@ def deliver_after(
     """Deliver what will be due *pause* from now, as if it was then."""
     made = services_of(app)
     return queue.deliver(
-        made.sessions,
+        made.database,
         lambda session: database_now(session) + pause,
         made.handlers,
         kinds=kinds,
         seconds=60,
-        on_given_up=notices.on_given_up,
+        on_given_up=delivery.on_given_up,
     )
 
 
@@ -228,7 +225,7 @@ def insert_due(
 
     Those under a hold are older than the others.
     """
-    with services.sessions() as session, reading(session):
+    with services.reading() as session:
         first = (session.scalar(select(func.max(Account.id))) or 0) + 1
         then = database_now(session) - timedelta(hours=2 if held else 1)
     people = [
@@ -247,7 +244,7 @@ def insert_due(
         }
         for number in range(first, first + count)
     ]
-    with services.sessions() as session, writing(session):
+    with services.writing() as session:
         ids = session.scalars(insert(Account).returning(Account.id), people).all()
         keys = [{"account_id": one, "wrapped_key": b"k", "wrapped_by": "none"} for one in ids]
         session.execute(insert(VaultKey), keys)
@@ -288,7 +285,7 @@ def waits_for_a_lock(engine: Engine) -> bool:
 
 
 def now(app: APIFlask) -> datetime:
-    with services_of(app).sessions() as session, reading(session):
+    with services_of(app).reading() as session:
         return database_now(session)
 
 
@@ -305,7 +302,7 @@ ATTEMPTS = (
 def belongings(app: APIFlask, person: Person) -> Mapping[str, Any]:
     """Everything that *person* has, to be compared before and after what must not touch it."""
     made = services_of(app)
-    with made.sessions() as session, reading(session):
+    with made.reading() as session:
         account = find(session, person.id)
         assert account is not None, "the account is gone"
         file = made.avatars.open(person.avatar)
@@ -332,7 +329,7 @@ def belongings(app: APIFlask, person: Person) -> Mapping[str, Any]:
 def everything(app: APIFlask) -> Mapping[str, list[Any]]:
     """Every row but those of attempts: equal before and after means that nothing was changed."""
     found = {}
-    with services_of(app).sessions() as session, reading(session):
+    with services_of(app).reading() as session:
         for table in Account.metadata.sorted_tables:
             query = table.select()
             if table.name == AuditEvent.__tablename__:
@@ -352,7 +349,7 @@ def effects(app: APIFlask, kind: str) -> list[Effect]:
 
 
 def _all(app: APIFlask, query: Any) -> list[Any]:
-    with services_of(app).sessions() as session, reading(session):
+    with services_of(app).reading() as session:
         found = list(session.scalars(query))
         session.expunge_all()
     return found
@@ -360,12 +357,7 @@ def _all(app: APIFlask, query: Any) -> list[Any]:
 
 def run_sql(app: APIFlask, statement: str, **values: Any) -> None:
     """Do by hand what no code of ours would."""
-    with services_of(app).sessions() as session:
-        _write(session, statement, values)
-
-
-def _write(session: Session, statement: str, values: Mapping[str, Any]) -> None:
-    with writing(session):
+    with services_of(app).writing() as session:
         session.execute(text(statement), values)
 
 

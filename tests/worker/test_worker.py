@@ -22,8 +22,8 @@ from kombu import Connection
 from sqlalchemy import func, select
 
 from accountsvc.config import ConfigError
-from accountsvc.db.engine import reading, upgrade
 from accountsvc.db.models import Account, Effect, Receipt
+from accountsvc.db.schema import upgrade
 from tests.support.factories import (
     Person,
     belongings,
@@ -55,7 +55,7 @@ def make_due(app: APIFlask, *people: Person) -> None:
 def is_purged(app: APIFlask, person: Person) -> bool:
     """Say whether everything of *person* is gone and everything that this owes is done."""
     services = services_of(app)
-    with services.sessions() as session, reading(session):
+    with services.reading() as session:
         receipt = session.get(Receipt, person.public_id)
         owed = session.scalar(select(func.count()).select_from(Effect))
     return (
@@ -129,7 +129,7 @@ def test_a_worker_that_is_killed_at_its_start_leaves_nobody_behind(
 
 
 def is_scrubbed(app: APIFlask, person: Person) -> bool:
-    with services_of(app).sessions() as session, reading(session):
+    with services_of(app).reading() as session:
         receipt = session.get(Receipt, person.public_id)
         return receipt is not None and receipt.scrubbed_at is not None
 
@@ -229,7 +229,7 @@ def test_a_database_that_comes_back_is_swept_again_and_its_absence_is_one_line_a
             server.start()
 
             # then
-            services_of(app).engine.dispose()
+            services_of(app).database.engine.dispose()
             again = make_person(app, "again")
             make_due(app, again)
             eventually(lambda: is_purged(app, again))
@@ -389,7 +389,7 @@ def test_no_message_is_torn_or_taken_twice_however_hard_is_polled(
 
 
 def count(app: APIFlask, model: type[Any]) -> int:
-    with services_of(app).sessions() as session, reading(session):
+    with services_of(app).reading() as session:
         return session.scalar(select(func.count()).select_from(model)) or 0
 
 

@@ -19,12 +19,13 @@ from apiflask import APIFlask
 from flask import Response, g, request
 from sqlalchemy.orm import Session
 
-from ...accounts import profiles
-from ...adapters.throttle import AUDIT, client_address
+from ...accounts import credentials
+from ...adapters.throttle import AUDIT
 from ...db import audit, rows
 from ...db.audit import Actor
-from ...db.engine import database_now, reading, writing
-from ...db.models import OWNER, STAFF, Account, unique_key
+from ...db.engine import database_now
+from ...db.models import OWNER, STAFF, Account
+from ...db.text import unique_key
 from ...errors import (
     AccountNotFound,
     ConfirmationRequired,
@@ -35,12 +36,10 @@ from ...errors import (
     TokenNotValid,
     WrongPassword,
 )
-from ...logs import about
 from ...services import Services
 from ...tokens import ACCESS, ALGORITHM, LEEWAY_SECONDS, MAILED, RECOVERY, Claims
-from ...web import db, jwt
+from ...web import about, client_address, jwt, services
 from . import errors
-from .doorway import services
 
 View = TypeVar("View", bound=Callable[..., Any])
 
@@ -85,12 +84,11 @@ def caller() -> Caller:
     """Return who sends this request. Raises NotAuthenticated, TokenNotValid."""
     if "caller" not in g:
         token = bearer_token()
-        with reading(db.session()) as session:
+        with services().reading() as session:
             now = database_now(session)
             claims = services().tokens.read(token, ACCESS, now=now)
-            account = profiles.by_claims(session, claims)
+            account = credentials.by_claims(session, claims)
             # Detached: a value that the rest of the request can look at without the database.
-            session.expunge(account)
         g.caller = Caller(account, claims, now)
     found: Caller = g.caller
     return found
@@ -122,11 +120,10 @@ def reach(who: Caller, account_id: int, *, staff: bool) -> Account:
     """
     if account_id == who.account.id:
         return who.account
-    with reading(db.session()) as session:
+    with services().reading() as session:
         account = rows.find(session, account_id)
         if account is None or not (account.is_active or who.account.is_staff):
             raise AccountNotFound
-        session.expunge(account)
         subject = account.public_id
     about(subject)
     if not (staff and who.account.is_staff):
@@ -193,7 +190,7 @@ def grace_required(view: View) -> View:
 
     @wraps(view)
     def authenticated(*args: Any, **kwargs: Any) -> Any:
-        with reading(db.session()) as session:
+        with services().reading() as session:
             now = database_now(session)
             services().tokens.read(bearer_token(), ACCESS, RECOVERY, MAILED, now=now)
         return view(*args, **kwargs)
@@ -212,12 +209,12 @@ def grace_account(
     token = bearer_token()
     claims = services().tokens.read(token, ACCESS, *kinds, now=now)
     if claims.kind != ACCESS:
-        account = profiles.deactivated_by_claims(session, claims)
+        account = credentials.deactivated_by_claims(session, claims)
         if account.id != account_id:
             raise AccountNotFound
         about(account.public_id)
         return account, OWNER
-    by = profiles.by_claims(session, claims)
+    by = credentials.by_claims(session, claims)
     found = rows.find(session, account_id)
     if found is None or (not by.is_staff and (found is by or not found.is_active)):
         raise AccountNotFound
@@ -267,7 +264,7 @@ def note_failure(action: str, email: str) -> None:
         services().throttle.spend(AUDIT, account=f"{action} {unique_key(email)}")
     except Throttled:
         return
-    with writing(db.session()) as session:
+    with services().writing() as session:
         account = rows.find_by_email(session, email)
         audit.record(
             session,

@@ -17,12 +17,12 @@ from flask import Response, request
 from werkzeug.datastructures import FileStorage
 from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
 
-from ...adapters import avatarstore
+from ...adapters import images
 from ...errors import InvalidInput
 
 JSON_LIMIT = 64 * 1024
 # The boundary lines and the other fields of a form around an image.
-UPLOAD_LIMIT = avatarstore.MAX_BYTES + JSON_LIMIT
+UPLOAD_LIMIT = images.MAX_BYTES + JSON_LIMIT
 SPARE_LIMIT = 16 * 1024
 _DISCARD_LIMIT = 16 * 1024 * 1024
 _MAX_FORM_PARTS = 32

@@ -18,7 +18,7 @@ from flask import Response, request
 from werkzeug.exceptions import HTTPException
 
 from ... import errors as tree
-from ...db.engine import is_passing_fault
+from ...db.outages import is_passing_fault
 from ...errors import AccountError
 from ...logs import describe
 from .wire import json_response, timestamp

@@ -23,9 +23,9 @@ from marshmallow.validate import Length, OneOf, Range, Regexp
 
 from ... import generator
 from ...accounts.lifecycle import REASON_LENGTH
-from ...db.engine import is_text
 from ...db.models import ACTIVE, DEACTIVATED, DUE, MAX_ID, OPERATOR, OWNER, STAFF
-from ...purge.sweep import HELD, STUCK, WAITING
+from ...db.text import is_text
+from ...purge.failures import HELD, STUCK, WAITING
 from .bodies import NOT_TEXT
 
 _REQUIRED = "This field is required."

@@ -1,0 +1,296 @@
+"""Passwords and sessions: hash, authenticate, change, reset; whose token it is."""
+
+from __future__ import annotations
+
+import threading
+import uuid
+from datetime import datetime, timedelta
+
+from argon2 import PasswordHasher as Argon2
+from argon2 import Type
+from argon2.exceptions import InvalidHashError, VerificationError
+from sqlalchemy import update
+from sqlalchemy.orm import Session
+
+from ..db import audit, rows
+from ..db.audit import Actor
+from ..db.engine import Clock, Database, database_now
+from ..db.models import DUE, OWNER, Account
+from ..errors import (
+    AccountDeactivated,
+    AccountNotFound,
+    InvalidCredentials,
+    InvalidInput,
+    NotDeactivated,
+    TokenNotValid,
+    WrongPassword,
+)
+from ..outbox import notices
+from ..tokens import Claims
+from .fields import password_problems, profile_of
+
+
+class PasswordHasher:
+    """argon2id (RFC 9106). At most two hashes are computed at once: each takes 64 MiB."""
+
+    def __init__(self, cost: str = "normal") -> None:
+        if cost == "cheap":
+            self._argon2 = Argon2(time_cost=1, memory_cost=8, parallelism=1, type=Type.ID)
+        else:
+            self._argon2 = Argon2()
+        self._slots = threading.BoundedSemaphore(2)
+        self._decoy = self._argon2.hash(uuid.uuid4().hex)
+
+    def hash(self, password: str) -> str:
+        with self._slots:
+            return self._argon2.hash(password)
+
+    def verify(self, password_hash: str, password: str) -> bool:
+        """Say whether *password* is the one; a hash that cannot be read is never right."""
+        try:
+            with self._slots:
+                return self._argon2.verify(password_hash, password)
+        except (VerificationError, InvalidHashError, UnicodeEncodeError):
+            return False
+
+    def burn(self, password: str) -> None:
+        """Cost what :meth:`verify` costs, so that an unknown e-mail takes no less time."""
+        self.verify(self._decoy, password)
+
+    def is_outdated(self, password_hash: str) -> bool:
+        return self._argon2.check_needs_rehash(password_hash)
+
+
+def _way_back(account: Account, now: datetime) -> str:
+    if account.state(now) == DUE:
+        return AccountDeactivated.OVER
+    if account.deactivated_by != OWNER:
+        return AccountDeactivated.BY_STAFF
+    return AccountDeactivated.BY_OWNER
+
+
+def authenticate(
+    database: Database, hasher: PasswordHasher, *, email: str, password: str
+) -> Account:
+    """Return the active account whose e-mail and password these are. Owns its transactions.
+
+    Takes the same time whether the e-mail is known or not (ASVS 5.0, 6.3.8). Raises
+    InvalidCredentials, and AccountDeactivated only when the password is right.
+    """
+    with database.reading() as session:
+        account = rows.find_by_email(session, email)
+        seen = None if account is None else (account.id, account.password_hash, account.epoch)
+    if seen is None:
+        hasher.burn(password)
+        raise InvalidCredentials
+    account_id, password_hash, epoch = seen
+    if not hasher.verify(password_hash, password):
+        raise InvalidCredentials
+    renewed = hasher.hash(password) if hasher.is_outdated(password_hash) else None
+    with database.reading() as session:
+        account = rows.find(session, account_id)
+        # Changed, or purged, while the password was checked: what was checked no longer counts.
+        if account is None or account.password_hash != password_hash:
+            raise InvalidCredentials
+        if account.purge_at is not None:
+            raise AccountDeactivated(
+                account_id=account_id,
+                purge_at=account.purge_at,
+                way_back=_way_back(account, database_now(session)),
+            )
+        if account.epoch != epoch:
+            raise InvalidCredentials
+    if renewed is not None:
+        _renew_hash(database, account_id, old=password_hash, new=renewed)
+    return account
+
+
+def deactivated_account(
+    database: Database, hasher: PasswordHasher, *, email: str, password: str
+) -> Account:
+    """Return the deactivated account whose credentials these are. Owns its transactions.
+
+    Raises InvalidCredentials, and NotDeactivated when they are those of an active account.
+    """
+    try:
+        authenticate(database, hasher, email=email, password=password)
+    except AccountDeactivated as exc:
+        with database.reading() as session:
+            account = rows.find(session, exc.account_id)
+            if account is None:
+                raise InvalidCredentials from None
+        return account
+    raise NotDeactivated
+
+
+def confirm_password(
+    database: Database, hasher: PasswordHasher, account_id: int, password: str
+) -> None:
+    """Check that *password* is the account's. Owns its transactions; raises WrongPassword.
+
+    A change of the password raises the epoch, so a caller that compares the epoch under the lock
+    afterwards also knows that this password still is the one.
+    """
+    with database.reading() as session:
+        account = rows.find(session, account_id)
+        password_hash = None if account is None else account.password_hash
+    if password_hash is None:
+        hasher.burn(password)
+        raise WrongPassword
+    if not hasher.verify(password_hash, password):
+        raise WrongPassword
+
+
+def by_claims(session: Session, claims: Claims) -> Account:
+    """Return the active account of an access or refresh token.
+
+    Raises TokenNotValid if it is gone, deactivated, or its database were ended since.
+    """
+    account = rows.find_by_public_id(session, claims.public_id)
+    if account is None or not account.is_active or account.epoch != claims.epoch:
+        raise TokenNotValid
+    return account
+
+
+def deactivated_by_claims(session: Session, claims: Claims) -> Account:
+    """Return the deactivated account of a recovery or mailed token, or raise TokenNotValid."""
+    account = rows.find_by_public_id(session, claims.public_id)
+    if account is None or account.is_active or account.epoch != claims.epoch:
+        raise TokenNotValid
+    return account
+
+
+def change_password(
+    database: Database,
+    hasher: PasswordHasher,
+    account_id: int,
+    *,
+    epoch: int,
+    password: str,
+    new_password: str,
+    grace: timedelta,
+    by: Actor,
+    clock: Clock = database_now,
+) -> Account:
+    """Set *new_password* and end every session. Owns its transactions.
+
+    Raises WrongPassword if *password* is not the current one, InvalidInput if the new one is too weak,
+    TokenNotValid if the account was deactivated or its database ended meanwhile.
+    """
+    with database.reading() as session:
+        account = rows.find(session, account_id)
+        if account is None:
+            raise TokenNotValid
+        password_hash, profile = account.password_hash, profile_of(account)
+    if not hasher.verify(password_hash, password):
+        raise WrongPassword
+    problems = password_problems("new_password", new_password, profile)
+    if problems:
+        raise InvalidInput(problems)
+    new_hash = hasher.hash(new_password)
+    with database.writing() as session:
+        account = rows.lock_for_write(session, account_id, epoch=epoch, share=False)
+        if account.password_hash != password_hash:
+            raise WrongPassword
+        _set_password(
+            session,
+            account,
+            new_hash,
+            "account.password_changed",
+            grace,
+            by,
+            clock(session),
+        )
+        session.flush()
+    return account
+
+
+def request_password_reset(session: Session, email: str, *, now: datetime) -> None:
+    """Owe a mail with a reset link if *email* is an account's, deactivated or not; say nothing.
+
+    It need not take the same time in both cases. The mail is sent later.
+    """
+    account = rows.find_by_email(session, email)
+    if account is None or account.state(now) == DUE:
+        return
+    notices.password_reset(session, account, now=now)
+    audit.record(
+        session,
+        "account.password_reset_requested",
+        subject=account.public_id,
+        by=audit.ANYBODY,
+        now=now,
+    )
+
+
+def reset_is_current(account: Account, claims: Claims) -> bool:
+    """Say whether a reset token of *claims* still opens: no session has ended and no address changed since.
+
+    Otherwise whoever reads a mailbox that was given up could take the account.
+    """
+    moved_at = account.email_changed_at
+    return account.epoch == claims.epoch and (moved_at is None or moved_at <= claims.issued_at)
+
+
+def reset_password(
+    database: Database,
+    hasher: PasswordHasher,
+    claims: Claims,
+    new_password: str,
+    *,
+    grace: timedelta,
+    clock: Clock = database_now,
+) -> Account:
+    """Set *new_password* by a mailed reset token, which is used up; every session ends.
+
+    Works in the grace period too and does not reactivate. Every known address is told. Owns its
+    transactions. Returns the account, detached. Raises TokenNotValid (used, or the account is due or
+    gone), InvalidInput.
+    """
+    with database.reading() as session:
+        account = rows.find_by_public_id(session, claims.public_id)
+        if account is None or not reset_is_current(account, claims):
+            raise TokenNotValid
+        account_id, profile = account.id, profile_of(account)
+    problems = password_problems("new_password", new_password, profile)
+    if problems:
+        raise InvalidInput(problems)
+    new_hash = hasher.hash(new_password)
+    with database.writing() as session:
+        try:
+            account = rows.lock(session, account_id)
+        except AccountNotFound:
+            raise TokenNotValid from None
+        now = clock(session)
+        if not reset_is_current(account, claims) or account.state(now) == DUE:
+            raise TokenNotValid
+        actor = Actor(OWNER, account.public_id)
+        _set_password(session, account, new_hash, "account.password_reset", grace, actor, now)
+        session.flush()
+    return account
+
+
+def _set_password(
+    session: Session,
+    account: Account,
+    password_hash: str,
+    action: str,
+    grace: timedelta,
+    by: Actor,
+    now: datetime,
+) -> None:
+    account.password_hash = password_hash
+    account.password_changed_at = now
+    account.epoch += 1
+    audit.record(session, action, subject=account.public_id, by=by, now=now)
+    notices.password_changed(session, account, now=now, grace=grace)
+
+
+def _renew_hash(database: Database, account_id: int, *, old: str, new: str) -> None:
+    with database.writing() as session:
+        session.execute(
+            update(Account)
+            .where(Account.id == account_id, Account.password_hash == old)
+            .values(password_hash=new)
+            .execution_options(synchronize_session=False)
+        )

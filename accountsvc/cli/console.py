@@ -1,0 +1,175 @@
+"""What every command needs: words, exit codes, transactions, JSON."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stdout
+from datetime import datetime, timedelta
+from functools import wraps
+from typing import Any, NoReturn, TypeVar, cast
+
+import click
+from flask import current_app
+from sqlalchemy import inspect
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.orm import Session
+
+from .. import documents
+from ..accounts import lifecycle
+from ..db import rows
+from ..db.models import (
+    Account,
+    PurgeFailure,
+)
+from ..db.outages import is_passing_fault
+from ..db.text import text_problem
+from ..errors import (
+    AccountError,
+    InvalidInput,
+)
+from ..purge import claim, failures
+from ..services import Services
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+# How long a command waits for what another process has locked, or does at the moment.
+PATIENCE = timedelta(seconds=10)
+
+
+def services() -> Services:
+    return cast(Services, current_app.extensions["accountsvc"])
+
+
+def fail(sentence: str) -> NoReturn:
+    """End with exit code 1 and one sentence on stderr."""
+    click.echo(f"Error: {sentence}", err=True)
+    sys.exit(1)
+
+
+def sentences(command: F) -> F:
+    """Turn what the core raises, and a database that does not answer, into a sentence and exit code 1."""
+
+    @wraps(command)
+    def guarded(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return command(*args, **kwargs)
+        except InvalidInput as exc:
+            fail(" ".join(f"{name}: {' '.join(texts)}" for name, texts in exc.fields.items()))
+        except AccountError as exc:
+            fail(str(exc))
+        except Exception as exc:
+            if not isinstance(exc, DBAPIError) and not is_passing_fault(exc):
+                raise
+            if _lacks_tables():
+                fail("The database has no tables yet. Run `python -m accountsvc prepare`.")
+            if not is_passing_fault(exc):
+                raise
+            fail("The database does not answer. Nothing is half-done; repeat the command later.")
+
+    return guarded  # type: ignore[return-value]
+
+
+def _lacks_tables() -> bool:
+    try:
+        return not inspect(services().database.engine).has_table(Account.__tablename__)
+    except Exception:
+        # It does not answer at all.
+        return False
+
+
+as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+
+yes = click.option("--yes", "-y", is_flag=True, help="Do not ask.")
+
+
+@contextmanager
+def read() -> Iterator[Session]:
+    with services().reading() as session:
+        yield session
+
+
+@contextmanager
+def write() -> Iterator[Session]:
+    with services().writing() as session:
+        yield session
+
+
+@contextmanager
+def logs_aside() -> Iterator[None]:
+    """Send what the core logs meanwhile to stderr: stdout is for the answer."""
+    with redirect_stdout(sys.stderr):
+        yield
+
+
+def show_json(document: object) -> None:
+    click.echo(json.dumps(document, indent=2, ensure_ascii=False))
+
+
+def stamp(moment: datetime | None) -> str | None:
+    return None if moment is None else f"{moment:%Y-%m-%dT%H:%M:%SZ}"
+
+
+def find(names: Sequence[str]) -> list[int]:
+    """Return the ids of the named accounts, each once; fail if any is unknown, before anything is done."""
+    found: dict[int, None] = {}
+    unknown = []
+    with read() as session:
+        for name in names:
+            # What the shell could not decode cannot be asked for either.
+            account = None if text_problem(name) else rows.locate(session, name)
+            if account is None:
+                unknown.append(name)
+            else:
+                found[account.id] = None
+    if unknown:
+        shown = ", ".join(name.encode("ascii", "replace").decode() for name in unknown)
+        fail(f"Not found: {shown}. Give ids or e-mails; nothing was changed.")
+    return list(found)
+
+
+def document(session: Session, account: Account, now: datetime) -> dict[str, Any]:
+    settings = services().settings
+    failure = session.get(PurgeFailure, account.id)
+    held_by = lifecycle.open_holds(session, account.id)
+    planned = claim.count(session, [account.id])
+    return {
+        **documents.user_document(account),
+        "public_id": str(account.public_id),
+        "state": account.state(now),
+        "saved_passwords": planned[0].saved_passwords if planned else 0,
+        "deactivated_at": stamp(account.deactivated_at),
+        "deactivated_by": account.deactivated_by,
+        "purge_at": stamp(account.purge_at),
+        "reason": account.reason,
+        "blocked_by": None
+        if account.is_active
+        else failures.blocked_by(
+            failure,
+            is_held=bool(held_by),
+            max_attempts=settings.purge_max_attempts,
+        ),
+        "attempts": 0 if failure is None else failure.attempts,
+        "error": None if failure is None else failure.error,
+        "constraint": None if failure is None else failure.constraint_name,
+        "holds": [
+            {"id": hold.id, "placed_at": stamp(hold.placed_at), "reason": hold.reason}
+            for hold in held_by
+        ],
+    }
+
+
+def print_fields(shown: Mapping[str, Any]) -> None:
+    for name, value in shown.items():
+        if value not in (None, "", [], {}):
+            click.echo(f"{name:15} {value}")
+
+
+def ask(question: str, *, yes: bool) -> None:
+    """Ask at the terminal unless *yes*; end the command at a no."""
+    if yes:
+        return
+    if not sys.stdin.isatty():
+        raise click.UsageError("There is no terminal to ask at: repeat with --yes.")
+    click.confirm(question, abort=True, err=True)

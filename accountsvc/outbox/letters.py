@@ -1,0 +1,66 @@
+"""The text of the mails: a template a kind, rendered as plain text and as HTML."""
+
+from __future__ import annotations
+
+import re
+import textwrap
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+
+
+def in_words(moment: datetime) -> str:
+    """Say *moment* (aware, UTC) as ``7 December 2026 at 14:05 UTC``, never later than it is."""
+    return f"{day(moment)} at {moment:%H:%M} UTC"
+
+
+def day(moment: datetime) -> str:
+    return f"{moment:%-d %B %Y}"
+
+
+_templates = Environment(
+    loader=PackageLoader("accountsvc", "templates/mail"),
+    # Only what ends in .html; a text is no HTML, and its paragraphs are escaped by the page.
+    autoescape=select_autoescape(["html"], default_for_string=False, default=False),
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
+
+_templates.filters.update(words=in_words, day=day)
+
+_WIDTH = 72
+
+
+@dataclass(frozen=True)
+class Paragraph:
+    """A paragraph on one line, or with *url* a link of that label."""
+
+    text: str
+    url: str | None = None
+
+
+def render(kind: str, facts: Mapping[str, Any]) -> tuple[str, str, str]:
+    """Return subject, text and HTML of a mail. Both bodies are made of the same paragraphs."""
+    template = _templates.get_template(f"{kind.removeprefix('mail.')}.txt")
+    context = template.new_context(dict(facts))
+    subject = " ".join("".join(template.blocks["subject"](context)).split())
+    paragraphs = [_paragraph(part) for part in re.split(r"\n\s*\n", template.render(facts).strip())]
+    text = "\n\n".join(_plain(one) for one in paragraphs) + "\n"
+    html = _templates.get_template("layout.html").render(subject=subject, paragraphs=paragraphs)
+    return subject, text, html
+
+
+def _paragraph(part: str) -> Paragraph:
+    line = " ".join(part.split())
+    link = re.fullmatch(r"\[(.+)\] (https?://\S+)", line)
+    return Paragraph(line) if link is None else Paragraph(link[1], link[2])
+
+
+def _plain(paragraph: Paragraph) -> str:
+    if paragraph.url is not None:
+        return f"{paragraph.text}:\n{paragraph.url}"
+    return textwrap.fill(paragraph.text, _WIDTH, break_long_words=False, break_on_hyphens=False)

@@ -1,0 +1,79 @@
+"""What stops all purging, and the marks of the sweeps as a whole."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from sqlalchemy import (
+    select,
+)
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.orm import Session
+
+from ..db import audit
+from ..db.audit import Actor
+from ..db.models import (
+    PAUSED,
+    SWEPT,
+    SweepMark,
+)
+
+
+class Refused(Exception):
+    """Nothing may be purged now; what was purged before stays so."""
+
+
+class LedgerBehind(Refused):
+    """The ledger does not take its lines, so no further batch may be purged."""
+
+
+class PurgedAreBack(Refused):
+    """The database is older than its ledger: a restore has brought purged people back."""
+
+
+class PurgingPaused(Refused):
+    """An operator has paused purging, so no batch may be begun."""
+
+
+def pause(session: Session, *, now: datetime, by: Actor) -> bool:
+    """Let no batch begin after this commits; False if purging was paused already.
+
+    A batch that is under way ends first. People can be deactivated and can come back meanwhile.
+    """
+    if paused_at(session) is not None:
+        return False
+    mark(session, PAUSED, now)
+    audit.record(session, "purge.paused", subject=None, by=by, now=now)
+    return True
+
+
+def resume(session: Session, *, now: datetime, by: Actor) -> bool:
+    """Let sweeps purge again; False if purging was not paused."""
+    mark = session.get(SweepMark, PAUSED, populate_existing=True)
+    if mark is None:
+        return False
+    session.delete(mark)
+    audit.record(session, "purge.resumed", subject=None, by=by, now=now)
+    return True
+
+
+def paused_at(session: Session) -> datetime | None:
+    """Return since when purging is paused, None if it is not."""
+    return session.scalar(select(SweepMark.at).where(SweepMark.name == PAUSED))
+
+
+def swept_at(session: Session) -> datetime | None:
+    """Return when a sweep over all that is due last ended without a fault of the whole; None if none did."""
+    return session.scalar(select(SweepMark.at).where(SweepMark.name == SWEPT))
+
+
+def mark(session: Session, name: str, now: datetime) -> None:
+    # Several sweeps may end at once, also the very first ones.
+    upsert = postgresql.insert if session.get_bind().dialect.name == "postgresql" else sqlite.insert
+    statement = upsert(SweepMark).values(name=name, at=now)
+    session.execute(statement.on_conflict_do_update(index_elements=["name"], set_={"at": now}))
+
+
+def heed_pause(session: Session, although_paused: bool) -> None:
+    if not although_paused and paused_at(session) is not None:
+        raise PurgingPaused

@@ -1,0 +1,102 @@
+"""Accounts that cannot be purged: written down, tried again, given up as stuck."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+
+import structlog
+from sqlalchemy.exc import DBAPIError, IntegrityError
+from sqlalchemy.orm import Session
+
+from ..db import audit
+from ..db.audit import SYSTEM_ACTOR, Actor
+from ..db.models import (
+    Account,
+    PurgeFailure,
+)
+
+log = structlog.get_logger(__name__)
+
+FIRST_RETRY = timedelta(minutes=1)
+
+LONGEST_RETRY = timedelta(hours=6)
+
+HELD, WAITING, STUCK = "hold", "retry", "stuck"
+
+
+def blocked_by(failure: PurgeFailure | None, *, is_held: bool, max_attempts: int) -> str | None:
+    """Say why a due account has not been purged: ``hold``, ``retry`` (waits for its next try), ``stuck``."""
+    if is_held:
+        return HELD
+    if failure is None:
+        return None
+    return STUCK if failure.attempts >= max_attempts else WAITING
+
+
+def retry(session: Session, account_id: int, *, now: datetime, by: Actor) -> bool:
+    """Let the next sweep try a failing or stuck account again; False if it had not failed."""
+    failure = session.get(PurgeFailure, account_id, populate_existing=True)
+    if failure is None:
+        return False
+    account = session.get_one(Account, account_id)
+    session.delete(failure)
+    audit.record(session, "purge.retried", subject=account.public_id, by=by, now=now)
+    session.flush()
+    return True
+
+
+def note(
+    session: Session,
+    account_id: int,
+    exc: Exception,
+    now: datetime,
+    max_attempts: int,
+) -> PurgeFailure | None:
+    """Write down that the purge of an account has failed; None if somebody else has it locked."""
+    # Two sweeps that failed on it at once would otherwise both insert; who has it locked writes it down.
+    account = session.get(Account, account_id, with_for_update={"skip_locked": True})
+    if account is None:
+        return None
+    failure = session.get(PurgeFailure, account_id)
+    if failure is None:
+        failure = PurgeFailure(account_id=account_id, attempts=0)
+        session.add(failure)
+    failure.attempts += 1
+    failure.failed_at = now
+    failure.retry_at = now + retry_pause(failure.attempts)
+    failure.error = type(exc).__name__
+    failure.constraint_name = _constraint(exc)
+    stuck = failure.attempts >= max_attempts
+    audit.record(
+        session,
+        "purge.stuck" if stuck else "purge.failed",
+        subject=account.public_id,
+        by=SYSTEM_ACTOR,
+        now=now,
+        attempts=failure.attempts,
+    )
+    log.error(
+        "an account could not be purged",
+        account_id=account_id,
+        error=failure.error,
+        constraint=failure.constraint_name,
+        attempts=failure.attempts,
+        stuck=stuck,
+    )
+    return failure
+
+
+def _constraint(exc: Exception) -> str | None:
+    """Return the constraint's name; only that, since a database's message may quote the row."""
+    if not isinstance(exc, DBAPIError):
+        return None
+    name = getattr(getattr(exc.orig, "diag", None), "constraint_name", None)
+    if name is None and isinstance(exc, IntegrityError):
+        code = getattr(exc.orig, "sqlite_errorname", None)
+        return None if code is None else str(code)
+    return None if name is None else str(name)[:100]
+
+
+def retry_pause(attempts: int) -> timedelta:
+    """Return the pause after the given number of failures: a minute, doubled each time, 6 hours at most."""
+    return min(FIRST_RETRY * (1 << min(attempts - 1, 20)), LONGEST_RETRY)
