@@ -22,6 +22,16 @@ def compose_command(service: str) -> list[str]:
     return command
 
 
+def procfile_command(process: str) -> list[str]:
+    """Return the command that ``make run`` starts *process* with."""
+    (line,) = (
+        line
+        for line in (ROOT / "Procfile").read_text().splitlines()
+        if line.startswith(f"{process}: ")
+    )
+    return shlex.split(line.removeprefix(f"{process}: ").removeprefix("exec "))
+
+
 def systemd_command(unit: str) -> list[str]:
     """Return a unit's command, without the folder that it is installed in."""
     text = (ROOT / "docs" / "deploy" / "systemd" / f"accountsvc-{unit}.service").read_text()
