@@ -34,7 +34,8 @@ from .errors import (
 )
 from .outbox import delivery, queue
 from .outbox.queue import DeliveryResult, Outcome, Owed
-from .purge import brake, claim, scrub, sweep
+from .purge import brake, claim, scrub
+from .purge.sweep import Progress, Rules, Sweep, SweepResult
 from .tokens import Tokens, derive_key
 
 _Part = TypeVar("_Part")
@@ -58,6 +59,16 @@ class Services:
     throttle: Throttle
     handlers: Mapping[str, queue.Handler]
 
+    @property
+    def sweep_rules(self) -> Rules:
+        """What every sweep of this process heeds, by its settings."""
+        settings = self.settings
+        return Rules(
+            batch_size=settings.purge_batch_size,
+            max_attempts=settings.purge_max_attempts,
+            limit=settings.purge_max_per_sweep or None,
+        )
+
     def reading(self) -> AbstractContextManager[Session]:
         """Open a transaction that only reads, as ``Database.reading`` promises."""
         return self.database.reading()
@@ -73,30 +84,26 @@ class Services:
         only: Sequence[int] | None = None,
         replaying: bool = False,
         by: Actor = SYSTEM_ACTOR,
-        progress: sweep.Progress | None = None,
-    ) -> sweep.SweepResult:
+        progress: Progress | None = None,
+    ) -> SweepResult:
         """Purge what is due, as ``purge.sweep`` promises, with this process's settings and ledger.
 
         Nothing is purged while :meth:`purged_are_back`: who came back, or was put under a hold, after the
         backup is due again without it. Raises PurgedAreBack then, and LedgerBehind too if the ledger cannot
         be read. *replaying* the ledger is what ends that, so neither this nor a pause stops it.
         """
-        settings = self.settings
         if not replaying and (only is not None or self._has_work()):
             self.refuse_after_restore()
-        return sweep.sweep(
+        sweep = Sweep(
             self.database,
-            database_now,
-            batch_size=settings.purge_batch_size,
-            max_attempts=settings.purge_max_attempts,
-            limit=None if only is not None else (settings.purge_max_per_sweep or None),
-            write_ledger=self.write_ledger,
-            seconds=seconds,
+            self.sweep_rules,
+            self.write_ledger,
+            clock=database_now,
             only=only,
             although_paused=replaying,
             by=by,
-            progress=progress,
         )
+        return sweep.run(seconds=seconds, progress=progress)
 
     def refuse_after_restore(self) -> None:
         """Raise PurgedAreBack while :meth:`purged_are_back`, LedgerBehind if the ledger cannot be read."""
@@ -128,7 +135,7 @@ class Services:
                 session,
                 now=database_now(session),
                 max_attempts=self.settings.purge_max_attempts,
-                page=1,
+                page_size=1,
             )
             return next(planned, None) is not None
 

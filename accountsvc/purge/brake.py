@@ -4,19 +4,13 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from sqlalchemy import (
-    select,
-)
+from sqlalchemy import select
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
 from ..db import audit
 from ..db.audit import Actor
-from ..db.models import (
-    PAUSED,
-    SWEPT,
-    SweepMark,
-)
+from ..db.models import PAUSED, SWEPT, SweepMark
 
 
 class Refused(Exception):
@@ -49,10 +43,10 @@ def pause(session: Session, *, now: datetime, by: Actor) -> bool:
 
 def resume(session: Session, *, now: datetime, by: Actor) -> bool:
     """Let sweeps purge again; False if purging was not paused."""
-    mark = session.get(SweepMark, PAUSED, populate_existing=True)
-    if mark is None:
+    pause_mark = session.get(SweepMark, PAUSED, populate_existing=True)
+    if pause_mark is None:
         return False
-    session.delete(mark)
+    session.delete(pause_mark)
     audit.record(session, "purge.resumed", subject=None, by=by, now=now)
     return True
 
@@ -63,17 +57,21 @@ def paused_at(session: Session) -> datetime | None:
 
 
 def swept_at(session: Session) -> datetime | None:
-    """Return when a sweep over all that is due last ended without a fault of the whole; None if none did."""
+    """Return when a sweep over all that is due last ended; None if none did.
+
+    A sweep that could not run, for want of the database or the ledger, has not ended.
+    """
     return session.scalar(select(SweepMark.at).where(SweepMark.name == SWEPT))
 
 
 def mark(session: Session, name: str, now: datetime) -> None:
-    # Several sweeps may end at once, also the very first ones.
+    """Set the mark *name* to *now*; an upsert, because the very first sweeps may end at once."""
     upsert = postgresql.insert if session.get_bind().dialect.name == "postgresql" else sqlite.insert
     statement = upsert(SweepMark).values(name=name, at=now)
     session.execute(statement.on_conflict_do_update(index_elements=["name"], set_={"at": now}))
 
 
-def heed_pause(session: Session, although_paused: bool) -> None:
-    if not although_paused and paused_at(session) is not None:
+def heed_pause(session: Session) -> None:
+    """Raise PurgingPaused if purging is paused, inside the transaction that would purge."""
+    if paused_at(session) is not None:
         raise PurgingPaused

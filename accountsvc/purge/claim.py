@@ -6,23 +6,12 @@ import uuid
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
 
-from sqlalchemy import (
-    Exists,
-    Select,
-    exists,
-    func,
-    select,
-)
+from sqlalchemy import Select, exists, func, select
 from sqlalchemy.orm import Session
 
-from ..db.models import (
-    Account,
-    LegalHold,
-    PurgeFailure,
-    SavedPassword,
-)
+from ..db import rules
+from ..db.models import Account, LegalHold, PurgeFailure, SavedPassword
 from ..db.rows import chunks
 
 
@@ -38,15 +27,17 @@ class PlannedPurge:
 
 
 def plan(
-    session: Session, *, now: datetime, max_attempts: int, page: int = 500
+    session: Session, *, now: datetime, max_attempts: int, page_size: int = 500
 ) -> Iterator[PlannedPurge]:
-    """Yield what a sweep at *now* would destroy, in its order, by the claim and the counts of the sweep.
+    """Yield what a sweep at *now* would destroy, in its order, by the sweep's own claim and counts.
 
     Locks nothing, changes nothing.
     """
-    after: tuple[datetime, int] | None = None
+    after: rules.Position | None = None
     while True:
-        query = due_query(now, None, max_attempts=max_attempts, after=after).limit(page)
+        query = _propose(now, None, max_attempts).limit(page_size)
+        if after is not None:
+            query = query.where(rules.comes_after(after))
         proposed = [(row.purge_at, row.id) for row in session.execute(query)]
         if not proposed:
             return
@@ -56,29 +47,56 @@ def plan(
 
 def count(session: Session, ids: Sequence[int]) -> list[PlannedPurge]:
     """Return what a purge of just these accounts would destroy, whatever their state."""
-    return [planned for page in chunks(ids) for planned in _count(session, page)]
+    return [planned for chunk in chunks(ids) for planned in _count(session, chunk)]
 
 
-def _open_hold(account_id: Any) -> Exists:
-    return exists().where(LegalHold.account_id == account_id, LegalHold.released_at.is_(None))
-
-
-def due_query(
+def lock_due(
+    session: Session,
     now: datetime,
+    size: int,
     only: Collection[int] | None,
-    *,
     max_attempts: int | None,
-    after: tuple[datetime, int] | None = None,
-) -> Select[int, datetime | None]:
-    """Propose due accounts, oldest first. Held and failing ones are left out so that they block nobody.
+) -> list[int]:
+    """Lock up to *size* due accounts ``FOR UPDATE SKIP LOCKED`` and return their ids, oldest first.
 
-    Without *max_attempts* failing and stuck ones are proposed too.
+    *only* restricts them to those ids. Without *max_attempts* failing and stuck accounts are locked
+    too. What is locked is only proposed: :func:`decide` has the last word.
+    """
+    query = _propose(now, only, max_attempts).limit(size)
+    return [row.id for row in session.execute(query.with_for_update(of=Account, skip_locked=True))]
+
+
+def decide(session: Session, proposed: Sequence[int], now: datetime) -> list[PlannedPurge]:
+    """Return those of the locked *proposed* that may be purged, with what that destroys.
+
+    In statements of its own: the locking query sees what was committed before it began, so a hold
+    that was placed while the lock was waited for would be missed, and its account purged.
+    """
+    held = set(
+        session.scalars(
+            select(LegalHold.account_id).where(LegalHold.account_id.in_(proposed), rules.is_open())
+        )
+    )
+    not_held = [account_id for account_id in proposed if account_id not in held]
+    return [
+        planned
+        for planned in _count(session, not_held)
+        if planned.purge_at is not None and planned.purge_at <= now
+    ]
+
+
+def _propose(
+    now: datetime, only: Collection[int] | None, max_attempts: int | None
+) -> Select[int, datetime | None]:
+    """Select due accounts in the purge's order.
+
+    Held, failing and stuck accounts are left out: at the head of the queue a hundred of them would
+    otherwise fill every batch, and nobody behind them would ever be purged.
     """
     query = (
         select(Account.id, Account.purge_at)
-        .where(Account.purge_at.is_not(None), Account.purge_at <= now)
-        .where(~_open_hold(Account.id))
-        .order_by(Account.purge_at, Account.id)
+        .where(rules.is_due(now), ~rules.has_open_hold())
+        .order_by(*rules.PURGE_ORDER)
     )
     if max_attempts is not None:
         query = query.where(
@@ -87,28 +105,7 @@ def due_query(
                 (PurgeFailure.retry_at > now) | (PurgeFailure.attempts >= max_attempts),
             )
         )
-    if only is not None:
-        query = query.where(Account.id.in_(only))
-    if after is not None:
-        purge_at, account_id = after
-        query = query.where(
-            (Account.purge_at > purge_at)
-            | ((Account.purge_at == purge_at) & (Account.id > account_id))
-        )
-    return query
-
-
-def decide(session: Session, proposed: Sequence[int], now: datetime) -> list[PlannedPurge]:
-    """Drop what may not be purged after all, by statements newer than the locks; count the rest."""
-    held = set(
-        session.scalars(
-            select(LegalHold.account_id).where(
-                LegalHold.account_id.in_(proposed), LegalHold.released_at.is_(None)
-            )
-        )
-    )
-    due = [account_id for account_id in proposed if account_id not in held]
-    return [one for one in _count(session, due) if one.purge_at is not None and one.purge_at <= now]
+    return query if only is None else query.where(Account.id.in_(only))
 
 
 def _count(session: Session, ids: Sequence[int]) -> list[PlannedPurge]:
@@ -119,34 +116,17 @@ def _count(session: Session, ids: Sequence[int]) -> list[PlannedPurge]:
         .scalar_subquery()
     )
     rows = session.execute(
-        select(
-            Account.id,
-            Account.public_id,
-            Account.purge_at,
-            Account.avatar_key,
-            passwords,
-        )
+        select(Account.id, Account.public_id, Account.purge_at, Account.avatar_key, passwords)
         .where(Account.id.in_(ids))
-        .order_by(Account.purge_at, Account.id)
+        .order_by(*rules.PURGE_ORDER)
     )
     return [
         PlannedPurge(
             account_id=account_id,
             public_id=public_id,
             purge_at=purge_at,
-            saved_passwords=count,
+            saved_passwords=saved_passwords,
             files=0 if avatar_key is None else 1,
         )
-        for account_id, public_id, purge_at, avatar_key, count in rows
+        for account_id, public_id, purge_at, avatar_key, saved_passwords in rows
     ]
-
-
-def lock_due(
-    session: Session,
-    now: datetime,
-    size: int,
-    only: Collection[int] | None,
-    max_attempts: int | None,
-) -> list[int]:
-    query = due_query(now, only, max_attempts=max_attempts).limit(size)
-    return [row.id for row in session.execute(query.with_for_update(of=Account, skip_locked=True))]

@@ -10,22 +10,20 @@ from sqlalchemy.orm import Session
 
 from ..db import audit
 from ..db.audit import SYSTEM_ACTOR, Actor
-from ..db.models import (
-    Account,
-    PurgeFailure,
-)
+from ..db.models import Account, PurgeFailure
 
 log = structlog.get_logger(__name__)
 
+# Pauses between two tries of the same account.
 FIRST_RETRY = timedelta(minutes=1)
-
 LONGEST_RETRY = timedelta(hours=6)
 
+# Why a due account has not been purged: a hold suspends it, it waits for its next try, or for a person.
 HELD, WAITING, STUCK = "hold", "retry", "stuck"
 
 
 def blocked_by(failure: PurgeFailure | None, *, is_held: bool, max_attempts: int) -> str | None:
-    """Say why a due account has not been purged: ``hold``, ``retry`` (waits for its next try), ``stuck``."""
+    """Say why a due account has not been purged: ``hold``, ``retry`` or ``stuck``; None: nothing does."""
     if is_held:
         return HELD
     if failure is None:
@@ -46,14 +44,13 @@ def retry(session: Session, account_id: int, *, now: datetime, by: Actor) -> boo
 
 
 def note(
-    session: Session,
-    account_id: int,
-    exc: Exception,
-    now: datetime,
-    max_attempts: int,
+    session: Session, account_id: int, exc: Exception, now: datetime, max_attempts: int
 ) -> PurgeFailure | None:
-    """Write down that the purge of an account has failed; None if somebody else has it locked."""
-    # Two sweeps that failed on it at once would otherwise both insert; who has it locked writes it down.
+    """Write down that the purge of an account has failed, and when it is tried again.
+
+    Only the exception's class and the constraint's name are kept. Returns None, and writes nothing, if
+    another sweep has the account locked: two that fail on it at once would otherwise both insert.
+    """
     account = session.get(Account, account_id, with_for_update={"skip_locked": True})
     if account is None:
         return None

@@ -1,45 +1,33 @@
-"""Make freed pages of the SQLite file unreadable."""
+"""Make freed pages of the SQLite file unreadable: what is purged must be gone from the disk too."""
 
 from __future__ import annotations
 
 from datetime import timedelta
 
-from sqlalchemy import (
-    ColumnElement,
-    Engine,
-    exists,
-    func,
-    select,
-    update,
-)
+import structlog
+from sqlalchemy import ColumnElement, Engine, exists, func, select, update
 
 from ..db.engine import Clock, Database
-from ..db.models import (
-    Effect,
-    Receipt,
-)
+from ..db.models import Effect, Receipt
 from ..db.rows import chunks
 from ..outbox import notices
-from .sweep import log
+
+log = structlog.get_logger(__name__)
 
 
-def scrub(
-    database: Database,
-    clock: Clock,
-    *,
-    at_most_every: timedelta | None,
-) -> bool:
+def scrub(database: Database, clock: Clock, *, at_most_every: timedelta | None) -> bool:
     """Make freed pages of the SQLite file unreadable, and date the receipts that this covers.
 
     ``VACUUM`` rewrites the file, the checkpoint empties the write-ahead log; ``secure_delete`` alone
-    leaves remnants. Returns True when nothing is left to scrub. False means: another connection was in
-    the way, or the last scrub is younger than *at_most_every*; the next call tries again. On PostgreSQL
-    there is nothing to do here (``docs/operations.md`` says what vacuum, WAL and backups still hold).
+    leaves remnants. Returns True when nothing remains to be scrubbed. False means: another connection
+    was in the way, or the last scrub is younger than *at_most_every*; the next call tries again. On
+    PostgreSQL there is nothing to do here (``docs/operations.md`` says what vacuum, WAL and backups
+    still hold).
     """
     if database.engine.dialect.name != "sqlite":
         return True
     with database.reading() as session:
-        coverable = session.scalars(select(Receipt.public_id).where(_scrubbable())).all()
+        coverable = session.scalars(select(Receipt.public_id).where(_is_coverable())).all()
         waiting = session.scalar(select(exists().where(Receipt.scrubbed_at.is_(None))))
         last = session.scalar(select(func.max(Receipt.scrubbed_at)))
         now = clock(session)
@@ -51,27 +39,28 @@ def scrub(
         return False
     with database.writing() as session:
         now = clock(session)
-        for page in chunks(coverable):
+        for chunk in chunks(coverable):
             session.execute(
                 update(Receipt)
-                .where(Receipt.public_id.in_(page), Receipt.scrubbed_at.is_(None))
+                .where(Receipt.public_id.in_(chunk), Receipt.scrubbed_at.is_(None))
                 .values(scrubbed_at=now)
                 .execution_options(synchronize_session=False)
             )
         return not session.scalar(select(exists().where(Receipt.scrubbed_at.is_(None))))
 
 
-def _scrubbable() -> ColumnElement[bool]:
-    """A receipt is covered by a scrub once no address of its account waits in the outbox."""
+def _is_coverable() -> ColumnElement[bool]:
+    """Select receipts that a scrub covers: no address of their account waits in the outbox."""
     return Receipt.scrubbed_at.is_(None) & ~exists().where(
         Effect.subject == Receipt.public_id, Effect.kind == notices.PURGED
     )
 
 
 def _vacuum(engine: Engine) -> bool:
-    raw = engine.raw_connection()
+    """Rewrite the file and empty its log; False if another connection was in the way."""
+    connection = engine.raw_connection()
     try:
-        cursor = raw.cursor()
+        cursor = connection.cursor()
         cursor.execute("PRAGMA query_only = OFF")
         try:
             cursor.execute("VACUUM")
@@ -82,4 +71,4 @@ def _vacuum(engine: Engine) -> bool:
             return False
         return not busy
     finally:
-        raw.close()
+        connection.close()

@@ -1,6 +1,6 @@
-"""Purge what is due: claim, erase, leave a receipt; fall back to one account a transaction.
+"""One pass over what is due: claim, erase, leave a receipt; fall back to one account a transaction.
 
-The query proposes, the locked row decides. One batch is one short transaction:
+One batch is one short transaction:
 
 1. lock due accounts in ``purge_at`` order, skipping those that another worker has locked;
 2. in a new statement, which sees what was committed while the locks were waited for, drop those with
@@ -18,26 +18,41 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 
 import structlog
+from sqlalchemy.orm import Session
 
 from ..db.audit import SYSTEM_ACTOR, Actor
-from ..db.engine import Clock, Database
-from ..db.models import (
-    SWEPT,
-)
+from ..db.engine import Clock, Database, database_now
+from ..db.models import SWEPT
 from ..db.outages import is_outage
-from . import erase
-from .brake import LedgerBehind, Refused, heed_pause, mark
-from .claim import PlannedPurge, decide, lock_due
-from .failures import note
+from . import brake, claim, erase, failures
+from .brake import LedgerBehind, Refused
+from .claim import PlannedPurge
 
 log = structlog.get_logger(__name__)
+
+# Called after each batch with the number of accounts that it dealt with.
+Progress = Callable[[int], None]
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What every sweep of a process heeds.
+
+    A batch has at most ``batch_size`` accounts, a sweep over all that is due at most ``limit`` (None:
+    no bound). An account that has failed ``max_attempts`` times is stuck and waits for a person.
+    """
+
+    batch_size: int
+    max_attempts: int
+    limit: int | None = None
 
 
 @dataclass
 class SweepResult:
-    """What a sweep did. ``more`` says that due accounts may be left which it had no time for."""
+    """What a sweep did. ``more`` says that due accounts may remain which it had no time for."""
 
     purged: int = 0
     saved_passwords: int = 0
@@ -51,149 +66,141 @@ class SweepResult:
     def dealt_with(self) -> int:
         return self.purged + self.failed
 
+    def add(self, purged: Sequence[PlannedPurge]) -> None:
+        """Count accounts whose purge is committed."""
+        self.purged += len(purged)
+        self.saved_passwords += sum(planned.saved_passwords for planned in purged)
+        self.files += sum(planned.files for planned in purged)
+        self.purged_ids.extend(planned.account_id for planned in purged)
 
-Progress = Callable[[int], None]
 
+@dataclass
+class Sweep:
+    """One pass over what is due by *clock*, oldest first, in batches. Safe beside other sweeps.
 
-def sweep(
-    database: Database,
-    clock: Clock,
-    *,
-    batch_size: int,
-    max_attempts: int,
-    write_ledger: Callable[[], bool],
-    limit: int | None = None,
-    seconds: float | None = None,
-    only: Collection[int] | None = None,
-    although_paused: bool = False,
-    by: Actor = SYSTEM_ACTOR,
-    progress: Progress | None = None,
-) -> SweepResult:
-    """Purge accounts that are due by *clock* (read anew for every batch), oldest first, in batches.
-
-    Stops after *limit* accounts, after about *seconds*, or when nothing due is left. *only* restricts
-    it to those ids, and then also tries accounts whose retry is not due yet. Held, failing and stuck
-    accounts neither stop nor slow the rest; a failing one is written to ``purge_failures``. Active
-    accounts and accounts in their grace period are not touched. Safe beside itself.
-
-    *write_ledger* delivers the ledger lines that are owed and says whether none is left; it is
-    called before the first batch and after each, and a batch is not begun while it says no.
-    Raises LedgerBehind then, PurgingPaused from the first batch after :func:`pause` unless
-    *although_paused* (a replay after a restore), and the database's own error if a sweep cannot run at all.
-
-    A sweep over all that is due leaves its time as :func:`swept_at`.
+    *only* restricts it to those ids, each tried once, and then also tries accounts whose retry is not
+    due yet. *write_ledger* delivers the ledger lines that are owed and says whether none remains.
+    *although_paused* is for a replay after a restore, which a pause does not stop.
     """
-    result = SweepResult()
-    stop_at = None if seconds is None else time.monotonic() + seconds
-    # Each id that was asked for is tried once: one that fails would otherwise be claimed again and again.
-    left = None if only is None else set(only)
-    if not write_ledger():
-        raise LedgerBehind
-    while True:
-        room = batch_size if limit is None else min(batch_size, limit - result.dealt_with)
-        if room <= 0 or (stop_at is not None and time.monotonic() >= stop_at):
-            result.more = True
-            break
-        dealt_with = _purge_batch(
-            database, clock, room, max_attempts, left, by, result, although_paused=although_paused
-        )
-        if not dealt_with:
-            break
-        if left is not None:
-            left.difference_update(dealt_with)
-        if progress is not None:
-            progress(len(dealt_with))
-        if not write_ledger():
+
+    database: Database
+    rules: Rules
+    write_ledger: Callable[[], bool]
+    clock: Clock = database_now
+    only: Collection[int] | None = None
+    although_paused: bool = False
+    by: Actor = SYSTEM_ACTOR
+    result: SweepResult = field(default_factory=SweepResult, init=False)
+
+    def __post_init__(self) -> None:
+        self._untried = None if self.only is None else set(self.only)
+        # An operator who names an account wants it tried now, so that neither the time of its next
+        # try nor the limit of attempts counts.
+        self._max_attempts = self.rules.max_attempts if self.only is None else None
+
+    def run(self, *, seconds: float | None = None, progress: Progress | None = None) -> SweepResult:
+        """Purge until nothing due remains, the limit is reached, or about *seconds* have passed.
+
+        The clock is read anew for every batch. Held, failing and stuck accounts neither stop nor slow
+        the others; one that fails is written to ``purge_failures``. Active accounts and accounts in
+        their grace period are not touched. The ledger is written before the first batch and after
+        each, and a batch does not begin while it is behind. A sweep over all that is due leaves its
+        time as :func:`brake.swept_at`.
+
+        Raises LedgerBehind; PurgingPaused from the first batch after :func:`brake.pause` on; and the
+        database's own error if no sweep can run at all. What was purged before stays purged.
+        """
+        stop_at = None if seconds is None else time.monotonic() + seconds
+        self._require_ledger()
+        while True:
+            size = self._room()
+            if size <= 0 or (stop_at is not None and time.monotonic() >= stop_at):
+                self.result.more = True
+                break
+            dealt_with = self._purge_batch(size)
+            if not dealt_with:
+                break
+            if self._untried is not None:
+                # An account that fails stays due: claimed again, it would keep the sweep for ever.
+                self._untried.difference_update(dealt_with)
+            if progress is not None:
+                progress(len(dealt_with))
+            self._require_ledger()
+        if self.only is None:
+            with self.database.writing() as session:
+                brake.mark(session, SWEPT, self.clock(session))
+        return self.result
+
+    def _room(self) -> int:
+        if self.rules.limit is None or self.only is not None:
+            return self.rules.batch_size
+        return min(self.rules.batch_size, self.rules.limit - self.result.dealt_with)
+
+    def _require_ledger(self) -> None:
+        if not self.write_ledger():
             raise LedgerBehind
-    if only is None:
-        with database.writing() as session:
-            mark(session, SWEPT, clock(session))
-    return result
 
-
-def _purge_batch(
-    database: Database,
-    clock: Clock,
-    size: int,
-    max_attempts: int,
-    only: Collection[int] | None,
-    by: Actor,
-    result: SweepResult,
-    *,
-    although_paused: bool,
-) -> list[int]:
-    """Purge one batch and return the ids that were dealt with; none when nothing due is left."""
-    proposed: list[int] = []
-    # Who asks for an account by its id wants it tried now.
-    waited_for = max_attempts if only is None else None
-    try:
-        with database.writing() as session:
-            now = clock(session)
-            heed_pause(session, although_paused)
-            proposed = lock_due(session, now, size, only, waited_for)
-            purged = decide(session, proposed, now)
-            erase.erase(session, purged, now, by)
-    except Exception as exc:
-        # Whatever is wrong with one account, a bug of ours too, must not keep the others waiting.
-        if is_outage(exc) or not proposed:
-            raise
-        log.warning(
-            "batch rolled back, purging one by one",
-            count=len(proposed),
-            error=type(exc).__name__,
-        )
-        _purge_one_by_one(
-            database,
-            clock,
-            proposed,
-            max_attempts,
-            waited_for,
-            by,
-            result,
-            although_paused=although_paused,
-        )
-    else:
-        _add(result, purged)
-    return proposed
-
-
-def _purge_one_by_one(
-    database: Database,
-    clock: Clock,
-    ids: Sequence[int],
-    max_attempts: int,
-    waited_for: int | None,
-    by: Actor,
-    result: SweepResult,
-    *,
-    although_paused: bool,
-) -> None:
-    """Purge each account in a transaction of its own; one that cannot be purged is written down."""
-    for account_id in ids:
+    def _purge_batch(self, size: int) -> list[int]:
+        """Purge one batch and return the ids that were dealt with; none when nothing due remains."""
+        proposed: list[int] = []
         try:
-            with database.writing() as session:
-                now = clock(session)
-                heed_pause(session, although_paused)
-                # Not again if a sweep beside this one has just written it down.
-                locked = lock_due(session, now, 1, [account_id], waited_for)
-                purged = decide(session, locked, now)
-                erase.erase(session, purged, now, by)
-        except Refused:
-            raise
+            with self.database.writing() as session:
+                now, proposed = self._lock(session, size, self._untried)
+                purged = self._erase(session, proposed, now)
         except Exception as exc:
-            if is_outage(exc):
+            # Whatever is wrong with one account of the batch, a bug of ours too, must not keep the
+            # others waiting; a database that fails as a whole would fail for each of them again.
+            if is_outage(exc) or not proposed:
                 raise
-            with database.writing() as session:
-                failure = note(session, account_id, exc, clock(session), max_attempts)
-                if failure is not None:
-                    result.failed += 1
-                    result.stuck += failure.attempts >= max_attempts
+            log.warning(
+                "batch rolled back, purging one by one",
+                count=len(proposed),
+                error=type(exc).__name__,
+            )
+            self._purge_one_by_one(proposed)
         else:
-            _add(result, purged)
+            self.result.add(purged)
+        return proposed
 
+    def _purge_one_by_one(self, ids: Sequence[int]) -> None:
+        """Purge each account in a transaction of its own; write down the one that cannot be purged."""
+        for account_id in ids:
+            try:
+                with self.database.writing() as session:
+                    # Locked anew, by the same rules: another sweep may have written it down as
+                    # failing in between, and must not see it tried again at once.
+                    now, proposed = self._lock(session, 1, [account_id])
+                    purged = self._erase(session, proposed, now)
+            except Refused:
+                raise
+            except Exception as exc:
+                if is_outage(exc):
+                    raise
+                self._note_failure(account_id, exc)
+            else:
+                self.result.add(purged)
 
-def _add(result: SweepResult, purged: Sequence[PlannedPurge]) -> None:
-    result.purged += len(purged)
-    result.saved_passwords += sum(one.saved_passwords for one in purged)
-    result.files += sum(one.files for one in purged)
-    result.purged_ids.extend(one.account_id for one in purged)
+    def _lock(
+        self, session: Session, size: int, only: Collection[int] | None
+    ) -> tuple[datetime, list[int]]:
+        """Lock due accounts, and return their ids with the time by which they are due."""
+        now = self.clock(session)
+        if not self.although_paused:
+            brake.heed_pause(session)
+        return now, claim.lock_due(session, now, size, only, self._max_attempts)
+
+    def _erase(
+        self, session: Session, proposed: Sequence[int], now: datetime
+    ) -> list[PlannedPurge]:
+        purged = claim.decide(session, proposed, now)
+        erase.erase(session, purged, now, self.by)
+        return purged
+
+    def _note_failure(self, account_id: int, exc: Exception) -> None:
+        with self.database.writing() as session:
+            failure = failures.note(
+                session, account_id, exc, self.clock(session), self.rules.max_attempts
+            )
+        if failure is not None:
+            self.result.failed += 1
+            self.result.stuck += failure.attempts >= self.rules.max_attempts

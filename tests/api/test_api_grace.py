@@ -24,7 +24,6 @@ from accountsvc.db.audit import Actor
 from accountsvc.db.models import Account, AuditEvent
 from accountsvc.db.rows import find
 from accountsvc.errors import AccountDeactivated, GraceOver
-from accountsvc.purge import sweep
 from tests.api.answers import (
     CONFIRM,
     NO_TOKEN,
@@ -51,6 +50,7 @@ from tests.support.factories import (
     run_sql,
     services_of,
 )
+from tests.support.sweeps import sweep
 
 FORBIDDEN = (
     b'{"error": "This account was deactivated by the staff. Contact support to have it back.", '
@@ -1250,14 +1250,7 @@ def test_there_is_no_moment_in_which_both_return_and_purge_are_allowed(
         return True
 
     def purges(moment: datetime) -> bool:
-        result = sweep.sweep(
-            made.database,
-            lambda _session: moment,
-            batch_size=10,
-            max_attempts=8,
-            write_ledger=lambda: True,
-        )
-        return result.purged == 1
+        return sweep(made, moment).purged == 1
 
     assert [returns(purge_at + n * tick) for n in (-1, 0, 1)] == [True, False, False]
     assert purges(purge_at - tick) is False
@@ -1269,13 +1262,7 @@ def test_there_is_no_moment_in_which_both_return_and_purge_are_allowed(
 def test_a_purge_a_microsecond_later_is_allowed_too(app: APIFlask, ann: Person) -> None:
     made, purge_at = services_of(app), promise(app, ann, purge_in=timedelta(days=1))
 
-    result = sweep.sweep(
-        made.database,
-        lambda _session: purge_at + timedelta(microseconds=1),
-        batch_size=10,
-        max_attempts=8,
-        write_ledger=lambda: True,
-    )
+    result = sweep(made, purge_at + timedelta(microseconds=1))
 
     assert result.purged_ids == [ann.id]
 

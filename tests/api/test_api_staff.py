@@ -16,10 +16,10 @@ from werkzeug.test import TestResponse
 
 from accountsvc.db.models import LegalHold, PurgeFailure
 from accountsvc.db.rows import find
-from accountsvc.purge import sweep as sweeping
 from accountsvc.web import committed
 from tests.api.answers import NO_TOKEN, NOT_AUTHORIZED, NOT_FOUND, NOT_VALID
 from tests.conftest import NewApp
+from tests.support import sweeps
 from tests.support.factories import (
     PASSWORD,
     Person,
@@ -96,13 +96,7 @@ def make_deactivated(app: APIFlask, name: str, purge_at: datetime) -> int:
 
 def sweep(app: APIFlask, moment: datetime) -> list[int]:
     """Sweep as if it were *moment*; return who was purged."""
-    return sweeping.sweep(
-        services_of(app).database,
-        lambda _session: moment,
-        batch_size=10,
-        max_attempts=8,
-        write_ledger=lambda: True,
-    ).purged_ids
+    return sweeps.sweep(services_of(app), moment).purged_ids
 
 
 def walk(client: FlaskClient, sue: Person, path: str, query: str) -> list[TestResponse]:

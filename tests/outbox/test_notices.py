@@ -17,7 +17,6 @@ from accountsvc.db.engine import database_now
 from accountsvc.db.models import Account
 from accountsvc.outbox import letters, notices, queue
 from accountsvc.outbox.queue import DeliveryResult
-from accountsvc.purge import sweep
 from tests.support.factories import (
     Person,
     deactivate,
@@ -31,6 +30,7 @@ from tests.support.factories import (
     services_of,
 )
 from tests.support.smtp import Inbox, smtp_server, text_of
+from tests.support.sweeps import sweep
 
 DAY = timedelta(days=1)
 GRACE = 14 * DAY
@@ -103,14 +103,7 @@ class Post:
             queue.forget(session, subject=person.public_id, kinds=[notices.ADDRESS_CHANGED])
 
     def sweep(self) -> int:
-        services = services_of(self.app)
-        return sweep.sweep(
-            services.database,
-            self.clock,
-            batch_size=10,
-            max_attempts=8,
-            write_ledger=lambda: True,
-        ).purged
+        return sweep(services_of(self.app), self.clock).purged
 
 
 @pytest.fixture

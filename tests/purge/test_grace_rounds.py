@@ -21,8 +21,8 @@ from accountsvc.accounts import lifecycle
 from accountsvc.db.audit import OPERATOR_ACTOR, Actor
 from accountsvc.db.models import Account, Receipt, SavedPassword, VaultKey
 from accountsvc.errors import AccountError
-from accountsvc.purge import sweep as sweeping
 from accountsvc.services import Services
+from tests.support import sweeps
 from tests.support.factories import (
     Person,
     at,
@@ -154,14 +154,7 @@ def fight_over(services: Services, account: Account, number: int) -> tuple[bool,
 def sweep(services: Services, account: Account, *, later: timedelta = timedelta(0)) -> int:
     """Sweep at the moment of the promise, or *later*; return how many were purged."""
     assert account.purge_at is not None
-    now = account.purge_at + later
-    result = sweeping.sweep(
-        services.database,
-        lambda _session: now,
-        batch_size=10,
-        max_attempts=8,
-        write_ledger=lambda: True,
-    )
+    result = sweeps.sweep(services, account.purge_at + later)
     assert result.failed == 0
     return result.purged
 

@@ -9,7 +9,7 @@ from sqlalchemy import select
 from accountsvc.db.audit import OPERATOR_ACTOR
 from accountsvc.db.engine import database_now
 from accountsvc.db.models import AuditEvent
-from accountsvc.purge import brake, sweep
+from accountsvc.purge import brake
 from accountsvc.purge.brake import PurgingPaused
 from tests.support.factories import (
     Person,
@@ -20,6 +20,7 @@ from tests.support.factories import (
     read_account,
     services_of,
 )
+from tests.support.sweeps import sweep
 
 
 @pytest.fixture
@@ -61,11 +62,10 @@ def test_a_pause_stops_a_sweep_between_two_batches(app: APIFlask, ann: Person) -
     made = services_of(app)
 
     with pytest.raises(PurgingPaused):
-        sweep.sweep(
-            made.database,
+        sweep(
+            made,
             database_now,
             batch_size=1,
-            max_attempts=8,
             write_ledger=made.write_ledger,
             progress=lambda _count: pause(app) and None,
         )

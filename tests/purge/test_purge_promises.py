@@ -31,9 +31,10 @@ from accountsvc.db.models import (
 from accountsvc.errors import GraceOver
 from accountsvc.outbox import queue
 from accountsvc.purge import brake, claim, failures, scrub
-from accountsvc.purge import sweep as sweeping
+from accountsvc.purge.sweep import Sweep, SweepResult
 from accountsvc.services import Services, build_services
 from tests.support.factories import at, make_settings
+from tests.support.sweeps import sweep
 
 NOW = datetime(2026, 12, 7, 9, 30, tzinfo=UTC)
 MICROSECOND = timedelta(microseconds=1)
@@ -94,15 +95,6 @@ def add_accounts(
     return ids
 
 
-def sweep(services: Services, now: datetime = NOW, **options: Any) -> sweeping.SweepResult:
-    defaults: dict[str, Any] = {
-        "batch_size": 500,
-        "max_attempts": 3,
-        "write_ledger": lambda: True,
-    }
-    return sweeping.sweep(services.database, lambda _session: now, **(defaults | options))
-
-
 def ids_left(services: Services) -> set[int]:
     with services.reading() as session:
         return set(session.scalars(select(Account.id)))
@@ -148,7 +140,7 @@ def test_reactivation_ends_when_the_purge_begins(
     else:
         with pytest.raises(GraceOver):
             reactivate()
-    assert sweep(services).purged == (0 if comes_back else 1)
+    assert sweep(services, NOW).purged == (0 if comes_back else 1)
 
 
 def test_a_purge_takes_all_of_one_account_and_nothing_of_another(services: Services) -> None:
@@ -156,7 +148,7 @@ def test_a_purge_takes_all_of_one_account_and_nothing_of_another(services: Servi
     waiting = add_accounts(services, 2, name="waiting", purge_at=NOW + timedelta(seconds=1))
     active = add_accounts(services, 2, name="active", purge_at=None)
 
-    result = sweep(services)
+    result = sweep(services, NOW)
 
     assert (result.purged, result.saved_passwords, result.files) == (3, 6, 3)
     assert sorted(result.purged_ids) == due
@@ -178,7 +170,7 @@ def test_a_purge_takes_all_of_one_account_and_nothing_of_another(services: Servi
         assert {line["public_id"] for line in ledger["lines"]} == {
             str(one.public_id) for one in receipts
         }
-    assert sweep(services).purged == 0
+    assert sweep(services, NOW).purged == 0
 
 
 def test_no_row_anywhere_keeps_the_id_of_a_purged_account(services: Services) -> None:
@@ -191,7 +183,7 @@ def test_no_row_anywhere_keeps_the_id_of_a_purged_account(services: Services) ->
             session, account_id, hold.id, clock=at(NOW), delay=timedelta(0), by=OPERATOR_ACTOR
         )
 
-    assert sweep(services).purged == 1
+    assert sweep(services, NOW).purged == 1
 
     with services.reading() as session:
         for table in Base.metadata.sorted_tables:
@@ -207,7 +199,7 @@ def test_a_hold_suspends_the_purge_and_blocks_nobody_else(services: Services) ->
         for account_id in held:
             lifecycle.place_hold(session, account_id, reason="r", clock=at(NOW), by=OPERATOR_ACTOR)
 
-    result = sweep(services, batch_size=2)
+    result = sweep(services, NOW, batch_size=2)
 
     assert result.purged == len(due)
     assert ids_left(services) == set(held)
@@ -222,7 +214,7 @@ def test_one_account_that_cannot_be_purged_keeps_nobody_waiting(services: Servic
         )
         session.execute(text("INSERT INTO stray VALUES (:id)"), {"id": bad})
 
-    result = sweep(services)
+    result = sweep(services, NOW)
 
     assert (result.purged, result.failed, result.stuck) == (499, 1, 0)
     assert ids_left(services) == {bad}
@@ -242,7 +234,7 @@ def test_one_account_that_cannot_be_purged_keeps_nobody_waiting(services: Servic
     with services.writing() as session:
         session.execute(text("DROP TABLE stray"))
         assert failures.retry(session, bad, now=NOW, by=OPERATOR_ACTOR)
-    assert sweep(services).purged == 1
+    assert sweep(services, NOW).purged == 1
 
 
 def test_one_account_at_which_the_database_fails_keeps_nobody_waiting(services: Services) -> None:
@@ -270,7 +262,7 @@ def test_one_account_at_which_the_database_fails_keeps_nobody_waiting(services: 
                 )
             )
 
-    result = sweep(services)
+    result = sweep(services, NOW)
 
     assert (result.purged, result.failed) == (len(good), 1)
     assert ids_left(services) == {bad}
@@ -288,17 +280,17 @@ def test_a_pause_stops_a_batch_that_is_purged_one_by_one(
             text("CREATE TABLE stray (account_id BIGINT NOT NULL REFERENCES accounts (id))")
         )
         session.execute(text("INSERT INTO stray VALUES (:id)"), {"id": bad})
-    one_by_one = sweeping._purge_one_by_one
+    one_by_one = Sweep._purge_one_by_one
 
     def paused_before(*args: Any, **kwargs: Any) -> None:
         with services.writing() as session:
             assert brake.pause(session, now=NOW, by=OPERATOR_ACTOR)
         one_by_one(*args, **kwargs)
 
-    monkeypatch.setattr(sweeping, "_purge_one_by_one", paused_before)
+    monkeypatch.setattr(Sweep, "_purge_one_by_one", paused_before)
 
     with pytest.raises(brake.PurgingPaused):
-        sweep(services)
+        sweep(services, NOW)
 
     assert count(services, Account) == 4
     assert count(services, PurgeFailure) == 0
@@ -315,7 +307,7 @@ def test_who_came_back_is_tried_anew_at_the_next_deletion(services: Services) ->
         )
         lifecycle.deactivate(session, ann, clock=at(NOW), grace=timedelta(), by=OPERATOR_ACTOR)
 
-    assert sweep(services).purged == 1
+    assert sweep(services, NOW).purged == 1
 
 
 def test_the_plan_is_what_the_sweep_then_destroys(services: Services) -> None:
@@ -323,9 +315,9 @@ def test_the_plan_is_what_the_sweep_then_destroys(services: Services) -> None:
     add_accounts(services, 4, name="early", purge_at=NOW - timedelta(days=1), avatar=False)
     add_accounts(services, 2, name="waiting", purge_at=NOW + timedelta(days=1))
     with services.reading() as session:
-        planned = list(claim.plan(session, now=NOW, max_attempts=3, page=3))
+        planned = list(claim.plan(session, now=NOW, max_attempts=3, page_size=3))
 
-    result = sweep(services, batch_size=3)
+    result = sweep(services, NOW, batch_size=3)
 
     assert [one.account_id for one in planned] == result.purged_ids
     assert sum(one.saved_passwords for one in planned) == result.saved_passwords
@@ -339,17 +331,17 @@ def test_no_further_batch_is_purged_while_the_ledger_does_not_take_its_lines(
     answers = iter([True, False])
 
     with pytest.raises(brake.LedgerBehind):
-        sweep(services, batch_size=2, write_ledger=lambda: next(answers))
+        sweep(services, NOW, batch_size=2, write_ledger=lambda: next(answers))
 
     assert len(ids_left(services)) == 2
 
 
 def test_two_sweeps_at_once_share_the_work(services: Services) -> None:
     ids = add_accounts(services, 200, name="due", purge_at=NOW, passwords=1)
-    results: list[sweeping.SweepResult] = []
+    results: list[SweepResult] = []
 
     def work() -> None:
-        results.append(sweep(services, batch_size=10))
+        results.append(sweep(services, NOW, batch_size=10))
 
     threads = [threading.Thread(target=work) for _ in range(2)]
     for thread in threads:
@@ -381,7 +373,7 @@ def test_a_crash_at_any_statement_leaves_all_or_nothing(services: Services) -> N
     while True:
         crash_at, statements = crash_at + 1, 0
         try:
-            sweep(services)
+            sweep(services, NOW)
         except Crash:
             visited += 1
             crash_at, keep = 0, crash_at
@@ -415,8 +407,8 @@ def test_a_hold_committed_between_the_claims_snapshot_and_its_lock_wins(
             statement = statement.replace("ORDER BY", "AND pg_sleep(1.5) IS NOT NULL ORDER BY", 1)
         return statement, parameters
 
-    results: list[sweeping.SweepResult] = []
-    thread = threading.Thread(target=lambda: results.append(sweep(services)))
+    results: list[SweepResult] = []
+    thread = threading.Thread(target=lambda: results.append(sweep(services, NOW)))
     thread.start()
     time.sleep(0.7)
     second = make_engine(postgresql_url)
@@ -449,7 +441,7 @@ def test_freed_pages_of_the_sqlite_file_become_unreadable(sqlite_url: str, tmp_p
     # The keys of real avatars are random; the ones made here hold the name.
     add_accounts(services, 1500, name="zebulon", purge_at=NOW, passwords=1, avatar=False)
     add_accounts(services, 1500, name="yvonne", purge_at=None, passwords=1)
-    assert sweep(services).purged == 1500
+    assert sweep(services, NOW).purged == 1500
 
     # An address is still owed a mail, so nothing is claimed yet.
     assert not scrub.scrub(services.database, lambda _: NOW, at_most_every=None)
@@ -472,7 +464,7 @@ def test_a_scrub_waits_for_a_reader_and_for_its_hour(sqlite_url: str, tmp_path: 
 
     def purge_one(name: str) -> None:
         add_accounts(services, 1, name=name, purge_at=NOW)
-        sweep(services)
+        sweep(services, NOW)
         with services.writing() as session:
             session.execute(text("DELETE FROM outbox"))
 

@@ -19,8 +19,9 @@ from accountsvc.accounts.vault import Entry
 from accountsvc.db.audit import OPERATOR_ACTOR, Actor
 from accountsvc.db.models import Account, AuditEvent, Base, Effect, SavedPassword, VaultKey
 from accountsvc.db.rows import find
-from accountsvc.purge import sweep as sweeping
+from accountsvc.purge.sweep import SweepResult
 from accountsvc.services import Services
+from tests.support import sweeps
 from tests.support.factories import PASSWORD, at
 
 NOW = datetime(2026, 12, 7, 9, 30, 15, tzinfo=UTC)
@@ -216,14 +217,9 @@ def release_hold(
         )
 
 
-def sweep(services: Services, now: datetime = NOW, **options: Any) -> sweeping.SweepResult:
+def sweep(services: Services, now: datetime = NOW) -> SweepResult:
     """Purge by a clock that stands at *now*, with a ledger that takes everything."""
-    defaults: dict[str, Any] = {
-        "batch_size": 500,
-        "max_attempts": 3,
-        "write_ledger": lambda: True,
-    }
-    return sweeping.sweep(services.database, at(now), **(defaults | options))
+    return sweeps.sweep(services, now)
 
 
 def rows_of(services: Services, model: type[Base], *conditions: Any) -> list[Any]:
