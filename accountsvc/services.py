@@ -12,7 +12,7 @@ from typing import TypeVar
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from .accounts import credentials, exports
+from .accounts import credentials, exports, lifecycle
 from .accounts.credentials import PasswordHasher
 from .accounts.vault import Keyring
 from .adapters.avatarstore import AvatarStore, store_from_url
@@ -49,6 +49,7 @@ class Services:
     """The parts of one process, wired. Engines connect lazily, so it can be made before a fork."""
 
     settings: Settings
+    promise: lifecycle.Promise
     database: Database
     tokens: Tokens
     hasher: PasswordHasher
@@ -239,6 +240,7 @@ def build_services(settings: Settings, database: Database | None = None) -> Serv
     _read("MAIL_FROM", read_sender, settings.mail_from)
     services = Services(
         settings=settings,
+        promise=lifecycle.Promise.from_settings(settings),
         database=database,
         tokens=Tokens(
             settings.secret_key,

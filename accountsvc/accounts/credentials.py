@@ -28,6 +28,7 @@ from ..errors import (
 from ..outbox import notices
 from ..tokens import Claims
 from .fields import password_problems, profile_of
+from .lifecycle import Promise
 
 
 class PasswordHasher:
@@ -168,7 +169,7 @@ def change_password(
     epoch: int,
     password: str,
     new_password: str,
-    grace: timedelta,
+    promise: Promise,
     by: Actor,
     clock: Clock = database_now,
 ) -> Account:
@@ -197,7 +198,7 @@ def change_password(
             account,
             new_hash,
             "account.password_changed",
-            grace,
+            promise.grace,
             by,
             clock(session),
         )
@@ -238,7 +239,7 @@ def reset_password(
     claims: Claims,
     new_password: str,
     *,
-    grace: timedelta,
+    promise: Promise,
     clock: Clock = database_now,
 ) -> Account:
     """Set *new_password* by a mailed reset token, which is used up; every session ends.
@@ -265,7 +266,9 @@ def reset_password(
         if not reset_is_current(account, claims) or account.state(now) == DUE:
             raise TokenNotValid
         actor = Actor(OWNER, account.public_id)
-        _set_password(session, account, new_hash, "account.password_reset", grace, actor, now)
+        _set_password(
+            session, account, new_hash, "account.password_reset", promise.grace, actor, now
+        )
         session.flush()
     return account
 

@@ -8,11 +8,13 @@ together. The two windows are half-open: reactivation needs ``now < purge_at``, 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from sqlalchemy import delete, exists, select
 from sqlalchemy.orm import Session
 
+from ..config import Settings
 from ..db import audit
 from ..db.audit import Actor
 from ..db.engine import Clock, database_now
@@ -39,6 +41,31 @@ from ..outbox import notices
 SETTLING = timedelta(hours=24)
 
 REASON_LENGTH = 1000
+
+
+@dataclass(frozen=True)
+class Promise:
+    """The terms of every deactivation, read from the settings once a process.
+
+    The purge is due *grace* after the deactivation; staff may move it, at most to *max_grace* after
+    the deactivation. The owner is mailed each of *reminders* before the purge. After the last hold it
+    is at least *hold_release_delay* away. As long as *grace* after a change of address, the previous
+    address is told too.
+    """
+
+    grace: timedelta
+    max_grace: timedelta
+    reminders: Sequence[timedelta]
+    hold_release_delay: timedelta
+
+    @classmethod
+    def from_settings(cls, settings: Settings) -> Promise:
+        return cls(
+            grace=settings.grace_period,
+            max_grace=settings.max_grace,
+            reminders=settings.reminders,
+            hold_release_delay=settings.hold_release_delay,
+        )
 
 
 def whole_second(moment: datetime) -> datetime:
@@ -90,14 +117,13 @@ def deactivate(
     session: Session,
     account_id: int,
     *,
-    grace: timedelta,
+    promise: Promise,
     by: Actor,
     epoch: int | None = None,
-    reminders: Sequence[timedelta] = (),
     reason: str | None = None,
     clock: Clock = database_now,
 ) -> Account:
-    """End all access to the account at once and promise its purge after *grace*.
+    """End all access to the account at once and promise its purge after the grace period.
 
     A deactivated account is returned as it is: a repeat never moves the promised time, writes no
     event and mails nothing. *epoch* is that of the caller's token (the owner's, or the staff
@@ -117,12 +143,12 @@ def deactivate(
     if account.is_staff and not _other_active_staff(session, account):
         raise LastStaff
     account.deactivated_at = now
-    account.purge_at = whole_second(now + grace)
+    account.purge_at = whole_second(now + promise.grace)
     account.deactivated_by = by.kind
     account.reason = reason
     account.epoch += 1
     audit.record(session, "account.deactivated", subject=account.public_id, by=by, now=now)
-    notices.scheduled(session, account, now=now, grace=grace, reminders=reminders)
+    notices.scheduled(session, account, now=now, grace=promise.grace, reminders=promise.reminders)
     session.flush()
     return account
 
@@ -131,7 +157,7 @@ def reactivate(
     session: Session,
     account_id: int,
     *,
-    grace: timedelta,
+    promise: Promise,
     by: Actor,
     epoch: int | None = None,
     clock: Clock = database_now,
@@ -157,7 +183,7 @@ def reactivate(
     # What went wrong with a purge is no reason not to try the next one.
     session.execute(delete(PurgeFailure).where(PurgeFailure.account_id == account.id))
     audit.record(session, "account.reactivated", subject=account.public_id, by=by, now=now)
-    notices.reactivated(session, account, now=now, grace=grace)
+    notices.reactivated(session, account, now=now, grace=promise.grace)
     session.flush()
     return account
 
@@ -167,12 +193,11 @@ def reschedule(
     account_id: int,
     *,
     purge_at: datetime,
-    max_grace: timedelta,
+    promise: Promise,
     by: Actor,
-    reminders: Sequence[timedelta] = (),
     clock: Clock = database_now,
 ) -> Account:
-    """Move the promised purge later, at most to *max_grace* after the deactivation, and say so by mail.
+    """Move the promised purge later, within ``promise.max_grace``, and say so by mail.
 
     Raises AccountNotFound (also when active), InvalidSchedule, GraceOver when it is due.
     """
@@ -183,13 +208,13 @@ def reschedule(
     assert account.deactivated_at is not None
     assert account.purge_at is not None
     # Before it is rounded: the last microsecond of the calendar cannot be.
-    if not account.purge_at <= purge_at <= whole_second(account.deactivated_at + max_grace):
+    if not account.purge_at <= purge_at <= whole_second(account.deactivated_at + promise.max_grace):
         raise InvalidSchedule
     purge_at = whole_second(purge_at)
     if purge_at != account.purge_at:
         account.purge_at = purge_at
         audit.record(session, "deletion.rescheduled", subject=account.public_id, by=by, now=now)
-        notices.date_moved(session, account, now=now, reminders=reminders)
+        notices.date_moved(session, account, now=now, reminders=promise.reminders)
         session.flush()
     return account
 
@@ -309,14 +334,14 @@ def release_hold(
     account_id: int,
     hold_id: int,
     *,
-    delay: timedelta,
+    promise: Promise,
     by: Actor,
     epoch: int | None = None,
     clock: Clock = database_now,
 ) -> Hold:
     """Release a hold; it stays on record until the purge.
 
-    Releasing the last one sets ``purge_at`` to at least ``now + delay``, so that a mistaken release
+    Releasing the last one sets ``purge_at`` to at least ``promise.hold_release_delay`` from now, so that a mistaken release
     is not final. Raises AccountNotFound, HoldNotFound (also when it was released before), TokenNotValid (as
     :func:`place_hold` does).
     """
@@ -329,7 +354,7 @@ def release_hold(
     hold.released_by = by.public_id
     session.flush()
     if account.purge_at is not None and not open_holds(session, account.id):
-        account.purge_at = max(account.purge_at, whole_second(now + delay))
+        account.purge_at = max(account.purge_at, whole_second(now + promise.hold_release_delay))
     audit.record(
         session,
         "hold.released",

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Mapping, Sequence
-from datetime import datetime, timedelta
+from datetime import datetime
 
 import structlog
 from sqlalchemy import select
@@ -27,6 +27,7 @@ from ..errors import (
 from ..outbox import notices
 from .credentials import PasswordHasher
 from .fields import PROFILE_FIELDS, cleaned, field_problems, password_problems
+from .lifecycle import Promise
 from .vault import Keyring
 
 log = structlog.get_logger(__name__)
@@ -97,13 +98,13 @@ def update_profile(
     epoch: int,
     changes: Mapping[str, str],
     by: Actor,
-    grace: timedelta,
+    promise: Promise,
     now: datetime,
 ) -> Account:
     """Change the given profile fields, the others stay; unknown names in *changes* are ignored.
 
     A changed e-mail address is audited and the address before it is told. The one that is remembered,
-    and told of what happens within *grace*, is the oldest of several in a row: who changes it twice does
+    and told of what happens in a grace period, is the oldest of several in a row: who changes it twice does
     not shake off the owner. The caller has made sure that the person is there (a fresh token or the
     password). Raises InvalidInput, TokenNotValid.
     """
@@ -119,7 +120,7 @@ def update_profile(
     changed = {name for name, value in values.items() if getattr(account, name) != value}
     if "email" in changed and unique_key(values["email"]) != account.email_key:
         notices.address_changed(session, account, previous=account.email, now=now)
-        if not notices.recently_moved(account, now=now, within=grace):
+        if not notices.recently_moved(account, now=now, within=promise.grace):
             account.previous_email = account.email
         account.email_changed_at = now
         audit.record(session, "account.email_changed", subject=account.public_id, by=by, now=now)

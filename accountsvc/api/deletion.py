@@ -61,10 +61,9 @@ def delete(user_id: int, *, caller: Caller) -> Response:
         account = lifecycle.deactivate(
             session,
             user_id,
-            grace=settings.grace_period,
+            promise=services().promise,
             by=by,
             epoch=caller.epoch,
-            reminders=settings.reminders,
         )
         assert account.purge_at is not None
         body: dict[str, Any] = {}

@@ -98,7 +98,7 @@ def _reactivate(account_id: int, public_id: uuid.UUID, epoch: int) -> Account:
             account = lifecycle.reactivate(
                 session,
                 account_id,
-                grace=services().settings.grace_period,
+                promise=services().promise,
                 by=Actor(OWNER, public_id),
                 epoch=epoch,
             )
@@ -125,7 +125,7 @@ def give_back(user_id: int, *, caller: Caller) -> dict[str, Any]:
         account = lifecycle.reactivate(
             session,
             user_id,
-            grace=services().settings.grace_period,
+            promise=services().promise,
             by=caller.actor_as_staff(),
             epoch=caller.epoch,
         )
@@ -176,7 +176,6 @@ def change(user_id: int, *, caller: Caller, json_data: dict[str, Any]) -> Respon
     """
     if not request.if_match.to_header():
         raise VersionRequired
-    settings = services().settings
     by = caller.actor_as_staff()
 
     def patch(session: Session) -> dict[str, Any]:
@@ -191,9 +190,8 @@ def change(user_id: int, *, caller: Caller, json_data: dict[str, Any]) -> Respon
                 session,
                 user_id,
                 purge_at=json_data["purge_at"],
-                max_grace=settings.max_grace,
+                promise=services().promise,
                 by=by,
-                reminders=settings.reminders,
             )
         if "reason" in json_data:
             lifecycle.set_reason(session, user_id, reason=json_data["reason"], by=by)

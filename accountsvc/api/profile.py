@@ -81,7 +81,7 @@ def update(user_id: int, *, caller: Caller, changes: dict[str, str]) -> dict[str
             epoch=caller.epoch,
             changes=changes,
             by=caller.actor(user_id),
-            grace=services().settings.grace_period,
+            promise=services().promise,
             now=database_now(session),
         )
         session.flush()
@@ -118,7 +118,7 @@ def change_password(user_id: int, *, caller: Caller, json_data: dict[str, str]) 
             epoch=caller.epoch,
             password=json_data["password"],
             new_password=json_data["new_password"],
-            grace=made.settings.grace_period,
+            promise=made.promise,
             by=caller.actor(user_id),
         )
     return signed_in(account)

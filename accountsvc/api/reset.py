@@ -63,7 +63,7 @@ def confirm(json_data: dict[str, str]) -> dict[str, str]:
         made.hasher,
         claims,
         json_data["new_password"],
-        grace=made.settings.grace_period,
+        promise=made.promise,
     )
     about(account.public_id)
     # Whoever guessed before must not keep the owner waiting now.

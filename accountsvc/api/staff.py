@@ -83,7 +83,7 @@ def release(user_id: int, hold_id: int, *, caller: Caller) -> Response:
             session,
             user_id,
             hold_id,
-            delay=services().settings.hold_release_delay,
+            promise=services().promise,
             by=caller.actor_as_staff(),
             epoch=caller.epoch,
         )

@@ -101,16 +101,14 @@ def deactivate(names: tuple[str, ...], *, reason: str | None, as_json: bool) -> 
     \b
     flask --app wsgi accounts deactivate ann@example.org --reason "asked by letter"
     """
-    settings = services().settings
 
     def work(session: Session, account_id: int) -> bool:
         was_active = rows.lock(session, account_id).is_active
         account = lifecycle.deactivate(
             session,
             account_id,
-            grace=settings.grace_period,
+            promise=services().promise,
             by=OPERATOR_ACTOR,
-            reminders=settings.reminders,
             reason=reason,
         )
         if reason is None or account.reason == reason:
@@ -145,7 +143,7 @@ def reactivate(names: tuple[str, ...], *, as_json: bool) -> None:
         lifecycle.reactivate(
             session,
             account_id,
-            grace=services().settings.grace_period,
+            promise=services().promise,
             by=OPERATOR_ACTOR,
         )
         return True
@@ -281,7 +279,7 @@ def release(name: str, hold_id: int, *, as_json: bool) -> None:
             session,
             account_id,
             hold_id,
-            delay=services().settings.hold_release_delay,
+            promise=services().promise,
             by=OPERATOR_ACTOR,
         )
         shown = document(session, rows.lock(session, account_id), database_now(session))

@@ -7,7 +7,7 @@ import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
@@ -181,8 +181,8 @@ def _make_due(session: Session, planned: Sequence[PlannedPurge], *, force: bool)
                 lifecycle.deactivate(
                     session,
                     account_id,
-                    # Not of the promise, which is waived below: how long ago a previous address counts.
-                    grace=services().settings.grace_period,
+                    # The promise is waived below. Were reminders owed, they would outlive it.
+                    promise=replace(services().promise, reminders=()),
                     by=OPERATOR_ACTOR,
                 )
             lifecycle.due_now(session, account_id, by=OPERATOR_ACTOR)

@@ -83,7 +83,7 @@ def _keep(who: Visit) -> Response:
         lifecycle.reactivate(
             session,
             who.account.id,
-            grace=made.settings.grace_period,
+            promise=made.promise,
             by=Actor(OWNER, who.account.public_id),
             epoch=who.claims.epoch,
         )

@@ -28,7 +28,7 @@ def act() -> Response:
             made.hasher,
             who.claims,
             request.form.get("new_password", ""),
-            grace=made.settings.grace_period,
+            promise=made.promise,
         )
         made.throttle.forgive(throttle.PASSWORD, account=who.account.email_key)
     except InvalidInput as exc:

@@ -31,7 +31,7 @@ from accountsvc.errors import (
 from accountsvc.outbox import notices, queue
 from accountsvc.services import Services
 from accountsvc.tokens import PASSWORD_RESET, Claims
-from tests.support.factories import PASSWORD
+from tests.support.factories import PASSWORD, make_promise
 
 from ..support.core import (
     BOUNDARY,
@@ -119,7 +119,7 @@ def change_password(services: Services, account: Account, **options: Any) -> Acc
         "epoch": account.epoch,
         "password": PASSWORD,
         "new_password": NEW_PASSWORD,
-        "grace": GRACE,
+        "promise": make_promise(grace=GRACE),
         "by": owner(account),
         "clock": at(NOW),
         **options,
@@ -136,7 +136,7 @@ def update_profile(services: Services, account: Account, **changes: str) -> Acco
             epoch=account.epoch,
             changes=changes,
             by=owner(account),
-            grace=GRACE,
+            promise=make_promise(grace=GRACE),
             now=NOW,
         )
 
@@ -149,7 +149,7 @@ def reset_claims(services: Services, account: Account) -> Claims:
 def reset_password(
     services: Services, claims: Claims, password: str = NEW_PASSWORD, **o: Any
 ) -> None:
-    given = {"grace": GRACE, "clock": at(NOW), **o}
+    given = {"promise": make_promise(grace=GRACE), "clock": at(NOW), **o}
     hasher = given.pop("hasher", services.hasher)
     credentials.reset_password(services.database, hasher, claims, password, **given)
 
@@ -601,7 +601,7 @@ def test_of_two_changes_to_the_same_name_at_once_one_wins(postgresql: Services) 
                     epoch=0,
                     changes={"username": "same"},
                     by=owner(account),
-                    grace=GRACE,
+                    promise=make_promise(grace=GRACE),
                     now=NOW,
                 )
         except InvalidInput as exc:
@@ -727,7 +727,7 @@ def test_a_reset_link_in_a_mailbox_that_was_given_up_is_dead(services: Services)
             epoch=account.epoch,
             changes={"email": "new@example.org"},
             by=owner(account),
-            grace=GRACE,
+            promise=make_promise(grace=GRACE),
             now=NOW + timedelta(seconds=1),
         )
     before = everything(services)
@@ -1093,7 +1093,7 @@ def test_an_actor_is_recorded_as_who_it_is(services: Services) -> None:
             epoch=0,
             changes={"first_name": "Ann"},
             by=Actor("staff", boss.public_id),
-            grace=GRACE,
+            promise=make_promise(grace=GRACE),
             now=NOW,
         )
 

@@ -45,6 +45,7 @@ from tests.support.factories import (
     events,
     everything,
     make_person,
+    make_promise,
     now,
     read_account,
     run_sql,
@@ -1241,7 +1242,7 @@ def test_there_is_no_moment_in_which_both_return_and_purge_are_allowed(
                     session,
                     ann.id,
                     clock=at(moment),
-                    grace=timedelta(days=14),
+                    promise=make_promise(),
                     by=owner,
                 )
                 session.rollback()

@@ -26,6 +26,7 @@ from tests.support.factories import (
     events,
     make_app,
     make_person,
+    make_promise,
     read_account,
     services_of,
 )
@@ -84,7 +85,7 @@ class Post:
                 session,
                 person.id,
                 clock=self.clock,
-                grace=GRACE,
+                promise=make_promise(grace=GRACE),
                 by=Actor("owner", person.public_id),
             )
 
@@ -96,7 +97,7 @@ class Post:
                 epoch=session.get_one(Account, person.id).epoch,
                 changes={"email": address},
                 by=Actor("owner", person.public_id),
-                grace=GRACE,
+                promise=make_promise(grace=GRACE),
                 now=self.clock(session),
             )
             # What that mails is not looked at here.

@@ -26,6 +26,7 @@ from tests.support.factories import (
     events,
     everything,
     make_person,
+    make_promise,
     now,
     read_account,
     services_of,
@@ -383,7 +384,7 @@ def test_a_link_from_before_a_password_reset_says_where_to_go(app: APIFlask, ann
     made = services_of(app)
     claims = made.tokens.read(reset_token(app, ann), "password_reset", now=now(app))
     credentials.reset_password(
-        made.database, made.hasher, claims, "another long pass phrase", grace=timedelta(days=14)
+        made.database, made.hasher, claims, "another long pass phrase", promise=make_promise()
     )
 
     response = browser.open()

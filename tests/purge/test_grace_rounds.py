@@ -29,6 +29,7 @@ from tests.support.factories import (
     belongings,
     deactivate,
     make_person,
+    make_promise,
     read_account,
     services_of,
 )
@@ -102,7 +103,7 @@ def fight_over(services: Services, account: Account, number: int) -> tuple[bool,
                 session,
                 account.id,
                 clock=at(purge_at if is_late else purge_at - MICROSECOND),
-                grace=timedelta(days=14),
+                promise=make_promise(),
                 by=Actor("owner", account.public_id),
                 epoch=account.epoch,
             )
@@ -169,7 +170,7 @@ def release(services: Services, account: Account) -> None:
                 account.id,
                 hold.id,
                 clock=at(purge_at),
-                delay=timedelta(hours=24),
+                promise=make_promise(),
                 by=OPERATOR_ACTOR,
             )
 

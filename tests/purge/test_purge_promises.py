@@ -33,7 +33,7 @@ from accountsvc.outbox import queue
 from accountsvc.purge import brake, claim, failures, scrub
 from accountsvc.purge.sweep import Sweep, SweepResult
 from accountsvc.services import Services, build_services
-from tests.support.factories import at, make_settings
+from tests.support.factories import at, make_promise, make_settings
 from tests.support.sweeps import sweep
 
 NOW = datetime(2026, 12, 7, 9, 30, tzinfo=UTC)
@@ -131,7 +131,7 @@ def test_reactivation_ends_when_the_purge_begins(
                 session,
                 account_id,
                 clock=at(NOW + moment * MICROSECOND),
-                grace=timedelta(days=14),
+                promise=make_promise(),
                 by=Actor("staff"),
             )
 
@@ -180,7 +180,12 @@ def test_no_row_anywhere_keeps_the_id_of_a_purged_account(services: Services) ->
             session, account_id, reason="r", clock=at(NOW), by=OPERATOR_ACTOR
         )
         lifecycle.release_hold(
-            session, account_id, hold.id, clock=at(NOW), delay=timedelta(0), by=OPERATOR_ACTOR
+            session,
+            account_id,
+            hold.id,
+            clock=at(NOW),
+            promise=make_promise(hold_release_delay=timedelta(0)),
+            by=OPERATOR_ACTOR,
         )
 
     assert sweep(services, NOW).purged == 1
@@ -302,10 +307,10 @@ def test_who_came_back_is_tried_anew_at_the_next_deletion(services: Services) ->
         session.add(
             PurgeFailure(account_id=ann, attempts=3, error="x", failed_at=NOW, retry_at=NOW)
         )
-        lifecycle.reactivate(
-            session, ann, clock=at(NOW), grace=timedelta(days=14), by=OPERATOR_ACTOR
+        lifecycle.reactivate(session, ann, clock=at(NOW), promise=make_promise(), by=OPERATOR_ACTOR)
+        lifecycle.deactivate(
+            session, ann, clock=at(NOW), promise=make_promise(grace=timedelta()), by=OPERATOR_ACTOR
         )
-        lifecycle.deactivate(session, ann, clock=at(NOW), grace=timedelta(), by=OPERATOR_ACTOR)
 
     assert sweep(services, NOW).purged == 1
 

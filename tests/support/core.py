@@ -22,7 +22,7 @@ from accountsvc.db.rows import find
 from accountsvc.purge.sweep import SweepResult
 from accountsvc.services import Services
 from tests.support import sweeps
-from tests.support.factories import PASSWORD, at
+from tests.support.factories import PASSWORD, at, make_promise
 
 NOW = datetime(2026, 12, 7, 9, 30, 15, tzinfo=UTC)
 GRACE = timedelta(days=14)
@@ -182,7 +182,8 @@ def deactivate(services: Services, account_id: int, **options: Any) -> Account:
             found = find(session, account_id)
             options["by"] = Actor("owner", None if found is None else found.public_id)
         clock = at(options.pop("now", NOW))
-        return lifecycle.deactivate(session, account_id, clock=clock, **{"grace": GRACE, **options})
+        promise = make_promise(grace=options.pop("grace", GRACE))
+        return lifecycle.deactivate(session, account_id, clock=clock, promise=promise, **options)
 
 
 def reactivate(services: Services, account_id: int, **options: Any) -> Account:
@@ -192,7 +193,8 @@ def reactivate(services: Services, account_id: int, **options: Any) -> Account:
             session,
             account_id,
             clock=clock,
-            **{"grace": GRACE, "by": Actor("staff"), **options},
+            promise=make_promise(grace=GRACE),
+            **{"by": Actor("staff"), **options},
         )
 
 
@@ -213,7 +215,12 @@ def release_hold(
 ) -> None:
     with write(services) as session:
         lifecycle.release_hold(
-            session, account_id, hold_id, clock=at(now), delay=delay, by=OPERATOR_ACTOR
+            session,
+            account_id,
+            hold_id,
+            clock=at(now),
+            promise=make_promise(hold_release_delay=delay),
+            by=OPERATOR_ACTOR,
         )
 
 

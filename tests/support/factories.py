@@ -21,6 +21,7 @@ from sqlalchemy import Engine, func, insert, select, text
 
 from accountsvc import create_app
 from accountsvc.accounts import avatars, lifecycle, profiles, vault
+from accountsvc.accounts.lifecycle import Promise
 from accountsvc.accounts.vault import Entry
 from accountsvc.adapters import avatarstore, images
 from accountsvc.adapters.avatarstore import new_key
@@ -163,6 +164,21 @@ def read_account(app: APIFlask, account_id: int) -> Account | None:
         return account
 
 
+def make_promise(
+    *,
+    grace: timedelta = timedelta(days=14),
+    reminders: Sequence[timedelta] = (),
+    hold_release_delay: timedelta = timedelta(hours=24),
+) -> Promise:
+    """A promise as the settings make it by default, but without reminders."""
+    return Promise(
+        grace=grace,
+        max_grace=timedelta(days=90),
+        reminders=reminders,
+        hold_release_delay=hold_release_delay,
+    )
+
+
 def deactivate(
     app: APIFlask,
     account_id: int,
@@ -180,8 +196,7 @@ def deactivate(
             session,
             account_id,
             clock=lambda session: database_now(session) + ahead,
-            grace=grace,
-            reminders=reminders,
+            promise=make_promise(grace=grace, reminders=reminders),
             by=audit.Actor(by, found.public_id if by == "owner" else None),
         )
         session.flush()
