@@ -1,4 +1,4 @@
-"""Every setting and its default, with the reason where it is not plain; nonsense is refused at start.
+"""Every setting and its default, with its reason where that is not plain; nonsense is refused.
 
 Values come from the environment, and from a ``.env`` file in the working directory for what the
 environment does not set. A wrong value raises :class:`ConfigError`, whose text is one line: the
@@ -31,16 +31,16 @@ _LONGEST = timedelta(days=36525)
 
 
 class ConfigError(Exception):
-    """A setting is missing or wrong; the message is one line for the person who starts the process."""
+    """A setting is missing or wrong; the message is one line for whoever starts the process."""
 
 
 def duration(text: str) -> timedelta:
-    """Read ``90s``, ``36h``, ``14d`` (also ``m``, ``w``); raise ValueError with a reason otherwise."""
+    """Read ``90s``, ``36h``, ``14d`` (also ``m``, ``w``); raise ValueError with the reason."""
     match = re.fullmatch(r"([0-9]{1,9})([smhdw])", text.strip().lower())
     if match is None:
         raise ValueError("is not a duration")
     unit, number = timedelta(**{_UNITS[match[2]]: 1}), int(match[1])
-    # Divided, since the product may be more than a timedelta can hold.
+    # The limit is divided by the unit, since the product may be more than a timedelta can hold.
     if number > _LONGEST // unit:
         raise ValueError("is longer than a century")
     return number * unit
@@ -119,7 +119,7 @@ def _database_url(text: str) -> str:
     except (ArgumentError, ValueError):
         raise ValueError("cannot be read as a URL") from None
     if text.startswith("sqlite") and (not database or ":memory:" in database):
-        # Web, worker and CLI are processes of their own: they would each see an empty database.
+        # Each process would see an empty database of its own: web, worker and CLI are three.
         raise ValueError("must name a file, since several processes share it")
     return text
 
@@ -139,7 +139,7 @@ def _url(*schemes: str) -> Callable[[str], str]:
             parts = urlsplit(text)
             host = parts.hostname if parts.port != 0 else None
         except ValueError:
-            # The reason would quote a part of the URL, which may be a password.
+            # urlsplit's own reason would quote a part of the URL, which may be a password.
             raise ValueError("cannot be read as a URL") from None
         if not host:
             raise ValueError("must name a host, and a port only if it is a number")
@@ -193,7 +193,7 @@ def _setting(
     *,
     secret: bool = False,
 ) -> Any:
-    # ``repr=False`` for secrets: a Settings object may end up in a traceback or a log line.
+    # Secrets are left out of ``repr``, which may end up in a traceback or a log line.
     return field(
         repr=not secret,
         metadata={"name": name, "default": default, "read": read, "example": example},
@@ -202,7 +202,7 @@ def _setting(
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """All settings of one process, validated. Durations are ``timedelta``; secrets stay out of ``repr``."""
+    """All settings of one process, validated. Secrets stay out of ``repr``."""
 
     app_env: str = _setting(
         "APP_ENV", "development", _one_of("development", "production"), "production"
@@ -255,10 +255,12 @@ class Settings:
     ledger_url: str = _setting(
         "LEDGER_URL", "", _url("file", "s3"), "s3://bucket/ledger", secret=True
     )
-    # A month is the legal limit (GDPR art. 12(3)); 30 days of grace would leave no slack for an outage.
+    # A month is the legal limit (GDPR art. 12(3)); 30 days of grace would leave no slack for an
+    # outage.
     grace_period: timedelta = _setting("GRACE_PERIOD", "14d", duration, "14d")
     max_grace: timedelta = _setting("MAX_GRACE", "90d", _positive_duration, "90d")
-    # 24 h because the existing web app never refreshes.
+    # An access token lives for a day, because the existing web app never refreshes one: with 15
+    # minutes its users would be signed out while they type.
     access_token_lifetime: timedelta = _setting(
         "ACCESS_TOKEN_LIFETIME", "24h", _positive_duration, "15m"
     )
@@ -280,7 +282,8 @@ class Settings:
     cors_origins: tuple[str, ...] = _setting(
         "CORS_ORIGINS", "http://localhost:3000", _origins, "https://app.example.org"
     )
-    # Before the setting that is derived from it: the first wrong one is named.
+    # PORT stands before PUBLIC_URL, which is derived from it: with a wrong port, the line that
+    # refuses would otherwise name a setting that nobody has set.
     port: int = _setting("PORT", "8000", _whole(1, 65_535), "8000")
     public_url: str = _setting(
         "PUBLIC_URL", "", _url("http", "https"), "https://accounts.example.org"
@@ -289,7 +292,8 @@ class Settings:
         "TRUSTED_PROXIES", "", _networks, "10.0.0.0/8"
     )
     rate_limits: bool = _setting("RATE_LIMITS", "on", _switch, "on")
-    # argon2id's first recommended choice of RFC 9106 for constrained memory; tests make it cheap.
+    # ``normal`` is argon2id's recommended choice for constrained memory (RFC 9106, section 4);
+    # ``cheap`` is for tests, which would otherwise spend most of their time in it.
     password_hash_cost: str = _setting(
         "PASSWORD_HASH_COST", "normal", _one_of("normal", "cheap"), "normal"
     )
@@ -350,7 +354,7 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
         try:
             values[spec.name] = spec.metadata["read"](text)
         except ValueError as exc:
-            # The value of a secret is not repeated: this line ends up in logs.
+            # The value of a secret is left out of the line, which ends up in logs.
             shown = f" ({text!r})" if spec.repr else ""
             raise wrong(name, f"{exc}{shown}") from None
     settings = Settings(**values)  # type: ignore[arg-type]
@@ -387,7 +391,7 @@ def _check_together(settings: Settings) -> None:
 
 
 def _check_given(environ: Mapping[str, str]) -> None:
-    """Refuse defaults in production with which the service would seem to work and tell nobody anything."""
+    """Refuse, in production, defaults with which the service would run and tell nobody anything."""
     for name, why, example in (
         ("MAIL_FROM", "or its mails are refused", "Accounts <accounts@example.org>"),
         ("MAIL_URL", "or people are told nothing", "smtp://user:pass@mail:587/?tls=starttls"),
@@ -424,8 +428,8 @@ def _read_key(instance: Path, name: str) -> str | None:
 def make_keys(environ: Mapping[str, str]) -> list[str]:
     """Make the keys that development needs and that neither the environment nor the folder has.
 
-    Idempotent and safe beside itself: each file is created exclusively with mode 600, so an existing
-    key is never replaced. Returns the names that were made. In production nothing is made.
+    Idempotent and safe beside itself: each file is created exclusively with mode 600, so an
+    existing key is never replaced. Returns the names that were made. In production nothing is made.
     """
     if environ.get("APP_ENV") == "production":
         return []
@@ -436,7 +440,8 @@ def make_keys(environ: Mapping[str, str]) -> list[str]:
         if environ.get(name) or _read_key(instance, name):
             continue
         key = base64.urlsafe_b64encode(secrets.token_bytes(32)).decode()
-        # Written aside and linked into place: a process that dies here leaves no half-written key.
+        # The key is written aside and linked into place, so that a process that dies here leaves no
+        # half-written key behind, which every later start would refuse.
         draft = instance / f".{name.lower()}.{secrets.token_hex(8)}"
         descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         try:

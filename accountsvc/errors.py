@@ -7,7 +7,7 @@
     ├── InvalidImage
     ├── ImageTooLarge
     ├── NotAuthenticated          no credentials were given
-    ├── TokenNotValid             malformed, expired, revoked, of the wrong type, or its account is gone
+    ├── TokenNotValid             malformed, expired, revoked, of another type, or of nobody
     ├── InvalidCredentials        e-mail or password is wrong (which one is not said)
     ├── WrongPassword             a confirmation did not match
     ├── ConfirmationRequired      a password, or a token fresh from one, is needed
@@ -85,7 +85,7 @@ class WrongPassword(AccountError):
 
 
 class ConfirmationRequired(AccountError):
-    """``max_age`` is the age in seconds up to which a fresh token is enough (RFC 9470); None: never."""
+    """A fresh token is enough up to an age of ``max_age`` seconds (RFC 9470); None: never."""
 
     message = "Password confirmation required."
 
@@ -111,7 +111,7 @@ class HoldNotFound(AccountError):
 
 
 class AccountDeactivated(AccountError):
-    """Raised only after the password proved right; the attributes let a doorway offer the way back."""
+    """Raised only when the password was right; its attributes let a doorway offer the way back."""
 
     BY_OWNER = "Reactivate it before then to keep it."
     BY_STAFF = "The staff deactivated it: contact support before then to keep it."
@@ -191,7 +191,8 @@ class MailUnavailable(Unavailable):
 class VaultKeyMissing(Unavailable):
     """None of ``VAULT_KEYS`` opens this account's key; nothing was lost.
 
-    This process has not got a new one yet, or an old one was removed before ``flask vault rewrap`` ended.
+    This process has not got a new one yet, or an old one was removed before ``flask vault rewrap``
+    ended.
     """
 
     def __init__(self, wrapped_by: str | None = None) -> None:

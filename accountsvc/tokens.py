@@ -2,8 +2,8 @@
 
 All are JWTs (RFC 7519, HS256). Each kind has a key of its own, derived from ``SECRET_KEY``, and a
 ``type`` and ``aud`` of its own, so that none can stand in for another. ``sub`` is the account's
-public id and ``epoch`` must equal the account's: raising the epoch ends every token at once.
-A signature proves origin only; callers compare epoch and state with the row (``accounts.by_claims``).
+public id and ``epoch`` must equal the account's: raising the epoch ends every token at once. A
+signature proves origin only; callers compare epoch and state with the row (``accounts.by_claims``).
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ KINDS = (ACCESS, REFRESH, RECOVERY, MAILED, PASSWORD_RESET)
 ALGORITHM = "HS256"
 RECOVERY_LIFETIME = timedelta(minutes=15)
 PASSWORD_RESET_LIFETIME = timedelta(hours=1)
-# Clocks of two hosts may differ by this much; seconds as PyJWT wants them.
+# The clocks of two hosts may differ by so many seconds; a token that one has just made would
+# otherwise be refused by the other as not valid yet.
 LEEWAY_SECONDS = 60
 
 
@@ -45,7 +46,7 @@ class Claims:
     fresh: bool
 
     def is_fresh(self, *, now: datetime, max_age: timedelta) -> bool:
-        """Say whether it came straight from a password at most *max_age* before *now* (RFC 9470)."""
+        """Say whether it came from a password at most *max_age* before *now* (RFC 9470)."""
         return self.fresh and now - self.issued_at <= max_age
 
 
@@ -106,7 +107,7 @@ class Tokens:
         raise TokenNotValid
 
     def was(self, token: str, kind: str) -> Claims | None:
-        """Read a token of *kind* also when it has expired, to tell an expired link from a forged one."""
+        """Read a token of *kind*, expired or not, to tell an expired link from a forged one."""
         return self._read(token, kind, now=None)
 
     def _make(
@@ -138,7 +139,8 @@ class Tokens:
                 self._keys[kind],
                 algorithms=[ALGORITHM],
                 audience=f"accountsvc:{kind}",
-                # Times are compared below with the caller's clock, which is the database's.
+                # PyJWT would compare the times with this host's clock, which may be wrong; they are
+                # compared below with the caller's, which is the database's.
                 options={
                     "require": ["sub", "type", "exp", "iat", "epoch"],
                     "verify_exp": False,
@@ -154,7 +156,8 @@ class Tokens:
                 expires_at=datetime.fromtimestamp(int(claims["exp"]), UTC),
                 fresh=claims.get("fresh") is True,
             )
-        # PyJWT parses the header before it checks the signature: a deep nest is a RecursionError.
+        # PyJWT parses the header before it checks the signature, so anybody can send one that is
+        # nested deep enough for a RecursionError.
         except (
             jwt.InvalidTokenError,
             ValueError,

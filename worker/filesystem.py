@@ -1,9 +1,10 @@
 """A broker in a folder, for one machine without a server: a message is a file.
 
-Kombu's own ``filesystem`` transport creates a message's file first and writes it afterwards. A process
-that polls in between reads an empty file (tried: 39 of 1,657 messages when polled hard), and that ends
-a Celery worker. It also moves messages through the system's temporary folder, where a killed process
-leaves them. Here a message appears whole (``rename``) and belongs to whoever removes it (``unlink``).
+Kombu's own ``filesystem`` transport creates a message's file first and writes it afterwards. A
+process that polls in between reads an empty file (tried: 39 of 1,657 messages when polled hard),
+and that ends a Celery worker. It also moves messages through the system's temporary folder, where a
+killed process leaves them. Here a message appears whole (``rename``) and belongs to whoever removes
+it (``unlink``).
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ class Channel(virtual.Channel):
         return Path(self.connection.client.transport_options["folder"])
 
     def _messages(self, queue: str) -> Iterator[Path]:
-        # The clock comes first in the name and has as many digits for centuries: names sort by age.
+        # Names begin with the clock, which keeps its number of digits for centuries, so that sorting
+        # by name sorts by age.
         yield from sorted(self._folder.glob(f"*.{queue}.msg"))
 
     def _put(self, queue: str, message: object, **_options: Any) -> None:
@@ -42,7 +44,7 @@ class Channel(virtual.Channel):
                 text = path.read_text()
                 path.unlink()
             except FileNotFoundError:
-                # Another process was faster.
+                # Another process has taken this message between the listing and the read.
                 continue
             return json.loads(text)
         raise Empty
@@ -60,7 +62,8 @@ class Channel(virtual.Channel):
 
 class Transport(virtual.Transport):
     Channel = Channel
-    # Every channel of a process shares what was declared; messages are in the folder.
+    # The channels of a process share the queues that were declared: with a state of its own, each
+    # would have to declare them again. The messages themselves are in the folder.
     global_state = virtual.BrokerState()  # type: ignore[no-untyped-call]
     driver_type = driver_name = "filesystem"
 

@@ -24,7 +24,9 @@ _SECONDS = SLICE.total_seconds()
 
 @cache
 def services() -> Services:
-    """This process's services: made by its first task, so after the fork, and no connection is shared."""
+    """Return this process's services, made by its first task: after the fork, so that no connection
+    is shared with another process.
+    """
     return build_services(load_settings())
 
 
@@ -39,7 +41,8 @@ def doorway(name: str) -> Callable[[Callable[[], bool]], Any]:
         def run() -> None:
             try:
                 if function():
-                    # Expires like a tick, so that successors do not pile up where ticks start more of them.
+                    # The follow-up has the same expiry as a beat tick; otherwise every tick would
+                    # start another chain of follow-ups.
                     task.apply_async(expires=expiry(services().settings.sweep_interval))
             except LedgerBehind:
                 log.error("the ledger does not take its lines, so nothing is purged", task=name)
@@ -62,7 +65,8 @@ def doorway(name: str) -> Callable[[Callable[[], bool]], Any]:
                         error=error,
                     )
                 else:
-                    # Never raised: Celery would log the exception's text, which may quote a row.
+                    # The exception goes no further: Celery would log its text, which may quote a row
+                    # and with it somebody's address.
                     log.error("a task failed; the next tick repeats it", task=name, exc_info=exc)
 
         task = shared_task(name=name)(run)
@@ -77,14 +81,16 @@ def sweep() -> bool:
     try:
         result = services().sweep(seconds=_SECONDS)
     except Refused:
-        # What was purged before is to be unreadable all the same.
+        # A refusal ends this task, but not what earlier ones owe: freed pages of accounts that are
+        # purged already would stay readable for as long as the refusal lasts.
         services().scrub()
         raise
     if result.dealt_with:
         counts = (result.purged, result.saved_passwords, result.files, result.failed, result.stuck)
         names = ("purged", "saved_passwords", "files", "failed", "stuck")
         log.info("swept", **dict(zip(names, counts, strict=True)), more=result.more)
-    # A cap is a brake: what is above it waits for the next tick.
+    # With PURGE_MAX_PER_SWEEP the remainder waits for the next tick: a follow-up at once would make
+    # the limit one of a batch, and no limit at all.
     again = result.more and not services().settings.purge_max_per_sweep
     if not again:
         services().scrub()

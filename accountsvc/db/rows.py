@@ -104,7 +104,8 @@ def lock_for_write(session: Session, account_id: int, *, epoch: int, share: bool
     """Lock an account for a write to its data, and check state and epoch under the lock.
 
     ``FOR SHARE`` keeps a deactivation (``FOR UPDATE``) out until the write is committed, so nothing
-    can appear after it. Raises TokenNotValid if the account is gone, deactivated or its epoch moved on.
+    can appear after it. Raises TokenNotValid if the account is gone, deactivated or its epoch moved
+    on.
     """
     try:
         account = lock(session, account_id, share=share)

@@ -43,7 +43,7 @@ def has_open_hold(account_id: Any = Account.id) -> Exists:
 
 
 def comes_after(position: Position) -> ColumnElement[bool]:
-    """Select accounts behind *position* in the purge's order (a keyset, for pages without offset)."""
+    """Select accounts behind *position* in the purge's order: a keyset, for pages of a list."""
     purge_at, account_id = position
     return (Account.purge_at > purge_at) | (
         (Account.purge_at == purge_at) & (Account.id > account_id)

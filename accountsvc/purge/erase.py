@@ -1,6 +1,7 @@
 """Erase locked accounts, and write what remains of them and what is owed.
 
-Everything is done by ids, set by set: a statement an account would make a batch a hundred times slower.
+Everything is done by ids, set by set: a statement an account would make a batch a hundred times
+slower.
 """
 
 from __future__ import annotations
@@ -68,14 +69,14 @@ def _read_owners(session: Session, accounts: Sequence[PlannedPurge]) -> list[_Ow
 
 
 def _delete_rows(session: Session, accounts: Sequence[PlannedPurge]) -> None:
-    """Empty the tables of the data map, then what else is owed for these accounts, then their rows."""
+    """Empty the tables of the data map, then drop what else is owed, then delete the rows."""
     ids = [planned.account_id for planned in accounts]
     subjects = [planned.public_id for planned in accounts]
     for model in purged_by_account():
         statement = delete(model).where(model.account_id.in_(ids))  # type: ignore[attr-defined]
         if model is LegalHold:
-            # An open hold stays, so that its foreign key makes the transaction fail: deleted with the
-            # released ones, a hold that slipped through every check would not even be noticed.
+            # An open hold stays, so that its foreign key makes the transaction fail: deleted with
+            # the released ones, a hold that slipped through every check would not even be noticed.
             statement = statement.where(LegalHold.released_at.is_not(None))
         session.execute(statement.execution_options(synchronize_session=False))
     of_these = Effect.subject.in_(subjects) & Effect.kind.not_in(_OWED_AFTER_PURGE)
@@ -91,8 +92,8 @@ def _write_receipts(
 ) -> list[_Row]:
     """Write a receipt for each account and return those that are new.
 
-    Somebody whom a partial restore has brought back has one already, and it stays as it was: receipts
-    are append-only, and the ledger has that line.
+    Somebody whom a partial restore has brought back has one already, and it stays as it was:
+    receipts are append-only, and the ledger has that line.
     """
     planned = {account.public_id: account for account in accounts}
     known = set(session.scalars(select(Receipt.public_id).where(Receipt.public_id.in_(planned))))

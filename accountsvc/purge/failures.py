@@ -18,12 +18,13 @@ log = structlog.get_logger(__name__)
 FIRST_RETRY = timedelta(minutes=1)
 LONGEST_RETRY = timedelta(hours=6)
 
-# Why a due account has not been purged: a hold suspends it, it waits for its next try, or for a person.
+# Why a due account has not been purged: a hold suspends it, it waits for its next try, or for a
+# person.
 HELD, WAITING, STUCK = "hold", "retry", "stuck"
 
 
 def blocked_by(failure: PurgeFailure | None, *, is_held: bool, max_attempts: int) -> str | None:
-    """Say why a due account has not been purged: ``hold``, ``retry`` or ``stuck``; None: nothing does."""
+    """Say what keeps a due account from its purge: ``hold``, ``retry``, ``stuck``, or nothing."""
     if is_held:
         return HELD
     if failure is None:
@@ -48,8 +49,9 @@ def note(
 ) -> PurgeFailure | None:
     """Write down that the purge of an account has failed, and when it is tried again.
 
-    Only the exception's class and the constraint's name are kept. Returns None, and writes nothing, if
-    another sweep has the account locked: two that fail on it at once would otherwise both insert.
+    Only the exception's class and the constraint's name are kept. Returns None, and writes nothing,
+    if another sweep has the account locked: two that fail on it at once would otherwise both
+    insert.
     """
     account = session.get(Account, account_id, with_for_update={"skip_locked": True})
     if account is None:
@@ -95,5 +97,5 @@ def _constraint(exc: Exception) -> str | None:
 
 
 def retry_pause(attempts: int) -> timedelta:
-    """Return the pause after the given number of failures: a minute, doubled each time, 6 hours at most."""
+    """Return the pause after that many failures: a minute, doubled each time, at most 6 hours."""
     return min(FIRST_RETRY * (1 << min(attempts - 1, 20)), LONGEST_RETRY)

@@ -18,11 +18,11 @@ log = structlog.get_logger(__name__)
 def scrub(database: Database, clock: Clock, *, at_most_every: timedelta | None) -> bool:
     """Make freed pages of the SQLite file unreadable, and date the receipts that this covers.
 
-    ``VACUUM`` rewrites the file, the checkpoint empties the write-ahead log; ``secure_delete`` alone
-    leaves remnants. Returns True when nothing remains to be scrubbed. False means: another connection
-    was in the way, or the last scrub is younger than *at_most_every*; the next call tries again. On
-    PostgreSQL there is nothing to do here (``docs/operations.md`` says what vacuum, WAL and backups
-    still hold).
+    ``VACUUM`` rewrites the file, the checkpoint empties the write-ahead log; ``secure_delete``
+    alone leaves remnants. Returns True when nothing remains to be scrubbed. False means: another
+    connection was in the way, or the last scrub is younger than *at_most_every*; the next call
+    tries again. On PostgreSQL there is nothing to do here (``docs/operations.md`` says what vacuum,
+    WAL and backups still hold).
     """
     if database.engine.dialect.name != "sqlite":
         return True

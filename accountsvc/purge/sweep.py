@@ -3,8 +3,8 @@
 One batch is one short transaction:
 
 1. lock due accounts in ``purge_at`` order, skipping those that another worker has locked;
-2. in a new statement, which sees what was committed while the locks were waited for, drop those with
-   an open hold;
+2. in a new statement, which sees what was committed while the locks were waited for, drop those
+   with an open hold;
 3. delete everything by those ids, set by set, as the data map says;
 4. write receipts, audit events, and what is owed: files to delete, mails, the ledger line;
 5. commit.
@@ -41,8 +41,9 @@ Progress = Callable[[int], None]
 class Rules:
     """What every sweep of a process heeds.
 
-    A batch has at most ``batch_size`` accounts, a sweep over all that is due at most ``limit`` (None:
-    no bound). An account that has failed ``max_attempts`` times is stuck and waits for a person.
+    A batch has at most ``batch_size`` accounts, a sweep over all that is due at most ``limit``
+    (None: no bound). An account that has failed ``max_attempts`` times is stuck and waits for a
+    person.
     """
 
     batch_size: int
@@ -78,8 +79,8 @@ class SweepResult:
 class Sweep:
     """One pass over what is due by *clock*, oldest first, in batches. Safe beside other sweeps.
 
-    *only* restricts it to those ids, each tried once, and then also tries accounts whose retry is not
-    due yet. *write_ledger* delivers the ledger lines that are owed and says whether none remains.
+    *only* restricts it to those ids, each tried once, and then also tries accounts whose retry is
+    not due yet. *write_ledger* delivers the ledger lines that are owed and says whether none remains.
     *although_paused* is for a replay after a restore, which a pause does not stop.
     """
 
@@ -101,14 +102,14 @@ class Sweep:
     def run(self, *, seconds: float | None = None, progress: Progress | None = None) -> SweepResult:
         """Purge until nothing due remains, the limit is reached, or about *seconds* have passed.
 
-        The clock is read anew for every batch. Held, failing and stuck accounts neither stop nor slow
-        the others; one that fails is written to ``purge_failures``. Active accounts and accounts in
-        their grace period are not touched. The ledger is written before the first batch and after
-        each, and a batch does not begin while it is behind. A sweep over all that is due leaves its
-        time as :func:`brake.swept_at`.
+        The clock is read anew for every batch. Held, failing and stuck accounts neither stop nor
+        slow the others; one that fails is written to ``purge_failures``. Active accounts and
+        accounts in their grace period are not touched. The ledger is written before the first batch
+        and after each, and a batch does not begin while it is behind. A sweep over all that is due
+        leaves its time as :func:`brake.swept_at`.
 
-        Raises LedgerBehind; PurgingPaused from the first batch after :func:`brake.pause` on; and the
-        database's own error if no sweep can run at all. What was purged before stays purged.
+        Raises LedgerBehind; PurgingPaused from the first batch after :func:`brake.pause` on; and
+        the database's own error if no sweep can run at all. What was purged before stays purged.
         """
         stop_at = None if seconds is None else time.monotonic() + seconds
         self._require_ledger()
@@ -141,7 +142,7 @@ class Sweep:
             raise LedgerBehind
 
     def _purge_batch(self, size: int) -> list[int]:
-        """Purge one batch and return the ids that were dealt with; none when nothing due remains."""
+        """Purge one batch and return the ids that were dealt with; none if nothing is due."""
         proposed: list[int] = []
         try:
             with self.database.writing() as session:
@@ -163,7 +164,7 @@ class Sweep:
         return proposed
 
     def _purge_one_by_one(self, ids: Sequence[int]) -> None:
-        """Purge each account in a transaction of its own; write down the one that cannot be purged."""
+        """Purge each account in a transaction of its own; write down who cannot be purged."""
         for account_id in ids:
             try:
                 with self.database.writing() as session:
