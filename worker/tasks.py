@@ -24,9 +24,7 @@ _SECONDS = SLICE.total_seconds()
 
 @cache
 def services() -> Services:
-    """Return this process's services, made by its first task: after the fork, so that no connection
-    is shared with another process.
-    """
+    """Return this process's services, made after the fork: it shares no connection."""
     return build_services(load_settings())
 
 
