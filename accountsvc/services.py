@@ -33,6 +33,7 @@ from .errors import (
     WrongPassword,
 )
 from .outbox import delivery, queue
+from .outbox.payloads import FileDeletion, LedgerLines
 from .outbox.queue import DeliveryResult, Outcome, Owed
 from .purge import brake, claim, scrub
 from .purge.sweep import Progress, Rules, Sweep, SweepResult
@@ -283,7 +284,7 @@ def _read(name: str, read: Callable[[str], _Part], text: str) -> _Part:
 def _ledger_handler(ledger: Ledger) -> queue.Handler:
     def write(owed: Sequence[Owed], now: datetime) -> Outcome:
         for one in owed:
-            ledger.append(str(one.uid), one.payload["lines"], at=one.created_at)
+            ledger.append(str(one.uid), LedgerLines.read(one.payload).lines, at=one.created_at)
         return Outcome()
 
     return write
@@ -291,7 +292,7 @@ def _ledger_handler(ledger: Ledger) -> queue.Handler:
 
 def _file_handler(database: Database, avatars: AvatarStore) -> queue.Handler:
     def remove(owed: Sequence[Owed], now: datetime) -> Outcome:
-        keys = {str(one.payload["key"]): one for one in owed}
+        keys = {FileDeletion.read(one.payload).key: one for one in owed}
         with database.reading() as session:
             # Never take a file that an account shows, whatever the row says.
             in_use = set(

@@ -20,6 +20,7 @@ from ..errors import (
     StoreUnavailable,
 )
 from ..outbox import queue
+from ..outbox.payloads import FileDeletion
 from .profiles import log
 
 # How long an upload may take before its file is deleted as an orphan of a crash.
@@ -51,7 +52,7 @@ def replace_avatar(
             session,
             queue.DELETE_FILE,
             subject=account.public_id,
-            payload={"key": key},
+            payload=FileDeletion(key),
             now=now,
             after=now + UPLOAD_TIME,
         )
@@ -72,7 +73,7 @@ def replace_avatar(
                     session,
                     queue.DELETE_FILE,
                     subject=account.public_id,
-                    payload={"key": account.avatar_key},
+                    payload=FileDeletion(account.avatar_key),
                     now=now,
                 )
             account.avatar_key = key
@@ -123,7 +124,7 @@ def delete_orphaned_avatars(
 ) -> None:
     """Owe the deletion of orphans of :func:`stored_avatars`; one that is shown by then stays."""
     for key in keys:
-        queue.record(session, queue.DELETE_FILE, subject=None, payload={"key": key}, now=now)
+        queue.record(session, queue.DELETE_FILE, subject=None, payload=FileDeletion(key), now=now)
     audit.record(session, "avatar.orphans_deleted", subject=None, by=by, now=now, count=len(keys))
 
 
@@ -142,7 +143,7 @@ def _hasten(
             )
             if hastened.rowcount != 1:  # type: ignore[attr-defined]
                 # The worker may have looked for the file before it was there.
-                payload = {"key": key}
+                payload = FileDeletion(key)
                 queue.record(session, queue.DELETE_FILE, subject=subject, payload=payload, now=now)
     except Exception as exc:
         log.warning("an unused file will be deleted later", error=type(exc).__name__)

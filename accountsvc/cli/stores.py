@@ -21,6 +21,7 @@ from ..db.models import (
     VaultKey,
 )
 from ..outbox import queue
+from ..outbox.payloads import LedgerLines
 from ..purge import claim
 from ..purge.claim import PlannedPurge
 from .console import (
@@ -172,7 +173,7 @@ def verify(*, as_json: bool) -> None:
             for payload in session.scalars(
                 select(Effect.payload).where(Effect.kind == queue.LEDGER)
             )
-            for line in payload["lines"]
+            for line in LedgerLines.read(payload).lines
         }
     missing = receipts - set(known) - owed
     if as_json:

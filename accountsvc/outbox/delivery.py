@@ -22,24 +22,30 @@ from . import queue
 from .letters import render
 from .notices import (
     ADDRESS_CHANGED,
-    CURRENT,
     KINDS,
     OF_THE_DATE,
     PASSWORD_CHANGED,
     PASSWORD_RESET,
-    PREVIOUS,
     PURGED,
     REACTIVATED,
     REMINDER,
     log,
+)
+from .payloads import (
+    CURRENT,
+    PREVIOUS,
+    AccountMail,
+    AddressedMail,
+    ReminderMail,
+    ResetMail,
+    refusals,
+    with_refusals,
 )
 from .queue import Outcome, Owed
 
 # The pauses after a refusal; after one more it is given up. So long, because a server that was set up
 # wrongly refuses everybody, and somebody has to notice that first.
 REFUSED_PAUSES = (timedelta(hours=1), timedelta(days=1))
-
-_REFUSALS = "refusals"
 
 
 def handlers(
@@ -128,14 +134,14 @@ class _Delivery:
             outcome.failed[one.uid] = type(exc.__cause__ or exc).__name__
         except MailRefused as exc:
             # Not the attempts: most of them may have been an outage, which says nothing about the address.
-            refusals = one.payload.get(_REFUSALS, 0) + 1
-            log.warning("a mail was refused", kind=one.kind, times=refusals)
-            again = _next_try(one, refusals, now)
+            times = refusals(one.payload) + 1
+            log.warning("a mail was refused", kind=one.kind, times=times)
+            again = _next_try(one, times, now)
             if again is None:
                 outcome.given_up[one.uid] = type(exc).__name__
             else:
                 outcome.later[one.uid] = again
-                outcome.payloads[one.uid] = {**one.payload, _REFUSALS: refusals}
+                outcome.payloads[one.uid] = with_refusals(one.payload, times)
 
     def _drop(self, ids: Collection[int]) -> None:
         if ids:
@@ -152,12 +158,12 @@ class _Delivery:
 
     def _decide(self, session: Session, one: Owed, now: datetime) -> _Decision:
         if one.kind == PURGED:
-            return _Letter(str(one.payload["address"]), {"receipt": one.subject})
+            return _Letter(AddressedMail.read(one.payload).address, {"receipt": one.subject})
         account = None if one.subject is None else rows.find_by_public_id(session, one.subject)
         if account is None or account.state(now) == DUE:
             return None
         if one.kind == ADDRESS_CHANGED:
-            return _Letter(str(one.payload["address"]))
+            return _Letter(AddressedMail.read(one.payload).address)
         if one.kind == PASSWORD_RESET:
             return self._password_reset(one, account, now)
         if one.kind == PASSWORD_CHANGED:
@@ -173,15 +179,17 @@ class _Delivery:
         ).all()
         coming = [row for row in owed if row.kind == REMINDER and _falls_due(row, account) <= now]
         if one.kind == REMINDER:
-            if any(row.kind != REMINDER and row.payload["to"] == CURRENT for row in owed):
+            if any(
+                row.kind != REMINDER and AccountMail.read(row.payload).to == CURRENT for row in owed
+            ):
                 return None
-            before = one.payload["before"]
+            before = ReminderMail.read(one.payload).before
             falls_due = _before_purge(account, before)
             if falls_due > now:
                 return falls_due
-            if any(row.payload["before"] < before for row in coming):
+            if any(ReminderMail.read(row.payload).before < before for row in coming):
                 return None
-            coming = [row for row in coming if row.payload["before"] > before]
+            coming = [row for row in coming if ReminderMail.read(row.payload).before > before]
         letter = _to(account, one)
         if letter is None:
             return None
@@ -194,7 +202,7 @@ class _Delivery:
 
     def _password_reset(self, one: Owed, account: Account, now: datetime) -> _Decision:
         # Something has ended every session since: whoever still wants a new password asks again.
-        if account.epoch != one.payload["epoch"]:
+        if account.epoch != ResetMail.read(one.payload).epoch:
             return None
         letter = _Letter(account.email, _grace(account))
         token = self.tokens.password_reset(account, now=now)
@@ -216,7 +224,7 @@ def _to(account: Account, one: Owed) -> _Letter | None:
     letter = _Letter(account.email, _grace(account))
     changed_at = account.email_changed_at
     changed_since = changed_at is not None and changed_at > one.created_at
-    if one.payload.get("to", CURRENT) == PREVIOUS or changed_since:
+    if AccountMail.read(one.payload).to == PREVIOUS or changed_since:
         if account.previous_email is None:
             return None
         letter.to = account.previous_email
@@ -229,7 +237,7 @@ def _grace(account: Account) -> dict[str, Any]:
 
 
 def _falls_due(row: Effect, account: Account) -> datetime:
-    return _before_purge(account, row.payload["before"])
+    return _before_purge(account, ReminderMail.read(row.payload).before)
 
 
 def _before_purge(account: Account, seconds: int) -> datetime:

@@ -19,6 +19,7 @@ from sqlalchemy.orm import Session
 
 from ..db.models import Account
 from . import queue
+from .payloads import CURRENT, PREVIOUS, AccountMail, AddressedMail, ReminderMail, ResetMail
 
 log = structlog.get_logger(__name__)
 
@@ -37,9 +38,6 @@ ADDRESS_CHANGED = "mail.address_changed"
 PASSWORD_CHANGED = "mail.password_changed"
 
 PASSWORD_RESET = "mail.password_reset"
-
-# Which of the account's addresses is told.
-CURRENT, PREVIOUS = "current", "previous"
 
 KINDS = (
     SCHEDULED,
@@ -103,7 +101,7 @@ def address_changed(session: Session, account: Account, *, previous: str, now: d
         session,
         ADDRESS_CHANGED,
         subject=account.public_id,
-        payload={"address": previous},
+        payload=AddressedMail(previous),
         now=now,
         expires_at=now + ADDRESS_KEPT,
     )
@@ -126,7 +124,7 @@ def password_reset(session: Session, account: Account, *, now: datetime) -> None
         session,
         PASSWORD_RESET,
         subject=account.public_id,
-        payload={"epoch": account.epoch},
+        payload=ResetMail(account.epoch),
         now=now,
         expires_at=now + timedelta(hours=12),
     )
@@ -145,7 +143,7 @@ def _owe(
         session,
         kind,
         subject=account.public_id,
-        payload={"epoch": account.epoch, "to": to},
+        payload=AccountMail(account.epoch, to),
         now=now,
         expires_at=None if kept is None else now + kept,
     )
@@ -163,7 +161,7 @@ def _remind(
                 session,
                 REMINDER,
                 subject=account.public_id,
-                payload={"epoch": account.epoch, "before": int(before.total_seconds())},
+                payload=ReminderMail(account.epoch, int(before.total_seconds())),
                 now=now,
                 after=at,
                 expires_at=account.purge_at,

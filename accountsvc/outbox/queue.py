@@ -22,6 +22,7 @@ from sqlalchemy.orm import Session
 from ..db.engine import Clock, Database
 from ..db.models import Effect
 from ..errors import Unavailable
+from .payloads import FileDeletion, Payload
 
 log = structlog.get_logger(__name__)
 
@@ -87,7 +88,7 @@ def record(
     *,
     subject: uuid.UUID | None,
     now: datetime,
-    payload: Mapping[str, Any] | None = None,
+    payload: Payload | None = None,
     after: datetime | None = None,
     expires_at: datetime | None = None,
 ) -> Effect:
@@ -99,7 +100,7 @@ def record(
         uid=uuid.uuid4(),
         kind=kind,
         subject=subject,
-        payload=dict(payload or {}),
+        payload={} if payload is None else payload.stored(),
         created_at=now,
         deliver_after=after or now,
         expires_at=expires_at,
@@ -113,9 +114,9 @@ def forget(session: Session, *, subject: uuid.UUID, kinds: Collection[str]) -> N
     session.execute(delete(Effect).where(Effect.subject == subject, Effect.kind.in_(kinds)))
 
 
-def files_owed(keys: Sequence[str]) -> Select[tuple[str]]:
+def files_owed(keys: Sequence[str]) -> Select[str]:
     """Select those of *keys* whose file is still to be deleted."""
-    key = Effect.payload["key"].as_string()
+    key = FileDeletion.key_of(Effect.payload)
     return select(key).where(Effect.kind == DELETE_FILE, key.in_(keys))
 
 

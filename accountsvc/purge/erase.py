@@ -7,7 +7,7 @@ slower.
 from __future__ import annotations
 
 import uuid
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -19,6 +19,7 @@ from ..db.audit import Actor
 from ..db.datamap import purged_by_account
 from ..db.models import Account, AuditEvent, Effect, LegalHold, Receipt
 from ..outbox import notices, queue
+from ..outbox.payloads import AddressedMail, FileDeletion, LedgerLines, Payload
 from .claim import PlannedPurge
 
 # Effects that the purge itself owes. They stay in the outbox until they are done: dropped with the
@@ -139,24 +140,24 @@ def _owe(
 ) -> None:
     """Owe the deletion of the files, the *purged* mails and one batch of ledger lines."""
     effects = [
-        _effect(queue.DELETE_FILE, owner.public_id, {"key": owner.avatar_key}, now)
+        _effect(queue.DELETE_FILE, owner.public_id, FileDeletion(owner.avatar_key), now)
         for owner in owners
         if owner.avatar_key is not None
     ]
     until = now + notices.ADDRESS_KEPT
     effects += [
-        _effect(notices.PURGED, owner.public_id, {"address": owner.email}, now, expires_at=until)
+        _effect(notices.PURGED, owner.public_id, AddressedMail(owner.email), now, expires_at=until)
         for owner in owners
     ]
-    lines = [_ledger_line(receipt) for receipt in receipts]
-    effects.append(_effect(queue.LEDGER, None, {"lines": lines}, now))
+    lines = LedgerLines([_ledger_line(receipt) for receipt in receipts])
+    effects.append(_effect(queue.LEDGER, None, lines, now))
     session.execute(insert(Effect), effects)
 
 
 def _effect(
     kind: str,
     subject: uuid.UUID | None,
-    payload: Mapping[str, object],
+    payload: Payload,
     now: datetime,
     expires_at: datetime | None = None,
 ) -> _Row:
@@ -164,7 +165,7 @@ def _effect(
         "uid": uuid.uuid4(),
         "kind": kind,
         "subject": subject,
-        "payload": payload,
+        "payload": payload.stored(),
         "created_at": now,
         "deliver_after": now,
         "expires_at": expires_at,

@@ -29,6 +29,7 @@ from accountsvc.errors import (
     WrongPassword,
 )
 from accountsvc.outbox import notices, queue
+from accountsvc.outbox.payloads import FileDeletion
 from accountsvc.services import Services
 from accountsvc.tokens import PASSWORD_RESET, Claims
 from tests.support.factories import PASSWORD, make_promise
@@ -997,7 +998,7 @@ def test_a_file_that_an_account_shows_is_never_deleted(services: Services) -> No
     account = sign_up(services)
     key = set_avatar(services, account)
     with write(services) as session:
-        queue.record(session, queue.DELETE_FILE, subject=None, payload={"key": key}, now=NOW)
+        queue.record(session, queue.DELETE_FILE, subject=None, payload=FileDeletion(key), now=NOW)
 
     result = deliver_files(services, NOW)
 

@@ -27,6 +27,7 @@ from accountsvc.db.audit import OPERATOR_ACTOR
 from accountsvc.db.engine import database_now
 from accountsvc.db.models import Receipt
 from accountsvc.outbox import queue
+from accountsvc.outbox.payloads import FileDeletion
 from accountsvc.services import Services
 from tests.support.factories import (
     PASSWORD,
@@ -1147,7 +1148,7 @@ def test_orphans_are_the_files_that_nobody_shows_and_nothing_deletes(
     store.put(fresh, b"x")
     with services_of(app).writing() as session:
         later = database_now(session) + timedelta(hours=1)
-        queue.record(session, "file.delete", subject=None, now=later, payload={"key": owed})
+        queue.record(session, "file.delete", subject=None, now=later, payload=FileDeletion(owed))
     before = everything(app)
 
     shown = run("avatars", "orphans")

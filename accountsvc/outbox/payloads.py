@@ -1,0 +1,104 @@
+"""The payloads of effects: which keys a row of the outbox holds, named once for each kind.
+
+A payload is stored as a JSON object with the names of its fields as keys, in their order. Rows
+outlive a release: a field that the previous one did not write needs a default, and a field whose
+name is changed would leave the rows of before undeliverable.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, dataclass, fields
+from typing import Any, Self
+
+from sqlalchemy import ColumnElement
+from sqlalchemy.orm import InstrumentedAttribute
+
+# The two addresses of an account that a mail can be for, as they are stored.
+CURRENT, PREVIOUS = "current", "previous"
+
+_REFUSALS = "refusals"
+
+
+@dataclass(frozen=True)
+class Payload:
+    """What a kind of effect needs to know at delivery; each subclass is one row's JSON object."""
+
+    def stored(self) -> dict[str, Any]:
+        """Return the object to store."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+    @classmethod
+    def read(cls, stored: Mapping[str, Any]) -> Self:
+        """Return the payload that a row holds.
+
+        A field that is missing there has its default, and keys that are no field are ignored.
+        Raises KeyError if a field without a default is missing.
+        """
+        return cls(
+            **{
+                field.name: stored[field.name]
+                for field in fields(cls)
+                if field.default is MISSING or field.name in stored
+            }
+        )
+
+
+@dataclass(frozen=True)
+class FileDeletion(Payload):
+    """The key of an avatar file to delete."""
+
+    key: str
+
+    @classmethod
+    def key_of(cls, payload: InstrumentedAttribute[dict[str, Any]]) -> ColumnElement[str]:
+        """Return the SQL expression for the key in a stored *payload* of this kind."""
+        key: ColumnElement[str] = payload["key"].as_string()
+        return key
+
+
+@dataclass(frozen=True)
+class LedgerLines(Payload):
+    """The receipts of one batch of a purge, each as the ledger writes it."""
+
+    lines: Sequence[Mapping[str, object]]
+
+
+@dataclass(frozen=True)
+class AddressedMail(Payload):
+    """A mail to an address that no account has at delivery: of *purged* and *address changed*."""
+
+    address: str
+
+
+@dataclass(frozen=True)
+class AccountMail(Payload):
+    """A mail to the account's current or previous address; which one that is, delivery looks up."""
+
+    epoch: int
+    to: str = CURRENT
+
+
+@dataclass(frozen=True)
+class ReminderMail(Payload):
+    """A reminder, which is due *before* (in seconds) the account's ``purge_at``."""
+
+    epoch: int
+    before: int
+
+
+@dataclass(frozen=True)
+class ResetMail(Payload):
+    """A link to set a new password, which is void once the account's epoch has moved on."""
+
+    epoch: int
+
+
+def refusals(stored: Mapping[str, Any]) -> int:
+    """Return how often the mail server has refused the mail of this payload."""
+    return int(stored.get(_REFUSALS, 0))
+
+
+def with_refusals(stored: Mapping[str, Any], count: int) -> dict[str, Any]:
+    """Return the payload to store for a mail that was refused *count* times; the rest stays."""
+    return {**stored, _REFUSALS: count}
