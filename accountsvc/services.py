@@ -33,8 +33,7 @@ from .errors import (
     WrongPassword,
 )
 from .outbox import delivery, queue
-from .outbox.payloads import FileDeletion, LedgerLines
-from .outbox.queue import DeliveryResult, Outcome, Owed
+from .outbox.queue import DeliveryResult
 from .purge import brake, claim, scrub
 from .purge.sweep import Progress, Rules, Sweep, SweepResult
 from .tokens import Tokens, derive_key
@@ -260,17 +259,15 @@ def build_services(settings: Settings, database: Database | None = None) -> Serv
         ),
         handlers={},
     )
-    handlers: dict[str, queue.Handler] = {
-        queue.LEDGER: _ledger_handler(ledger),
-        queue.DELETE_FILE: _file_handler(database, avatars),
-        **delivery.handlers(
-            database,
-            services.mailer,
-            services.tokens,
-            public_url=settings.public_url,
-            sender=settings.mail_from,
-        ),
-    }
+    handlers = delivery.handlers(
+        database,
+        avatars,
+        ledger,
+        mailer,
+        services.tokens,
+        public_url=settings.public_url,
+        sender=settings.mail_from,
+    )
     return replace(services, handlers=handlers)
 
 
@@ -279,29 +276,3 @@ def _read(name: str, read: Callable[[str], _Part], text: str) -> _Part:
         return read(text)
     except ValueError as exc:
         raise wrong(name, exc) from None
-
-
-def _ledger_handler(ledger: Ledger) -> queue.Handler:
-    def write(owed: Sequence[Owed], now: datetime) -> Outcome:
-        for one in owed:
-            ledger.append(str(one.uid), LedgerLines.read(one.payload).lines, at=one.created_at)
-        return Outcome()
-
-    return write
-
-
-def _file_handler(database: Database, avatars: AvatarStore) -> queue.Handler:
-    def remove(owed: Sequence[Owed], now: datetime) -> Outcome:
-        keys = {FileDeletion.read(one.payload).key: one for one in owed}
-        with database.reading() as session:
-            # Never take a file that an account shows, whatever the row says.
-            in_use = set(
-                session.scalars(select(Account.avatar_key).where(Account.avatar_key.in_(keys)))
-            )
-        failed = avatars.delete_many([key for key in keys if key not in in_use])
-        return Outcome(
-            failed={keys[key].uid: error for key, error in failed.items()},
-            given_up={keys[key].uid: "in use" for key in in_use if key is not None},
-        )
-
-    return remove

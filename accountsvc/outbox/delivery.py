@@ -1,8 +1,12 @@
-"""Doing what is owed: a handler for each kind of effect."""
+"""Doing what is owed: the handlers of files, of ledger lines and of every kind of mail.
+
+A handler may meet the same effect again after a crash, so doing it twice does no harm: a file that
+is gone counts as deleted, a ledger object has the same name and bytes, a mail the same Message-ID.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
@@ -11,7 +15,9 @@ from urllib.parse import urlsplit
 from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
-from ..adapters.mail import Mailer, MailRefused, compose, read_sender
+from ..adapters.avatarstore import AvatarStore
+from ..adapters.ledger import Ledger
+from ..adapters.mail import Mailer, MailRefused, compose
 from ..db import audit, rows
 from ..db.audit import SYSTEM_ACTOR
 from ..db.engine import Database
@@ -22,6 +28,7 @@ from . import queue
 from .letters import render
 from .notices import (
     ADDRESS_CHANGED,
+    DATE_MOVED,
     KINDS,
     OF_THE_DATE,
     PASSWORD_CHANGED,
@@ -29,6 +36,7 @@ from .notices import (
     PURGED,
     REACTIVATED,
     REMINDER,
+    SCHEDULED,
     log,
 )
 from .payloads import (
@@ -36,6 +44,8 @@ from .payloads import (
     PREVIOUS,
     AccountMail,
     AddressedMail,
+    FileDeletion,
+    LedgerLines,
     ReminderMail,
     ResetMail,
     refusals,
@@ -43,34 +53,42 @@ from .payloads import (
 )
 from .queue import Outcome, Owed
 
-# The pauses after a refusal; after one more it is given up. So long, because a server that was set up
-# wrongly refuses everybody, and somebody has to notice that first.
+# The pauses after a refusal; a mail that is refused once more is given up. They are this long because
+# a mail server that is set up wrongly refuses everybody: with short pauses all mails would be lost
+# before anybody has noticed it.
 REFUSED_PAUSES = (timedelta(hours=1), timedelta(days=1))
 
 
 def handlers(
     database: Database,
+    avatars: AvatarStore,
+    ledger: Ledger,
     mailer: Mailer,
     tokens: Tokens,
     *,
     public_url: str,
     sender: str,
 ) -> dict[str, queue.Handler]:
-    """Return the outbox's handler of each kind of mail.
+    """Return the handler of every kind of effect.
 
-    A handler decides by the account's row as it is now, in a transaction that ends before anything is
-    sent; what no longer applies counts as done. A refused address is given up after
-    ``REFUSED_PAUSES``; everything else that goes wrong is tried again until the mail no longer applies.
+    Files: one that an account shows is never deleted, whatever the row says; it is given up.
 
-    Raises ValueError if *sender* is not one mail address.
+    Mails: whether one still applies is decided by the account's row at delivery, in a transaction
+    that ends before anything is sent; what no longer applies counts as done. A refused address is
+    given up after ``REFUSED_PAUSES``; after any other failure the mail is tried again until it no
+    longer applies. Links begin with *public_url*; *sender* is one mail
+    address, as ``config.read_sender`` reads it.
     """
-    read_sender(sender)
-    delivery = _Delivery(database, mailer, tokens, public_url.rstrip("/"), sender)
-    return dict.fromkeys(KINDS, delivery.deliver)
+    mails = _Mails(database, mailer, tokens, public_url.rstrip("/"), sender)
+    return {
+        queue.LEDGER: _ledger_handler(ledger),
+        queue.DELETE_FILE: _file_handler(database, avatars),
+        **dict.fromkeys(KINDS, mails.deliver),
+    }
 
 
 def on_given_up(session: Session, owed: Owed, reason: str, now: datetime) -> None:
-    """Audit, in the outbox's transaction, that a mail will never arrive; other effects are ignored."""
+    """Audit, in the outbox's transaction, that a mail will never arrive; ignore other effects."""
     if owed.kind in KINDS:
         audit.record(
             session,
@@ -82,153 +100,245 @@ def on_given_up(session: Session, owed: Owed, reason: str, now: datetime) -> Non
         )
 
 
+def _ledger_handler(ledger: Ledger) -> queue.Handler:
+    def append(effects: Sequence[Owed], now: datetime) -> Outcome:
+        for effect in effects:
+            lines = LedgerLines.read(effect.payload).lines
+            ledger.append(str(effect.uid), lines, at=effect.created_at)
+        return Outcome()
+
+    return append
+
+
+def _file_handler(database: Database, avatars: AvatarStore) -> queue.Handler:
+    def remove(effects: Sequence[Owed], now: datetime) -> Outcome:
+        by_key = {FileDeletion.read(effect.payload).key: effect for effect in effects}
+        with database.reading() as session:
+            # A file that an account shows is kept even if a row asks for its deletion: a mistake in
+            # one row would otherwise cost a person their picture.
+            shown = set(
+                session.scalars(select(Account.avatar_key).where(Account.avatar_key.in_(by_key)))
+            )
+        failed = avatars.delete_many([key for key in by_key if key not in shown])
+        return Outcome(
+            failed={by_key[key].uid: error for key, error in failed.items()},
+            given_up={by_key[key].uid: "in use" for key in shown if key is not None},
+        )
+
+    return remove
+
+
 @dataclass
 class _Letter:
-    """What to send to whom. ``covers`` are owed mails that say nothing more once this one is sent."""
+    """A mail that has been decided on: to whom it goes, and what its template is given.
+
+    ``covers`` are the ids of owed mails that say nothing more once this one is sent.
+    """
 
     to: str
-    facts: dict[str, Any] = field(default_factory=dict)
+    context: dict[str, Any] = field(default_factory=dict)
     covers: list[int] = field(default_factory=list)
 
 
-# A letter, a time before which there is nothing to do yet, or None: it no longer applies.
+# A letter to send, a time before which there is nothing to do, or None for a mail that no longer
+# applies.
 _Decision = _Letter | datetime | None
 
 
 @dataclass(frozen=True)
-class _Delivery:
+class _Case:
+    """A mail to decide on, and the account that it is about, as both are at *now*."""
+
+    session: Session
+    effect: Owed
+    account: Account
+    now: datetime
+
+
+@dataclass(frozen=True)
+class _Mails:
+    """Decides on the mails that are owed, and sends those that still apply."""
+
     database: Database
     mailer: Mailer
     tokens: Tokens
     public_url: str
     sender: str
 
-    def deliver(self, owed: Sequence[Owed], now: datetime) -> Outcome:
+    def deliver(self, effects: Sequence[Owed], now: datetime) -> Outcome:
         outcome = Outcome()
-        for one in owed:
+        for effect in effects:
             with self.database.reading() as session:
-                decision = self._decide(session, one, now)
+                decision = self._decide(session, effect, now)
             if isinstance(decision, datetime):
-                outcome.later[one.uid] = decision
+                outcome.later[effect.uid] = decision
             elif decision is not None:
-                self._send(one, decision, now, outcome)
+                self._send(effect, decision, now, outcome)
         return outcome
 
-    def _send(self, one: Owed, letter: _Letter, now: datetime, outcome: Outcome) -> None:
-        # Before it is sent: otherwise, after an outage, what it covers could be sent beside it.
+    def _send(self, effect: Owed, letter: _Letter, now: datetime, outcome: Outcome) -> None:
+        # Drop the covered mails before sending: dropped afterwards, a crash in between would let
+        # them be sent beside this one.
         self._drop(letter.covers)
         try:
-            subject, text, html = render(one.kind, {**self._facts(one), **letter.facts})
+            subject, text, html = render(effect.kind, {**self._context(effect), **letter.context})
             self.mailer.send(
                 compose(
                     to=letter.to,
                     subject=subject,
                     text=text,
                     html=html,
-                    uid=one.uid,
+                    uid=effect.uid,
                     sender=self.sender,
                     sent_at=now,
                 )
             )
         except MailUnavailable as exc:
-            outcome.failed[one.uid] = type(exc.__cause__ or exc).__name__
+            outcome.failed[effect.uid] = type(exc.__cause__ or exc).__name__
         except MailRefused as exc:
-            # Not the attempts: most of them may have been an outage, which says nothing about the address.
-            times = refusals(one.payload) + 1
-            log.warning("a mail was refused", kind=one.kind, times=times)
-            again = _next_try(one, times, now)
-            if again is None:
-                outcome.given_up[one.uid] = type(exc).__name__
+            # Refusals have a count of their own. Attempts also grow in an outage, so by their count
+            # the first refusal after one would be the last.
+            count = refusals(effect.payload) + 1
+            log.warning("a mail was refused", kind=effect.kind, times=count)
+            again_at = _next_try(effect, count, now)
+            if again_at is None:
+                outcome.given_up[effect.uid] = type(exc).__name__
             else:
-                outcome.later[one.uid] = again
-                outcome.payloads[one.uid] = with_refusals(one.payload, times)
+                outcome.later[effect.uid] = again_at
+                outcome.payloads[effect.uid] = with_refusals(effect.payload, count)
 
     def _drop(self, ids: Collection[int]) -> None:
         if ids:
             with self.database.writing() as session:
                 session.execute(delete(Effect).where(Effect.id.in_(ids)))
 
-    def _facts(self, one: Owed) -> dict[str, Any]:
+    def _context(self, effect: Owed) -> dict[str, Any]:
+        """Return what every template may use; a letter's own context is laid over it."""
         return {
             "site": urlsplit(self.public_url).netloc,
-            "happened_at": one.created_at,
+            "happened_at": effect.created_at,
             "moved_at": None,
             "purge_at": None,
         }
 
-    def _decide(self, session: Session, one: Owed, now: datetime) -> _Decision:
-        if one.kind == PURGED:
-            return _Letter(AddressedMail.read(one.payload).address, {"receipt": one.subject})
-        account = None if one.subject is None else rows.find_by_public_id(session, one.subject)
+    def _decide(self, session: Session, effect: Owed, now: datetime) -> _Decision:
+        """Decide on a mail by its kind and by the account's row.
+
+        Raises LookupError for a kind of mail without a decision: sent by the rules of another kind,
+        it would tell people something that is not so.
+        """
+        if effect.kind == PURGED:
+            address = AddressedMail.read(effect.payload).address
+            return _Letter(address, {"receipt": effect.subject})
+        if effect.kind not in DECISIONS:
+            raise LookupError(f"no decision about {effect.kind}")
+        subject = effect.subject
+        account = None if subject is None else rows.find_by_public_id(session, subject)
         if account is None or account.state(now) == DUE:
             return None
-        if one.kind == ADDRESS_CHANGED:
-            return _Letter(AddressedMail.read(one.payload).address)
-        if one.kind == PASSWORD_RESET:
-            return self._password_reset(one, account, now)
-        if one.kind == PASSWORD_CHANGED:
-            return _to(account, one)
-        if one.kind == REACTIVATED:
-            return _to(account, one) if account.is_active else None
-        return None if account.is_active else self._scheduled(session, one, account, now)
+        return DECISIONS[effect.kind](self, _Case(session, effect, account, now))
 
-    def _scheduled(self, session: Session, one: Owed, account: Account, now: datetime) -> _Decision:
-        """Decide on what says when the account will be purged; a reminder is one of them."""
-        owed = session.scalars(
-            select(Effect).where(Effect.subject == account.public_id, Effect.kind.in_(OF_THE_DATE))
-        ).all()
-        coming = [row for row in owed if row.kind == REMINDER and _falls_due(row, account) <= now]
-        if one.kind == REMINDER:
-            if any(
-                row.kind != REMINDER and AccountMail.read(row.payload).to == CURRENT for row in owed
-            ):
-                return None
-            before = ReminderMail.read(one.payload).before
-            falls_due = _before_purge(account, before)
-            if falls_due > now:
-                return falls_due
-            if any(ReminderMail.read(row.payload).before < before for row in coming):
-                return None
-            coming = [row for row in coming if ReminderMail.read(row.payload).before > before]
-        letter = _to(account, one)
-        if letter is None:
-            return None
-        if letter.to == account.email:
-            letter.covers = [row.id for row in coming]
-        if account.deactivated_by == OWNER:
-            token = self.tokens.mailed(account, now=now)
-            letter.facts["link"] = f"{self.public_url}/recover/{token}"
-        return letter
+    def _address_changed(self, case: _Case) -> _Decision:
+        return _Letter(AddressedMail.read(case.effect.payload).address)
 
-    def _password_reset(self, one: Owed, account: Account, now: datetime) -> _Decision:
-        # Something has ended every session since: whoever still wants a new password asks again.
-        if account.epoch != ResetMail.read(one.payload).epoch:
+    def _password_changed(self, case: _Case) -> _Decision:
+        return _addressed(case)
+
+    def _reactivated(self, case: _Case) -> _Decision:
+        return _addressed(case) if case.account.is_active else None
+
+    def _password_reset(self, case: _Case) -> _Decision:
+        # A moved epoch has ended every session since the request, and would void the link too: who
+        # still wants a new password asks again.
+        account = case.account
+        if account.epoch != ResetMail.read(case.effect.payload).epoch:
             return None
         letter = _Letter(account.email, _grace(account))
-        token = self.tokens.password_reset(account, now=now)
-        letter.facts["link"] = f"{self.public_url}/reset-password/{token}"
-        letter.facts["until"] = now + PASSWORD_RESET_LIFETIME
+        token = self.tokens.password_reset(account, now=case.now)
+        letter.context["link"] = f"{self.public_url}/reset-password/{token}"
+        letter.context["until"] = case.now + PASSWORD_RESET_LIFETIME
+        return letter
+
+    def _date(self, case: _Case) -> _Decision:
+        """Decide on a mail that says when the account will be purged, except for a reminder."""
+        if case.account.is_active:
+            return None
+        return self._with_link(case, covers=_due_reminders(_owed_of_the_date(case), case))
+
+    def _reminder(self, case: _Case) -> _Decision:
+        """Decide on a reminder: of several that are due, as after an outage, only the last is sent.
+
+        None is sent while the mail with the date is owed, which says all that a reminder says.
+        """
+        if case.account.is_active:
+            return None
+        owed = _owed_of_the_date(case)
+        if any(
+            row.kind != REMINDER and AccountMail.read(row.payload).to == CURRENT for row in owed
+        ):
+            return None
+        before = ReminderMail.read(case.effect.payload).before
+        falls_due = _before_purge(case.account, before)
+        if falls_due > case.now:
+            return falls_due
+        due = _due_reminders(owed, case)
+        if any(ReminderMail.read(row.payload).before < before for row in due):
+            return None
+        earlier = [row for row in due if ReminderMail.read(row.payload).before > before]
+        return self._with_link(case, covers=earlier)
+
+    def _with_link(self, case: _Case, *, covers: Sequence[Effect]) -> _Decision:
+        """Address a mail about the date; the way back is in it only if the owner chose to leave."""
+        account = case.account
+        letter = _addressed(case)
+        if letter is None:
+            return None
+        # Reminders go to the current address. A mail to the previous one does not cover them: the
+        # current one would otherwise be told nothing.
+        if letter.to == account.email:
+            letter.covers = [row.id for row in covers]
+        if account.deactivated_by == OWNER:
+            token = self.tokens.mailed(account, now=case.now)
+            letter.context["link"] = f"{self.public_url}/recover/{token}"
         return letter
 
 
-def _next_try(one: Owed, refusals: int, now: datetime) -> datetime | None:
-    """Say when to try a mail again that was refused so often; None: never."""
-    if refusals > len(REFUSED_PAUSES):
+# The decision about each kind of mail whose account is still there; about PURGED, whose account is
+# gone, ``_decide`` decides by itself.
+DECISIONS: Mapping[str, Callable[[_Mails, _Case], _Decision]] = {
+    SCHEDULED: _Mails._date,
+    DATE_MOVED: _Mails._date,
+    REMINDER: _Mails._reminder,
+    REACTIVATED: _Mails._reactivated,
+    ADDRESS_CHANGED: _Mails._address_changed,
+    PASSWORD_CHANGED: _Mails._password_changed,
+    PASSWORD_RESET: _Mails._password_reset,
+}
+
+
+def _next_try(effect: Owed, refused: int, now: datetime) -> datetime | None:
+    """Return when to try a mail again that was *refused* so often; None: never."""
+    if refused > len(REFUSED_PAUSES):
         return None
-    again = now + REFUSED_PAUSES[refusals - 1]
-    return again if one.expires_at is None or again < one.expires_at else None
+    again_at = now + REFUSED_PAUSES[refused - 1]
+    return again_at if effect.expires_at is None or again_at < effect.expires_at else None
 
 
-def _to(account: Account, one: Owed) -> _Letter | None:
-    """Address a mail as it was owed: not to an address that the account has got only since then."""
+def _addressed(case: _Case) -> _Letter | None:
+    """Address a mail as it was owed; None if the address that it was for is no longer known.
+
+    A mail that has waited goes to the previous address, if the account has got another since it was
+    owed: whoever changed the address may be the very person whom it warns of.
+    """
+    effect, account = case.effect, case.account
     letter = _Letter(account.email, _grace(account))
     changed_at = account.email_changed_at
-    changed_since = changed_at is not None and changed_at > one.created_at
-    if AccountMail.read(one.payload).to == PREVIOUS or changed_since:
+    changed_since = changed_at is not None and changed_at > effect.created_at
+    if AccountMail.read(effect.payload).to == PREVIOUS or changed_since:
         if account.previous_email is None:
             return None
         letter.to = account.previous_email
-        letter.facts["moved_at"] = changed_at
+        letter.context["moved_at"] = changed_at
     return letter
 
 
@@ -236,8 +346,21 @@ def _grace(account: Account) -> dict[str, Any]:
     return {"purge_at": account.purge_at, "by_owner": account.deactivated_by == OWNER}
 
 
-def _falls_due(row: Effect, account: Account) -> datetime:
-    return _before_purge(account, ReminderMail.read(row.payload).before)
+def _owed_of_the_date(case: _Case) -> Sequence[Effect]:
+    """Return all mails about the date that are owed to the account, also reminders to come."""
+    return case.session.scalars(
+        select(Effect).where(Effect.subject == case.account.public_id, Effect.kind.in_(OF_THE_DATE))
+    ).all()
+
+
+def _due_reminders(owed: Sequence[Effect], case: _Case) -> list[Effect]:
+    """Return the reminders among *owed* whose time has come, by the ``purge_at`` of today."""
+    return [
+        row
+        for row in owed
+        if row.kind == REMINDER
+        and _before_purge(case.account, ReminderMail.read(row.payload).before) <= case.now
+    ]
 
 
 def _before_purge(account: Account, seconds: int) -> datetime:

@@ -15,7 +15,7 @@ from accountsvc.accounts import lifecycle, profiles
 from accountsvc.db.audit import Actor
 from accountsvc.db.engine import database_now
 from accountsvc.db.models import Account
-from accountsvc.outbox import letters, notices, queue
+from accountsvc.outbox import delivery, letters, notices, queue
 from accountsvc.outbox.queue import DeliveryResult
 from tests.support.factories import (
     Person,
@@ -411,3 +411,16 @@ def test_who_is_purged_gets_one_mail_and_nothing_of_before(post: Post, ann: Pers
 
     assert post.new() == [(ann.email, PURGED)]
     assert effects(post.app, notices.SCHEDULED) == []
+
+
+def test_a_kind_of_mail_without_a_decision_is_not_sent_by_the_rules_of_another(
+    post: Post, ann: Person, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    post.leave(ann)
+    monkeypatch.delitem(delivery.DECISIONS, notices.SCHEDULED)  # type: ignore[arg-type]
+
+    assert post.later().failed == 1
+
+    assert post.new() == []
+    (owed,) = effects(post.app, notices.SCHEDULED)
+    assert owed.last_error == "LookupError"
