@@ -16,7 +16,8 @@ import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from datetime import timedelta
-from email.utils import parseaddr
+from email.headerregistry import Address
+from email.policy import SMTP
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -143,21 +144,53 @@ def _url(*schemes: str) -> Callable[[str], str]:
             raise ValueError("cannot be read as a URL") from None
         if not host:
             raise ValueError("must name a host, and a port only if it is a number")
-        if scheme == "s3" and not re.fullmatch(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]", parts.netloc):
+        if scheme == "s3" and not is_bucket_name(parts.netloc):
             raise ValueError("does not name a bucket")
         return text
 
     return read
 
 
+def is_bucket_name(text: str) -> bool:
+    """Say whether *text* can be the name of an S3 bucket."""
+    return re.fullmatch(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]", text) is not None
+
+
+def read_sender(text: str) -> Address:
+    """Read ``Name <mailbox@domain>`` or ``mailbox@domain``; raise ValueError for anything else."""
+    if not text.isascii() or not text.isprintable():
+        raise ValueError("must be one line of ASCII")
+    try:
+        header: Any = SMTP.header_factory("From", text)
+        (address,) = header.addresses
+    except (ValueError, LookupError):
+        address = None
+    if not isinstance(address, Address) or header.defects or not is_plain_address(address):
+        raise ValueError("must be one mail address such as Accounts <accounts@example.org>")
+    return address
+
+
+def is_plain_address(address: Address) -> bool:
+    """Say whether *address* needs no quoting.
+
+    Then nothing in it means anything to a header or to a command of SMTP.
+    """
+    return (
+        re.fullmatch(r"""[^\s<>()\[\]\\,;:"@]+""", address.username) is not None
+        and re.fullmatch(r"[A-Za-z0-9-]{1,63}(\.[A-Za-z0-9-]{1,63})*", address.domain) is not None
+        and address.username.isprintable()
+        # Refuse encoded words (RFC 2047): one is decoded on its way into a header, and the line
+        # breaks in it would add headers of a stranger's choice.
+        and "=?" not in address.username
+        and address.addr_spec == f"{address.username}@{address.domain}"
+    )
+
+
 def _sender(text: str) -> str:
-    _, address = parseaddr(text)
-    if (
-        not text.isascii()
-        or not text.isprintable()
-        or not re.fullmatch(r"[^@\s]+@[^@\s]+", address)
-    ):
-        raise ValueError("is not one mail address in ASCII")
+    try:
+        read_sender(text)
+    except ValueError:
+        raise ValueError("is not one mail address in ASCII") from None
     return text
 
 

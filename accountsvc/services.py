@@ -17,7 +17,7 @@ from .accounts.credentials import PasswordHasher
 from .accounts.vault import Keyring
 from .adapters.avatarstore import AvatarStore, store_from_url
 from .adapters.ledger import Ledger, ledger_from_url
-from .adapters.mail import Mailer, mailer_from_url, read_sender
+from .adapters.mail import Mailer, mailer_from_url
 from .adapters.throttle import AUDIT, EXPORT, PASSWORD, Throttle
 from .config import Settings, wrong
 from .db import audit, rows
@@ -237,7 +237,6 @@ def build_services(settings: Settings, database: Database | None = None) -> Serv
     avatars = _read("STORAGE_URL", store_from_url, settings.storage_url)
     ledger = _read("LEDGER_URL", ledger_from_url, settings.ledger_url)
     mailer = _read("MAIL_URL", mailer_from_url, settings.mail_url)
-    _read("MAIL_FROM", read_sender, settings.mail_from)
     services = Services(
         settings=settings,
         promise=lifecycle.Promise.from_settings(settings),

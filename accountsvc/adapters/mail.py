@@ -19,11 +19,12 @@ from email.headerregistry import Address
 from email.message import EmailMessage
 from email.policy import SMTP, SMTPUTF8
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import idna
 
+from ..config import is_plain_address, read_sender
 from ..errors import MailUnavailable
 from .objectstore import check_folder, place_from_url, write_file
 
@@ -89,20 +90,6 @@ def compose(
     return message
 
 
-def read_sender(text: str) -> Address:
-    """Read ``Name <mailbox@domain>`` or ``mailbox@domain``; raise ValueError for anything else."""
-    if not text.isascii() or not text.isprintable():
-        raise ValueError("must be one line of ASCII")
-    try:
-        header: Any = SMTP.header_factory("From", text)
-        (address,) = header.addresses
-    except (ValueError, LookupError):
-        address = None
-    if not isinstance(address, Address) or header.defects or not _is_plain(address):
-        raise ValueError("must be one mail address such as Accounts <accounts@example.org>")
-    return address
-
-
 def _recipient(to: str) -> Address:
     username, _, domain = to.rpartition("@")
     try:
@@ -112,21 +99,9 @@ def _recipient(to: str) -> Address:
         address = Address(username=username, domain=name)
     except ValueError as exc:
         raise MailRefused("not an address") from exc
-    if not _is_plain(address):
+    if not is_plain_address(address):
         raise MailRefused("not an address")
     return address
-
-
-def _is_plain(address: Address) -> bool:
-    """Say whether it needs no quoting: then nothing in it means something to a header or a command."""
-    return (
-        re.fullmatch(r"""[^\s<>()\[\]\\,;:"@]+""", address.username) is not None
-        and re.fullmatch(r"[A-Za-z0-9-]{1,63}(\.[A-Za-z0-9-]{1,63})*", address.domain) is not None
-        and address.username.isprintable()
-        # An encoded word (RFC 2047) is decoded on the way into a header, line breaks and all.
-        and "=?" not in address.username
-        and address.addr_spec == f"{address.username}@{address.domain}"
-    )
 
 
 def _encoding(text: str) -> str | None:

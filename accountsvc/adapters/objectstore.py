@@ -7,7 +7,6 @@ message holds a path, a key or a credential.
 from __future__ import annotations
 
 import os
-import re
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..config import is_bucket_name
 from ..errors import StoreUnavailable
 
 if TYPE_CHECKING:
@@ -183,6 +183,6 @@ def place_from_url(url: str) -> Path | Bucket:
     if scheme == "file" and rest.startswith("/") and rest.strip("/"):
         return Path(rest)
     bucket, _, prefix = rest.partition("/")
-    if scheme == "s3" and re.fullmatch(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]", bucket):
+    if scheme == "s3" and is_bucket_name(bucket):
         return Bucket(bucket, prefix)
     raise ValueError("must be file:///folder or s3://bucket/prefix")

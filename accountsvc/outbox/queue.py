@@ -316,7 +316,16 @@ def _in_time(one: Owed, moment: datetime) -> datetime:
     return moment if one.expires_at is None else min(moment, one.expires_at)
 
 
+def growing_pause(attempts: int, *, first: timedelta, longest: timedelta) -> timedelta:
+    """Return the pause after that many failed tries: *first*, doubled each time up to *longest*."""
+    # Bound the power of two: after months of failures the product would overflow a timedelta.
+    return min(first * (1 << min(attempts - 1, 20)), longest)
+
+
 def retry_pause(attempts: int, kind: str = "") -> timedelta:
-    """Return the pause after that many tries: 5 s, doubled each time, an hour at most (the ledger: a minute)."""
+    """Return the pause after that many failed tries of an effect of *kind*.
+
+    5 seconds, doubled each time, up to an hour; for the ledger up to a minute.
+    """
     longest = LONGEST_LEDGER_RETRY if kind == LEDGER else LONGEST_RETRY
-    return min(FIRST_RETRY * (1 << min(attempts - 1, 20)), longest)
+    return growing_pause(attempts, first=FIRST_RETRY, longest=longest)

@@ -11,6 +11,7 @@ from sqlalchemy.orm import Session
 from ..db import audit
 from ..db.audit import SYSTEM_ACTOR, Actor
 from ..db.models import Account, PurgeFailure
+from ..outbox.queue import growing_pause
 
 log = structlog.get_logger(__name__)
 
@@ -62,7 +63,9 @@ def note(
         session.add(failure)
     failure.attempts += 1
     failure.failed_at = now
-    failure.retry_at = now + retry_pause(failure.attempts)
+    failure.retry_at = now + growing_pause(
+        failure.attempts, first=FIRST_RETRY, longest=LONGEST_RETRY
+    )
     failure.error = type(exc).__name__
     failure.constraint_name = _constraint(exc)
     stuck = failure.attempts >= max_attempts
@@ -94,8 +97,3 @@ def _constraint(exc: Exception) -> str | None:
         code = getattr(exc.orig, "sqlite_errorname", None)
         return None if code is None else str(code)
     return None if name is None else str(name)[:100]
-
-
-def retry_pause(attempts: int) -> timedelta:
-    """Return the pause after that many failures: a minute, doubled each time, at most 6 hours."""
-    return min(FIRST_RETRY * (1 << min(attempts - 1, 20)), LONGEST_RETRY)

@@ -23,8 +23,8 @@ from accountsvc.adapters.mail import (
     SmtpMailer,
     compose,
     mailer_from_url,
-    read_sender,
 )
+from accountsvc.config import read_sender
 from accountsvc.errors import MailUnavailable
 from tests.support.servers import free_port
 from tests.support.smtp import (
