@@ -1,7 +1,7 @@
-"""Record what happened, by public ids, in the transaction that does it.
+"""The audit trail: what happened to whom, by public ids, in the transaction that does it.
 
-No e-mail, name, address or free text: the trail outlives the person's data (GDPR art. 5(2) against
-art. 17). Triggers make it append-only.
+It holds no e-mail, name, address or free text, because it outlives the person's data (GDPR
+art. 5(2) against art. 17). Triggers make it append-only.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
@@ -19,8 +20,11 @@ from .models import OPERATOR, SYSTEM, AuditEvent
 
 @dataclass(frozen=True)
 class Actor:
-    """Who acts: ``owner`` or ``staff`` with a public id; ``operator`` (CLI), ``system`` and ``anybody``
-    without."""
+    """The author of an audit event.
+
+    ``owner`` and ``staff`` have a public id; ``operator`` (the CLI), ``system`` and ``anybody``
+    have none.
+    """
 
     kind: str
     public_id: uuid.UUID | None = None
@@ -28,10 +32,12 @@ class Actor:
 
 OPERATOR_ACTOR = Actor(OPERATOR)
 SYSTEM_ACTOR = Actor(SYSTEM)
-# Somebody who has not proved to be anyone.
+# The actor of a refused attempt, who has not proved to be anyone: were the owner named, the trail
+# would say that they had attacked themselves.
 ANYBODY = Actor("anybody")
 
-# The closed list of actions; ``record`` refuses any other, so that the trail can be read by machines.
+# The closed list of actions. Every event is made by ``row``, which refuses any other action: a
+# misspelt one would be missed by every program that reads the trail.
 ACTIONS = frozenset(
     {
         "account.created",
@@ -68,25 +74,29 @@ ACTIONS = frozenset(
 Detail = str | int | bool | None
 
 
-def event(
+def row(
     action: str,
     *,
     subject: uuid.UUID | None,
     by: Actor,
     now: datetime,
     **details: Detail,
-) -> AuditEvent:
-    """Make an audit event without adding it to a session. Raises ValueError for an unlisted action."""
+) -> dict[str, Any]:
+    """Return the columns of one event, for an INSERT of many at once.
+
+    *details* hold counts, ids and words from closed lists, never personal data. Raises ValueError
+    for an action that is not in ``ACTIONS``.
+    """
     if action not in ACTIONS:
         raise ValueError(f"not an audited action: {action}")
-    return AuditEvent(
-        at=now,
-        action=action,
-        subject=subject,
-        actor=by.public_id,
-        actor_kind=by.kind,
-        details=details,
-    )
+    return {
+        "at": now,
+        "action": action,
+        "subject": subject,
+        "actor": by.public_id,
+        "actor_kind": by.kind,
+        "details": details,
+    }
 
 
 def record(
@@ -98,11 +108,11 @@ def record(
     now: datetime,
     **details: Detail,
 ) -> None:
-    """Add one event to the current transaction: it is there if, and only if, the change is.
+    """Add an event, made as :func:`row` says, to the current transaction.
 
-    *details* hold counts, ids and words from closed lists, never personal data.
+    It is there if, and only if, that commits.
     """
-    session.add(event(action, subject=subject, by=by, now=now, **details))
+    session.add(AuditEvent(**row(action, subject=subject, by=by, now=now, **details)))
 
 
 def events(
@@ -114,7 +124,10 @@ def events(
     after: int = 0,
     limit: int = 100,
 ) -> Sequence[AuditEvent]:
-    """Return events in the order in which they were written, from the first id above *after*."""
+    """Return at most *limit* events in the order of their ids, which are above *after*.
+
+    With *since*: only those from that moment on.
+    """
     query = select(AuditEvent).where(AuditEvent.id > after).order_by(AuditEvent.id).limit(limit)
     if subject is not None:
         query = query.where(AuditEvent.subject == subject)

@@ -15,6 +15,7 @@ from typing import Any
 from sqlalchemy import delete, insert, select
 from sqlalchemy.orm import Session
 
+from ..db import audit
 from ..db.audit import Actor
 from ..db.datamap import purged_by_account
 from ..db.models import Account, AuditEvent, Effect, LegalHold, Receipt
@@ -122,14 +123,14 @@ def _write_events(
     session.execute(
         insert(AuditEvent),
         [
-            {
-                "at": now,
-                "action": "account.purged",
-                "subject": planned.public_id,
-                "actor": by.public_id,
-                "actor_kind": by.kind,
-                "details": {"saved_passwords": planned.saved_passwords, "files": planned.files},
-            }
+            audit.row(
+                "account.purged",
+                subject=planned.public_id,
+                by=by,
+                now=now,
+                saved_passwords=planned.saved_passwords,
+                files=planned.files,
+            )
             for planned in accounts
         ],
     )
