@@ -1,7 +1,7 @@
-"""Where an account's data lives: each table and file set once.
+"""The places where an account's data lives: each table and file set once.
 
-For every place: how it is purged, what of it is exported, and how long it is kept. The purge, the
-export and the completeness test read this map. A new table that is not in it fails
+For every place: how it is purged, which file of the export shows it, and how long it is kept. The
+purge, the export and the completeness test read this map. A new table that is not in it fails
 ``tests/purge/test_purge_promises.py``, which names this file.
 """
 
@@ -46,7 +46,8 @@ class Place:
     kept_for: str
 
 
-# In the order in which the purge empties them.
+# The purge empties the places in this order. The account's own row comes after all that refer to
+# it: before them, the foreign keys would refuse the purge.
 PLACES = (
     Place(
         "saved_passwords",

@@ -1,8 +1,8 @@
 """Engines, transactions and the clock: what differs between SQLite and PostgreSQL, in one place.
 
-A transaction that writes is opened by :func:`writing`, everything else only reads. On SQLite a
-writing transaction begins ``IMMEDIATE``, so that it waits for its turn instead of failing when it
-first writes; a reading one stays deferred and is refused a write by ``query_only``.
+Transactions are opened by :class:`Database` and by nothing else. On SQLite a writing one begins
+``IMMEDIATE``, so that it waits for its turn instead of failing when it first writes; a reading one
+stays deferred and is refused a write by ``query_only``.
 """
 
 from __future__ import annotations
@@ -19,9 +19,12 @@ from sqlalchemy.types import TypeDecorator
 
 Clock = Callable[[Session], datetime]
 
-# Longer than any transaction of ours, shorter than a client's patience.
+# How long SQLite waits for the write lock. No transaction of the service takes as long; a longer
+# wait would end in the client's time-out instead of a 503 that says when to try again.
 BUSY_TIMEOUT_MS = 5_000
 
+# PostgreSQL waits for a lock as long. A statement or an idle transaction of more than half a minute
+# is a fault, and would keep its locks for as long as its process lives.
 _POSTGRESQL_OPTIONS = (
     "-c timezone=UTC -c statement_timeout=30000 -c lock_timeout=5000 "
     "-c idle_in_transaction_session_timeout=30000"
@@ -29,9 +32,10 @@ _POSTGRESQL_OPTIONS = (
 
 
 class UtcDateTime(TypeDecorator[datetime]):
-    """An aware UTC time with microseconds; a naive one is refused.
+    """A column of aware times, stored and returned in UTC with microseconds.
 
-    SQLite keeps it as text of fixed width, so that comparing texts compares times.
+    SQLite keeps a time as text of fixed width, so that comparing texts compares times. Raises
+    ValueError for a time without a time zone.
     """
 
     impl = DateTime(timezone=True)
@@ -53,16 +57,19 @@ class UtcDateTime(TypeDecorator[datetime]):
 def engine_options(url: str) -> dict[str, Any]:
     """Return the keyword arguments for ``create_engine`` that this service needs for *url*."""
     if url.startswith("sqlite"):
-        # The driver must not begin transactions by itself: ``_begin`` does.
+        # Without an isolation level the driver begins no transaction by itself. Its own BEGIN is
+        # deferred, so that two writers could only fail at each other's first write.
         return {"connect_args": {"isolation_level": None, "timeout": BUSY_TIMEOUT_MS / 1000}}
     return {
         "pool_pre_ping": True,
         "pool_size": 10,
         "max_overflow": 10,
-        # Fail in time for a 503 while the client still listens.
+        # A request that waits longer for a connection would be answered after its client has
+        # gone.
         "pool_timeout": 5,
         "pool_recycle": 1800,
-        # READ COMMITTED: after a lock was waited for, the next statement sees what was committed.
+        # After a lock was waited for, the next statement must see what its holder has committed:
+        # in REPEATABLE READ a sweep would not see a hold that was placed meanwhile.
         "isolation_level": "READ COMMITTED",
         "connect_args": {"connect_timeout": 5, "options": _POSTGRESQL_OPTIONS},
     }
@@ -76,7 +83,10 @@ def make_engine(url: str) -> Engine:
 
 
 def prepare_engine(engine: Engine) -> None:
-    """Hang the SQLite settings and the kind of BEGIN on *engine*; PostgreSQL needs neither."""
+    """Have each SQLite connection of *engine* set up, and each transaction begun as it needs.
+
+    PostgreSQL needs neither: its options are in :func:`engine_options`.
+    """
     if engine.dialect.name != "sqlite":
         return
     event.listen(engine, "connect", _set_pragmas)
@@ -88,13 +98,14 @@ def _set_pragmas(connection: sqlite3.Connection, _record: object) -> None:
     for pragma in (
         f"busy_timeout = {BUSY_TIMEOUT_MS}",
         "journal_mode = WAL",
-        # A 204 is a promise: it must survive a power cut, which NORMAL does not give in WAL mode.
+        # A commit must survive a power cut, which NORMAL does not promise in WAL mode: the answer
+        # 204 would stand for a deactivation that is undone.
         "synchronous = FULL",
         "foreign_keys = ON",
-        # INSERT OR REPLACE fires delete triggers only with this.
+        # Without this INSERT OR REPLACE fires no delete trigger, and could replace a receipt.
         "recursive_triggers = ON",
         "secure_delete = ON",
-        # Sorting must not spill personal data into files that nobody scrubs.
+        # On disk, a sort would leave personal data in temporary files that nobody scrubs.
         "temp_store = MEMORY",
     ):
         cursor.execute(f"PRAGMA {pragma}")
@@ -108,10 +119,10 @@ def _begin(connection: Connection) -> None:
 
 
 class Database:
-    """One database: the one way to open a transaction on it.
+    """One database, and the only way to open a transaction on it.
 
-    *session* names the session that a transaction is opened on: the request's own in the web
-    application, by default a new one. Made before a fork, it connects afterwards.
+    *session* returns the session that a transaction is opened on: the request's own in the web
+    application, by default a new one. An instance that is made before a fork connects after it.
     """
 
     def __init__(self, engine: Engine, session: Callable[[], Session] | None = None) -> None:
@@ -130,14 +141,14 @@ class Database:
 
     @contextmanager
     def reading(self) -> Iterator[Session]:
-        """Open a transaction that only reads and leave none behind; otherwise as :meth:`writing`."""
+        """Open a transaction that only reads; otherwise as :meth:`writing`."""
         with reading(self._session()) as session:
             yield session
 
 
 @contextmanager
 def writing(session: Session) -> Iterator[Session]:
-    """Open a writing transaction on *session*, as :meth:`Database.writing` promises; close both."""
+    """Open a writing transaction on *session*, as :meth:`Database.writing` does; close both."""
     _refuse_nesting(session)
     try:
         session.connection(execution_options={"writes": True})
@@ -152,7 +163,7 @@ def writing(session: Session) -> Iterator[Session]:
 
 @contextmanager
 def reading(session: Session) -> Iterator[Session]:
-    """Open a reading transaction on *session*, as :meth:`Database.reading` promises; close both."""
+    """Open a reading transaction on *session* as :meth:`Database.reading` does, and close both."""
     _refuse_nesting(session)
     try:
         yield session
@@ -166,14 +177,14 @@ def _refuse_nesting(session: Session) -> None:
 
 
 def database_now(session: Session) -> datetime:
-    """Return the time of the database's clock, aware, in UTC: the one clock that all hosts share.
+    """Return the time of the database's clock, the one that all hosts share: aware, in UTC.
 
-    On PostgreSQL it is the moment of the call, not of the transaction's start, with microseconds;
-    on SQLite it has milliseconds.
+    It is the moment of the call and not of the transaction's start; to the microsecond on
+    PostgreSQL, to the millisecond on SQLite.
     """
     if session.get_bind().dialect.name == "sqlite":
-        found = session.scalar(text("SELECT strftime('%Y-%m-%dT%H:%M:%f', 'now')"))
-        return datetime.fromisoformat(str(found)).replace(tzinfo=UTC)
-    found = session.scalar(text("SELECT clock_timestamp()"))
-    assert isinstance(found, datetime)
-    return found.astimezone(UTC)
+        now = session.scalar(text("SELECT strftime('%Y-%m-%dT%H:%M:%f', 'now')"))
+        return datetime.fromisoformat(str(now)).replace(tzinfo=UTC)
+    now = session.scalar(text("SELECT clock_timestamp()"))
+    assert isinstance(now, datetime)
+    return now.astimezone(UTC)

@@ -1,7 +1,7 @@
-"""What a migration needs beyond Alembic, so that it loses nothing and blocks nobody for long.
+"""The tools of a migration beyond Alembic's: with them it loses no row and blocks nobody for long.
 
-Later revisions use :func:`altered` to change a table and :func:`create_index` for a new index on a
-table that may be large.
+A revision changes a table by :func:`altered`, and makes an index on a table that may be large by
+:func:`create_index`. ``migrations/env.py`` uses the rest.
 """
 
 from __future__ import annotations
@@ -20,13 +20,16 @@ from alembic.util import CommandError
 from sqlalchemy import Connection, Engine, NullPool, create_engine, event, text
 from sqlalchemy.engine import make_url
 
-# A statement that waits for a lock makes everybody behind it wait too: give up and say so instead.
+# How long a statement waits for a table's lock on PostgreSQL. Every request that wants the table
+# queues up behind it meanwhile: without a limit, one long report would stop the whole service.
 LOCK_TIMEOUT_MS = 5_000
-# Longer than any revision takes, so that a second deploy outlasts the first.
-PATIENCE = timedelta(minutes=15)
-# "accounts" in ASCII: one key of PostgreSQL's advisory locks, which are per database.
-TURN = 0x6163636F756E7473
+# How long a second deploy waits for the first, which is longer than any revision takes.
+TURN_PATIENCE = timedelta(minutes=15)
+# The key of the advisory lock, which PostgreSQL keeps per database: "accounts" in ASCII.
+TURN_KEY = 0x6163636F756E7473
 
+# A statement may take as long as a big table needs; a limit would break off every large migration
+# at the same point.
 _POSTGRESQL_OPTIONS = (
     f"-c timezone=UTC -c lock_timeout={LOCK_TIMEOUT_MS} -c statement_timeout=0 "
     "-c idle_in_transaction_session_timeout=0"
@@ -52,10 +55,7 @@ def make_engine(url: str) -> Engine:
     engine = create_engine(
         url,
         poolclass=NullPool,
-        connect_args={
-            "isolation_level": None,
-            "timeout": PATIENCE.total_seconds(),
-        },
+        connect_args={"isolation_level": None, "timeout": TURN_PATIENCE.total_seconds()},
     )
     event.listen(engine, "connect", _set_pragmas)
     event.listen(engine, "begin", _begin_immediate)
@@ -63,7 +63,8 @@ def make_engine(url: str) -> Engine:
 
 
 def _set_pragmas(connection: Any, _record: object) -> None:
-    # The last two: a rebuilt table's old pages and its sorting must leave no personal data behind.
+    # ``secure_delete`` and ``temp_store``: the old pages of a rebuilt table, and the files of its
+    # sorting, would otherwise leave personal data on the disk.
     for pragma in ("foreign_keys = OFF", "secure_delete = ON", "temp_store = MEMORY"):
         connection.execute(f"PRAGMA {pragma}")
 
@@ -72,22 +73,23 @@ def _begin_immediate(connection: Connection) -> None:
     connection.exec_driver_sql("BEGIN IMMEDIATE")
 
 
-def wait_for_turn(connection: Connection, patience: timedelta = PATIENCE) -> None:
+def wait_for_turn(connection: Connection, patience: timedelta = TURN_PATIENCE) -> None:
     """Wait until no other process migrates this PostgreSQL database, and keep the others out.
 
     The lock is the session's: it spans several transactions, and ends with the connection even if
     this process is killed. It needs the server itself, not a pooler that shares sessions. On
     SQLite ``BEGIN IMMEDIATE`` does the same.
 
-    Raises :class:`CommandError` when the other is not done within *patience*.
+    Raises CommandError if the other process is not done within *patience*.
     """
     if connection.dialect.name == "sqlite":
         return
     deadline = time.monotonic() + patience.total_seconds()
     while True:
-        # Asked again and again in short transactions: one that waits in ``pg_advisory_lock`` holds
-        # a snapshot, which the other's CREATE INDEX CONCURRENTLY would wait for in turn.
-        taken = connection.scalar(text("SELECT pg_try_advisory_lock(:key)"), {"key": TURN})
+        # Ask again and again in short transactions instead of waiting in ``pg_advisory_lock``: the
+        # snapshot of a waiting transaction is what the other process's CREATE INDEX CONCURRENTLY
+        # waits for in turn, so that both would wait for good.
+        taken = connection.scalar(text("SELECT pg_try_advisory_lock(:key)"), {"key": TURN_KEY})
         connection.commit()
         if taken:
             return
@@ -97,9 +99,9 @@ def wait_for_turn(connection: Connection, patience: timedelta = PATIENCE) -> Non
 
 
 def check_foreign_keys(ctx: MigrationContext, *_details: Any, **_more: Any) -> None:
-    """Raise :class:`CommandError` if a row refers to one that is not there (SQLite only).
+    """Check after each step on SQLite that every row that another refers to is there.
 
-    Runs after each step, inside its transaction, which the error rolls back.
+    Raises CommandError, inside the step's transaction, which that rolls back.
     """
     connection = ctx.connection
     assert connection is not None
@@ -118,11 +120,11 @@ def check_foreign_keys(ctx: MigrationContext, *_details: Any, **_more: Any) -> N
 def altered(table: str) -> Iterator[BatchOperations]:
     """Change *table* by the batch operations that this yields.
 
-    PostgreSQL: they are plain ALTER statements. SQLite: the table is rebuilt, and everything that
-    Alembic's rebuild would lose is kept: AUTOINCREMENT and the highest id ever given (a purged
-    account's id must not come again), and the triggers. All triggers of the database are away
-    meanwhile, because one of another table that mentions this one stops its renaming. A revision
-    that changes a trigger does so after this block.
+    PostgreSQL: they are plain ALTER statements. SQLite: the table is rebuilt, and keeps what
+    Alembic's rebuild would lose: AUTOINCREMENT and the highest id ever given (a purged account's id
+    must not come again), and the triggers. All triggers of the database are away meanwhile, because
+    one of another table that mentions this one stops its renaming. A revision that changes a
+    trigger does so after this block.
     """
     connection = op.get_bind()
     if connection.dialect.name != "sqlite":
@@ -132,25 +134,25 @@ def altered(table: str) -> Iterator[BatchOperations]:
     triggers = connection.exec_driver_sql(
         "SELECT name, sql FROM sqlite_master WHERE type = 'trigger' ORDER BY rowid"
     ).all()
-    made_by = connection.exec_driver_sql(
+    definition = connection.exec_driver_sql(
         "SELECT sql FROM sqlite_master WHERE type = 'table' AND name = ?", (table,)
     ).scalar_one()
-    counts = re.search(r"\bAUTOINCREMENT\b", made_by) is not None
-    highest = None
-    if counts:
-        highest = connection.exec_driver_sql(
+    autoincrement = re.search(r"\bAUTOINCREMENT\b", definition) is not None
+    highest_id = None
+    if autoincrement:
+        highest_id = connection.exec_driver_sql(
             "SELECT seq FROM sqlite_sequence WHERE name = ?", (table,)
         ).scalar()
     for name, _ in triggers:
         connection.exec_driver_sql(f'DROP TRIGGER "{name}"')
     with op.batch_alter_table(
-        table, recreate="always", table_kwargs={"sqlite_autoincrement": counts}
+        table, recreate="always", table_kwargs={"sqlite_autoincrement": autoincrement}
     ) as batch:
         yield batch
-    if highest is not None:
+    if highest_id is not None:
         connection.exec_driver_sql("DELETE FROM sqlite_sequence WHERE name = ?", (table,))
         connection.exec_driver_sql(
-            "INSERT INTO sqlite_sequence (name, seq) VALUES (?, ?)", (table, highest)
+            "INSERT INTO sqlite_sequence (name, seq) VALUES (?, ?)", (table, highest_id)
         )
     for _, statement in triggers:
         connection.exec_driver_sql(statement)
@@ -159,10 +161,10 @@ def altered(table: str) -> Iterator[BatchOperations]:
 def create_index(name: str, table: str, columns: list[str], **options: Any) -> None:
     """Create an index without keeping anybody from writing to *table*; idempotent.
 
-    PostgreSQL: ``CONCURRENTLY``, outside a transaction: what the revision did before is committed,
-    so let it be the revision's only act. It waits for older transactions as long as they take,
-    hence without ``lock_timeout``. What an attempt that was broken off left, an invalid index, is
-    removed first.
+    PostgreSQL: ``CONCURRENTLY``, outside a transaction. What the revision did before is committed
+    by that, so let it be the revision's only act. It waits for older transactions as long as they
+    take, hence without ``lock_timeout``, and first removes the invalid index that an attempt which
+    was broken off has left.
     """
     if op.get_context().dialect.name == "sqlite":
         op.create_index(name, table, columns, if_not_exists=True, **options)

@@ -1,7 +1,7 @@
 """The tables, their constraints and triggers, and the rules that one row can decide.
 
-The database has the last word: an active account, one with an open hold, an audit event and a
-receipt cannot be deleted by anybody's mistake (CHECKs, ``NO ACTION`` and triggers below).
+The database has the last word: nobody's mistake can delete an active account, one with an open
+hold, an audit event or a receipt (CHECKs, ``NO ACTION``, and the triggers in ``triggers.py``).
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from .engine import UtcDateTime
 from .triggers import POSTGRESQL_FUNCTIONS, POSTGRESQL_TRIGGERS, SQLITE_TRIGGERS
 
-# The largest id that both engines can hold.
+# The largest id that both engines can hold; asked for a larger one, they fail.
 MAX_ID = 2**63 - 1
 
 OWNER, STAFF, OPERATOR, SYSTEM = "owner", "staff", "operator", "system"
@@ -43,7 +43,8 @@ ACTIVE, DEACTIVATED, DUE = "active", "deactivated", "due"
 
 SWEPT, PAUSED = "swept", "paused"
 
-# INTEGER PRIMARY KEY is what makes AUTOINCREMENT possible on SQLite.
+# SQLite takes AUTOINCREMENT for INTEGER PRIMARY KEY only. Without it the id of the account that was
+# purged last would come again.
 _Id = BigInteger().with_variant(Integer, "sqlite")
 
 _Json = JSON().with_variant(JSONB, "postgresql")
@@ -67,6 +68,8 @@ class Base(DeclarativeBase):
 
 
 class Account(Base):
+    """A person's account: active, or deactivated at a time and to be purged at another."""
+
     __tablename__ = "accounts"
     __table_args__ = (
         CheckConstraint(
@@ -84,7 +87,8 @@ class Account(Base):
             sqlite_where=text("purge_at IS NOT NULL"),
             postgresql_where=text("purge_at IS NOT NULL"),
         ),
-        # ``id`` is never reused: a token or a ledger line of a purged account must not meet another.
+        # An id is never given twice: an old link or command with the id of a purged account would
+        # otherwise meet somebody else's.
         {"sqlite_autoincrement": True},
     )
 
@@ -105,9 +109,11 @@ class Account(Base):
     deactivated_at: Mapped[datetime | None]
     purge_at: Mapped[datetime | None]
     deactivated_by: Mapped[str | None] = mapped_column(String(8))
-    # Free text of the staff; it lives here, and not in the audit trail, because the purge deletes it.
+    # Free text of the staff. It is here because the purge deletes this row: in the audit trail it
+    # would outlive the person.
     reason: Mapped[str | None] = mapped_column(Text)
-    # Told too when the account is deactivated: an attacker's first act is to change the address.
+    # The address before the last change, which is told too when the account is deactivated:
+    # somebody who has taken the account over changes the address first, and would be told alone.
     previous_email: Mapped[str | None] = mapped_column(String(254))
     email_changed_at: Mapped[datetime | None]
     password_changed_at: Mapped[datetime | None]
@@ -124,11 +130,14 @@ class Account(Base):
 
 
 class SavedPassword(Base):
+    """One entry of a vault, encrypted."""
+
     __tablename__ = "saved_passwords"
     __table_args__ = ({"sqlite_autoincrement": True},)
 
     id: Mapped[int] = mapped_column(_Id, Identity(), primary_key=True)
-    # Part of the associated data: a ciphertext copied to another row does not open.
+    # A part of the encryption's associated data, so that a ciphertext that somebody copies to
+    # another row does not open there.
     uid: Mapped[uuid.UUID] = mapped_column(unique=True, default=uuid.uuid4)
     account_id: Mapped[int] = mapped_column(
         _Id, ForeignKey("accounts.id", ondelete="CASCADE"), index=True
@@ -150,7 +159,8 @@ class VaultKey(Base):
         autoincrement=False,
     )
     wrapped_key: Mapped[bytes] = mapped_column(LargeBinary)
-    # Which of VAULT_KEYS wrapped it: the first bytes of that key's SHA-256.
+    # The first bytes of the SHA-256 of the key out of VAULT_KEYS that wrapped it. Without them each
+    # key would have to be tried, and nobody could say when an old one is needed no longer.
     wrapped_by: Mapped[str] = mapped_column(String(16), index=True)
 
 
@@ -171,7 +181,8 @@ class LegalHold(Base):
     )
 
     id: Mapped[int] = mapped_column(_Id, Identity(), primary_key=True)
-    # NO ACTION: an open hold makes the account undeletable; the purge removes released ones itself.
+    # NO ACTION, so that an open hold makes the account undeletable: a cascade would delete the hold
+    # with it. The purge deletes released ones itself.
     account_id: Mapped[int] = mapped_column(_Id, ForeignKey("accounts.id"), index=True)
     reason: Mapped[str] = mapped_column(Text)
     placed_at: Mapped[datetime]
@@ -182,7 +193,10 @@ class LegalHold(Base):
 
 
 class PurgeFailure(Base):
-    """Why a due account could not be purged; no text of the error, which may quote personal data."""
+    """A due account that could not be purged, and when it is tried again.
+
+    The error's text is not kept, because it may quote personal data.
+    """
 
     __tablename__ = "purge_failures"
     __table_args__ = (CheckConstraint("attempts >= 1", name="attempts"),)
@@ -201,7 +215,7 @@ class PurgeFailure(Base):
 
 
 class Effect(Base):
-    """A side effect still owed. ``attempts`` counts claims and so names the current lease."""
+    """A side effect that is still owed. ``attempts`` counts claims, and so names the lease."""
 
     __tablename__ = "outbox"
     __table_args__ = (
@@ -212,7 +226,7 @@ class Effect(Base):
     id: Mapped[int] = mapped_column(_Id, Identity(), primary_key=True)
     uid: Mapped[uuid.UUID] = mapped_column(unique=True, default=uuid.uuid4)
     kind: Mapped[str] = mapped_column(String(40))
-    # No foreign key: what a purge owes must outlive the account.
+    # Without a foreign key: the effects that a purge owes outlive the account.
     subject: Mapped[uuid.UUID | None] = mapped_column(index=True)
     payload: Mapped[dict[str, Any]] = mapped_column(default=dict)
     created_at: Mapped[datetime]
@@ -223,7 +237,7 @@ class Effect(Base):
 
 
 class Receipt(Base):
-    """What remains of a purged account: an opaque id, times and counts; no personal data."""
+    """All that remains of a purged account: an opaque id, times and counts; no personal data."""
 
     __tablename__ = "receipts"
     __table_args__ = (
@@ -243,12 +257,16 @@ class Receipt(Base):
     purged_at: Mapped[datetime]
     saved_passwords: Mapped[int] = mapped_column(Integer)
     files: Mapped[int] = mapped_column(Integer)
-    # SQLite only: when the freed pages of the file had become unreadable.
+    # On SQLite, when the freed pages of the file had become unreadable; always null on PostgreSQL.
     scrubbed_at: Mapped[datetime | None]
 
 
 class SweepMark(Base):
-    """A moment of the sweeps as a whole: ``swept`` is the last one, ``paused`` is there while nobody may purge."""
+    """A moment of the sweeps as a whole.
+
+    ``swept`` is when one last ended; ``paused`` is since when nobody may purge, and is missing
+    otherwise.
+    """
 
     __tablename__ = "sweep_marks"
     __table_args__ = (CheckConstraint("name IN ('swept', 'paused')", name="name"),)
@@ -258,7 +276,7 @@ class SweepMark(Base):
 
 
 class AuditEvent(Base):
-    """What happened to whom, by public ids; no e-mail, name, address or free text."""
+    """One thing that happened, by public ids; no e-mail, name, address or free text."""
 
     __tablename__ = "audit_events"
     __table_args__ = (
@@ -273,7 +291,7 @@ class AuditEvent(Base):
     subject: Mapped[uuid.UUID | None]
     actor: Mapped[uuid.UUID | None]
     actor_kind: Mapped[str] = mapped_column(String(8))
-    # A few counts, ids and words from closed lists.
+    # Counts, ids and words from closed lists only: personal data in here would outlive the purge.
     details: Mapped[dict[str, Any]] = mapped_column(default=dict)
 
 

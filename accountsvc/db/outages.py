@@ -1,4 +1,4 @@
-"""What a database error says: will a repetition help, and is it the row or the database."""
+"""What an error of the database means: whether a repetition may help, and whom else it concerns."""
 
 from __future__ import annotations
 
@@ -7,44 +7,24 @@ import sqlite3
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
+# The beginnings of PostgreSQL's SQLSTATEs after which a repetition may succeed.
+_PASSING_STATES = (
+    "08",  # the connection
+    "25006",  # read only, as a server is that has just become a standby
+    "40",  # serialization failure, deadlock
+    "53",  # resources: disk, memory, connections
+    "55P03",  # a lock that was not to be had in time
+    "57",  # shut down, or cancelled
+    "58",  # input and output
+)
+# Those of them that every statement would meet. A statement that was cancelled (57014) is not among
+# them: it may have been slow because of its own rows, and a sweep that took it for an outage would
+# stop for one account.
+_OUTAGE_STATES = ("08", "25006", "53", "57")
+_STATEMENT_CANCELLED = "57014"
 
-def is_passing_fault(exc: BaseException) -> bool:
-    """Say whether a repetition may succeed: connection lost, lock or pool time-out, serialization.
-
-    What it says about the row that was worked on is :func:`is_outage`'s to tell.
-    """
-    if isinstance(exc, PoolTimeout):
-        return True
-    if not isinstance(exc, DBAPIError):
-        return False
-    if exc.connection_invalidated or isinstance(exc, OperationalError | InterfaceError):
-        return True
-    state = getattr(exc.orig, "sqlstate", None) or ""
-    # 25006: read only; 40: serialization, deadlock; 53: resources; 55P03: lock; 57: shutdown, cancelled; 58: I/O.
-    return state.startswith(("08", "25006", "40", "53", "55P03", "57", "58"))
-
-
-def is_outage(exc: BaseException) -> bool:
-    """Say whether the fault is the database's as a whole, and would meet whatever is tried next.
-
-    A lock or statement that took too long, a deadlock, a trigger or block that fails is not: that may be
-    about single rows.
-    """
-    if not is_passing_fault(exc):
-        return False
-    if not isinstance(exc, DBAPIError) or exc.connection_invalidated:
-        return True
-    code = getattr(exc.orig, "sqlite_errorcode", None)
-    if code is not None:
-        # The low byte is the primary code; what it says of one statement alone is SQLITE_ERROR and such.
-        return code & 0xFF in _SQLITE_OUTAGES
-    state = getattr(exc.orig, "sqlstate", None)
-    # A connection that is not made or is lost has none. 57014: a statement was cancelled.
-    return state is None or (
-        state.startswith(("08", "25006", "53", "57")) and not state.startswith("57014")
-    )
-
-
+# SQLite's primary codes that concern the whole file. SQLITE_ERROR and SQLITE_CONSTRAINT are about
+# one statement.
 _SQLITE_OUTAGES = {
     sqlite3.SQLITE_PERM,
     sqlite3.SQLITE_BUSY,
@@ -56,3 +36,39 @@ _SQLITE_OUTAGES = {
     sqlite3.SQLITE_CANTOPEN,
     sqlite3.SQLITE_NOTADB,
 }
+
+
+def is_passing_fault(exc: BaseException) -> bool:
+    """Say whether a repetition may succeed: connection lost, lock or pool time-out, serialization.
+
+    It may be about the row that was worked on; :func:`is_outage` says whether it is not.
+    """
+    if isinstance(exc, PoolTimeout):
+        return True
+    if not isinstance(exc, DBAPIError):
+        return False
+    if exc.connection_invalidated or isinstance(exc, OperationalError | InterfaceError):
+        return True
+    state = getattr(exc.orig, "sqlstate", None) or ""
+    return state.startswith(_PASSING_STATES)
+
+
+def is_outage(exc: BaseException) -> bool:
+    """Say whether the fault is the database's as a whole, and would meet whatever is tried next.
+
+    A lock or a statement that took too long, a deadlock, a trigger or a block that fails may be
+    about single rows, and is no outage.
+    """
+    if not is_passing_fault(exc):
+        return False
+    if not isinstance(exc, DBAPIError) or exc.connection_invalidated:
+        return True
+    code = getattr(exc.orig, "sqlite_errorcode", None)
+    if code is not None:
+        # An extended code holds the primary one in its low byte.
+        return code & 0xFF in _SQLITE_OUTAGES
+    state = getattr(exc.orig, "sqlstate", None)
+    # A connection that could not be made, or was lost, leaves an error without a SQLSTATE.
+    return state is None or (
+        state.startswith(_OUTAGE_STATES) and not state.startswith(_STATEMENT_CANCELLED)
+    )

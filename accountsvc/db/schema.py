@@ -1,4 +1,4 @@
-"""The schema and its migrations, run by Alembic; no Flask application is needed."""
+"""The schema and its migrations, run by Alembic without a Flask application."""
 
 from __future__ import annotations
 
@@ -24,15 +24,17 @@ def downgrade(url: str, revision: str) -> None:
 
 
 def alembic_config(url: str) -> Any:
-    """Return Alembic's configuration for *url*; it needs no Flask application."""
+    """Return Alembic's configuration for the database at *url*."""
     from alembic.config import Config
 
     config = Config()
     folder = migrations_path()
-    # Alembic interpolates, hence the doubled percent sign.
+    # Alembic interpolates its options: a percent sign in the folder's name must be doubled, or it
+    # is taken for the beginning of a variable.
     config.set_main_option("script_location", str(folder).replace("%", "%%"))
     config.set_main_option("path_separator", "newline")
-    # Alembic prepends it each time it is asked; the path must not grow with every health check.
+    # Alembic prepends the folder each time that it is asked: ``sys.path`` would grow with every
+    # health check.
     if str(folder.parent) not in sys.path:
         config.set_main_option("prepend_sys_path", str(folder.parent).replace("%", "%%"))
     config.attributes["url"] = url
@@ -40,11 +42,12 @@ def alembic_config(url: str) -> Any:
 
 
 def migrations_path() -> Path:
+    """Return the folder of Alembic's environment and its revisions."""
     return Path(__file__).resolve().parents[2] / "migrations"
 
 
 def ensure_folder(url: str) -> None:
-    """Make the folder of a SQLite file; do nothing for another engine."""
+    """Make the folder of a SQLite file, for its owner alone; do nothing for another engine."""
     parsed = make_url(url)
     if parsed.get_backend_name() == "sqlite" and parsed.database:
         Path(parsed.database).parent.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -1,9 +1,13 @@
-"""What a text must be to be stored, and the form in which names are compared."""
+"""Which texts can be stored, and in which form e-mails and usernames are compared."""
 
 from __future__ import annotations
 
 import hashlib
 import unicodedata
+
+# A key of more bytes is replaced by its hash. The shorter of the two key columns holds as many
+# characters.
+MAX_KEY_BYTES = 600
 
 
 def is_text(text: str) -> bool:
@@ -12,27 +16,28 @@ def is_text(text: str) -> bool:
 
 
 def text_problem(text: str, *, allowed: str = "") -> str | None:
-    """Say what makes *text* unfit for a field: NUL bytes, lone surrogates, control characters not *allowed*."""
+    """Say what to change about *text* before it can be the value of a field; None: nothing.
+
+    NUL bytes, lone surrogates and control characters are refused, except for those *allowed*.
+    """
     for character in text:
         if character not in allowed and unicodedata.category(character) in {"Cc", "Cs"}:
             return "Remove control characters; send valid Unicode text."
     return None
 
 
-# What the shorter of the two key columns holds.
-MAX_KEY_BYTES = 600
-
-
 def unique_key(typed: str) -> str:
-    """Return the form in which e-mails and usernames are compared.
+    """Return the form in which e-mails and usernames are compared: at most ``MAX_KEY_BYTES`` long.
 
-    Normalised in Python, because ``lower()`` differs between the engines. NFKC twice: case folding
-    can leave a text that is not normalised (Unicode, section 3.13, "identifier caseless match").
+    It is made in Python, because ``lower()`` differs between the engines, and normalised twice
+    (NFKC), because case folding can leave a text that is not (Unicode, section 3.13, "identifier
+    caseless match").
     """
     folded = unicodedata.normalize("NFKC", typed.strip()).casefold()
     key = unicodedata.normalize("NFKC", folded)
-    # One character can become eighteen (U+FDFA): too long for the column and for an index entry. No
-    # other key begins so, since folding leaves no capitals.
+    # Normalisation can make eighteen characters of one (U+FDFA), too many for the column and for an
+    # index entry. The hash meets no other key by chance: folding leaves no capitals such as its
+    # own.
     encoded = key.encode(errors="surrogatepass")
     if len(encoded) > MAX_KEY_BYTES:
         return f"SHA-256:{hashlib.sha256(encoded).hexdigest()}"

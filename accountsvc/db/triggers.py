@@ -1,22 +1,34 @@
-"""The triggers as they are; the migrations have frozen copies, and a test compares the outcome."""
+"""The triggers, with which the database refuses to delete or change what must stay.
+
+The migrations have copies of their own, which are frozen; a test compares the outcome.
+"""
 
 from __future__ import annotations
 
-_RECEIPT_FACTS = (
-    "public_id", "deactivated_at", "deactivated_by", "purge_at", "purged_at", "saved_passwords", "files",
-)  # fmt: skip
+# The columns of a receipt that nobody may change; only ``scrubbed_at`` may be set, once.
+_RECEIPT_COLUMNS = (
+    "public_id",
+    "deactivated_at",
+    "deactivated_by",
+    "purge_at",
+    "purged_at",
+    "saved_passwords",
+    "files",
+)
 
 SQLITE_TRIGGERS = {
     "accounts_refuse_active_delete": """
         CREATE TRIGGER accounts_refuse_active_delete BEFORE DELETE ON accounts
         WHEN OLD.deactivated_at IS NULL
         BEGIN SELECT RAISE(ABORT, 'an active account cannot be deleted'); END""",
-    # The foreign key says the same, but only to a connection that switched foreign keys on.
+    # The foreign key refuses the same, but only on a connection that has switched foreign keys on:
+    # the sqlite3 shell of an operator has not.
     "accounts_refuse_held_delete": """
         CREATE TRIGGER accounts_refuse_held_delete BEFORE DELETE ON accounts
         WHEN EXISTS (SELECT 1 FROM legal_holds WHERE account_id = OLD.id AND released_at IS NULL)
         BEGIN SELECT RAISE(ABORT, 'an account with an open hold cannot be deleted'); END""",
-    # INSERT OR REPLACE fires delete triggers only on a connection with recursive_triggers.
+    # INSERT OR REPLACE fires delete triggers only on a connection with recursive_triggers: on any
+    # other it would replace an event without a word.
     "audit_events_refuse_replace": """
         CREATE TRIGGER audit_events_refuse_replace BEFORE INSERT ON audit_events
         WHEN EXISTS (SELECT 1 FROM audit_events WHERE id = NEW.id)
@@ -34,7 +46,7 @@ SQLITE_TRIGGERS = {
     "receipts_refuse_update": f"""
         CREATE TRIGGER receipts_refuse_update BEFORE UPDATE ON receipts
         WHEN OLD.scrubbed_at IS NOT NULL OR NEW.scrubbed_at IS NULL
-          OR {" OR ".join(f"OLD.{name} IS NOT NEW.{name}" for name in _RECEIPT_FACTS)}
+          OR {" OR ".join(f"OLD.{name} IS NOT NEW.{name}" for name in _RECEIPT_COLUMNS)}
         BEGIN SELECT RAISE(ABORT, 'receipts are append-only'); END""",
     "receipts_refuse_delete": """
         CREATE TRIGGER receipts_refuse_delete BEFORE DELETE ON receipts
@@ -67,7 +79,7 @@ POSTGRESQL_TRIGGERS = {
     "receipts_refuse_update": f"""
         CREATE TRIGGER receipts_refuse_update BEFORE UPDATE ON receipts
         FOR EACH ROW WHEN (OLD.scrubbed_at IS NOT NULL OR NEW.scrubbed_at IS NULL
-          OR {" OR ".join(f"OLD.{name} IS DISTINCT FROM NEW.{name}" for name in _RECEIPT_FACTS)})
+          OR {" OR ".join(f"OLD.{name} IS DISTINCT FROM NEW.{name}" for name in _RECEIPT_COLUMNS)})
         EXECUTE FUNCTION accountsvc_refuse('receipts are append-only')""",
     "receipts_refuse_delete": """
         CREATE TRIGGER receipts_refuse_delete BEFORE DELETE ON receipts
