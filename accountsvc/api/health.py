@@ -1,15 +1,16 @@
-"""What an operator's machines ask: is this process alive, may it serve, how does everything stand."""
+"""The answers for an operator's machines: alive, ready, how it all stands."""
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Any, cast
 
 from apiflask import APIBlueprint, APIFlask
-from flask import Response, current_app
+from flask import Response, current_app, request
 
+from .. import web
+from ..monitoring.metrics import CONTENT_TYPE, Metrics, count_request
 from ..monitoring.probes import OK, Probes
 from ..services import Services
-from . import metrics
 from .http import schemas
 from .http.errors import RETRY_AFTER
 from .http.openapi import also_answers, sends
@@ -17,13 +18,40 @@ from .http.wire import json_response, timestamp
 
 bp = APIBlueprint("health", __name__, tag="Health")
 
+_METRICS: dict[int | str, dict[str, str | dict[str, dict[str, Any]]]] = {
+    200: {
+        "description": "Prometheus' text format",
+        "content": {
+            "text/plain": {
+                "schema": {"type": "string"},
+                "example": "accountsvc_purging_paused 0.0\n",
+            }
+        },
+    }
+}
+
 
 def init_app(app: APIFlask, services: Services) -> None:
-    """Serve what the probes of this process see; they connect when they are first asked."""
+    """Serve how *services* stand, and count every request of *app*.
+
+    The probes connect when they are first asked.
+    """
     probes = Probes(services)
     app.extensions["accountsvc.probes"] = probes
+    app.extensions["accountsvc.metrics"] = Metrics(probes)
     app.register_blueprint(bp)
-    metrics.init_app(app, probes)
+    app.after_request(_count)
+
+
+def _count(response: Response) -> Response:
+    # Count by the route's rule: a path may hold a name, and each path would be a series of its own.
+    count_request(
+        method=web.method(),
+        route="none" if request.url_rule is None else request.url_rule.rule,
+        status=response.status_code,
+        seconds=web.seconds(),
+    )
+    return response
 
 
 def _probes() -> Probes:
@@ -43,9 +71,9 @@ def healthz() -> dict[str, str]:
 @sends(503, Retry_After=str(RETRY_AFTER))
 def readyz() -> Response:
     """Say whether this process can serve; only what no request could do without counts"""
-    found = _probes().ready()
-    ready = all(state == OK for state in found.values())
-    response = json_response({"status": "ready" if ready else "not ready", **found})
+    parts = _probes().ready()
+    ready = all(state == OK for state in parts.values())
+    response = json_response({"status": "ready" if ready else "not ready", **parts})
     if not ready:
         response.status_code = 503
         response.headers["Retry-After"] = str(RETRY_AFTER)
@@ -56,10 +84,19 @@ def readyz() -> Response:
 @bp.output(schemas.ServiceStatus)
 def statusz() -> Response:
     """Say how everything stands; always 200, for people and dashboards"""
-    found = _probes().describe()
-    if found["sweep"] is not None:
-        found["sweep"] |= {
-            name: None if found["sweep"][name] is None else timestamp(found["sweep"][name])
-            for name in ("last_at", "paused_at")
-        }
-    return json_response(found)
+    status = _probes().describe()
+    sweep = status["sweep"]
+    if sweep is not None:
+        for name in ("last_at", "paused_at"):
+            sweep[name] = None if sweep[name] is None else timestamp(sweep[name])
+    return json_response(status)
+
+
+# The operation's id is given, and not made of the function's name: a client that is generated from
+# the document names its own function by it.
+@bp.get("/metrics")
+@bp.doc(responses=_METRICS, operation_id="get_metrics_show")
+def metrics() -> Response:
+    """Serve what Prometheus scrapes: requests, and how everything stands"""
+    rendered = cast(Metrics, current_app.extensions["accountsvc.metrics"]).render()
+    return Response(rendered, content_type=CONTENT_TYPE)

@@ -1,17 +1,16 @@
-"""Whether the parts that this process needs are there, asked in bounded time.
+"""Probes: bounded looks at the parts that this process needs.
 
-Anybody may ask, so an answer is kept for a few seconds, and no part is asked twice at once: a part that
-hangs costs one thread, however many ask.
+Anybody may ask, so an answer is kept for a few seconds, and no part is asked twice at once: a part
+that hangs costs one thread, however many ask.
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as Hanging
-from contextlib import contextmanager
 from datetime import timedelta
 from functools import cache
 from pathlib import Path
@@ -22,7 +21,6 @@ from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from redis import Redis
 from sqlalchemy import select
-from sqlalchemy.orm import Session
 
 from ..adapters import objectstore
 from ..db import engine, outages, schema
@@ -31,29 +29,37 @@ from . import status
 from .status import Status
 
 OK = "ok"
-BACK = "purged accounts are back, as after a restore: run `flask --app wsgi ledger replay`"
+PURGED_ARE_BACK = (
+    "purged accounts are back, as after a restore: run `flask --app wsgi ledger replay`"
+)
 
-# Shorter than the patience of a load balancer's probe.
-PATIENCE = timedelta(seconds=3)
-# As long as an answer is good for.
-KEPT = timedelta(seconds=5)
+# How long all probes of one request may take together. A load balancer waits longer for its answer:
+# otherwise a hanging part would look like a dead process, which would be restarted for nothing.
+PROBE_PATIENCE = timedelta(seconds=3)
+# How long an answer is given again without another look. A fault is looked at again sooner, so that
+# a part that is back is not called away for long.
+ANSWER_KEPT = timedelta(seconds=5)
 FAULT_KEPT = timedelta(seconds=1)
-# The ledger is read for it, and changes with a restore only.
-LEDGER_KEPT = timedelta(seconds=60)
-# So many intervals without a sweep are too many.
+# The same for "are purged people back", which reads the ledger's newest objects and changes with a
+# restore only: asked every few seconds, it would be most of what the object store has to do.
+LEDGER_ANSWER_KEPT = timedelta(seconds=60)
+# Sweeps are late after this many of their intervals without one; a single slow sweep is no alarm.
 SWEEPS_MISSED = 5
 
 
 @cache
 def _revisions() -> tuple[str | None, frozenset[str]]:
-    """Return the newest revision that this code knows, and all of them; they are read from files once."""
-    script = ScriptDirectory(str(schema.migrations_path()))
-    known = frozenset(one.revision for one in script.walk_revisions())
-    return script.get_current_head(), known
+    """Return the newest revision of the schema that this code knows, and all that it knows.
+
+    The files of the revisions are read once for each process.
+    """
+    scripts = ScriptDirectory(str(schema.migrations_path()))
+    known = frozenset(script.revision for script in scripts.walk_revisions())
+    return scripts.get_current_head(), known
 
 
-def patience() -> float:
-    return PATIENCE.total_seconds()
+def _deadline() -> float:
+    return time.monotonic() + PROBE_PATIENCE.total_seconds()
 
 
 class Probe:
@@ -61,25 +67,30 @@ class Probe:
 
     def __init__(self, look: Callable[[], str | None], *, kept: timedelta | None = None) -> None:
         self._look = look
-        self._kept = (KEPT if kept is None else kept).total_seconds()
+        self._kept = (ANSWER_KEPT if kept is None else kept).total_seconds()
         self._lock = threading.Lock()
         self._answer: Future[str] | None = None
         self._answered_at = 0.0
 
     def read(self, deadline: float | None = None) -> str:
-        """Return the answer, no older than it may be kept, by *deadline* (default: in PATIENCE)."""
-        left = patience() if deadline is None else max(0.0, deadline - time.monotonic())
+        """Return the answer, no older than it may be kept.
+
+        A part that has not answered by *deadline* (of the monotonic clock; default: in
+        ``PROBE_PATIENCE``) is said to hang.
+        """
+        deadline = _deadline() if deadline is None else deadline
         try:
-            return self.ask().result(left)
+            return self.ask().result(max(0.0, deadline - time.monotonic()))
         except Hanging:
-            return f"does not answer within {patience():.0f} s"
+            return f"does not answer within {PROBE_PATIENCE.total_seconds():.0f} s"
 
     def ask(self) -> Future[str]:
         """Begin to look, unless somebody is at it or an answer is still good."""
         with self._lock:
             if self._answer is None or (self._answer.done() and self._is_old(self._answer)):
                 self._answer = Future()
-                # A daemon, since a part that hangs must not keep the process from ending.
+                # A daemon thread: a part that hangs would keep any other from ending, and the
+                # process with it.
                 threading.Thread(target=self._look_for, args=(self._answer,), daemon=True).start()
             return self._answer
 
@@ -89,11 +100,11 @@ class Probe:
 
     def _look_for(self, answer: Future[str]) -> None:
         try:
-            found = self._look() or OK
+            state = self._look() or OK
         except Exception as exc:
-            found = f"fails ({type(exc.__cause__ or exc).__name__})"
+            state = f"fails ({type(exc.__cause__ or exc).__name__})"
         self._answered_at = time.monotonic()
-        answer.set_result(found)
+        answer.set_result(state)
 
 
 class Probes:
@@ -103,7 +114,7 @@ class Probes:
         self._services = services
         self._database = Probe(self._ask_database)
         self._schema = Probe(self._ask_schema)
-        self._purged_stay_purged = Probe(self._ask_ledger, kept=LEDGER_KEPT)
+        self._purged_stay_purged = Probe(self._ask_ledger, kept=LEDGER_ANSWER_KEPT)
         self._parts = {
             "broker": Probe(self._ask_broker),
             "storage": Probe(services.avatars.check),
@@ -112,40 +123,48 @@ class Probes:
         }
 
     def ready(self) -> dict[str, str]:
-        """Return what this process cannot serve without, each ``ok`` or what is wrong.
+        """Return the parts that this process cannot serve without, each ``ok`` or what is wrong.
 
-        The database; its schema, unless it is newer than this code, as while a new version is rolled
-        out; and that nobody in the ledger is back, as after a restore that was not replayed. A ledger
-        that cannot be read says nothing about that, and no request needs it: then it is ``ok``.
+        The database; its schema, unless it is newer than this code, as while a new version is
+        rolled out; and that nobody in the ledger is back, as after a restore that was not replayed.
+        A ledger that cannot be read says nothing about that, and no request needs it: then it is
+        ``ok``. What cannot be asked because the part before it is away is left out.
         """
-        deadline = time.monotonic() + patience()
-        found = {"database": self._database.read(deadline)}
-        if found["database"] == OK:
-            found["schema"] = self._schema.read(deadline)
-        if found.get("schema") == OK:
-            found["ledger"] = self._purged_stay_purged.read(deadline)
-            if found["ledger"] != BACK:
-                found["ledger"] = OK
-        return found
+        deadline = _deadline()
+        parts = {"database": self._database.read(deadline)}
+        if parts["database"] == OK:
+            parts["schema"] = self._schema.read(deadline)
+        if parts.get("schema") == OK:
+            back = self._purged_stay_purged.read(deadline) == PURGED_ARE_BACK
+            parts["ledger"] = PURGED_ARE_BACK if back else OK
+        return parts
 
     def parts(self) -> dict[str, str]:
         """Return every part, each ``ok`` or what is wrong; all are asked at once."""
         for probe in self._parts.values():
             probe.ask()
         needed = self.ready()
-        deadline = time.monotonic() + patience()
+        deadline = _deadline()
         parts = {name: probe.read(deadline) for name, probe in self._parts.items()}
-        # Whether it can be written, unless it says something worse.
-        parts["ledger"] = BACK if needed.get("ledger") == BACK else parts["ledger"]
+        # The ledger answers two questions: can it be written, and is anybody of it back. The second
+        # is the worse one, and would be hidden by an ``ok`` of the first.
+        if needed.get("ledger") == PURGED_ARE_BACK:
+            parts["ledger"] = PURGED_ARE_BACK
         return {**needed, **parts}
 
     def standing(self) -> tuple[dict[str, str], Status | None]:
-        """Return every part as :meth:`parts` does, and the counts; None where they cannot be read."""
+        """Return every part as :meth:`parts` does, and the counts, or None if there are none.
+
+        They cannot be read while the database is away or its schema is behind.
+        """
         parts = self.parts()
         return parts, self._counts() if parts["database"] == parts.get("schema") == OK else None
 
     def describe(self) -> dict[str, Any]:
-        """Return how everything stands, in numbers and words and without anybody's data."""
+        """Return how everything stands, in numbers and words and without anybody's data.
+
+        ``sweep`` and ``backlog`` are None while they cannot be counted; times are aware, in UTC.
+        """
         parts, counts = self.standing()
         fine = all(state == OK for state in parts.values())
         sweep: dict[str, Any] | None = None
@@ -179,7 +198,7 @@ class Probes:
 
     def _counts(self) -> Status | None:
         try:
-            with self._reading() as session:
+            with self._services.reading() as session:
                 return status.read(
                     session,
                     now=engine.database_now(session),
@@ -192,31 +211,29 @@ class Probes:
             raise
 
     def _sweeps_are_late(self, counts: Status) -> bool:
-        """Say whether sweeps should have run and did not; a pause is somebody's wish."""
+        """Say whether sweeps should have run and did not; while purging is paused they are not."""
         if counts.paused_at is not None:
             return False
-        longest = SWEEPS_MISSED * max(self._services.settings.sweep_interval, PATIENCE)
-        last = counts.swept_at
-        return counts.overdue > longest or (last is not None and counts.at - last > longest)
-
-    @contextmanager
-    def _reading(self) -> Iterator[Session]:
-        with self._services.reading() as session:
-            yield session
+        # With an interval of a second, as tests and demonstrations have it, five of them are no
+        # time at all: any busy moment would look like an outage.
+        interval = max(self._services.settings.sweep_interval, PROBE_PATIENCE)
+        longest = SWEEPS_MISSED * interval
+        last_at = counts.swept_at
+        return counts.overdue > longest or (last_at is not None and counts.at - last_at > longest)
 
     def _ask_database(self) -> None:
-        with self._reading() as session:
+        with self._services.reading() as session:
             session.execute(select(1))
 
     def _ask_schema(self) -> str | None:
         head, known = _revisions()
-        with self._reading() as session:
+        with self._services.reading() as session:
             current = MigrationContext.configure(session.connection()).get_current_revision()
         behind = current is None or (current != head and current in known)
         return "is behind: run `python -m accountsvc prepare`" if behind else None
 
     def _ask_ledger(self) -> str | None:
-        return BACK if self._services.purged_are_back() else None
+        return PURGED_ARE_BACK if self._services.purged_are_back() else None
 
     def _ask_broker(self) -> None:
         url = self._services.settings.celery_broker_url

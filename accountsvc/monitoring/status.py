@@ -1,4 +1,4 @@
-"""How the service stands, in numbers: for the CLI and whatever else is asked how things are."""
+"""The service in numbers, for ``/statusz``, the metrics and the CLI."""
 
 from __future__ import annotations
 
@@ -9,19 +9,21 @@ from datetime import datetime, timedelta
 from sqlalchemy import ColumnElement, exists, func, select
 from sqlalchemy.orm import Session
 
-from ..db.models import Account, LegalHold, PurgeFailure, Receipt
+from ..db import rules
+from ..db.models import Account, PurgeFailure, Receipt
 from ..outbox import queue
 from ..purge import brake
 
 
 @dataclass(frozen=True)
 class Status:
-    """Counts of accounts at ``at``.
+    """Counts of accounts, and the moments of the sweeps, at ``at``; times are aware, in UTC.
 
     ``active`` is None unless it was asked for: to count those takes a pass over the whole table.
-    Of those that are due, ``held`` wait for a hold's release, ``failing`` for their next try and
-    ``stuck`` for a person; the others are for the next sweep. ``overdue`` is how long the oldest of
-    these has waited. ``owed`` counts effects that are due, by kind; ``unscrubbed`` counts receipts.
+    Of those that are ``due``, ``held`` wait for a hold's release, ``failing`` for their next try
+    and ``stuck`` for a person; the others are for the next sweep. ``overdue`` is how long the
+    oldest of these has waited. ``owed`` counts effects that are due, by kind; ``unscrubbed`` counts
+    receipts. ``troubled_ids`` are the first failing or stuck accounts.
     """
 
     at: datetime
@@ -48,13 +50,15 @@ def read(
     most_ids: int = 20,
     count_active: bool = True,
 ) -> Status:
-    """Count inside a reading transaction; ``troubled_ids`` are the first failing or stuck accounts."""
+    """Count everything at *now*, in the transaction of *session*.
+
+    At most *most_ids* troubled accounts are named; active ones are counted with *count_active*.
+    """
 
     def count(*conditions: ColumnElement[bool]) -> int:
         return session.scalar(select(func.count()).select_from(Account).where(*conditions)) or 0
 
-    is_due = Account.purge_at.is_not(None) & (Account.purge_at <= now)
-    held = exists().where(LegalHold.account_id == Account.id, LegalHold.released_at.is_(None))
+    is_due, held = rules.is_due(now), rules.has_open_hold()
     failed = exists().where(PurgeFailure.account_id == Account.id)
     given_up = exists().where(
         PurgeFailure.account_id == Account.id, PurgeFailure.attempts >= max_attempts
@@ -63,14 +67,14 @@ def read(
     troubled = select(Account.id).where(is_due, failed, ~held).order_by(Account.id).limit(most_ids)
     return Status(
         at=now,
-        active=count(Account.purge_at.is_(None)) if count_active else None,
-        deactivated=count(Account.purge_at > now),
+        active=count(rules.is_active()) if count_active else None,
+        deactivated=count(rules.is_in_grace(now)),
         due=count(is_due),
         held=count(is_due, held),
         failing=count(is_due, ~held, failed, ~given_up),
         stuck=count(is_due, ~held, given_up),
         overdue=timedelta() if oldest is None else now - oldest,
-        owed=queue.pending(session, now),
+        owed=queue.count_owed(session, now),
         last_purged_at=session.scalar(select(func.max(Receipt.purged_at))),
         swept_at=brake.swept_at(session),
         paused_at=brake.paused_at(session),

@@ -120,8 +120,8 @@ def files_owed(keys: Sequence[str]) -> Select[str]:
     return select(key).where(Effect.kind == DELETE_FILE, key.in_(keys))
 
 
-def pending(session: Session, now: datetime) -> dict[str, int]:
-    """Count what is owed and due at *now*, by kind."""
+def count_owed(session: Session, now: datetime) -> dict[str, int]:
+    """Count the effects that are due at *now*, by kind."""
     rows = session.execute(
         select(Effect.kind, func.count()).where(Effect.deliver_after <= now).group_by(Effect.kind)
     )

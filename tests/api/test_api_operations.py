@@ -15,7 +15,7 @@ from accountsvc.db.audit import OPERATOR_ACTOR
 from accountsvc.db.engine import database_now
 from accountsvc.db.schema import downgrade
 from accountsvc.monitoring import probes
-from accountsvc.monitoring.probes import BACK, Probe, Probes
+from accountsvc.monitoring.probes import PURGED_ARE_BACK, Probe, Probes
 from accountsvc.purge import brake
 from tests.conftest import NewApp
 from tests.support.factories import (
@@ -38,7 +38,7 @@ READY = {"status": "ready", "database": "ok", "schema": "ok", "ledger": "ok"}
 @pytest.fixture(autouse=True)
 def _ask_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """Keep no answer: what a test changes is to be seen at once."""
-    for name in ("KEPT", "FAULT_KEPT", "LEDGER_KEPT"):
+    for name in ("ANSWER_KEPT", "FAULT_KEPT", "LEDGER_ANSWER_KEPT"):
         monkeypatch.setattr(probes, name, timedelta())
 
 
@@ -99,9 +99,9 @@ def test_nobody_is_served_while_purged_people_are_back(
     status = client.get("/statusz").json
 
     assert response.status_code == 503
-    assert response.json == {**READY, "status": "not ready", "ledger": BACK}
+    assert response.json == {**READY, "status": "not ready", "ledger": PURGED_ARE_BACK}
     assert status is not None
-    assert status["parts"]["ledger"] == BACK
+    assert status["parts"]["ledger"] == PURGED_ARE_BACK
 
     # when: replayed
     result = app.test_cli_runner().invoke(args=["ledger", "replay", "--yes"])
@@ -251,7 +251,7 @@ def test_a_stuck_account_is_loud_but_the_web_serves(
 def test_a_part_that_hangs_costs_one_thread_however_many_ask(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(probes, "PATIENCE", timedelta(milliseconds=50))
+    monkeypatch.setattr(probes, "PROBE_PATIENCE", timedelta(milliseconds=50))
     go_on = threading.Event()
     looks = []
 

@@ -1,0 +1,125 @@
+"""The service in Prometheus' text format: its requests, and how everything stands.
+
+Labels are closed lists (methods, routes, statuses, parts, kinds of effects): no id, no address and
+no name.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Histogram
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.exposition import generate_latest
+from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client.registry import Collector
+
+from .probes import OK, Probes
+from .status import Status
+
+CONTENT_TYPE = CONTENT_TYPE_LATEST
+
+# The counters belong to the process and not to an application. Those of each application would
+# begin at zero, which Prometheus takes for a restart.
+_requests = CollectorRegistry()
+_COUNT = Counter(
+    "accountsvc_http_requests",
+    "Requests answered.",
+    ["method", "route", "status"],
+    registry=_requests,
+)
+_SECONDS = Histogram(
+    "accountsvc_http_request_duration_seconds",
+    "How long requests took.",
+    ["method", "route"],
+    buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30),
+    registry=_requests,
+)
+
+
+def count_request(*, method: str, route: str, status: int, seconds: float) -> None:
+    """Count one answered request.
+
+    *method* and *route* are words of ours: a path as the client sent it may hold somebody's name.
+    """
+    _COUNT.labels(method, route, status).inc()
+    _SECONDS.labels(method, route).observe(seconds)
+
+
+class Metrics:
+    """The metrics of this process, and what *probes* say at each scrape."""
+
+    def __init__(self, probes: Probes) -> None:
+        self._standing = CollectorRegistry()
+        self._standing.register(_Standing(probes))
+
+    def render(self) -> bytes:
+        """Return all metrics as ``CONTENT_TYPE`` says.
+
+        Where several processes serve together (``gunicorn.conf.py`` names them a folder in
+        ``PROMETHEUS_MULTIPROC_DIR``), requests are those of all of them.
+        """
+        requests = _requests
+        if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
+            requests = CollectorRegistry()
+            MultiProcessCollector(requests)  # type: ignore[no-untyped-call]
+        return generate_latest(requests) + generate_latest(self._standing)
+
+
+class _Standing(Collector):
+    """How everything stands, as gauges: what ``GET /statusz`` says in JSON."""
+
+    def __init__(self, probes: Probes) -> None:
+        self._probes = probes
+
+    def collect(self) -> Iterator[Metric]:
+        parts, counts = self._probes.standing()
+        up = GaugeMetricFamily("accountsvc_part_up", "1 if the part answers.", labels=["part"])
+        for part, state in parts.items():
+            up.add_metric([part], state == OK)
+        yield up
+        if counts is not None:
+            yield from _backlog(counts)
+            yield from _sweeps(counts)
+
+
+def _backlog(counts: Status) -> Iterator[Metric]:
+    accounts = GaugeMetricFamily(
+        "accountsvc_accounts", "Deactivated accounts, by what they wait for.", labels=["state"]
+    )
+    blocked = counts.held + counts.failing + counts.stuck
+    for state, count in (
+        ("deactivated", counts.deactivated),
+        ("due", counts.due - blocked),
+        ("held", counts.held),
+        ("failing", counts.failing),
+        ("stuck", counts.stuck),
+    ):
+        accounts.add_metric([state], count)
+    yield accounts
+    effects = GaugeMetricFamily(
+        "accountsvc_outbox_effects", "Effects that are due, by kind.", labels=["kind"]
+    )
+    for kind, count in counts.owed.items():
+        effects.add_metric([kind], count)
+    yield effects
+
+
+def _sweeps(counts: Status) -> Iterator[Metric]:
+    yield GaugeMetricFamily(
+        "accountsvc_oldest_overdue_seconds",
+        "How long the oldest account waits that nothing keeps from being purged.",
+        value=counts.overdue.total_seconds(),
+    )
+    if counts.swept_at is not None:
+        yield GaugeMetricFamily(
+            "accountsvc_sweep_age_seconds",
+            "How long ago the last sweep ended.",
+            value=(counts.at - counts.swept_at).total_seconds(),
+        )
+    yield GaugeMetricFamily(
+        "accountsvc_purging_paused",
+        "1 while an operator has paused purging.",
+        value=counts.paused_at is not None,
+    )
