@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import TypeVar
@@ -12,26 +12,22 @@ from typing import TypeVar
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from .accounts import credentials, exports, lifecycle
+from .accounts import exports, lifecycle
+from .accounts.attempts import Attempts
 from .accounts.credentials import PasswordHasher
 from .accounts.vault import Keyring
 from .adapters.avatarstore import AvatarStore, store_from_url
 from .adapters.ledger import Ledger, ledger_from_url
 from .adapters.mail import Mailer, mailer_from_url
 from .adapters.throttle import AUDIT, EXPORT, PASSWORD, Throttle
+from .adapters.mail import Mailer, mailer_from_url, read_sender
+from .adapters.throttle import EXPORT, Throttle
 from .config import Settings, wrong
-from .db import audit, rows
-from .db.audit import ANYBODY, SYSTEM_ACTOR, Actor
+from .db import rows
+from .db.audit import SYSTEM_ACTOR, Actor
 from .db.engine import Database, database_now, make_engine
 from .db.models import Account
-from .errors import (
-    AccountDeactivated,
-    InvalidInput,
-    NotDeactivated,
-    StoreUnavailable,
-    Throttled,
-    WrongPassword,
-)
+from .errors import StoreUnavailable
 from .outbox import delivery, queue
 from .outbox.queue import DeliveryResult
 from .purge import brake, claim, scrub
@@ -58,6 +54,7 @@ class Services:
     ledger: Ledger
     mailer: Mailer
     throttle: Throttle
+    attempts: Attempts
     handlers: Mapping[str, queue.Handler]
 
     @property
@@ -140,52 +137,6 @@ class Services:
             )
             return next(planned, None) is not None
 
-    def note_attempt(self, action: str, *, counted_as: str, subject: uuid.UUID, by: Actor) -> None:
-        """Write a refused attempt into the audit trail, only so often an hour: nobody can fill it.
-
-        In a session of its own: the caller's may be reading.
-        """
-        try:
-            self.throttle.spend(AUDIT, account=f"{action} {counted_as}")
-        except Throttled:
-            return
-        with Database(self.database.engine).writing() as session:
-            now = database_now(session)
-            audit.record(session, action, subject=subject, by=by, now=now)
-
-    @contextmanager
-    def password_try(self, email_key: str, address: str) -> Iterator[None]:
-        """Count the try of a password that happens inside; a right one is forgiven, also to the address.
-
-        One count for all places that take a password, so that none is an oracle for another. Counted
-        before the try, known e-mail or not. Raises Throttled.
-        """
-        self.throttle.spend(PASSWORD, account=email_key, address=address)
-        try:
-            yield
-        except (AccountDeactivated, InvalidInput, NotDeactivated):
-            # Said only to the right password.
-            self.throttle.forgive(PASSWORD, account=email_key, address=address)
-            raise
-        self.throttle.forgive(PASSWORD, account=email_key, address=address)
-
-    def confirm_password(self, account: Account, password: str, *, address: str) -> None:
-        """Check the password of *account* (detached) against the one throttle, outside any transaction.
-
-        A wrong one is audited, so often an hour. Raises Throttled, WrongPassword.
-        """
-        try:
-            with self.password_try(account.email_key, address):
-                credentials.confirm_password(self.database, self.hasher, account.id, password)
-        except WrongPassword:
-            self.note_attempt(
-                "confirmation.failed",
-                counted_as=account.email_key,
-                subject=account.public_id,
-                by=ANYBODY,
-            )
-            raise
-
     def deliver(
         self, *, seconds: float = 5.0, kinds: Sequence[str] | None = None
     ) -> DeliveryResult:
@@ -237,6 +188,12 @@ def build_services(settings: Settings, database: Database | None = None) -> Serv
     avatars = _read("STORAGE_URL", store_from_url, settings.storage_url)
     ledger = _read("LEDGER_URL", ledger_from_url, settings.ledger_url)
     mailer = _read("MAIL_URL", mailer_from_url, settings.mail_url)
+    hasher = PasswordHasher(settings.password_hash_cost)
+    throttle = Throttle(
+        derive_key(settings.secret_key, "throttle"),
+        redis_url=settings.redis_url,
+        enabled=settings.rate_limits,
+    )
     services = Services(
         settings=settings,
         promise=lifecycle.Promise.from_settings(settings),
@@ -246,16 +203,13 @@ def build_services(settings: Settings, database: Database | None = None) -> Serv
             access=settings.access_token_lifetime,
             refresh=settings.refresh_token_lifetime,
         ),
-        hasher=PasswordHasher(settings.password_hash_cost),
+        hasher=hasher,
         keyring=Keyring(settings.vault_keys),
         avatars=avatars,
         ledger=ledger,
         mailer=mailer,
-        throttle=Throttle(
-            derive_key(settings.secret_key, "throttle"),
-            redis_url=settings.redis_url,
-            enabled=settings.rate_limits,
-        ),
+        throttle=throttle,
+        attempts=Attempts(database, throttle, hasher),
         handlers={},
     )
     handlers = delivery.handlers(

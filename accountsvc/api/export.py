@@ -104,5 +104,5 @@ def _confirmed_owner(
         given = password()
         if given is None:
             raise ConfirmationRequired
-        auth.check_password(account, given)
+        services().attempts.confirm(account, given, address=auth.client())
     return account, now

@@ -15,7 +15,6 @@ from ..adapters.throttle import TOKEN
 from ..db.audit import Actor
 from ..db.engine import database_now
 from ..db.models import OWNER, STAFF, Account
-from ..db.text import unique_key
 from ..errors import (
     AccountNotFound,
     ConfirmationRequired,
@@ -70,10 +69,7 @@ def come_back(json_data: dict[str, str]) -> dict[str, Any]:
     made = services()
     if "token" not in json_data:
         email = json_data["email"]
-        with (
-            auth.audited_failure("reactivation.failed", email),
-            auth.password_try(unique_key(email)),
-        ):
+        with made.attempts.password(email, address=auth.client(), failure="reactivation.failed"):
             account = credentials.deactivated_account(
                 services().database, made.hasher, email=email, password=json_data["password"]
             )
@@ -145,12 +141,11 @@ def status(user_id: int) -> Response:
     To the owner, by a recovery or mailed token, and to the staff, who see more. ``ETag`` names this
     state for a PATCH. 404 for an active account.
     """
+    account, by = auth.grace_account(user_id, RECOVERY, MAILED)
+    if account.is_active:
+        raise AccountNotFound
     with services().reading() as session:
-        now = database_now(session)
-        account, by = auth.grace_account(session, user_id, RECOVERY, MAILED, now=now)
-        if account.is_active:
-            raise AccountNotFound
-        return _with_etag(document(session, account, now=now, by=by))
+        return _with_etag(document(session, account, now=database_now(session), by=by))
 
 
 @bp.patch("/profile/<int:user_id>/deletion/")
@@ -222,15 +217,13 @@ def purge_now(user_id: int, *, json_data: dict[str, str]) -> Response:
     password alone is enough, and is refused within 24 hours of a change of either. Staff repeat the
     account's username in ``confirm``.
     """
-    with services().reading() as session:
-        now = database_now(session)
-        account, kind = auth.grace_account(session, user_id, MAILED, now=now)
-        if kind == STAFF and account.is_active:
-            raise NotDeactivated
+    account, kind = auth.grace_account(user_id, MAILED)
+    if kind == STAFF and account.is_active:
+        raise NotDeactivated
     if kind == OWNER:
         if "password" not in json_data:
             raise ConfirmationRequired
-        auth.check_password(account, json_data["password"])
+        services().attempts.confirm(account, json_data["password"], address=auth.client())
         by, epoch = Actor(OWNER, account.public_id), account.epoch
     else:
         staff = auth.caller()

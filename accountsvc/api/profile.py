@@ -109,8 +109,9 @@ def update(user_id: int, *, caller: Caller, changes: dict[str, str]) -> dict[str
 def change_password(user_id: int, *, caller: Caller, json_data: dict[str, str]) -> dict[str, Any]:
     """Change one's password and end every other session"""
     made = services()
-    email, key = caller.account.email, caller.account.email_key
-    with auth.audited_failure("confirmation.failed", email), auth.password_try(key):
+    with made.attempts.password(
+        caller.account.email, address=auth.client(), failure="confirmation.failed"
+    ):
         account = credentials.change_password(
             services().database,
             made.hasher,

@@ -13,7 +13,6 @@ from ..adapters.throttle import SIGN_UP
 from ..db import rows
 from ..db.engine import database_now
 from ..db.models import Account
-from ..db.text import unique_key
 from ..errors import AccountDeactivated, InvalidCredentials, InvalidInput, Throttled, TokenNotValid
 from ..tokens import REFRESH
 from ..web import about, services
@@ -48,8 +47,9 @@ def sign_in(json_data: dict[str, str]) -> dict[str, Any] | Response:
     An unknown e-mail and a wrong password get the same answer in the same time.
     """
     try:
-        email = json_data["email"]
-        with auth.audited_failure("sign_in.failed", email), auth.password_try(unique_key(email)):
+        with services().attempts.password(
+            json_data["email"], address=auth.client(), failure="sign_in.failed"
+        ):
             account = credentials.authenticate(services().database, services().hasher, **json_data)
     except AccountDeactivated as exc:
         return _way_back(exc)

@@ -94,7 +94,7 @@ def _download(who: Visit) -> Response:
     problems = _without_password("download")
     if problems:
         return _page(who, 400, problems)
-    services().confirm_password(who.account, request.form["password"], address=client())
+    services().attempts.confirm(who.account, request.form["password"], address=client())
     pieces = services().export(who.account, epoch=who.claims.epoch, address=client(), now=who.now)
     response = Response(pieces, mimetype=exports.CONTENT_TYPE)
     response.headers["Content-Disposition"] = exports.DISPOSITION
@@ -107,7 +107,7 @@ def _delete(who: Visit) -> Response:
         problems["delete-sure"] = "Tick the box if you are sure."
     if problems:
         return _page(who, 400, problems)
-    services().confirm_password(who.account, request.form["password"], address=client())
+    services().attempts.confirm(who.account, request.form["password"], address=client())
     with services().writing() as session:
         lifecycle.due_now(
             session,

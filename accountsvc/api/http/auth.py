@@ -7,9 +7,7 @@ a view with ``@jwt_required()`` gives the same answers as one with :func:`requir
 
 from __future__ import annotations
 
-import uuid
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import wraps
@@ -17,24 +15,18 @@ from typing import Any, TypeVar
 
 from apiflask import APIFlask
 from flask import Response, g, request
-from sqlalchemy.orm import Session
 
 from ...accounts import credentials
-from ...adapters.throttle import AUDIT
-from ...db import audit, rows
+from ...db import rows
 from ...db.audit import Actor
 from ...db.engine import database_now
 from ...db.models import OWNER, STAFF, Account
-from ...db.text import unique_key
 from ...errors import (
     AccountNotFound,
     ConfirmationRequired,
-    InvalidCredentials,
     NotAuthenticated,
     NotAuthorized,
-    Throttled,
     TokenNotValid,
-    WrongPassword,
 )
 from ...services import Services
 from ...tokens import ACCESS, ALGORITHM, LEEWAY_SECONDS, MAILED, RECOVERY, Claims
@@ -127,19 +119,9 @@ def reach(who: Caller, account_id: int, *, staff: bool) -> Account:
         subject = account.public_id
     about(subject)
     if not (staff and who.account.is_staff):
-        _note_denied(who.account, subject)
+        services().attempts.denied(who.account, subject)
         raise NotAuthorized
     return account
-
-
-def _note_denied(caller: Account, subject: uuid.UUID) -> None:
-    """Write into the audit trail that *caller* reached for somebody else's account."""
-    services().note_attempt(
-        "access.denied",
-        counted_as=str(caller.public_id),
-        subject=subject,
-        by=Actor(STAFF if caller.is_staff else OWNER, caller.public_id),
-    )
 
 
 def owner_only(view: View) -> View:
@@ -198,29 +180,28 @@ def grace_required(view: View) -> View:
     return _documented(authenticated)  # type: ignore[return-value]
 
 
-def grace_account(
-    session: Session, account_id: int, *kinds: str, now: datetime
-) -> tuple[Account, str]:
-    """Return an account to its owner, by a token of *kinds*, or to the staff; and which of the two.
+def grace_account(account_id: int, *kinds: str) -> tuple[Account, str]:
+    """Return an account (detached) to its owner, by a token of *kinds*, or to the staff, and which.
 
     A token of the grace period opens the one deactivated account it was made for. Raises
     NotAuthenticated, TokenNotValid, AccountNotFound, NotAuthorized.
     """
     token = bearer_token()
-    claims = services().tokens.read(token, ACCESS, *kinds, now=now)
-    if claims.kind != ACCESS:
-        account = credentials.deactivated_by_claims(session, claims)
-        if account.id != account_id:
-            raise AccountNotFound
-        about(account.public_id)
-        return account, OWNER
-    by = credentials.by_claims(session, claims)
-    found = rows.find(session, account_id)
-    if found is None or (not by.is_staff and (found is by or not found.is_active)):
+    with services().reading() as session:
+        claims = services().tokens.read(token, ACCESS, *kinds, now=database_now(session))
+        if claims.kind != ACCESS:
+            account = credentials.deactivated_by_claims(session, claims)
+            if account.id != account_id:
+                raise AccountNotFound
+            about(account.public_id)
+            return account, OWNER
+        by = credentials.by_claims(session, claims)
+        found = rows.find(session, account_id)
+    if found is None or not (by.is_staff or (found.is_active and found.id != by.id)):
         raise AccountNotFound
     about(found.public_id)
     if not by.is_staff:
-        _note_denied(by, found.public_id)
+        services().attempts.denied(by, found.public_id)
         raise NotAuthorized
     return found, STAFF
 
@@ -232,47 +213,6 @@ def client() -> str:
         request.headers.get("X-Forwarded-For", ""),
         services().settings.trusted_proxies,
     )
-
-
-def password_try(email_key: str) -> AbstractContextManager[None]:
-    """Count the try of a password that happens inside, as ``Services.password_try`` does."""
-    return services().password_try(email_key, client())
-
-
-def check_password(account: Account, password: str) -> None:
-    """Check the password of *account* (detached), as ``Services.confirm_password`` does."""
-    services().confirm_password(account, password, address=client())
-
-
-@contextmanager
-def audited_failure(action: str, email: str) -> Iterator[None]:
-    """Write a failed try of a password into the audit trail, in a transaction of its own.
-
-    For an unknown e-mail too, without a subject, so that both take the same time; and only so often
-    an hour, so that nobody can fill the trail.
-    """
-    try:
-        yield
-    except (InvalidCredentials, WrongPassword):
-        note_failure(action, email)
-        raise
-
-
-def note_failure(action: str, email: str) -> None:
-    """Write *action* about the account of *email* into the audit trail; see :func:`audited_failure`."""
-    try:
-        services().throttle.spend(AUDIT, account=f"{action} {unique_key(email)}")
-    except Throttled:
-        return
-    with services().writing() as session:
-        account = rows.find_by_email(session, email)
-        audit.record(
-            session,
-            action,
-            subject=None if account is None else account.public_id,
-            by=audit.ANYBODY,
-            now=database_now(session),
-        )
 
 
 def confirm(who: Caller, mode: str, password: Callable[[], str | None]) -> None:
@@ -290,7 +230,7 @@ def confirm(who: Caller, mode: str, password: Callable[[], str | None]) -> None:
     given = password()
     if given is None:
         raise ConfirmationRequired(int(window.total_seconds()) if mode == "fresh" else None)
-    check_password(who.account, given)
+    services().attempts.confirm(who.account, given, address=client())
 
 
 def init_app(app: APIFlask, made: Services) -> None:
