@@ -2,15 +2,19 @@
 
 All are JWTs (RFC 7519, HS256). Each kind has a key of its own, derived from ``SECRET_KEY``, and a
 ``type`` and ``aud`` of its own, so that none can stand in for another. ``sub`` is the account's
-public id and ``epoch`` must equal the account's: raising the epoch ends every token at once. A
-signature proves origin only; callers compare epoch and state with the row (``accounts.by_claims``).
+public id and ``epoch`` must equal the account's: raising the epoch ends every token at once.
+A signature proves origin only; callers compare epoch and state with the row, as
+``credentials.by_claims`` does. Access tokens of requests are verified by Flask-JWT-Extended, which
+``api/http/auth.py`` gives the key; every other token is read here.
 """
 
 from __future__ import annotations
 
 import uuid
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import jwt
 from cryptography.hazmat.primitives.hashes import SHA256
@@ -48,6 +52,31 @@ class Claims:
     def is_fresh(self, *, now: datetime, max_age: timedelta) -> bool:
         """Say whether it came from a password at most *max_age* before *now* (RFC 9470)."""
         return self.fresh and now - self.issued_at <= max_age
+
+    def is_in_time(self, *, now: datetime) -> bool:
+        """Say whether *now*, by the database's clock, is in the token's lifetime and its leeway."""
+        leeway = timedelta(seconds=LEEWAY_SECONDS)
+        return self.issued_at - now <= leeway and now - self.expires_at < leeway
+
+
+def claims_of(payload: Mapping[str, Any], kind: str) -> Claims | None:
+    """Return what the *payload* of a token says, or None if it is not one of exactly this *kind*.
+
+    Its signature and audience must have been verified. Times are read, not judged.
+    """
+    if payload.get("type") != kind:
+        return None
+    try:
+        return Claims(
+            kind=kind,
+            public_id=uuid.UUID(payload["sub"]),
+            epoch=int(payload["epoch"]),
+            issued_at=datetime.fromtimestamp(int(payload["iat"]), UTC),
+            expires_at=datetime.fromtimestamp(int(payload["exp"]), UTC),
+            fresh=payload.get("fresh") is True,
+        )
+    except (KeyError, ValueError, TypeError, OverflowError, OSError):
+        return None
 
 
 def derive_key(secret: str, purpose: str) -> bytes:
@@ -95,20 +124,35 @@ class Tokens:
     def password_reset(self, account: Account, *, now: datetime) -> str:
         return self._make(PASSWORD_RESET, account, now=now)
 
+    def kind_of(self, token: str) -> str | None:
+        """Return of which kind *token* says it is, unverified: by which key it is to be read."""
+        payload = _decode(token, options={"verify_signature": False})
+        kind = payload.get("type")
+        return kind if kind in KINDS else None
+
     def read(self, token: str, *kinds: str, now: datetime) -> Claims:
         """Check signature, type, audience and expiry of *token*, which must be one of *kinds*.
 
         Raises :class:`TokenNotValid` for anything else, whatever its fault.
         """
-        for kind in kinds:
-            claims = self._read(token, kind, now=now)
-            if claims is not None:
-                return claims
-        raise TokenNotValid
+        kind = self.kind_of(token)
+        claims = self.was(token, kind) if kind is not None and kind in kinds else None
+        if claims is None or not claims.is_in_time(now=now):
+            raise TokenNotValid
+        return claims
 
     def was(self, token: str, kind: str) -> Claims | None:
         """Read a token of *kind*, expired or not, to tell an expired link from a forged one."""
-        return self._read(token, kind, now=None)
+        payload = _decode(
+            token,
+            self._keys[kind],
+            algorithms=[ALGORITHM],
+            audience=audience(kind),
+            # PyJWT would compare the times with this host's clock, which may be wrong;
+            # ``is_in_time`` compares them with the caller's, which is the database's.
+            options={"verify_exp": False, "verify_iat": False, "verify_nbf": False},
+        )
+        return claims_of(payload, kind)
 
     def _make(
         self,
@@ -122,7 +166,7 @@ class Tokens:
         claims = {
             "sub": str(account.public_id),
             "type": kind,
-            "aud": f"accountsvc:{kind}",
+            "aud": audience(kind),
             "jti": uuid.uuid4().hex,
             "iat": int(now.timestamp()),
             "nbf": int(now.timestamp()),
@@ -132,46 +176,17 @@ class Tokens:
         }
         return jwt.encode(claims, self._keys[kind], algorithm=ALGORITHM)
 
-    def _read(self, token: str, kind: str, *, now: datetime | None) -> Claims | None:
-        try:
-            claims = jwt.decode(
-                token,
-                self._keys[kind],
-                algorithms=[ALGORITHM],
-                audience=f"accountsvc:{kind}",
-                # PyJWT would compare the times with this host's clock, which may be wrong; they are
-                # compared below with the caller's, which is the database's.
-                options={
-                    "require": ["sub", "type", "exp", "iat", "epoch"],
-                    "verify_exp": False,
-                    "verify_iat": False,
-                    "verify_nbf": False,
-                },
-            )
-            found = Claims(
-                kind=claims["type"],
-                public_id=uuid.UUID(claims["sub"]),
-                epoch=int(claims["epoch"]),
-                issued_at=datetime.fromtimestamp(int(claims["iat"]), UTC),
-                expires_at=datetime.fromtimestamp(int(claims["exp"]), UTC),
-                fresh=claims.get("fresh") is True,
-            )
-        # PyJWT parses the header before it checks the signature, so anybody can send one that is
-        # nested deep enough for a RecursionError.
-        except (
-            jwt.InvalidTokenError,
-            ValueError,
-            TypeError,
-            OverflowError,
-            OSError,
-            RecursionError,
-        ):
-            return None
-        if found.kind != kind:
-            return None
-        leeway = timedelta(seconds=LEEWAY_SECONDS)
-        if now is not None and not (
-            found.issued_at - now <= leeway and now - found.expires_at < leeway
-        ):
-            return None
-        return found
+
+def audience(kind: str) -> str:
+    """Return the ``aud`` of tokens of *kind*."""
+    return f"accountsvc:{kind}"
+
+
+def _decode(token: str, key: bytes = b"", **checks: Any) -> Mapping[str, Any]:
+    """Return the payload of *token* as PyJWT decodes it; an empty one for whatever fault it finds."""
+    try:
+        return jwt.decode(token, key, **checks)
+    # PyJWT lets a ValueError through for surrogates, and may meet a header that is nested deep enough
+    # for a RecursionError before it checks the signature: anybody can send either.
+    except (jwt.InvalidTokenError, ValueError, TypeError, OverflowError, RecursionError):
+        return {}

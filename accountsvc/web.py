@@ -72,6 +72,15 @@ _ATTEMPTS = 3
 _PAUSE_SECONDS = 0.05
 
 
+def client() -> str:
+    """Return the address whose tries are counted."""
+    return client_address(
+        request.remote_addr,
+        request.headers.get("X-Forwarded-For", ""),
+        services().settings.trusted_proxies,
+    )
+
+
 def database(engine: Engine) -> Database:
     """Return the database whose transactions run on the request's session, elsewhere on new ones."""
     new_session = sessionmaker(engine, expire_on_commit=False)
@@ -127,8 +136,13 @@ def seconds() -> float:
     return time.perf_counter() - float(g.started_at)
 
 
+def sent_by(public_id: uuid.UUID) -> None:
+    """Say whose token authenticated the request, for its line in the log."""
+    g.sender = public_id
+
+
 def about(public_id: uuid.UUID) -> None:
-    """Say whose account the request is about, where that is not its caller's, for its line in the log."""
+    """Say whose account the request is about, if not its sender's, for its line in the log."""
     g.subject = public_id
 
 
@@ -144,14 +158,14 @@ def log_requests(app: Flask) -> None:
 
     @app.after_request
     def finish(response: Response) -> Response:
-        caller, subject = g.get("caller"), g.get("subject")
+        sender, subject = g.get("sender"), g.get("subject")
         access.info(
             "request",
             method=method(),
             route=None if request.url_rule is None else request.url_rule.rule,
             status=response.status_code,
             duration_ms=round(1000 * seconds(), 1),
-            caller=None if caller is None else str(caller.account.public_id),
+            caller=None if sender is None else str(sender),
             subject=None if subject is None else str(subject),
         )
         return response

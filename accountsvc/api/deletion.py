@@ -37,7 +37,7 @@ _LINK = '</api/profile/1/deletion/>; rel="status"'
 
 
 @bp.delete("/profile/<int:user_id>/delete/")
-@auth.required
+@auth.signed_in
 @bp.output(schemas.Deleted, description="Done; the document was preferred")
 @raises(AccountNotFound, NotAuthorized, ConfirmationRequired, Throttled, WrongPassword, LastStaff)
 @refuses(400)

@@ -34,7 +34,7 @@ from ..errors import (
     WrongPassword,
 )
 from ..tokens import MAILED, RECOVERY
-from ..web import about, committed, services
+from ..web import about, client, committed, services
 from .deletion import document
 from .http import auth, schemas
 from .http.auth import Caller
@@ -69,12 +69,12 @@ def come_back(json_data: dict[str, str]) -> dict[str, Any]:
     made = services()
     if "token" not in json_data:
         email = json_data["email"]
-        with made.attempts.password(email, address=auth.client(), failure="reactivation.failed"):
+        with made.attempts.password(email, address=client(), failure="reactivation.failed"):
             account = credentials.deactivated_account(
                 services().database, made.hasher, email=email, password=json_data["password"]
             )
         return signed_in(_reactivate(account.id, account.public_id, account.epoch))
-    made.throttle.spend(TOKEN, address=auth.client())
+    made.throttle.spend(TOKEN, address=client())
     with services().reading() as session:
         claims = made.tokens.read(json_data["token"], RECOVERY, MAILED, now=database_now(session))
         account = credentials.deactivated_by_claims(session, claims)
@@ -107,8 +107,7 @@ def _reactivate(account_id: int, public_id: uuid.UUID, epoch: int) -> Account:
 
 
 @bp.post("/profile/<int:user_id>/reactivate/")
-@auth.required
-@auth.for_staff
+@auth.staff_on_account
 @bp.output(schemas.Deletion)
 @raises(AccountNotFound, NotAuthorized, NotDeactivated, GraceOver)
 def give_back(user_id: int, *, caller: Caller) -> dict[str, Any]:
@@ -131,17 +130,17 @@ def give_back(user_id: int, *, caller: Caller) -> dict[str, Any]:
 
 
 @bp.get("/profile/<int:user_id>/deletion/")
+@auth.signed_in_or_in_grace
 @bp.output(schemas.Deletion)
 @sends(200, ETag=_ETAG)
 @raises(AccountNotFound, NotAuthorized)
-@auth.grace_required
-def status(user_id: int) -> Response:
+def status(user_id: int, *, caller: Caller) -> Response:
     """Show what is promised for a deactivated account
 
     To the owner, by a recovery or mailed token, and to the staff, who see more. ``ETag`` names this
     state for a PATCH. 404 for an active account.
     """
-    account, by = auth.grace_account(user_id, RECOVERY, MAILED)
+    account, by = auth.reach_in_grace(caller, user_id, RECOVERY, MAILED)
     if account.is_active:
         raise AccountNotFound
     with services().reading() as session:
@@ -149,8 +148,7 @@ def status(user_id: int) -> Response:
 
 
 @bp.patch("/profile/<int:user_id>/deletion/")
-@auth.required
-@auth.for_staff
+@auth.staff_on_account
 @bp.input(schemas.Reschedule)
 @bp.output(schemas.Deletion)
 @takes("If-Match", _ETAG, "The state that the decision rests on; 428 without it")
@@ -196,7 +194,7 @@ def change(user_id: int, *, caller: Caller, json_data: dict[str, Any]) -> Respon
 
 
 @bp.post("/profile/<int:user_id>/purge/")
-@auth.grace_required
+@auth.signed_in_or_in_grace
 @bp.input(schemas.PurgeNow)
 @bp.output(schemas.Deletion, 202)
 @raises(
@@ -210,29 +208,26 @@ def change(user_id: int, *, caller: Caller, json_data: dict[str, Any]) -> Respon
     LegalHold,
     Throttled,
 )
-def purge_now(user_id: int, *, json_data: dict[str, str]) -> Response:
+def purge_now(user_id: int, *, caller: Caller, json_data: dict[str, str]) -> Response:
     """Waive the rest of the grace period: the account is due now, the worker purges it
 
     The owner needs the mailed token as bearer *and* the password, so that neither a mailbox nor a
     password alone is enough, and is refused within 24 hours of a change of either. Staff repeat the
     account's username in ``confirm``.
     """
-    account, kind = auth.grace_account(user_id, MAILED)
+    account, kind = auth.reach_in_grace(caller, user_id, MAILED)
     if kind == STAFF and account.is_active:
         raise NotDeactivated
     if kind == OWNER:
         if "password" not in json_data:
             raise ConfirmationRequired
-        services().attempts.confirm(account, json_data["password"], address=auth.client())
-        by, epoch = Actor(OWNER, account.public_id), account.epoch
-    else:
-        staff = auth.caller()
-        by, epoch = staff.actor_as_staff(), staff.epoch
-        if json_data.get("confirm") != account.username:
-            raise InvalidInput({"confirm": ["Repeat the username of the account."]})
+        services().attempts.confirm(account, json_data["password"], address=client())
+    elif json_data.get("confirm") != account.username:
+        raise InvalidInput({"confirm": ["Repeat the username of the account."]})
+    by = Actor(kind, caller.account.public_id)
 
     def waive(session: Session) -> dict[str, Any]:
-        due = lifecycle.due_now(session, user_id, by=by, epoch=epoch)
+        due = lifecycle.due_now(session, user_id, by=by, epoch=caller.epoch)
         return document(session, due, now=database_now(session), by=kind)
 
     response = json_response(committed(waive))

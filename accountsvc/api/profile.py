@@ -24,7 +24,7 @@ from ..errors import (
     Throttled,
     WrongPassword,
 )
-from ..web import committed, services
+from ..web import client, committed, services
 from .http import auth, bodies, schemas
 from .http.auth import Caller
 from .http.openapi import raises, uploads
@@ -34,7 +34,7 @@ bp = APIBlueprint("profile", __name__, tag="Profile")
 
 
 @bp.route("/profile/", methods=["GET", "POST"])
-@auth.required
+@auth.signed_in
 @bp.output(schemas.User)
 def show(*, caller: Caller) -> dict[str, object]:
     """Show the caller's own profile
@@ -45,8 +45,7 @@ def show(*, caller: Caller) -> dict[str, object]:
 
 
 @bp.route("/profile/<int:user_id>/update/", methods=["PUT", "PATCH"])
-@auth.required
-@auth.owner_only
+@auth.owner
 @bp.input(schemas.ProfileUpdate, location="json_or_form", arg_name="changes")
 @uploads("avatar")
 @bp.output(schemas.User)
@@ -101,8 +100,7 @@ def update(user_id: int, *, caller: Caller, changes: dict[str, str]) -> dict[str
 
 
 @bp.post("/profile/<int:user_id>/password/")
-@auth.required
-@auth.owner_only
+@auth.owner
 @bp.input(schemas.PasswordChange)
 @bp.output(schemas.SignedIn)
 @raises(AccountNotFound, NotAuthorized, InvalidInput, Throttled, WrongPassword)
@@ -110,7 +108,7 @@ def change_password(user_id: int, *, caller: Caller, json_data: dict[str, str]) 
     """Change one's password and end every other session"""
     made = services()
     with made.attempts.password(
-        caller.account.email, address=auth.client(), failure="confirmation.failed"
+        caller.account.email, address=client(), failure="confirmation.failed"
     ):
         account = credentials.change_password(
             services().database,

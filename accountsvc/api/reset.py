@@ -10,8 +10,8 @@ from ..adapters.throttle import PASSWORD, PASSWORD_RESET, TOKEN
 from ..db.engine import database_now
 from ..db.text import unique_key
 from ..errors import InvalidInput, Throttled, TokenNotValid
-from ..web import about, committed, services
-from .http import auth, schemas
+from ..web import about, client, committed, services
+from .http import schemas
 from .http.openapi import raises
 
 bp = APIBlueprint("reset", __name__, tag="Session")
@@ -28,7 +28,7 @@ def ask(json_data: dict[str, str]) -> dict[str, str]:
     """
     email = json_data["email"]
     throttle = services().throttle
-    throttle.spend(PASSWORD_RESET, address=auth.client())
+    throttle.spend(PASSWORD_RESET, address=client())
     answer = {"message": "If this email belongs to an account, a link is on its way to it."}
     try:
         throttle.spend(PASSWORD_RESET, account=unique_key(email))
@@ -53,7 +53,7 @@ def confirm(json_data: dict[str, str]) -> dict[str, str]:
     Every session ends, every known address is told. A deactivated account stays deactivated.
     """
     made = services()
-    made.throttle.spend(TOKEN, address=auth.client())
+    made.throttle.spend(TOKEN, address=client())
     with services().reading() as session:
         claims = made.tokens.read(
             json_data["token"], tokens.PASSWORD_RESET, now=database_now(session)

@@ -15,8 +15,8 @@ from ..db.engine import database_now
 from ..db.models import Account
 from ..errors import AccountDeactivated, InvalidCredentials, InvalidInput, Throttled, TokenNotValid
 from ..tokens import REFRESH
-from ..web import about, services
-from .http import auth, errors, schemas
+from ..web import about, client, services
+from .http import errors, schemas
 from .http.openapi import raises
 
 bp = APIBlueprint("session", __name__, tag="Session")
@@ -32,7 +32,7 @@ def sign_up(json_data: dict[str, str]) -> dict[str, Any]:
     Names compare without case. Those of an account in its grace period stay taken.
     """
     made = services()
-    made.throttle.spend(SIGN_UP, address=auth.client())
+    made.throttle.spend(SIGN_UP, address=client())
     account = profiles.sign_up(services().database, made.hasher, made.keyring, json_data)
     return signed_in(account)
 
@@ -48,7 +48,7 @@ def sign_in(json_data: dict[str, str]) -> dict[str, Any] | Response:
     """
     try:
         with services().attempts.password(
-            json_data["email"], address=auth.client(), failure="sign_in.failed"
+            json_data["email"], address=client(), failure="sign_in.failed"
         ):
             account = credentials.authenticate(services().database, services().hasher, **json_data)
     except AccountDeactivated as exc:

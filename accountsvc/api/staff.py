@@ -30,8 +30,7 @@ bp = APIBlueprint("staff", __name__, tag="Staff")
 
 
 @bp.post("/profile/<int:user_id>/holds/")
-@auth.required
-@auth.for_staff
+@auth.staff_on_account
 @bp.input(schemas.NewHold)
 @bp.output(schemas.Hold, 201)
 @sends(201, Location="/api/profile/1/holds/1/")
@@ -56,8 +55,7 @@ def place(
 
 
 @bp.get("/profile/<int:user_id>/holds/")
-@auth.required
-@auth.for_staff
+@auth.staff_on_account
 @bp.output(schemas.Holds)
 @raises(AccountNotFound, NotAuthorized)
 def show_holds(user_id: int, *, caller: Caller) -> dict[str, Any]:
@@ -68,8 +66,7 @@ def show_holds(user_id: int, *, caller: Caller) -> dict[str, Any]:
 
 
 @bp.delete("/profile/<int:user_id>/holds/<int:hold_id>/")
-@auth.required
-@auth.for_staff
+@auth.staff_on_account
 @raises(AccountNotFound, NotAuthorized, HoldNotFound)
 @bp.doc(responses={204: "Released; it stays on record until the purge"})
 def release(user_id: int, hold_id: int, *, caller: Caller) -> Response:
@@ -93,8 +90,7 @@ def release(user_id: int, hold_id: int, *, caller: Caller) -> Response:
 
 
 @bp.get("/admin/deletions/")
-@auth.required
-@auth.staff_only
+@auth.staff
 @bp.input(schemas.DeletionsQuery, location="query")
 @bp.output(schemas.Deletions)
 @sends(200, Link='</api/admin/deletions/?limit=100&cursor=MjAyN>; rel="next"')
@@ -124,8 +120,7 @@ def list_deletions(*, caller: Caller, query_data: dict[str, Any]) -> Any:
 
 
 @bp.get("/admin/audit/")
-@auth.required
-@auth.staff_only
+@auth.staff
 @bp.input(schemas.AuditQuery, location="query")
 @bp.output(schemas.AuditEvents)
 @sends(200, Link='</api/admin/audit/?limit=100&cursor=100>; rel="next"')

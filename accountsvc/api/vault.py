@@ -35,7 +35,7 @@ def generate(query_data: dict[str, Any]) -> dict[str, str]:
 
 
 @bp.post("/save-passwords/")
-@auth.required
+@auth.signed_in
 @bp.input(schemas.PasswordEntry)
 @bp.output(schemas.Saved, 201)
 @raises(InvalidInput)
@@ -57,7 +57,7 @@ def save(*, caller: Caller, json_data: dict[str, str]) -> dict[str, Any]:
 
 
 @bp.get("/view-all-saved-passwords/")
-@auth.required
+@auth.signed_in
 @bp.input(schemas.PageQuery, location="query")
 @bp.output(schemas.StoredPasswords)
 @sends(200, Link='</api/view-all-saved-passwords/?limit=100&cursor=100>; rel="next"')
@@ -98,7 +98,7 @@ def show_all(
 
 
 @bp.put("/view-all-saved-passwords/<int:entry_id>/update/")
-@auth.required
+@auth.signed_in
 @bp.input(schemas.PasswordEntryUpdate)
 @bp.output(schemas.UpdatedPassword)
 @raises(InvalidInput, PasswordNotFound)
@@ -121,7 +121,7 @@ def update(entry_id: int, *, caller: Caller, json_data: dict[str, str]) -> dict[
 
 
 @bp.delete("/view-all-saved-passwords/<int:entry_id>/delete/")
-@auth.required
+@auth.signed_in
 @bp.output({}, 204)
 @raises(PasswordNotFound)
 def delete(entry_id: int, *, caller: Caller) -> Response:

@@ -193,6 +193,7 @@ def make_wrong_tokens(app: APIFlask, person: Person) -> dict[str, str]:
         "unsigned": unsigned,
         "an epoch to come": ahead,
         "another type": jwt.encode({**claims, "type": "refresh"}, key),
+        "no type": jwt.encode({k: v for k, v in claims.items() if k != "type"}, key),
         "another audience": jwt.encode({**claims, "aud": "accountsvc:refresh"}, key),
         "no epoch": jwt.encode({k: v for k, v in claims.items() if k != "epoch"}, key),
         "no expiry": jwt.encode({k: v for k, v in claims.items() if k != "exp"}, key),

@@ -1,20 +1,24 @@
 """Who sends a request, and whether that is enough for what they ask.
 
-``tokens.Tokens.read`` judges a token, ``accounts.by_claims`` compares it with the database on every
-request; nothing is remembered between requests. Flask-JWT-Extended is bound to the same check, so that
-a view with ``@jwt_required()`` gives the same answers as one with :func:`required`.
+Flask-JWT-Extended finds and verifies the access token of a request and remembers its account as
+``current_user``; what it does not know, the exact type, the database's clock, the epoch and the state
+of the account, its loaders add here. So a view with its own ``@jwt_required()`` gives the same
+answers as one with a guard. The guards are decorators that stand above everything that reads input.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import wraps
 from typing import Any, TypeVar
 
 from apiflask import APIFlask
-from flask import Response, g, request
+from flask import Response, current_app, g, request
+from flask_jwt_extended import verify_jwt_in_request
+from jwt import InvalidTokenError
 
 from ...accounts import credentials
 from ...db import rows
@@ -22,6 +26,7 @@ from ...db.audit import Actor
 from ...db.engine import database_now
 from ...db.models import OWNER, STAFF, Account
 from ...errors import (
+    AccountError,
     AccountNotFound,
     ConfirmationRequired,
     NotAuthenticated,
@@ -29,16 +34,21 @@ from ...errors import (
     TokenNotValid,
 )
 from ...services import Services
-from ...tokens import ACCESS, ALGORITHM, LEEWAY_SECONDS, MAILED, RECOVERY, Claims
-from ...web import about, client_address, jwt, services
+from ...tokens import ACCESS, ALGORITHM, MAILED, RECOVERY, Claims, audience, claims_of
+from ...web import about, client, jwt, sent_by, services
 from . import errors
 
 View = TypeVar("View", bound=Callable[..., Any])
 
+_SCHEME = "Bearer"
+
 
 @dataclass(frozen=True)
 class Caller:
-    """The person behind a request, as the database knew them at ``now`` (its clock)."""
+    """The person behind a request, as the database knew them at ``now`` (its clock).
+
+    ``account`` is detached: a value that the rest of the request can look at without the database.
+    """
 
     account: Account
     claims: Claims
@@ -58,165 +68,129 @@ class Caller:
         return Actor(STAFF, self.account.public_id)
 
 
-def bearer_token() -> str:
-    """Return what follows the scheme ``Bearer``, in any case, in the Authorization header.
-
-    It may be empty, or no token at all; whoever reads it refuses that. Several headers arrive joined
-    by commas and so count as one malformed token, if the first is a Bearer. Another scheme is no token.
-
-    Raises NotAuthenticated if there is none.
-    """
-    scheme, *rest = request.headers.get("Authorization", "").split(maxsplit=1)[:2] or [""]
-    if scheme.lower() != "bearer":
-        raise NotAuthenticated
-    return rest[0].strip() if rest else ""
+# Guards ------------------------------------------------------------------------------------------
 
 
-def caller() -> Caller:
-    """Return who sends this request. Raises NotAuthenticated, TokenNotValid."""
-    if "caller" not in g:
-        token = bearer_token()
-        with services().reading() as session:
-            now = database_now(session)
-            claims = services().tokens.read(token, ACCESS, now=now)
-            account = credentials.by_claims(session, claims)
-            # Detached: a value that the rest of the request can look at without the database.
-        g.caller = Caller(account, claims, now)
-    found: Caller = g.caller
-    return found
+def signed_in(view: View) -> View:
+    """Let anybody in who is signed in; the view gets the :class:`Caller` as its keyword ``caller``."""
+
+    def admit(**_: Any) -> Caller:
+        return _signed_in()
+
+    return _guard(view, admit)
 
 
-def required(view: View) -> View:
-    """Give the view the :class:`Caller` as its keyword ``caller``, before any of its input is read."""
+def owner(view: View) -> View:
+    """Let only the owner of ``user_id`` in; otherwise as :func:`signed_in`."""
 
-    @wraps(view)
-    def authenticated(*args: Any, **kwargs: Any) -> Any:
-        return view(*args, caller=caller(), **kwargs)
-
-    return _documented(authenticated)  # type: ignore[return-value]
-
-
-def _documented(view: Callable[..., Any]) -> Callable[..., Any]:
-    """Say in the document that *view* takes a bearer token, and what it answers without one."""
-    spec = view.__dict__.setdefault("_spec", {})
-    spec["security"] = "bearerAuth"
-    spec["raises"] = (NotAuthenticated, TokenNotValid, *spec.get("raises", ()))
-    return view
-
-
-def reach(who: Caller, account_id: int, *, staff: bool) -> Account:
-    """Return the account if *who* owns it or, where *staff* may, is staff.
-
-    Raises AccountNotFound if it never was, is purged, or is deactivated and *who* is not staff;
-    NotAuthorized if it is active and somebody else's.
-    """
-    if account_id == who.account.id:
-        return who.account
-    with services().reading() as session:
-        account = rows.find(session, account_id)
-        if account is None or not (account.is_active or who.account.is_staff):
-            raise AccountNotFound
-        subject = account.public_id
-    about(subject)
-    if not (staff and who.account.is_staff):
-        services().attempts.denied(who.account, subject)
-        raise NotAuthorized
-    return account
-
-
-def owner_only(view: View) -> View:
-    """Refuse everybody but the owner of ``user_id``, before any input is read; below ``required``."""
-
-    @wraps(view)
-    def reached(*args: Any, caller: Caller, user_id: int, **kwargs: Any) -> Any:
+    def admit(*, user_id: int, **_: Any) -> Caller:
+        caller = _signed_in()
         reach(caller, user_id, staff=False)
-        return view(*args, caller=caller, user_id=user_id, **kwargs)
+        return caller
 
-    return reached  # type: ignore[return-value]
+    return _guard(view, admit, AccountNotFound, NotAuthorized)
 
 
-def staff_only(view: View) -> View:
-    """Refuse everybody but staff, before any input is read; below ``required``."""
+def staff(view: View) -> View:
+    """Let only the staff in; otherwise as :func:`signed_in`."""
 
-    @wraps(view)
-    def reached(*args: Any, caller: Caller, **kwargs: Any) -> Any:
+    def admit(**_: Any) -> Caller:
+        caller = _signed_in()
         if not caller.account.is_staff:
             raise NotAuthorized
-        return view(*args, caller=caller, **kwargs)
+        return caller
 
-    return reached  # type: ignore[return-value]
+    return _guard(view, admit, NotAuthorized)
 
 
-def for_staff(view: View) -> View:
-    """Refuse everybody but staff, also the owner of ``user_id``, before any input is read.
+def staff_on_account(view: View) -> View:
+    """Let only the staff in, and only if ``user_id`` is an account; otherwise as :func:`signed_in`.
 
-    Below ``required``. Raises AccountNotFound as :func:`reach` does.
+    An owner who is not staff is refused too.
     """
 
-    @wraps(view)
-    def reached(*args: Any, caller: Caller, user_id: int, **kwargs: Any) -> Any:
+    def admit(*, user_id: int, **_: Any) -> Caller:
+        caller = _signed_in()
         if user_id != caller.account.id:
             reach(caller, user_id, staff=True)
         if not caller.account.is_staff:
             raise NotAuthorized
-        return view(*args, caller=caller, user_id=user_id, **kwargs)
+        return caller
 
-    return reached  # type: ignore[return-value]
+    return _guard(view, admit, AccountNotFound, NotAuthorized)
 
 
-def grace_required(view: View) -> View:
-    """Refuse whoever has no token of an active account or of the grace period, before any input is read.
+def signed_in_or_in_grace(view: View) -> View:
+    """Let in whoever is signed in, or has a token of the grace period; otherwise as :func:`signed_in`.
 
-    What it opens is for the view to say, in the transaction that uses it.
+    The caller of a recovery or mailed token is its account, which is deactivated. What the token
+    opens is for the view to say, by ``caller.claims.kind``.
     """
+
+    def admit(**_: Any) -> Caller:
+        return _in_grace() or _signed_in()
+
+    return _guard(view, admit)
+
+
+def _guard(view: View, admit: Callable[..., Caller], *refusals: type[AccountError]) -> View:
+    """Give *view* the caller whom *admit* lets in by the path's arguments; document its *refusals*."""
 
     @wraps(view)
-    def authenticated(*args: Any, **kwargs: Any) -> Any:
-        with services().reading() as session:
-            now = database_now(session)
-            services().tokens.read(bearer_token(), ACCESS, RECOVERY, MAILED, now=now)
-        return view(*args, **kwargs)
+    def guarded(*args: Any, **kwargs: Any) -> Any:
+        return view(*args, caller=admit(**kwargs), **kwargs)
 
-    return _documented(authenticated)  # type: ignore[return-value]
+    spec = guarded.__dict__.setdefault("_spec", {})
+    spec["security"] = "bearerAuth"
+    spec["raises"] = (NotAuthenticated, TokenNotValid, *refusals, *spec.get("raises", ()))
+    return guarded  # type: ignore[return-value]
 
 
-def grace_account(account_id: int, *kinds: str) -> tuple[Account, str]:
-    """Return an account (detached) to its owner, by a token of *kinds*, or to the staff, and which.
+# What a guard or a view asks about the caller ------------------------------------------------------
 
-    A token of the grace period opens the one deactivated account it was made for. Raises
-    NotAuthenticated, TokenNotValid, AccountNotFound, NotAuthorized.
+
+def reach(caller: Caller, account_id: int, *, staff: bool) -> Account:
+    """Return the account if *caller* owns it or, where *staff* may, is staff.
+
+    Raises AccountNotFound if it never was, is purged, or is deactivated and *caller* is not staff;
+    NotAuthorized, audited, if it is active and somebody else's.
     """
-    token = bearer_token()
+    if account_id == caller.account.id:
+        return caller.account
     with services().reading() as session:
-        claims = services().tokens.read(token, ACCESS, *kinds, now=database_now(session))
-        if claims.kind != ACCESS:
-            account = credentials.deactivated_by_claims(session, claims)
-            if account.id != account_id:
-                raise AccountNotFound
-            about(account.public_id)
-            return account, OWNER
-        by = credentials.by_claims(session, claims)
-        found = rows.find(session, account_id)
-    if found is None or not (by.is_staff or (found.is_active and found.id != by.id)):
+        account = rows.find(session, account_id)
+    if account is None or not (account.is_active or caller.account.is_staff):
         raise AccountNotFound
-    about(found.public_id)
-    if not by.is_staff:
-        services().attempts.denied(by, found.public_id)
+    about(account.public_id)
+    if not (staff and caller.account.is_staff):
+        services().attempts.denied(caller.account, account.public_id)
         raise NotAuthorized
-    return found, STAFF
+    return account
 
 
-def client() -> str:
-    """Return the address whose tries are counted."""
-    return client_address(
-        request.remote_addr,
-        request.headers.get("X-Forwarded-For", ""),
-        services().settings.trusted_proxies,
-    )
+def reach_in_grace(caller: Caller, account_id: int, *kinds: str) -> tuple[Account, str]:
+    """Return the account to its owner, who has a token of *kinds*, or to the staff; and to which.
+
+    A token of the grace period opens the one deactivated account it was made for. An access token is
+    for the staff only: its owner's account is active, so for its owner nothing is promised. Raises
+    TokenNotValid, AccountNotFound, NotAuthorized.
+    """
+    if caller.claims.kind == ACCESS:
+        if account_id == caller.account.id and not caller.account.is_staff:
+            raise AccountNotFound
+        account = reach(caller, account_id, staff=True)
+        about(account.public_id)
+        return account, STAFF
+    if caller.claims.kind not in kinds:
+        raise TokenNotValid
+    if caller.account.id != account_id:
+        raise AccountNotFound
+    about(caller.account.public_id)
+    return caller.account, OWNER
 
 
-def confirm(who: Caller, mode: str, password: Callable[[], str | None]) -> None:
-    """Make sure that *who* is there in person, as *mode* wants it (``DELETION_CONFIRMATION``).
+def confirm(caller: Caller, mode: str, password: Callable[[], str | None]) -> None:
+    """Make sure that *caller* is there in person, as *mode* wants it (``DELETION_CONFIRMATION``).
 
     ``fresh``: a token that came straight from a password is enough while it is young; otherwise, and
     always with ``password``, the caller's password is needed. *password* is only called for then.
@@ -225,53 +199,125 @@ def confirm(who: Caller, mode: str, password: Callable[[], str | None]) -> None:
     Raises ConfirmationRequired, Throttled, WrongPassword.
     """
     window = timedelta(minutes=services().settings.fresh_token_minutes)
-    if mode == "none" or (mode == "fresh" and who.claims.is_fresh(now=who.now, max_age=window)):
+    is_fresh = caller.claims.is_fresh(now=caller.now, max_age=window)
+    if mode == "none" or (mode == "fresh" and is_fresh):
         return
     given = password()
     if given is None:
         raise ConfirmationRequired(int(window.total_seconds()) if mode == "fresh" else None)
-    services().attempts.confirm(who.account, given, address=client())
+    services().attempts.confirm(caller.account, given, address=client())
 
 
-def init_app(app: APIFlask, made: Services) -> None:
-    """Bind Flask-JWT-Extended to the keys, the check and the answers of this module."""
+# Tokens --------------------------------------------------------------------------------------------
+
+
+def _signed_in() -> Caller:
+    """Have Flask-JWT-Extended verify the access token of this request, and return whose it is."""
+    verify_jwt_in_request()
+    caller: Caller = g.caller
+    return caller
+
+
+def _in_grace() -> Caller | None:
+    """Return the caller of a recovery or mailed token; None if the request has no token of the two.
+
+    These have keys and audiences of their own, of which Flask-JWT-Extended knows one each. Raises
+    TokenNotValid.
+    """
+    token = request.headers.get("Authorization", "").removeprefix(f"{_SCHEME} ")
+    tokens = services().tokens
+    kind = tokens.kind_of(token)
+    if kind is None or kind not in {RECOVERY, MAILED}:
+        return None
+    with services().reading() as session:
+        now = database_now(session)
+        claims = tokens.read(token, kind, now=now)
+        return Caller(credentials.deactivated_by_claims(session, claims), claims, now)
+
+
+def init_app(app: APIFlask, services: Services) -> None:
+    """Have Flask-JWT-Extended authenticate the requests of *app*, by the loaders of this module."""
     app.config.update(
         JWT_ALGORITHM=ALGORITHM,
-        JWT_SECRET_KEY=made.tokens.key(ACCESS),
-        JWT_DECODE_AUDIENCE=f"accountsvc:{ACCESS}",
-        JWT_ENCODE_AUDIENCE=f"accountsvc:{ACCESS}",
-        JWT_DECODE_LEEWAY=LEEWAY_SECONDS,
-        JWT_ACCESS_TOKEN_EXPIRES=made.settings.access_token_lifetime,
-        JWT_REFRESH_TOKEN_EXPIRES=made.settings.refresh_token_lifetime,
+        JWT_SECRET_KEY=services.tokens.key(ACCESS),
+        JWT_DECODE_AUDIENCE=audience(ACCESS),
+        # Without end, so that PyJWT never refuses a token by the clock of this host: ``_verify``
+        # judges its times by the database's. The library has no setting that switches them off.
+        JWT_DECODE_LEEWAY=math.inf,
+        JWT_HEADER_TYPE=_SCHEME,
         JWT_TOKEN_LOCATION=["headers"],
-        JWT_ERROR_MESSAGE_KEY="detail",
     )
     jwt.init_app(app)
+    app.before_request(_normalise_authorization)
 
-    # It takes any type but "refresh" for an access token, and knows neither epoch nor state.
-    @jwt.token_verification_loader
-    def verify(_header: dict[str, Any], _claims: dict[str, Any]) -> bool:
-        caller()
-        return True
 
-    @jwt.user_lookup_loader
-    def look_up(_header: dict[str, Any], _claims: dict[str, Any]) -> Account:
-        return caller().account
+def _normalise_authorization() -> None:
+    """Write the Authorization header in the one form in which Flask-JWT-Extended finds a token.
 
-    def not_authenticated(*_reason: object) -> Response:
-        return errors.answer(NotAuthenticated())
+    By itself it would read the scheme in one case only, and pick the one ``Bearer`` out of a list of
+    schemes. Here the scheme is read in any case (RFC 9110, section 11.1), another scheme is no token,
+    and several headers, which arrive joined by commas, are one malformed token.
+    """
+    scheme, *rest = request.headers.get("Authorization", "").split(maxsplit=1) or [""]
+    if scheme.lower() != _SCHEME.lower():
+        request.environ.pop("HTTP_AUTHORIZATION", None)
+        return
+    token = "".join(rest).strip()
+    request.environ["HTTP_AUTHORIZATION"] = _SCHEME if "," in token else f"{_SCHEME} {token}"
 
-    def not_valid(*_reason: object) -> Response:
-        return errors.answer(TokenNotValid())
 
-    def not_fresh(*_reason: object) -> Response:
-        seconds = made.settings.fresh_token_minutes * 60
-        return errors.answer(ConfirmationRequired(seconds))
+@jwt.decode_key_loader
+def _key(_header: Mapping[str, Any], payload: Mapping[str, Any]) -> bytes:
+    """Return the key of access tokens, but none for a token that does not say it is one.
 
-    jwt.unauthorized_loader(not_authenticated)
-    jwt.invalid_token_loader(not_valid)
-    jwt.expired_token_loader(not_valid)
-    jwt.revoked_token_loader(not_valid)
-    jwt.user_lookup_error_loader(not_valid)
-    jwt.token_verification_failed_loader(not_valid)
-    jwt.needs_fresh_token_loader(not_fresh)
+    The library would take a token without a ``type`` for an access token.
+    """
+    if payload.get("type") != ACCESS:
+        raise InvalidTokenError
+    key: bytes = current_app.config["JWT_SECRET_KEY"]
+    return key
+
+
+@jwt.token_verification_loader
+def _verify(_header: Mapping[str, Any], payload: Mapping[str, Any]) -> bool:
+    """Compare a token whose signature is good with the database's clock and its account's row."""
+    claims = claims_of(payload, ACCESS)
+    if claims is None:
+        return False
+    with services().reading() as session:
+        now = database_now(session)
+        if not claims.is_in_time(now=now):
+            return False
+        try:
+            account = credentials.by_claims(session, claims)
+        except TokenNotValid:
+            return False
+    g.caller = Caller(account, claims, now)
+    sent_by(account.public_id)
+    return True
+
+
+@jwt.user_lookup_loader
+def _look_up(_header: Mapping[str, Any], _payload: Mapping[str, Any]) -> Account:
+    """Return the account that :func:`_verify` has found, as ``current_user``."""
+    caller: Caller = g.caller
+    return caller.account
+
+
+@jwt.unauthorized_loader
+def _not_authenticated(*_reason: object) -> Response:
+    return errors.answer(NotAuthenticated())
+
+
+@jwt.invalid_token_loader
+@jwt.expired_token_loader
+@jwt.revoked_token_loader
+@jwt.user_lookup_error_loader
+@jwt.token_verification_failed_loader
+def _not_valid(*_reason: object) -> Response:
+    return errors.answer(TokenNotValid())
+
+
+@jwt.needs_fresh_token_loader
+def _not_fresh(*_reason: object) -> Response:
+    return errors.answer(ConfirmationRequired(services().settings.fresh_token_minutes * 60))
