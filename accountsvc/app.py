@@ -15,7 +15,7 @@ from .web import db, migrate
 def create_app(settings: Settings | None = None) -> APIFlask:
     """Make the application: the composition root, nothing else.
 
-    *settings* default to the environment's. Raises ``ConfigError`` with one line for a wrong setting.
+    *settings* default to the environment's. Raises ConfigError, with one line for a wrong setting.
     """
     settings = settings or load_settings()
     app = APIFlask(
@@ -25,7 +25,7 @@ def create_app(settings: Settings | None = None) -> APIFlask:
         spec_path="/api/openapi.json",
         docs_path=None,
         instance_path=str(settings.instance_path),
-        # Without a folder of static files nothing is served by chance.
+        # By default Flask serves whatever file lies in a folder `static`.
         static_folder=None,  # type: ignore[arg-type]
     )
     app.config.update(
@@ -40,8 +40,8 @@ def create_app(settings: Settings | None = None) -> APIFlask:
     with app.app_context():
         prepare_engine(db.engine)
         services = build_services(settings, web.database(db.engine))
-    app.extensions["accountsvc"] = services
+    web.init_app(app, services)
     api.init_app(app, services)
-    pages.init_app(app, services)
+    pages.init_app(app)
     cli.init_app(app)
     return app

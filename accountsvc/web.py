@@ -1,4 +1,8 @@
-"""What the doorways in a Flask application share: extensions, transactions, the client, the access log."""
+"""What both doorways on the web share: extensions, services, transactions, the client, the log.
+
+In this order: the Flask extensions; the services of the process and the transactions of a request;
+whose tries are counted; one line in the access log for each request.
+"""
 
 from __future__ import annotations
 
@@ -22,23 +26,107 @@ from .db.engine import Database
 from .db.models import Base
 from .services import Services
 
-# ``model_class=Base`` would make a copy of Base, which SQLAlchemy refuses for its type_annotation_map;
-# models inherit from Base itself, so its tables are all that is needed here.
-# What a transaction returned stays readable after its commit, without another SELECT.
+T = TypeVar("T")
+IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
+IPNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+log = structlog.get_logger(__name__)
+access = structlog.get_logger("accountsvc.access")
+
+# The extensions, which `app.create_app` and the `init_app` of a doorway bind to an application.
+#
+# The models inherit from Base itself, so its metadata is all that Flask-SQLAlchemy needs. Given as
+# ``model_class``, Base would be copied, which SQLAlchemy refuses for its type_annotation_map.
+# Without ``expire_on_commit=False`` an answer that shows a row after its commit would read it again.
 db = SQLAlchemy(metadata=Base.metadata, session_options={"expire_on_commit": False})
 migrate = Migrate()
 jwt = JWTManager()
 cors = CORS()
 
+_EXTENSION = "accountsvc"
+_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
-IPNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
+# Seconds that a client is asked to wait while a part does not answer: about as long as a restart or a
+# failover takes, and short enough for a person to wait.
+RETRY_AFTER = 5
+
+_TRANSACTION_ATTEMPTS = 3
+_TRANSACTION_PAUSE_SECONDS = 0.05
+
+
+def init_app(app: Flask, services: Services) -> None:
+    """Bind *services* to *app* and log its requests.
+
+    To be called before any other hook of a request is registered: the one that is registered first
+    starts first and ends last, so what came before would be missing in the measured time.
+    """
+    app.extensions[_EXTENSION] = services
+    app.before_request(_start)
+    app.after_request(_log_request)
+
+
+# Services and transactions ---------------------------------------------------------------------
+
+
+def services() -> Services:
+    """Return the services of the application that handles the request or runs the command."""
+    return cast(Services, current_app.extensions[_EXTENSION])
+
+
+def database(engine: Engine) -> Database:
+    """Return the database whose transactions run on the request's session, elsewhere on new ones."""
+    new_session = sessionmaker(engine, expire_on_commit=False)
+    return Database(engine, lambda: db.session() if has_request_context() else new_session())
+
+
+def committed(work: Callable[[Session], T]) -> T:
+    """Run *work* in a writing transaction, commit it and return what it returned.
+
+    A serialization failure, a deadlock or a connection that died is tried again, three times in all,
+    but only while no COMMIT was sent: after that nobody knows whether it happened. *work* must do
+    nothing outside the session, since it may run more than once.
+    """
+    attempt = 1
+    while True:
+        commit_sent = False
+        try:
+            with services().writing() as session:
+                result = work(session)
+                session.flush()
+                commit_sent = True
+            return result
+        except DBAPIError as exc:
+            if commit_sent or attempt == _TRANSACTION_ATTEMPTS or not _may_pass_at_once(exc):
+                raise
+            log.warning("a transaction is tried again", attempt=attempt, error=type(exc).__name__)
+        time.sleep(_TRANSACTION_PAUSE_SECONDS * attempt)
+        attempt += 1
+
+
+def _may_pass_at_once(exc: DBAPIError) -> bool:
+    """Say whether a second try is worth it now; a lock that was waited for in vain is not."""
+    state = getattr(exc.orig, "sqlstate", None) or ""
+    return exc.connection_invalidated or state.startswith(("40", "57P0", "08"))
+
+
+# Whose tries are counted -----------------------------------------------------------------------
+
+
+def client() -> str:
+    """Return the address of the request whose tries are counted, as :func:`client_address` does."""
+    return client_address(
+        request.remote_addr,
+        request.headers.get("X-Forwarded-For", ""),
+        services().settings.trusted_proxies,
+    )
 
 
 def client_address(peer: str | None, forwarded_for: str, trusted: Sequence[IPNetwork]) -> str:
-    """Return whose tries to count: the nearest address that is not a trusted proxy of ours.
+    """Return the nearest address that is not a *trusted* proxy of ours; "unknown" if there is none.
 
-    *forwarded_for* is read from the right and only as far as trusted proxies wrote it. An IPv6 address
-    counts by its /64, which one person holds whole.
+    *forwarded_for* is read from the right and only as far as trusted proxies wrote it, so that nobody
+    can name an address that is not theirs. An IPv6 address counts by its /64, which one person holds
+    whole.
     """
     hops = [part.strip() for part in forwarded_for.split(",") if part.strip()]
     address = _address(peer or "")
@@ -54,7 +142,7 @@ def client_address(peer: str | None, forwarded_for: str, trusted: Sequence[IPNet
     return str(address)
 
 
-def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+def _address(text: str) -> IPAddress | None:
     try:
         address = ipaddress.ip_address(text.split("%", maxsplit=1)[0])
     except ValueError:
@@ -64,66 +152,7 @@ def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
     return address
 
 
-log = structlog.get_logger(__name__)
-
-T = TypeVar("T")
-
-_ATTEMPTS = 3
-_PAUSE_SECONDS = 0.05
-
-
-def client() -> str:
-    """Return the address whose tries are counted."""
-    return client_address(
-        request.remote_addr,
-        request.headers.get("X-Forwarded-For", ""),
-        services().settings.trusted_proxies,
-    )
-
-
-def database(engine: Engine) -> Database:
-    """Return the database whose transactions run on the request's session, elsewhere on new ones."""
-    new_session = sessionmaker(engine, expire_on_commit=False)
-    return Database(engine, lambda: db.session() if has_request_context() else new_session())
-
-
-def services() -> Services:
-    return cast(Services, current_app.extensions["accountsvc"])
-
-
-def committed(work: Callable[[Session], T]) -> T:
-    """Run *work* in a writing transaction, commit it and return what it returned.
-
-    A serialization failure, a deadlock or a connection that died is tried again, three times in all,
-    but only while no COMMIT was sent: after that nobody knows whether it happened. *work* must do
-    nothing outside the session, since it may run more than once.
-    """
-    attempt = 1
-    while True:
-        sent = False
-        try:
-            with services().writing() as session:
-                result = work(session)
-                session.flush()
-                sent = True
-            return result
-        except DBAPIError as exc:
-            if sent or attempt == _ATTEMPTS or not _may_pass_at_once(exc):
-                raise
-            log.warning("a transaction is tried again", attempt=attempt, error=type(exc).__name__)
-        time.sleep(_PAUSE_SECONDS * attempt)
-        attempt += 1
-
-
-def _may_pass_at_once(exc: DBAPIError) -> bool:
-    """Say whether a second try is worth it now; a lock that was waited for in vain is not."""
-    state = getattr(exc.orig, "sqlstate", None) or ""
-    return exc.connection_invalidated or state.startswith(("40", "57P0", "08"))
-
-
-access = structlog.get_logger("accountsvc.access")
-
-_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+# The access log --------------------------------------------------------------------------------
 
 
 def method() -> str:
@@ -146,26 +175,20 @@ def about(public_id: uuid.UUID) -> None:
     g.subject = public_id
 
 
-def log_requests(app: Flask) -> None:
-    """Log one line for each request: who, about whom (by public id), what (the route's rule), how it ended.
+def _start() -> None:
+    g.started_at = time.perf_counter()
 
-    To be called before other hooks are registered: then it starts first and ends last.
-    """
 
-    @app.before_request
-    def start() -> None:
-        g.started_at = time.perf_counter()
-
-    @app.after_request
-    def finish(response: Response) -> Response:
-        sender, subject = g.get("sender"), g.get("subject")
-        access.info(
-            "request",
-            method=method(),
-            route=None if request.url_rule is None else request.url_rule.rule,
-            status=response.status_code,
-            duration_ms=round(1000 * seconds(), 1),
-            caller=None if sender is None else str(sender),
-            subject=None if subject is None else str(subject),
-        )
-        return response
+def _log_request(response: Response) -> Response:
+    """Log one line: who, about whom (by public id), what (the route's rule), and how it ended."""
+    sender, subject = g.get("sender"), g.get("subject")
+    access.info(
+        "request",
+        method=method(),
+        route=None if request.url_rule is None else request.url_rule.rule,
+        status=response.status_code,
+        duration_ms=round(1000 * seconds(), 1),
+        caller=None if sender is None else str(sender),
+        subject=None if subject is None else str(subject),
+    )
+    return response

@@ -5,7 +5,6 @@ from __future__ import annotations
 from apiflask import APIFlask
 
 from ..services import Services
-from ..web import log_requests
 from . import deletion, docs, export, grace, health, media, profile, reset, session, staff, vault
 from .http import auth, bodies, errors, headers, openapi, wire
 
@@ -15,7 +14,6 @@ def init_app(app: APIFlask, services: Services) -> None:
     app.json = wire.Json(app)
     # Also in APIFlask's document, where it is an integer.
     app.url_map.converters["int"] = wire.Id
-    log_requests(app)
     headers.init_app(app, services.settings)
     bodies.init_app(app)
     errors.init_app(app)

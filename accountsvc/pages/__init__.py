@@ -8,9 +8,8 @@ from __future__ import annotations
 
 from flask import Blueprint, Flask, Response
 
-from ..services import Services
 from . import answers, recovery, reset
-from .links import EXTENSION, RECOVER, RESET_PASSWORD, enter
+from .links import RECOVER, RESET_PASSWORD, enter
 
 _CSP = "; ".join(
     (
@@ -25,10 +24,9 @@ _CSP = "; ".join(
 )
 
 
-def init_app(app: Flask, services: Services) -> None:
-    """Put the pages on *app*, with errors and headers of their own; their files are at ``/pages/``."""
-    app.extensions[EXTENSION] = services
-    pages = Blueprint(
+def init_app(app: Flask) -> None:
+    """Put the pages on *app*, with errors and headers of their own; files are at ``/pages/``."""
+    bp = Blueprint(
         "pages",
         __name__,
         template_folder="templates",
@@ -36,26 +34,27 @@ def init_app(app: Flask, services: Services) -> None:
         static_url_path="/pages",
     )
     for link, page in ((RECOVER, recovery), (RESET_PASSWORD, reset)):
-        pages.add_url_rule(
-            # Whatever is below the page is a link, maybe one that was cut or got a stroke too much.
+        bp.add_url_rule(
+            # Whatever is below the page is taken for a token, also with a slash in it: a link that was
+            # mangled on its way would otherwise get a 404 that does not say so.
             f"{link.path}<path:token>",
             endpoint=f"{link.cookie}_link",
             view_func=enter,
             defaults={"link": link},
         )
-        pages.add_url_rule(
+        bp.add_url_rule(
             link.path,
             endpoint=link.cookie,
             view_func=page.show,
             # A link that was cut before its last slash gets the page that says so.
             strict_slashes=False,
         )
-        pages.add_url_rule(
+        bp.add_url_rule(
             link.path, endpoint=f"{link.cookie}_form", view_func=page.act, methods=["POST"]
         )
-    answers.register(pages)
-    pages.after_request(_protect)
-    app.register_blueprint(pages)
+    answers.init_blueprint(bp)
+    bp.after_request(_protect)
+    app.register_blueprint(bp)
 
 
 def _protect(response: Response) -> Response:

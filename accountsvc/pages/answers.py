@@ -14,13 +14,11 @@ from werkzeug.exceptions import HTTPException
 from ..db.outages import is_passing_fault
 from ..errors import Throttled, Unavailable
 from ..logs import describe
+from ..web import RETRY_AFTER
 from .links import RECOVER, RESET_PASSWORD
 from .messages import BROKEN, NOT_UNDERSTOOD, UNAVAILABLE, Message, Told
 
 log = structlog.get_logger(__name__)
-
-# Seconds: about as long as a restart or a failover takes, and short enough for a person to wait.
-RETRY_AFTER = 5
 
 # What is wrong with a form: the id of each field, or "" for the whole, and a sentence.
 Problems = Mapping[str, str]
@@ -43,14 +41,14 @@ def too_many(exc: Throttled, page: Callable[[Problems], Response]) -> Response:
     return response
 
 
-def register(pages: Blueprint) -> None:
-    """Make every error of *pages* a page; none shows the text of an exception."""
+def init_blueprint(bp: Blueprint) -> None:
+    """Make every error of *bp* a page; none shows the text of an exception."""
 
-    @pages.errorhandler(Told)
+    @bp.errorhandler(Told)
     def told(exc: Told) -> Response:
         return say(exc.message)
 
-    @pages.errorhandler(HTTPException)
+    @bp.errorhandler(HTTPException)
     def refused(exc: HTTPException) -> Response:
         if exc.code is None or exc.code >= HTTPStatus.INTERNAL_SERVER_ERROR:
             return failed(exc)
@@ -58,7 +56,7 @@ def register(pages: Blueprint) -> None:
         response.status_code = exc.code
         return response
 
-    @pages.errorhandler(Exception)
+    @bp.errorhandler(Exception)
     def failed(exc: Exception) -> Response:
         if isinstance(exc, Unavailable) or is_passing_fault(exc):
             log.warning("a part does not answer", **describe(exc))
@@ -66,7 +64,7 @@ def register(pages: Blueprint) -> None:
         log.error("a page failed", **describe(exc))
         return say(BROKEN)
 
-    @pages.context_processor
+    @bp.context_processor
     def page() -> dict[str, Any]:
         links = (RECOVER, RESET_PASSWORD)
         found = (link.path for link in links if request.path.startswith(link.path))

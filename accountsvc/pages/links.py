@@ -14,19 +14,16 @@ from datetime import UTC, datetime
 from typing import cast
 from urllib.parse import urlsplit
 
-from flask import Response, current_app, redirect, request
+from flask import Response, redirect, request
 
 from ..db.engine import database_now
 from ..db.models import DUE, Account
 from ..db.rows import find_by_public_id
 from ..errors import TokenNotValid
-from ..services import Services
 from ..tokens import MAILED, PASSWORD_RESET, Claims, derive_key
-from ..web import about, client_address
+from ..web import about, services
 from . import messages
 from .messages import Told
-
-EXTENSION = "accountsvc.pages"
 
 
 @dataclass(frozen=True)
@@ -52,19 +49,6 @@ class Visit:
     now: datetime
     # Whether the link has not run out and nothing that ends it has happened to the account.
     is_current: bool
-
-
-def services() -> Services:
-    return cast(Services, current_app.extensions[EXTENSION])
-
-
-def client() -> str:
-    """Return the address whose tries are counted."""
-    return client_address(
-        request.remote_addr,
-        request.headers.get("X-Forwarded-For", ""),
-        services().settings.trusted_proxies,
-    )
 
 
 def enter(link: Link, token: str) -> Response:

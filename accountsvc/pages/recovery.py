@@ -25,9 +25,10 @@ from ..errors import (
     TokenNotValid,
     WrongPassword,
 )
+from ..web import client, services
 from . import messages
 from .answers import Problems, say, too_many
-from .links import RECOVER, Visit, client, form_key, services, visit
+from .links import RECOVER, Visit, form_key, visit
 from .messages import Told
 
 

@@ -7,9 +7,10 @@ from flask import Response, render_template, request
 from ..accounts import credentials
 from ..adapters import throttle
 from ..errors import InvalidInput, Throttled, TokenNotValid
+from ..web import client, services
 from . import messages
 from .answers import Problems, say, too_many
-from .links import RESET_PASSWORD, Visit, client, form_key, services, visit
+from .links import RESET_PASSWORD, Visit, form_key, visit
 from .messages import Told
 
 

@@ -21,14 +21,13 @@ from ... import errors as tree
 from ...db.outages import is_passing_fault
 from ...errors import AccountError
 from ...logs import describe
+from ...web import RETRY_AFTER
 from .wire import json_response, timestamp
 
 log = structlog.get_logger(__name__)
 
 Body = dict[str, Any]
 
-# Seconds: about as long as a restart or a failover takes, and short enough for a person to wait.
-RETRY_AFTER = 5
 PROBLEM = "application/problem+json"
 _PROBLEM_TYPE = "urn:problem-type:accountsvc:"
 
