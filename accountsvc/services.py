@@ -19,8 +19,6 @@ from .accounts.vault import Keyring
 from .adapters.avatarstore import AvatarStore, store_from_url
 from .adapters.ledger import Ledger, ledger_from_url
 from .adapters.mail import Mailer, mailer_from_url
-from .adapters.throttle import AUDIT, EXPORT, PASSWORD, Throttle
-from .adapters.mail import Mailer, mailer_from_url, read_sender
 from .adapters.throttle import EXPORT, Throttle
 from .config import Settings, wrong
 from .db import rows

@@ -12,7 +12,6 @@ from ..monitoring.metrics import CONTENT_TYPE, Metrics, count_request
 from ..monitoring.probes import OK, Probes
 from ..services import Services
 from ..web import RETRY_AFTER
-from . import metrics
 from .http import schemas
 from .http.openapi import also_answers, sends
 from .http.wire import json_response, timestamp
