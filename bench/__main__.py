@@ -152,7 +152,6 @@ def export(app: APIFlask, _folder: Path) -> list[Measured]:
                 large.id,
                 epoch=epoch,
                 entry=Entry(f"site {number}", "https://example.org", f"password {number}"),
-                now=database_now(session),
             )
 
     def decrypt() -> None:

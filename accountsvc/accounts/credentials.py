@@ -164,25 +164,25 @@ def deactivated_by_claims(session: Session, claims: Claims) -> Account:
 def change_password(
     database: Database,
     hasher: PasswordHasher,
-    account_id: int,
+    claims: Claims,
     *,
-    epoch: int,
     password: str,
     new_password: str,
     promise: Promise,
-    by: Actor,
     clock: Clock = database_now,
 ) -> Account:
-    """Set *new_password* and end every session. Owns its transactions.
+    """Set *new_password* for the owner and end every session. Owns its transactions.
 
-    Raises WrongPassword if *password* is not the current one, InvalidInput if the new one is too weak,
-    TokenNotValid if the account was deactivated or its database ended meanwhile.
+    *claims* are those of the owner's access token. Raises WrongPassword if *password* is not the
+    current one, InvalidInput if the new one is too weak, TokenNotValid if the account was deactivated
+    or its sessions were ended meanwhile.
     """
     with database.reading() as session:
-        account = rows.find(session, account_id)
+        account = rows.find_by_public_id(session, claims.public_id)
         if account is None:
             raise TokenNotValid
-        password_hash, profile = account.password_hash, profile_of(account)
+        account_id, profile = account.id, profile_of(account)
+        password_hash = account.password_hash
     if not hasher.verify(password_hash, password):
         raise WrongPassword
     problems = password_problems("new_password", new_password, profile)
@@ -190,17 +190,19 @@ def change_password(
         raise InvalidInput(problems)
     new_hash = hasher.hash(new_password)
     with database.writing() as session:
-        account = rows.lock_for_write(session, account_id, epoch=epoch, share=False)
+        account = rows.lock_for_write(session, account_id, epoch=claims.epoch, share=False)
+        now = clock(session)
         if account.password_hash != password_hash:
             raise WrongPassword
+        actor = Actor(OWNER, account.public_id)
         _set_password(
             session,
             account,
             new_hash,
             "account.password_changed",
             promise.grace,
-            by,
-            clock(session),
+            actor,
+            now,
         )
         session.flush()
     return account

@@ -99,7 +99,7 @@ def update_profile(
     changes: Mapping[str, str],
     by: Actor,
     promise: Promise,
-    now: datetime,
+    clock: Clock = database_now,
 ) -> Account:
     """Change the given profile fields, the others stay; unknown names in *changes* are ignored.
 
@@ -114,6 +114,7 @@ def update_profile(
         raise InvalidInput(problems)
     values = cleaned(given)
     account = rows.lock_for_write(session, account_id, epoch=epoch, share=False)
+    now = clock(session)
     taken = _taken(session, values, but=account_id)
     if taken:
         raise InvalidInput(taken)

@@ -21,6 +21,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from ..db.engine import Clock, database_now
 from ..db.models import Account, SavedPassword, VaultKey
 from ..db.rows import is_id, lock_for_write
 from ..errors import PasswordNotFound, VaultKeyMissing
@@ -105,13 +106,14 @@ def save(
     *,
     epoch: int,
     entry: Entry,
-    now: datetime,
+    clock: Clock = database_now,
 ) -> SavedPassword:
     """Save *entry* for an active account and return its row.
 
     Raises TokenNotValid if the account is no longer active or its *epoch* has moved on.
     """
     account = lock_for_write(session, account_id, epoch=epoch)
+    now = clock(session)
     row = SavedPassword(
         uid=uuid.uuid4(),
         account_id=account.id,
@@ -168,14 +170,15 @@ def update(
     *,
     epoch: int,
     changes: Mapping[str, str],
-    now: datetime,
+    clock: Clock = database_now,
 ) -> StoredEntry:
     """Change the given fields of one entry, the others stay.
 
     Raises PasswordNotFound (also for another person's entry) or TokenNotValid.
     """
     account = lock_for_write(session, account_id, epoch=epoch)
-    row = _owned(session, account, entry_id)
+    row = _lock_owned(session, account, entry_id)
+    now = clock(session)
     key = open_key(session, keyring, account)
     entry = replace(_open_entry(key, account, row), **changes)
     row.ciphertext = _seal_entry(key, account, row, entry)
@@ -186,7 +189,7 @@ def update(
 def delete(session: Session, account_id: int, entry_id: int, *, epoch: int) -> None:
     """Delete one entry. Raises PasswordNotFound (also for another person's entry) or TokenNotValid."""
     account = lock_for_write(session, account_id, epoch=epoch)
-    session.delete(_owned(session, account, entry_id))
+    session.delete(_lock_owned(session, account, entry_id))
 
 
 def rewrap(session: Session, keyring: Keyring, *, limit: int) -> int:
@@ -207,7 +210,7 @@ def rewrap(session: Session, keyring: Keyring, *, limit: int) -> int:
     return len(rows)
 
 
-def _owned(session: Session, account: Account, entry_id: int) -> SavedPassword:
+def _lock_owned(session: Session, account: Account, entry_id: int) -> SavedPassword:
     row = None
     if is_id(entry_id):
         row = session.scalar(

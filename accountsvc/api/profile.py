@@ -11,7 +11,6 @@ from .. import documents
 from ..accounts import avatars, credentials, profiles
 from ..adapters import images
 from ..adapters.throttle import EMAIL_CHANGE
-from ..db.engine import database_now
 from ..db.models import Account
 from ..errors import (
     AccountNotFound,
@@ -81,7 +80,6 @@ def update(user_id: int, *, caller: Caller, changes: dict[str, str]) -> dict[str
             changes=changes,
             by=caller.actor(user_id),
             promise=services().promise,
-            now=database_now(session),
         )
         session.flush()
         return account
@@ -113,11 +111,9 @@ def change_password(user_id: int, *, caller: Caller, json_data: dict[str, str]) 
         account = credentials.change_password(
             services().database,
             made.hasher,
-            user_id,
-            epoch=caller.epoch,
+            caller.claims,
             password=json_data["password"],
             new_password=json_data["new_password"],
             promise=made.promise,
-            by=caller.actor(user_id),
         )
     return signed_in(account)

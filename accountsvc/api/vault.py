@@ -12,7 +12,6 @@ from sqlalchemy.orm import Session
 from .. import generator
 from ..accounts import credentials, vault
 from ..accounts.vault import Entry, StoredEntry
-from ..db.engine import database_now
 from ..errors import InvalidInput, PasswordNotFound, TokenNotValid
 from ..web import committed, services
 from .http import auth, schemas
@@ -49,7 +48,6 @@ def save(*, caller: Caller, json_data: dict[str, str]) -> dict[str, Any]:
             caller.account.id,
             epoch=caller.epoch,
             entry=Entry(**json_data),
-            now=database_now(session),
         )
         return row.id
 
@@ -113,7 +111,6 @@ def update(entry_id: int, *, caller: Caller, json_data: dict[str, str]) -> dict[
             entry_id,
             epoch=caller.epoch,
             changes=json_data,
-            now=database_now(session),
         )
 
     shown = _shown(committed(change), caller.account.id)

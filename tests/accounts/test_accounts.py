@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -117,16 +118,17 @@ def authenticate(
 
 def change_password(services: Services, account: Account, **options: Any) -> Account:
     given: dict[str, Any] = {
-        "epoch": account.epoch,
         "password": PASSWORD,
         "new_password": NEW_PASSWORD,
         "promise": make_promise(grace=GRACE),
-        "by": owner(account),
         "clock": at(NOW),
         **options,
     }
     hasher = given.pop("hasher", services.hasher)
-    return credentials.change_password(services.database, hasher, account.id, **given)
+    token = services.tokens.access(account, now=NOW, fresh=True)
+    claims = services.tokens.read(token, "access", now=NOW)
+    claims = dataclasses.replace(claims, epoch=given.pop("epoch", account.epoch))
+    return credentials.change_password(services.database, hasher, claims, **given)
 
 
 def update_profile(services: Services, account: Account, **changes: str) -> Account:
@@ -138,7 +140,7 @@ def update_profile(services: Services, account: Account, **changes: str) -> Acco
             changes=changes,
             by=owner(account),
             promise=make_promise(grace=GRACE),
-            now=NOW,
+            clock=at(NOW),
         )
 
 
@@ -603,7 +605,7 @@ def test_of_two_changes_to_the_same_name_at_once_one_wins(postgresql: Services) 
                     changes={"username": "same"},
                     by=owner(account),
                     promise=make_promise(grace=GRACE),
-                    now=NOW,
+                    clock=at(NOW),
                 )
         except InvalidInput as exc:
             return exc.fields
@@ -729,7 +731,7 @@ def test_a_reset_link_in_a_mailbox_that_was_given_up_is_dead(services: Services)
             changes={"email": "new@example.org"},
             by=owner(account),
             promise=make_promise(grace=GRACE),
-            now=NOW + timedelta(seconds=1),
+            clock=at(NOW + timedelta(seconds=1)),
         )
     before = everything(services)
 
@@ -1095,7 +1097,7 @@ def test_an_actor_is_recorded_as_who_it_is(services: Services) -> None:
             changes={"first_name": "Ann"},
             by=Actor("staff", boss.public_id),
             promise=make_promise(grace=GRACE),
-            now=NOW,
+            clock=at(NOW),
         )
 
     (event,) = events(services, "account.updated")

@@ -20,6 +20,7 @@ from accountsvc.services import Services
 from ..support.core import (
     NOW,
     SECOND,
+    at,
     deactivate,
     events,
     get,
@@ -55,7 +56,7 @@ def change(
             entry_id,
             epoch=account.epoch,
             changes=changes,
-            now=NOW + SECOND,
+            clock=at(NOW + SECOND),
         )
 
 
@@ -127,7 +128,7 @@ def test_pages_join_without_a_gap_also_beyond_500(services: Services) -> None:
                 account.id,
                 epoch=0,
                 entry=Entry(str(number), "", ""),
-                now=NOW,
+                clock=at(NOW),
             ).id
             for number in range(1001)
         ]
@@ -352,7 +353,12 @@ def people(services: Services) -> list[Account]:
     with write(services) as session:
         for one in made:
             vault.save(
-                session, old, one.id, epoch=0, entry=Entry("", "", f"of {one.username}"), now=NOW
+                session,
+                old,
+                one.id,
+                epoch=0,
+                entry=Entry("", "", f"of {one.username}"),
+                clock=at(NOW),
             )
     return made
 
@@ -425,7 +431,12 @@ def test_a_page_is_read_with_two_statements(services: Services) -> None:
     with write(services) as session:
         for _ in range(50):
             vault.save(
-                session, services.keyring, account.id, epoch=0, entry=Entry("", "", ""), now=NOW
+                session,
+                services.keyring,
+                account.id,
+                epoch=0,
+                entry=Entry("", "", ""),
+                clock=at(NOW),
             )
     seen: list[str] = []
     with read(services) as session:

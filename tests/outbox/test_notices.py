@@ -98,7 +98,7 @@ class Post:
                 changes={"email": address},
                 by=Actor("owner", person.public_id),
                 promise=make_promise(grace=GRACE),
-                now=self.clock(session),
+                clock=self.clock,
             )
             # What that mails is not looked at here.
             queue.forget(session, subject=person.public_id, kinds=[notices.ADDRESS_CHANGED])

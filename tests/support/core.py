@@ -151,7 +151,7 @@ def save_password(
     entry = Entry(fields.get("name_pages", "site"), fields.get("url", "https://x.example"), text)
     with write(services) as session:
         return vault.save(
-            session, services.keyring, account.id, epoch=account.epoch, entry=entry, now=NOW
+            session, services.keyring, account.id, epoch=account.epoch, entry=entry, clock=at(NOW)
         ).id
 
 

@@ -121,7 +121,6 @@ def make_person(app: APIFlask, name: str = "ann", *, staff: bool = False) -> Per
                 account.id,
                 epoch=account.epoch,
                 entry=Entry(f"site {number}", "https://example.org", f"{name} {number}"),
-                now=database_now(session),
             ).id
             for number in range(3)
         )
