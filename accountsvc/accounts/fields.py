@@ -1,4 +1,8 @@
-"""What a field of an account may hold."""
+"""The rules for the fields of an account: each check returns a sentence for every bad field.
+
+The checks are pure: the same values give the same sentences, and no database is asked. Whether a name
+is still free is for :mod:`.profiles` to say.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +10,6 @@ import re
 import unicodedata
 from collections.abc import Mapping
 
-from marshmallow import ValidationError
-from marshmallow.validate import Email
 from zxcvbn_rs_py import zxcvbn
 
 from ..db.models import Account
@@ -15,7 +17,7 @@ from ..db.text import text_problem
 
 PROFILE_FIELDS = ("username", "email", "first_name", "last_name", "number_phone")
 
-_LONGEST = {
+_MAX_LENGTH = {
     "username": 150,
     "email": 254,
     "first_name": 150,
@@ -25,57 +27,71 @@ _LONGEST = {
     "new_password": 128,
 }
 
-_SHORTEST_PASSWORD = 8
+_MIN_PASSWORD_LENGTH = 8
 
-# zxcvbn's own scale: below 2, under 10**6 guesses.
-_WEAKEST_PASSWORD = 2
+# zxcvbn's own scale of 0 to 4: a score of 1 means fewer than 10**6 guesses, too few against a stolen
+# table of hashes.
+_MIN_PASSWORD_SCORE = 2
 
-_check_email = Email()
+# A dot-atom (RFC 5322, section 3.2.3) with the letters and digits of every script, "@", and a host
+# name: "localhost", or labels of at most 63 characters. Quoted local parts and address literals are
+# refused: a mail header could be misread around their quotes, brackets and spaces.
+_ATOM = r"[\w!#$%&'*+/=?^`{|}~-]+"
+_LETTER = r"[A-Za-z0-9\u00a1-\uffff]"
+_LABEL = rf"{_LETTER}(?:(?:{_LETTER}|-){{0,61}}{_LETTER})?"
+_EMAIL = re.compile(
+    rf"{_ATOM}(?:\.{_ATOM})*@(?:localhost|(?:{_LABEL}\.)+(?:{_LETTER}|-){{2,}})",
+)
 
 
 def field_problems(values: Mapping[str, str]) -> dict[str, list[str]]:
+    """Return what is wrong with *values*, which are profile fields by their names; {} if nothing is."""
     problems: dict[str, list[str]] = {}
     for name, value in values.items():
-        if text_problem(value):
-            problems[name] = [text_problem(value) or ""]
+        if problem := text_problem(value):
+            problems[name] = [problem]
         elif name in {"username", "email"} and not value.strip():
             problems[name] = ["This field may not be blank."]
-        elif len(value.strip()) > _LONGEST[name]:
-            problems[name] = [f"Use at most {_LONGEST[name]} characters."]
-        elif name == "email" and not _is_email(value.strip()):
+        elif len(value.strip()) > _MAX_LENGTH[name]:
+            problems[name] = [f"Use at most {_MAX_LENGTH[name]} characters."]
+        elif name == "email" and not is_email(value.strip()):
             problems[name] = ["Enter a valid email address."]
         elif name == "number_phone" and not re.fullmatch(r"[0-9 +\-()]*", value):
             problems[name] = ["Use digits, spaces, and + - ( ) only."]
     return problems
 
 
-def _is_email(value: str) -> bool:
-    try:
-        _check_email(value)
-    except ValidationError:
-        return False
-    # What a mail header could misread.
-    return not re.search(r'[\s<>,;:"\\()\[\]]', value)
+def is_email(text: str) -> bool:
+    """Say whether *text*, without spaces around it, is one e-mail address that can be written to."""
+    # The letters above hold the spaces of other scripts (U+2003, U+3000), at which a header would fold.
+    return _EMAIL.fullmatch(text) is not None and not re.search(r"\s", text)
 
 
 def cleaned(values: Mapping[str, str]) -> dict[str, str]:
+    """Return *values* as they are stored: without spaces around them."""
     return {name: value.strip() for name, value in values.items()}
 
 
 def password_problems(name: str, password: str, profile: Mapping[str, str]) -> dict[str, list[str]]:
+    """Return what is wrong with *password*, given in the field *name*; {} if nothing is.
+
+    It must not be easy to guess (NIST SP 800-63B, section 3.1.1.2), also for somebody who knows the
+    values of *profile*.
+    """
     if not password:
         return {name: ["This field may not be blank."]}
     if any(unicodedata.category(character) == "Cs" for character in password) or "\0" in password:
         return {name: ["Remove NUL bytes; send valid Unicode text."]}
-    if len(password) < _SHORTEST_PASSWORD:
-        return {name: [f"Use at least {_SHORTEST_PASSWORD} characters."]}
-    if len(password) > _LONGEST[name]:
-        return {name: [f"Use at most {_LONGEST[name]} characters."]}
+    if len(password) < _MIN_PASSWORD_LENGTH:
+        return {name: [f"Use at least {_MIN_PASSWORD_LENGTH} characters."]}
+    if len(password) > _MAX_LENGTH[name]:
+        return {name: [f"Use at most {_MAX_LENGTH[name]} characters."]}
     known = [value for value in profile.values() if value]
-    if int(zxcvbn(password, known).score) < _WEAKEST_PASSWORD:
+    if int(zxcvbn(password, known).score) < _MIN_PASSWORD_SCORE:
         return {name: ["This password is too easy to guess. Add more words or characters."]}
     return {}
 
 
 def profile_of(account: Account) -> dict[str, str]:
+    """Return the profile fields of *account*, as :func:`password_problems` takes them."""
     return {name: getattr(account, name) for name in PROFILE_FIELDS}
