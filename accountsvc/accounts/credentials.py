@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import threading
-import uuid
+from dataclasses import replace
 from datetime import datetime, timedelta
 
 from argon2 import PasswordHasher as Argon2
-from argon2 import Type
 from argon2.exceptions import InvalidHashError, VerificationError
+from argon2.profiles import RFC_9106_LOW_MEMORY
 from sqlalchemy import update
 from sqlalchemy.orm import Session
 
@@ -30,24 +30,41 @@ from ..tokens import Claims
 from .fields import password_problems, profile_of
 from .lifecycle import Promise
 
+# By the setting PASSWORD_HASH_COST. "normal" is the second recommendation of RFC 9106 (section 4).
+_PARAMETERS = {
+    "normal": RFC_9106_LOW_MEMORY,
+    "cheap": replace(RFC_9106_LOW_MEMORY, time_cost=1, memory_cost=8, parallelism=1),
+}
+
+# Hashes of random passwords that nobody knows, made with the parameters above. Were they made anew at
+# each start, every command of the CLI would begin with half a second of hashing; were their parameters
+# others, the time of an answer would tell which e-mail addresses have an account.
+_DECOYS = {
+    "normal": "$argon2id$v=19$m=65536,t=3,p=4$mnAXIctJH7qXm1X/YCeKEQ"
+    "$GJQRK2B6ESnirXZLiy0Ij+IvP3ewuR+L03oeIsuMfHU",
+    "cheap": "$argon2id$v=19$m=8,t=1,p=1$WHRdQoWio3MIuJkQYr4iKg"
+    "$NoJRnE0qZqcTKcLzdGja1M+42YgWGBfbX+/LoWQObQw",
+}
+
 
 class PasswordHasher:
-    """argon2id (RFC 9106). At most two hashes are computed at once: each takes 64 MiB."""
+    """Hash and verify passwords by argon2id (RFC 9106); safe to share between threads.
+
+    At most two hashes are computed at once, because each takes 64 MiB at the normal *cost*.
+    """
 
     def __init__(self, cost: str = "normal") -> None:
-        if cost == "cheap":
-            self._argon2 = Argon2(time_cost=1, memory_cost=8, parallelism=1, type=Type.ID)
-        else:
-            self._argon2 = Argon2()
+        self._argon2 = Argon2.from_parameters(_PARAMETERS[cost])
         self._slots = threading.BoundedSemaphore(2)
-        self._decoy = self._argon2.hash(uuid.uuid4().hex)
+        self._decoy = _DECOYS[cost]
 
     def hash(self, password: str) -> str:
+        """Return a new hash of *password*, with its salt and parameters, in PHC format."""
         with self._slots:
             return self._argon2.hash(password)
 
     def verify(self, password_hash: str, password: str) -> bool:
-        """Say whether *password* is the one; a hash that cannot be read is never right."""
+        """Say whether *password_hash* is one of *password*; False also for an unreadable hash."""
         try:
             with self._slots:
                 return self._argon2.verify(password_hash, password)
@@ -55,10 +72,11 @@ class PasswordHasher:
             return False
 
     def burn(self, password: str) -> None:
-        """Cost what :meth:`verify` costs, so that an unknown e-mail takes no less time."""
+        """Take the time of one :meth:`verify`, so that an unknown e-mail is answered no sooner."""
         self.verify(self._decoy, password)
 
     def is_outdated(self, password_hash: str) -> bool:
+        """Say whether *password_hash* was made with other parameters than this hasher's."""
         return self._argon2.check_needs_rehash(password_hash)
 
 
