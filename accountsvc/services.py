@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import TypeVar
 
-from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from .accounts import exports, lifecycle
@@ -21,14 +19,13 @@ from .adapters.ledger import Ledger, ledger_from_url
 from .adapters.mail import Mailer, mailer_from_url
 from .adapters.throttle import EXPORT, Throttle
 from .config import Settings, wrong
-from .db import rows
 from .db.audit import SYSTEM_ACTOR, Actor
 from .db.engine import Database, database_now, make_engine
 from .db.models import Account
-from .errors import StoreUnavailable
 from .outbox import delivery, queue
 from .outbox.queue import DeliveryResult
-from .purge import brake, claim, scrub
+from .purge import claim, scrub
+from .purge.restore import Restore
 from .purge.sweep import Progress, Rules, Sweep, SweepResult
 from .tokens import Tokens, derive_key
 
@@ -84,12 +81,12 @@ class Services:
     ) -> SweepResult:
         """Purge what is due, as ``purge.sweep`` promises, with this process's settings and ledger.
 
-        Nothing is purged while :meth:`purged_are_back`: who came back, or was put under a hold, after the
+        Nothing is purged while ``restore.purged_are_back()``: who came back, or was put under a hold, after the
         backup is due again without it. Raises PurgedAreBack then, and LedgerBehind too if the ledger cannot
         be read. *replaying* the ledger is what ends that, so neither this nor a pause stops it.
         """
         if not replaying and (only is not None or self._has_work()):
-            self.refuse_after_restore()
+            self.restore.refuse_after_restore()
         sweep = Sweep(
             self.database,
             self.sweep_rules,
@@ -101,28 +98,10 @@ class Services:
         )
         return sweep.run(seconds=seconds, progress=progress)
 
-    def refuse_after_restore(self) -> None:
-        """Raise PurgedAreBack while :meth:`purged_are_back`, LedgerBehind if the ledger cannot be read."""
-        try:
-            back = self.purged_are_back()
-        except StoreUnavailable as exc:
-            raise brake.LedgerBehind from exc
-        if back:
-            raise brake.PurgedAreBack
-
-    def purged_are_back(self) -> bool:
-        """Say whether anybody of the batches that the ledger got last has an account: after a restore.
-
-        Raises StoreUnavailable if the ledger cannot be read.
-        """
-        with self.database.reading() as session:
-            now = database_now(session)
-        known = [uuid.UUID(str(line["public_id"])) for line in self.ledger.newest(now)]
-        with self.database.reading() as session:
-            return any(
-                session.scalar(select(Account.id).where(Account.public_id.in_(page)).limit(1))
-                for page in rows.chunks(known)
-            )
+    @property
+    def restore(self) -> Restore:
+        """What a restore from a backup has brought back, by this process's ledger."""
+        return Restore(self.database, self.ledger)
 
     def _has_work(self) -> bool:
         """Say whether a sweep would find anybody: only then is the ledger read."""

@@ -116,7 +116,7 @@ def _refuse_if_stopped() -> None:
     if since is not None:
         fail(f"{_paused(since)} Nothing was changed.")
     try:
-        services().refuse_after_restore()
+        services().restore.refuse_after_restore()
     except brake.Refused as exc:
         fail(f"{_REFUSALS[type(exc)]} Nothing was changed.")
 

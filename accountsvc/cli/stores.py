@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import uuid
 from collections.abc import Sequence
 
 import click
@@ -15,15 +14,9 @@ from ..db import audit, rows
 from ..db.audit import OPERATOR_ACTOR
 from ..db.engine import database_now
 from ..db.models import (
-    Account,
-    Effect,
-    Receipt,
     VaultKey,
 )
 from ..outbox import queue
-from ..outbox.payloads import LedgerLines
-from ..purge import claim
-from ..purge.claim import PlannedPurge
 from .console import (
     as_json,
     ask,
@@ -164,35 +157,24 @@ def verify(*, as_json: bool) -> None:
     Nobody in the ledger may have an account (a restore brings people back), and every receipt has a
     line in the ledger, unless that is still owed.
     """
-    known = _ledger()
-    back = _back(known)
-    with read() as session:
-        receipts = set(session.scalars(select(Receipt.public_id)))
-        owed = {
-            uuid.UUID(str(line["public_id"]))
-            for payload in session.scalars(
-                select(Effect.payload).where(Effect.kind == queue.LEDGER)
-            )
-            for line in LedgerLines.read(payload).lines
-        }
-    missing = receipts - set(known) - owed
+    found = services().restore.verify()
     if as_json:
         show_json(
             {
-                "lines": len(known),
-                "receipts": len(receipts),
-                "owed": len(owed),
-                "back": [one.account_id for one in back],
-                "missing": sorted(str(public_id) for public_id in missing),
+                "lines": found.lines,
+                "receipts": found.receipts,
+                "owed": found.owed,
+                "back": found.back,
+                "missing": [str(public_id) for public_id in found.missing],
             }
         )
     else:
-        click.echo(f"{len(known)} purged accounts in the ledger, {len(receipts)} receipts.")
-    if back:
-        click.echo(f"{len(back)} purged accounts are back: run `ledger replay`.", err=True)
-    if missing:
-        click.echo(f"{len(missing)} receipts are not in the ledger.", err=True)
-    if back or missing:
+        click.echo(f"{found.lines} purged accounts in the ledger, {found.receipts} receipts.")
+    if found.back:
+        click.echo(f"{len(found.back)} purged accounts are back: run `ledger replay`.", err=True)
+    if found.missing:
+        click.echo(f"{len(found.missing)} receipts are not in the ledger.", err=True)
+    if found.back or found.missing:
         sys.exit(1)
 
 
@@ -211,7 +193,7 @@ def replay(*, dry_run: bool, yes: bool, as_json: bool) -> None:
     flask --app wsgi ledger replay --dry-run
     flask --app wsgi ledger replay
     """
-    planned = _back(_ledger())
+    planned = services().restore.plan()
     if not _confirmed(planned, dry_run=dry_run, yes=yes, as_json=as_json):
         return
     refused: dict[int, str] = {}
@@ -219,18 +201,3 @@ def replay(*, dry_run: bool, yes: bool, as_json: bool) -> None:
         with write() as session:
             refused |= _make_due(session, page, force=True)
     _finish(_purge(planned, refused, replaying=True), as_json=as_json)
-
-
-def _ledger() -> list[uuid.UUID]:
-    return [uuid.UUID(str(line["public_id"])) for line in services().ledger.read()]
-
-
-def _back(known: Sequence[uuid.UUID]) -> list[PlannedPurge]:
-    """Return what purging those accounts would destroy whose public id the ledger knows."""
-    with read() as session:
-        ids = [
-            account_id
-            for page in rows.chunks(known)
-            for account_id in session.scalars(select(Account.id).where(Account.public_id.in_(page)))
-        ]
-        return claim.count(session, ids)

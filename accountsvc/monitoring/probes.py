@@ -233,7 +233,7 @@ class Probes:
         return "is behind: run `python -m accountsvc prepare`" if behind else None
 
     def _ask_ledger(self) -> str | None:
-        return PURGED_ARE_BACK if self._services.purged_are_back() else None
+        return PURGED_ARE_BACK if self._services.restore.purged_are_back() else None
 
     def _ask_broker(self) -> None:
         url = self._services.settings.celery_broker_url

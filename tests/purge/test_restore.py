@@ -1,0 +1,110 @@
+"""Who is back after a restore, and whether all that was purged is on record."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from apiflask import APIFlask
+
+from accountsvc.adapters.ledger import FileLedger
+from accountsvc.purge.brake import LedgerBehind, PurgedAreBack
+from accountsvc.purge.restore import Restore
+from accountsvc.services import Services
+from tests.support.factories import (
+    Person,
+    everything,
+    make_due,
+    make_person,
+    run_sql,
+    services_of,
+)
+
+
+@pytest.fixture
+def ann(app: APIFlask) -> Person:
+    """Somebody who is due."""
+    person = make_person(app, "ann")
+    make_due(app, person)
+    return person
+
+
+def bring_back(app: APIFlask, person: Person) -> int:
+    """Give the public id of *person*, who was purged, to a new account, as a restore does."""
+    back = make_person(app, "back")
+    sqlite = services_of(app).settings.is_sqlite
+    public_id = person.public_id.hex if sqlite else str(person.public_id)
+    run_sql(app, "UPDATE accounts SET public_id = :id WHERE id = :back", id=public_id, back=back.id)
+    return back.id
+
+
+def test_nothing_is_refused_until_somebody_is_back(app: APIFlask, ann: Person) -> None:
+    restore = services_of(app).restore
+    services_of(app).sweep()
+    restore.refuse_after_restore()
+    assert restore.plan() == []
+
+    account_id = bring_back(app, ann)
+    before = everything(app)
+
+    with pytest.raises(PurgedAreBack):
+        restore.refuse_after_restore()
+    assert [planned.account_id for planned in restore.plan()] == [account_id]
+    assert restore.verify().back == [account_id]
+    assert everything(app) == before
+
+
+def test_a_ledger_that_cannot_be_read_refuses_as_one_that_is_behind(
+    app: APIFlask, ann: Person
+) -> None:
+    services_of(app).sweep()
+    for path in (services_of(app).settings.instance_path / "ledger").rglob("*.jsonl"):
+        path.write_text("no receipt\n")
+
+    with pytest.raises(LedgerBehind):
+        services_of(app).restore.refuse_after_restore()
+
+
+def test_a_line_that_is_owed_is_not_missing(app: APIFlask, ann: Person) -> None:
+    services = services_of(app)
+    # A file in the place of the ledger's folder: nothing can be written until it is gone.
+    ledger = services.settings.instance_path / "ledger"
+    ledger.touch()
+    with pytest.raises(LedgerBehind):
+        services.sweep()
+    ledger.unlink()
+    ledger.mkdir()
+
+    found = services.restore.verify()
+
+    assert (found.lines, found.receipts, found.owed) == (0, 1, 1)
+    assert (found.back, found.missing) == ([], [])
+
+
+@dataclass
+class BusyLedger(FileLedger):
+    """A ledger during whose reading somebody is purged."""
+
+    services: Services
+
+    def __post_init__(self) -> None:
+        super().__init__(self.services.settings.instance_path / "ledger")
+
+    def read(self) -> Iterator[dict[str, Any]]:
+        found = list(super().read())
+        self.services.sweep()
+        yield from found
+
+
+def test_a_purge_while_the_ledger_is_read_is_no_disagreement(app: APIFlask, ann: Person) -> None:
+    services = services_of(app)
+    services.sweep()
+    bob = make_person(app, "bob")
+    make_due(app, bob)
+
+    found = Restore(services.database, BusyLedger(services)).verify()
+
+    assert (found.back, found.missing) == ([], [])
+    assert services.restore.verify().lines == 2
