@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from functools import partial
 from typing import TypeVar
 
 from sqlalchemy.orm import Session
@@ -25,6 +26,7 @@ from .db.models import Account
 from .outbox import delivery, queue
 from .outbox.queue import DeliveryResult
 from .purge import claim, scrub
+from .purge.at_once import PurgeNow
 from .purge.restore import Restore
 from .purge.sweep import Progress, Rules, Sweep, SweepResult
 from .tokens import Tokens, derive_key
@@ -102,6 +104,19 @@ class Services:
     def restore(self) -> Restore:
         """What a restore from a backup has brought back, by this process's ledger."""
         return Restore(self.database, self.ledger)
+
+    @property
+    def purge_now(self) -> PurgeNow:
+        """What purges at once, because an operator asks for it."""
+        return PurgeNow(
+            self.database,
+            self.restore,
+            sweep=self.sweep,
+            deliver=self.deliver,
+            scrub=partial(self.scrub, at_most_every=None),
+            promise=self.promise,
+            max_attempts=self.settings.purge_max_attempts,
+        )
 
     def _has_work(self) -> bool:
         """Say whether a sweep would find anybody: only then is the ledger read."""

@@ -6,7 +6,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
-from datetime import datetime, timedelta
+from datetime import datetime
 from functools import wraps
 from typing import Any, NoReturn, TypeVar, cast
 
@@ -33,9 +33,6 @@ from ..purge import claim, failures
 from ..services import Services
 
 F = TypeVar("F", bound=Callable[..., Any])
-
-# How long a command waits for what another process has locked, or does at the moment.
-PATIENCE = timedelta(seconds=10)
 
 
 def services() -> Services:

@@ -30,7 +30,7 @@ from .console import (
     write,
     yes,
 )
-from .purging import _confirmed, _finish, _make_due, _purge
+from .purging import _confirmed, _finish, _progress
 
 files = AppGroup("avatars", help="Look after the avatar files.")
 
@@ -196,8 +196,6 @@ def replay(*, dry_run: bool, yes: bool, as_json: bool) -> None:
     planned = services().restore.plan()
     if not _confirmed(planned, dry_run=dry_run, yes=yes, as_json=as_json):
         return
-    refused: dict[int, str] = {}
-    for page in rows.chunks(planned):
-        with write() as session:
-            refused |= _make_due(session, page, force=True)
-    _finish(_purge(planned, refused, replaying=True), as_json=as_json)
+    with _progress(planned) as progress:
+        report = services().purge_now.replay(planned, progress)
+    _finish(report, as_json=as_json)

@@ -1,0 +1,392 @@
+"""Purge accounts now, because an operator asks for it: plan, refuse, purge, deliver, scrub, report.
+
+Needs neither worker nor broker, and is safe beside them: an account that a worker purges meanwhile
+counts as purged, and one that it has locked is waited for.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from datetime import timedelta
+from enum import Enum, auto
+from typing import Protocol
+
+from sqlalchemy import exists, func, select
+from sqlalchemy.orm import Session
+
+from ..accounts import lifecycle
+from ..db import rows, rules
+from ..db.audit import OPERATOR_ACTOR, Actor
+from ..db.engine import Database, database_now
+from ..db.models import Account, Effect, PurgeFailure, Receipt
+from ..errors import AccountNotFound, LastStaff, LegalHold, NotDeactivated
+from ..outbox import notices, queue
+from . import brake, claim
+from .claim import PlannedPurge
+from .restore import Restore
+from .sweep import Progress
+
+# How long to wait, without any progress, for what another process has locked or is at work on.
+LOCK_PATIENCE = timedelta(seconds=10)
+
+# An operator is told of so many failing and stuck accounts; `accounts status` counts all of them.
+MOST_TROUBLED = 1000
+
+_HAS_FAILED = exists().where(PurgeFailure.account_id == Account.id)
+
+
+class Sweep(Protocol):
+    """Purge those of *only* that are due, as ``purge.sweep`` promises."""
+
+    def __call__(
+        self, *, only: Sequence[int], replaying: bool, by: Actor, progress: Progress | None
+    ) -> object: ...
+
+
+class Deliver(Protocol):
+    """Deliver for about *seconds* what the outbox owes, as ``outbox.queue.deliver`` promises."""
+
+    def __call__(self, *, seconds: float) -> object: ...
+
+
+class Obstacle(Enum):
+    """What keeps an account from being purged now."""
+
+    ACTIVE = auto()
+    LAST_STAFF = auto()
+    HELD = auto()
+    FAILED = auto()
+    REACTIVATED = auto()
+    # Another process has it locked.
+    BUSY = auto()
+    # It is gone, but not by a purge.
+    NO_RECEIPT = auto()
+    PAUSED = auto()
+    LEDGER_BEHIND = auto()
+    PURGED_ARE_BACK = auto()
+
+
+_STOPS: Mapping[type[brake.Refused], Obstacle] = {
+    brake.PurgingPaused: Obstacle.PAUSED,
+    brake.LedgerBehind: Obstacle.LEDGER_BEHIND,
+    brake.PurgedAreBack: Obstacle.PURGED_ARE_BACK,
+}
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Why an account is kept; ``failure`` is its last try, if that is why."""
+
+    obstacle: Obstacle
+    failure: PurgeFailure | None = None
+
+
+class NotPurgeable(Exception):
+    """Some of the named accounts may not be purged, so nothing was changed."""
+
+    def __init__(self, kept: Mapping[int, Kept]) -> None:
+        super().__init__()
+        self.kept = kept
+
+
+@dataclass
+class PurgeReport:
+    """What became of a plan.
+
+    ``purged`` says by the receipts what was destroyed; ``kept`` names by id who was not purged, and
+    why. ``owed`` counts by kind what is still to be delivered for those who were purged, and
+    ``scrubbed`` says whether nothing of them is left in the database's file.
+    """
+
+    purged: list[PlannedPurge] = field(default_factory=list)
+    kept: dict[int, Kept] = field(default_factory=dict)
+    owed: dict[str, int] = field(default_factory=dict)
+    scrubbed: bool = True
+
+
+@dataclass(frozen=True)
+class PurgeNow:
+    """Purges at once, as an operator.
+
+    *sweep*, *deliver* and *scrub* do their work with this process's settings, *scrub* however
+    young the last one is. *promise* has the terms of a deactivation that is needed first.
+    """
+
+    database: Database
+    restore: Restore
+    sweep: Sweep
+    deliver: Deliver
+    scrub: Callable[[], bool]
+    promise: lifecycle.Promise
+    max_attempts: int
+
+    def refuse_if_stopped(self) -> None:
+        """Raise PurgingPaused, LedgerBehind or PurgedAreBack where a purge would; change nothing."""
+        with self.database.reading() as session:
+            brake.heed_pause(session)
+        self.restore.refuse_after_restore()
+
+    def plan_due(self) -> list[PlannedPurge]:
+        """Return what :meth:`purge_due` would destroy, oldest first; change nothing."""
+        with self.database.reading() as session:
+            now = database_now(session)
+            return list(claim.plan(session, now=now, max_attempts=self.max_attempts))
+
+    def plan_named(self, ids: Iterable[int], *, force: bool) -> list[PlannedPurge]:
+        """Return what :meth:`purge_named` would destroy: by doing all of it but that, and taking it back.
+
+        Raises NotPurgeable.
+        """
+
+        class TakenBack(Exception):
+            pass
+
+        planned: list[PlannedPurge] = []
+        with suppress(TakenBack), self.database.writing() as session:
+            planned = claim.count(session, sorted(ids))
+            _make_all_due(session, planned, promise=self.promise if force else None)
+            raise TakenBack
+        return planned
+
+    def purge_due(
+        self, planned: Sequence[PlannedPurge], progress: Progress | None = None
+    ) -> PurgeReport:
+        """Purge the *planned* accounts, which are due; report on failing and stuck ones too.
+
+        Those are due as well, but they wait for their next try or for a person, and are in no plan.
+        """
+        report = self._purge(planned, {}, progress)
+        for account_id in self._troubled():
+            report.kept.setdefault(account_id, self._why_kept(account_id))
+        if not report.purged:
+            # A worker may have been faster, and may wait an hour before it scrubs.
+            report.scrubbed = self.scrub()
+        return report
+
+    def purge_named(
+        self, planned: Sequence[PlannedPurge], *, force: bool, progress: Progress | None = None
+    ) -> PurgeReport:
+        """Waive what is left of the *planned* accounts' grace periods and purge them.
+
+        With *force* active ones are deactivated first. Raises NotPurgeable, for all or none.
+        """
+        with self.database.writing() as session:
+            _make_all_due(session, planned, promise=self.promise if force else None)
+        return self._purge(planned, {}, progress)
+
+    def replay(
+        self, planned: Sequence[PlannedPurge], progress: Progress | None = None
+    ) -> PurgeReport:
+        """Purge again whom a restore has brought back, active or not, also while purging is paused.
+
+        One who may not be purged keeps nobody else.
+        """
+        kept: dict[int, Kept] = {}
+        for chunk in rows.chunks(planned):
+            with self.database.writing() as session:
+                kept |= _make_due(session, chunk, promise=self.promise)
+        return self._purge(planned, kept, progress, replaying=True)
+
+    def _purge(
+        self,
+        planned: Sequence[PlannedPurge],
+        refused: Mapping[int, Kept],
+        progress: Progress | None,
+        *,
+        replaying: bool = False,
+    ) -> PurgeReport:
+        wanted = [one for one in planned if one.account_id not in refused]
+        stop = self._sweep_patiently(wanted, progress, replaying=replaying)
+        # Read the receipts after the last wait: a worker may have purged an account in its end.
+        receipts = self._receipts(planned)
+        report = PurgeReport(kept=dict(refused))
+        for plan in planned:
+            receipt = receipts.get(plan.public_id)
+            if receipt is not None:
+                report.purged.append(
+                    replace(plan, saved_passwords=receipt.saved_passwords, files=receipt.files)
+                )
+            elif plan.account_id not in refused:
+                kept = self._why_kept(plan.account_id) if stop is None else Kept(stop)
+                report.kept[plan.account_id] = kept
+        if report.purged:
+            report.owed = self._deliver(list(receipts))
+            report.scrubbed = not report.owed and self._scrub(list(receipts))
+        return report
+
+    def _sweep_patiently(
+        self, planned: Sequence[PlannedPurge], progress: Progress | None, *, replaying: bool
+    ) -> Obstacle | None:
+        """Sweep until nobody of *planned* waits for another process; return what has stopped it.
+
+        A pause, a ledger that fails or a restore may come between any two tries; it ends the
+        sweeping, and what was purged before is still to be reported, delivered and scrubbed.
+        """
+        waiting = [plan.account_id for plan in planned]
+        give_up_at = time.monotonic() + LOCK_PATIENCE.total_seconds()
+        try:
+            while True:
+                for chunk in rows.chunks(waiting):
+                    self.sweep(
+                        only=chunk, replaying=replaying, by=OPERATOR_ACTOR, progress=progress
+                    )
+                waiting = self._waiting(planned)
+                if not waiting or time.monotonic() > give_up_at:
+                    return None
+                time.sleep(0.2)
+        except brake.Refused as exc:
+            return _STOPS[type(exc)]
+
+    def _waiting(self, planned: Sequence[PlannedPurge]) -> list[int]:
+        """Return who is neither purged nor kept by anything that waiting would not change."""
+        with self.database.reading() as session:
+            now = database_now(session)
+            return [
+                account_id
+                for chunk in rows.chunks([plan.account_id for plan in planned])
+                for account_id in session.scalars(
+                    select(Account.id).where(
+                        Account.id.in_(chunk),
+                        rules.is_due(now),
+                        ~rules.has_open_hold(),
+                        ~_HAS_FAILED,
+                    )
+                )
+            ]
+
+    def _receipts(self, planned: Sequence[PlannedPurge]) -> dict[uuid.UUID, Receipt]:
+        """Return the receipts of those of *planned* who are gone.
+
+        Somebody who is there may have one from before a restore, which proves nothing.
+        """
+        is_there = exists().where(Account.public_id == Receipt.public_id)
+        with self.database.reading() as session:
+            return {
+                receipt.public_id: receipt
+                for chunk in rows.chunks([plan.public_id for plan in planned])
+                for receipt in session.scalars(
+                    select(Receipt).where(Receipt.public_id.in_(chunk), ~is_there)
+                )
+            }
+
+    def _troubled(self) -> Sequence[int]:
+        """Return the due accounts that are failing or stuck, the first of them."""
+        with self.database.reading() as session:
+            now = database_now(session)
+            return session.scalars(
+                select(Account.id)
+                .where(rules.is_due(now), ~rules.has_open_hold(), _HAS_FAILED)
+                .order_by(Account.id)
+                .limit(MOST_TROUBLED)
+            ).all()
+
+    def _why_kept(self, account_id: int) -> Kept:
+        with self.database.reading() as session:
+            account = rows.find(session, account_id)
+            if account is None:
+                return Kept(Obstacle.NO_RECEIPT)
+            if lifecycle.open_holds(session, account_id):
+                return Kept(Obstacle.HELD)
+            failure = session.get(PurgeFailure, account_id)
+            if failure is not None:
+                return Kept(Obstacle.FAILED, failure)
+            return Kept(Obstacle.REACTIVATED if account.is_active else Obstacle.BUSY)
+
+    def _deliver(self, public_ids: Sequence[uuid.UUID]) -> dict[str, int]:
+        """Deliver what the purge owes until a try has failed or nothing moves; return what is owed."""
+        give_up_at = time.monotonic() + LOCK_PATIENCE.total_seconds()
+        before: int | None = None
+        while True:
+            self.deliver(seconds=5)
+            owed, failed = self._owed(public_ids)
+            count = sum(owed.values())
+            if count == failed:
+                return owed
+            if before is None or count < before:
+                give_up_at = time.monotonic() + LOCK_PATIENCE.total_seconds()
+            elif time.monotonic() > give_up_at:
+                return owed
+            before = count
+            time.sleep(0.1)
+
+    def _owed(self, public_ids: Sequence[uuid.UUID]) -> tuple[dict[str, int], int]:
+        """Count what is owed for purged accounts, by kind, and how much of it was tried in vain."""
+        owed: dict[str, int] = {}
+        failed = 0
+        of_the_purge = Effect.kind.in_([queue.DELETE_FILE, notices.PURGED])
+        conditions = [of_the_purge & Effect.subject.in_(chunk) for chunk in rows.chunks(public_ids)]
+        with self.database.reading() as session:
+            for condition in [Effect.kind == queue.LEDGER, *conditions]:
+                for kind, count, tried in session.execute(
+                    select(Effect.kind, func.count(), func.count(Effect.last_error))
+                    .where(condition)
+                    .group_by(Effect.kind)
+                ):
+                    owed[kind] = owed.get(kind, 0) + count
+                    failed += tried
+        return owed, failed
+
+    def _scrub(self, public_ids: Sequence[uuid.UUID]) -> bool:
+        """Scrub until all these receipts are dated; False if a reader was in the way all the time."""
+        if self.database.engine.dialect.name != "sqlite":
+            return True
+        give_up_at = time.monotonic() + LOCK_PATIENCE.total_seconds()
+        while True:
+            self.scrub()
+            with self.database.reading() as session:
+                scrubbed = sum(
+                    session.scalar(
+                        select(func.count()).where(
+                            Receipt.public_id.in_(chunk), Receipt.scrubbed_at.is_not(None)
+                        )
+                    )
+                    or 0
+                    for chunk in rows.chunks(public_ids)
+                )
+            if scrubbed == len(public_ids):
+                return True
+            if time.monotonic() > give_up_at:
+                return False
+            time.sleep(0.2)
+
+
+def _make_all_due(
+    session: Session, planned: Sequence[PlannedPurge], *, promise: lifecycle.Promise | None
+) -> None:
+    kept = _make_due(session, planned, promise=promise)
+    if kept:
+        raise NotPurgeable(kept)
+
+
+def _make_due(
+    session: Session, planned: Sequence[PlannedPurge], *, promise: lifecycle.Promise | None
+) -> dict[int, Kept]:
+    """Make accounts due now, active ones only with a *promise*; return those that are refused, and why.
+
+    An account that is gone meanwhile is passed over: a worker has purged it.
+    """
+    kept: dict[int, Kept] = {}
+    ids = sorted(plan.account_id for plan in planned)
+    lifecycle.lock_for_deactivation(session, ids)
+    for account_id in ids:
+        try:
+            account = rows.lock(session, account_id)
+            if account.is_active and promise is not None:
+                # The promise is waived at once, so its reminders would be owed in vain, and the purge
+                # of many accounts would write and delete several rows for each.
+                waived = replace(promise, reminders=())
+                lifecycle.deactivate(session, account_id, promise=waived, by=OPERATOR_ACTOR)
+            lifecycle.due_now(session, account_id, by=OPERATOR_ACTOR)
+        except AccountNotFound:
+            continue
+        except NotDeactivated:
+            kept[account_id] = Kept(Obstacle.ACTIVE)
+        except LastStaff:
+            kept[account_id] = Kept(Obstacle.LAST_STAFF)
+        except LegalHold:
+            kept[account_id] = Kept(Obstacle.HELD)
+    return kept
