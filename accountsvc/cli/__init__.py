@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from flask import Flask
 
-from . import accounts, purging, stores
+from .accounts import accounts_group
+from .purging import sweeps_group
+from .stores import avatars_group, ledger_group, vault_group
 
 
 def init_app(app: Flask) -> None:
-    """Register the commands on ``flask``."""
-    accounts.group.add_command(purging.purge_command)
-    for group in (accounts.group, purging.sweeps, stores.files, stores.keys, stores.records):
+    """Register the commands on *app*."""
+    for group in (accounts_group, sweeps_group, avatars_group, vault_group, ledger_group):
         app.cli.add_command(group)

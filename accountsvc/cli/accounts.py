@@ -30,22 +30,20 @@ from ..errors import (
 )
 from ..monitoring.status import read as read_status
 from ..purge import failures
+from ..web import services
 from .console import (
-    as_json,
     document,
     fail,
     find,
+    json_option,
+    paused,
     print_fields,
-    read,
     sentences,
-    services,
     show_json,
     stamp,
-    write,
 )
-from .purging import _paused
 
-group = AppGroup(
+accounts_group = AppGroup(
     "accounts",
     help="""List, deactivate, reactivate and purge accounts.
 
@@ -73,7 +71,7 @@ def _each(
     """
     results = []
     ids = sorted(find(names))
-    with write() as session:
+    with services().writing() as session:
         lock(session, ids)
         for account_id in ids:
             try:
@@ -90,10 +88,10 @@ def _each(
         click.echo(f"Account {shown['id']} {done if shown['changed'] else so}{until}.")
 
 
-@group.command()
+@accounts_group.command()
 @click.argument("names", nargs=-1, required=True, metavar="ID|EMAIL…")
 @click.option("--reason", help="Stored on the account until its purge.")
-@as_json
+@json_option
 @sentences
 def deactivate(names: tuple[str, ...], *, reason: str | None, as_json: bool) -> None:
     """End all access at once; the purge follows after the grace period.
@@ -126,9 +124,9 @@ def deactivate(names: tuple[str, ...], *, reason: str | None, as_json: bool) -> 
     )
 
 
-@group.command()
+@accounts_group.command()
 @click.argument("names", nargs=-1, required=True, metavar="ID|EMAIL…")
-@as_json
+@json_option
 @sentences
 def reactivate(names: tuple[str, ...], *, as_json: bool) -> None:
     """Give accounts back in their grace period, whoever deactivated them.
@@ -151,14 +149,14 @@ def reactivate(names: tuple[str, ...], *, as_json: bool) -> None:
     _each(names, work, "is active again", "was active already", as_json=as_json)
 
 
-@group.command()
+@accounts_group.command()
 @click.argument("name", metavar="ID|EMAIL")
-@as_json
+@json_option
 @sentences
 def show(name: str, *, as_json: bool) -> None:
     """Show one account: its state, its dates, and why it is not purged."""
     (account_id,) = find([name])
-    with read() as session:
+    with services().reading() as session:
         account = rows.find(session, account_id)
         if account is None:
             raise AccountNotFound
@@ -169,11 +167,11 @@ def show(name: str, *, as_json: bool) -> None:
         print_fields(shown)
 
 
-@group.command("list")
+@accounts_group.command("list")
 @click.option("--state", type=click.Choice([ACTIVE, DEACTIVATED, DUE]), help="Only these.")
 @click.option("--after", type=click.IntRange(0, MAX_ID), default=0, help="Only ids above this one.")
 @click.option("--limit", type=click.IntRange(1, 10_000), default=100, show_default=True)
-@as_json
+@json_option
 @sentences
 def list_command(state: str | None, after: int, limit: int, *, as_json: bool) -> None:
     """List accounts by id, a page at a time.
@@ -181,7 +179,7 @@ def list_command(state: str | None, after: int, limit: int, *, as_json: bool) ->
     \b
     flask --app wsgi accounts list --state deactivated --limit 20
     """
-    with read() as session:
+    with services().reading() as session:
         now = database_now(session)
         found = profiles.list_accounts(session, now=now, state=state, after=after, limit=limit + 1)
         page = [
@@ -210,11 +208,11 @@ def list_command(state: str | None, after: int, limit: int, *, as_json: bool) ->
         click.echo(f"More: repeat with --after {page[-1]['id']}.", err=True)
 
 
-@group.command()
+@accounts_group.command()
 @click.option("--username", required=True)
 @click.option("--email", required=True)
 @click.option("--staff", is_flag=True, help="The account may act on others.")
-@as_json
+@json_option
 @sentences
 def create(username: str, email: str, *, staff: bool, as_json: bool) -> None:
     """Create an account; the password is asked for, or read from standard input.
@@ -246,15 +244,15 @@ def create(username: str, email: str, *, staff: bool, as_json: bool) -> None:
         click.echo(f"Account {account.id} created{' for staff' if staff else ''}.")
 
 
-@group.command()
+@accounts_group.command()
 @click.argument("name", metavar="ID|EMAIL")
 @click.option("--reason", required=True, help="Stored on the account until its purge.")
-@as_json
+@json_option
 @sentences
 def hold(name: str, *, reason: str, as_json: bool) -> None:
     """Place a legal hold: the account is not purged until it is released."""
     (account_id,) = find([name])
-    with write() as session:
+    with services().writing() as session:
         placed = lifecycle.place_hold(session, account_id, reason=reason, by=OPERATOR_ACTOR)
         shown = {"account": account_id, "hold": placed.id, "placed_at": stamp(placed.placed_at)}
     if as_json:
@@ -263,10 +261,10 @@ def hold(name: str, *, reason: str, as_json: bool) -> None:
         click.echo(f"Hold {shown['hold']} placed on account {account_id}.")
 
 
-@group.command()
+@accounts_group.command()
 @click.argument("name", metavar="ID|EMAIL")
 @click.argument("hold_id", type=click.IntRange(min=1), metavar="HOLD")
-@as_json
+@json_option
 @sentences
 def release(name: str, hold_id: int, *, as_json: bool) -> None:
     """Release a legal hold. After the last one the purge waits at least HOLD_RELEASE_DELAY.
@@ -274,7 +272,7 @@ def release(name: str, hold_id: int, *, as_json: bool) -> None:
     `accounts show` lists the holds of an account.
     """
     (account_id,) = find([name])
-    with write() as session:
+    with services().writing() as session:
         lifecycle.release_hold(
             session,
             account_id,
@@ -290,9 +288,9 @@ def release(name: str, hold_id: int, *, as_json: bool) -> None:
         click.echo(f"Hold {hold_id} released; account {account_id} is {shown['state']}{until}.")
 
 
-@group.command()
+@accounts_group.command()
 @click.argument("names", nargs=-1, required=True, metavar="ID|EMAIL…")
-@as_json
+@json_option
 @sentences
 def retry(names: tuple[str, ...], *, as_json: bool) -> None:
     """Let the next sweep try failing or stuck accounts again.
@@ -306,8 +304,8 @@ def retry(names: tuple[str, ...], *, as_json: bool) -> None:
     _each(names, work, "will be tried again", "had not failed", as_json=as_json)
 
 
-@group.command()
-@as_json
+@accounts_group.command()
+@json_option
 @sentences
 def status(*, as_json: bool) -> None:
     """Show what is due, overdue, held, failing and stuck, and what is owed.
@@ -315,11 +313,11 @@ def status(*, as_json: bool) -> None:
     Exit code 1 if an account is stuck.
     """
     settings = services().settings
-    with read() as session:
+    with services().reading() as session:
         now = database_now(session)
         found = read_status(session, now=now, max_attempts=settings.purge_max_attempts)
     if found.paused_at is not None and not as_json:
-        click.echo(_paused(found.paused_at), err=True)
+        click.echo(paused(found.paused_at), err=True)
     shown = {
         "active": found.active,
         "deactivated": found.deactivated,

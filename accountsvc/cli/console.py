@@ -8,10 +8,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from datetime import datetime
 from functools import wraps
-from typing import Any, NoReturn, TypeVar, cast
+from typing import Any, NoReturn, TypeVar
 
 import click
-from flask import current_app
 from sqlalchemy import inspect
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
@@ -30,13 +29,9 @@ from ..errors import (
     InvalidInput,
 )
 from ..purge import claim, failures
-from ..services import Services
+from ..web import services
 
 F = TypeVar("F", bound=Callable[..., Any])
-
-
-def services() -> Services:
-    return cast(Services, current_app.extensions["accountsvc"])
 
 
 def fail(sentence: str) -> NoReturn:
@@ -76,21 +71,9 @@ def _lacks_tables() -> bool:
         return False
 
 
-as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 
-yes = click.option("--yes", "-y", is_flag=True, help="Do not ask.")
-
-
-@contextmanager
-def read() -> Iterator[Session]:
-    with services().reading() as session:
-        yield session
-
-
-@contextmanager
-def write() -> Iterator[Session]:
-    with services().writing() as session:
-        yield session
+yes_option = click.option("--yes", "-y", is_flag=True, help="Do not ask.")
 
 
 @contextmanager
@@ -112,7 +95,7 @@ def find(names: Sequence[str]) -> list[int]:
     """Return the ids of the named accounts, each once; fail if any is unknown, before anything is done."""
     found: dict[int, None] = {}
     unknown = []
-    with read() as session:
+    with services().reading() as session:
         for name in names:
             # What the shell could not decode cannot be asked for either.
             account = None if text_problem(name) else rows.locate(session, name)
@@ -170,3 +153,8 @@ def ask(question: str, *, yes: bool) -> None:
     if not sys.stdin.isatty():
         raise click.UsageError("There is no terminal to ask at: repeat with --yes.")
     click.confirm(question, abort=True, err=True)
+
+
+def paused(since: datetime | None) -> str:
+    """Say since when purging is paused, and what ends it."""
+    return f"Purging is paused since {stamp(since)}. `sweeps resume` ends that."

@@ -5,11 +5,10 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from datetime import datetime
 from typing import Any
 
 import click
-from flask.cli import AppGroup, with_appcontext
+from flask.cli import AppGroup
 
 from ..db.audit import OPERATOR_ACTOR
 from ..db.engine import database_now
@@ -20,32 +19,31 @@ from ..purge.at_once import Kept, NotPurgeable, Obstacle, PurgeReport
 from ..purge.brake import LedgerBehind, PurgedAreBack, PurgingPaused
 from ..purge.claim import PlannedPurge
 from ..purge.sweep import Progress
+from ..web import services
+from .accounts import accounts_group
 from .console import (
-    as_json,
     ask,
     fail,
     find,
+    json_option,
     logs_aside,
-    read,
+    paused,
     sentences,
-    services,
     show_json,
     stamp,
-    write,
-    yes,
+    yes_option,
 )
 
-sweeps = AppGroup("sweeps", help="Stop all purging, and let it go on.")
+sweeps_group = AppGroup("sweeps", help="Stop all purging, and let it go on.")
 
 
-@click.command("purge")
+@accounts_group.command("purge")
 @click.argument("names", nargs=-1, metavar="[ID|EMAIL]…")
 @click.option("--expired", is_flag=True, help="All accounts that are due.")
 @click.option("--force", is_flag=True, help="Also active accounts: deactivate them first.")
 @click.option("--dry-run", is_flag=True, help="Show what would be destroyed, change nothing.")
-@yes
-@as_json
-@with_appcontext
+@yes_option
+@json_option
 @sentences
 def purge_command(
     names: tuple[str, ...],
@@ -78,9 +76,9 @@ def purge_command(
         if not dry_run:
             purge_now.refuse_if_stopped()
         planned = purge_now.plan_named(find(names), force=force) if names else purge_now.plan_due()
-        if not _confirmed(planned, dry_run=dry_run, yes=yes, as_json=as_json):
+        if not confirm(planned, dry_run=dry_run, yes=yes, as_json=as_json):
             return
-        with _progress(planned) as progress:
+        with progress_bar(planned) as progress:
             report = (
                 purge_now.purge_named(planned, force=force, progress=progress)
                 if names
@@ -92,14 +90,14 @@ def purge_command(
         )
         fail(f"{why} Nothing was changed.")
     except PurgingPaused:
-        with read() as session:
+        with services().reading() as session:
             since = brake.paused_at(session)
-        fail(f"{_paused(since)} Nothing was changed.")
+        fail(f"{paused(since)} Nothing was changed.")
     except LedgerBehind:
         fail(f"{_OBSTACLES[Obstacle.LEDGER_BEHIND]} Nothing was changed.")
     except PurgedAreBack:
         fail(f"{_OBSTACLES[Obstacle.PURGED_ARE_BACK]} Nothing was changed.")
-    _finish(report, as_json=as_json)
+    finish(report, as_json=as_json)
 
 
 _OBSTACLES: Mapping[Obstacle, str] = {
@@ -124,12 +122,8 @@ def _why(kept: Kept) -> str:
     return f"It failed with {failure.error}{constraint}, {failure.attempts} times by now."
 
 
-def _paused(since: datetime | None) -> str:
-    return f"Purging is paused since {stamp(since)}. `sweeps resume` ends that."
-
-
 @contextmanager
-def _progress(planned: Sequence[PlannedPurge]) -> Iterator[Progress | None]:
+def progress_bar(planned: Sequence[PlannedPurge]) -> Iterator[Progress | None]:
     """Show at a terminal how many of *planned* are dealt with."""
     with logs_aside():
         if not sys.stderr.isatty():
@@ -140,7 +134,7 @@ def _progress(planned: Sequence[PlannedPurge]) -> Iterator[Progress | None]:
             yield shown.update
 
 
-def _confirmed(planned: Sequence[PlannedPurge], *, dry_run: bool, yes: bool, as_json: bool) -> bool:
+def confirm(planned: Sequence[PlannedPurge], *, dry_run: bool, yes: bool, as_json: bool) -> bool:
     """Show what will be destroyed and ask; False if that is all that is to be done."""
     lines = [_line(one) for one in planned]
     if dry_run and as_json:
@@ -197,7 +191,7 @@ _OWED = {
 }
 
 
-def _finish(report: PurgeReport, *, as_json: bool) -> None:
+def finish(report: PurgeReport, *, as_json: bool) -> None:
     """Say what was done and what is left; exit code 1 if anything is."""
     purged = [_line(one) for one in report.purged]
     if as_json:
@@ -226,8 +220,8 @@ def _finish(report: PurgeReport, *, as_json: bool) -> None:
         sys.exit(1)
 
 
-@sweeps.command()
-@as_json
+@sweeps_group.command()
+@json_option
 @sentences
 def pause(*, as_json: bool) -> None:
     """Stop all purging: by the workers and by `accounts purge`, until `sweeps resume`.
@@ -238,8 +232,8 @@ def pause(*, as_json: bool) -> None:
     _brake(brake.pause, "Purging is paused.", "Purging was paused already.", as_json=as_json)
 
 
-@sweeps.command()
-@as_json
+@sweeps_group.command()
+@json_option
 @sentences
 def resume(*, as_json: bool) -> None:
     """Let purging go on: the next sweep takes what is due."""
@@ -247,7 +241,7 @@ def resume(*, as_json: bool) -> None:
 
 
 def _brake(work: Callable[..., bool], done: str, so: str, *, as_json: bool) -> None:
-    with write() as session:
+    with services().writing() as session:
         changed = work(session, now=database_now(session), by=OPERATOR_ACTOR)
         since = brake.paused_at(session)
     if as_json:

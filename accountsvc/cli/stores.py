@@ -17,33 +17,33 @@ from ..db.models import (
     VaultKey,
 )
 from ..outbox import queue
+from ..web import services
 from .console import (
-    as_json,
     ask,
     fail,
+    json_option,
     logs_aside,
-    read,
     sentences,
-    services,
     show_json,
     stamp,
-    write,
-    yes,
+    yes_option,
 )
-from .purging import _confirmed, _finish, _progress
+from .purging import confirm, finish, progress_bar
 
-files = AppGroup("avatars", help="Look after the avatar files.")
+avatars_group = AppGroup("avatars", help="Look after the avatar files.")
 
-keys = AppGroup("vault", help="Look after the keys of the saved passwords.")
+vault_group = AppGroup("vault", help="Look after the keys of the saved passwords.")
 
-records = AppGroup("ledger", help="Check the ledger, and replay it after a restore from a backup.")
+ledger_group = AppGroup(
+    "ledger", help="Check the ledger, and replay it after a restore from a backup."
+)
 
 
-@files.command("orphans")
+@avatars_group.command("orphans")
 @click.option("--delete", is_flag=True, help="Delete them, through the outbox.")
 @click.option("--force", is_flag=True, help="Also if there are more of them than accounts show.")
-@yes
-@as_json
+@yes_option
+@json_option
 @sentences
 def orphans(*, delete: bool, force: bool, yes: bool, as_json: bool) -> None:
     """List avatar files that no account shows and that nothing is to delete.
@@ -59,7 +59,7 @@ def orphans(*, delete: bool, force: bool, yes: bool, as_json: bool) -> None:
     Exit codes: 0 there is none, or all are deleted; 1 there are some; 2 bad usage.
     """
     made = services()
-    with read() as session:
+    with services().reading() as session:
         now = database_now(session)
     total = shown = 0
     found: list[avatars.StoredAvatar] = []
@@ -99,19 +99,19 @@ def orphans(*, delete: bool, force: bool, yes: bool, as_json: bool) -> None:
 def _delete_files(keys: Sequence[str]) -> int:
     """Delete files through the outbox, at once; return how many of them are still owed."""
     for page in rows.chunks(keys):
-        with write() as session:
+        with services().writing() as session:
             avatars.delete_orphaned_avatars(
                 session, page, now=database_now(session), by=OPERATOR_ACTOR
             )
     with logs_aside():
         while services().deliver(kinds=[queue.DELETE_FILE], seconds=30).more:
             pass
-    with read() as session:
+    with services().reading() as session:
         return sum(len(session.scalars(queue.files_owed(page)).all()) for page in rows.chunks(keys))
 
 
-@keys.command("rewrap")
-@as_json
+@vault_group.command("rewrap")
+@json_option
 @sentences
 def rewrap(*, as_json: bool) -> None:
     """Wrap every account's key by the first of VAULT_KEYS; then the others can be removed.
@@ -121,7 +121,7 @@ def rewrap(*, as_json: bool) -> None:
     keyring = services().keyring
     done = 0
     while True:
-        with write() as session:
+        with services().writing() as session:
             count = vault.rewrap(session, keyring, limit=rows.CHUNK)
             if count:
                 now = database_now(session)
@@ -136,7 +136,7 @@ def rewrap(*, as_json: bool) -> None:
         if not count:
             break
         done += count
-    with read() as session:
+    with services().reading() as session:
         # Those that another process had locked were passed over.
         others = select(func.count()).where(VaultKey.wrapped_by != keyring.newest)
         left = session.scalar(others) or 0
@@ -148,8 +148,8 @@ def rewrap(*, as_json: bool) -> None:
         fail(f"{left} keys are still wrapped by an older one. Repeat the command.")
 
 
-@records.command("verify")
-@as_json
+@ledger_group.command("verify")
+@json_option
 @sentences
 def verify(*, as_json: bool) -> None:
     """Compare the ledger with the database. Exit code 1 if they disagree.
@@ -178,10 +178,10 @@ def verify(*, as_json: bool) -> None:
         sys.exit(1)
 
 
-@records.command("replay")
+@ledger_group.command("replay")
 @click.option("--dry-run", is_flag=True, help="Show what would be destroyed, change nothing.")
-@yes
-@as_json
+@yes_option
+@json_option
 @sentences
 def replay(*, dry_run: bool, yes: bool, as_json: bool) -> None:
     """Purge again whoever a restore brought back.
@@ -194,8 +194,8 @@ def replay(*, dry_run: bool, yes: bool, as_json: bool) -> None:
     flask --app wsgi ledger replay
     """
     planned = services().restore.plan()
-    if not _confirmed(planned, dry_run=dry_run, yes=yes, as_json=as_json):
+    if not confirm(planned, dry_run=dry_run, yes=yes, as_json=as_json):
         return
-    with _progress(planned) as progress:
+    with progress_bar(planned) as progress:
         report = services().purge_now.replay(planned, progress)
-    _finish(report, as_json=as_json)
+    finish(report, as_json=as_json)
