@@ -78,6 +78,14 @@ WRONG: dict[str, list[str]] = {
     "LOG_LEVEL": ["info", "TRACE"],
 }
 SECRETS = {spec.metadata["name"] for spec in fields(Settings) if not spec.repr}
+# Words in a setting's name which say that its value is a secret, or that it may hold one.
+SECRET_WORDS = {"CREDENTIAL", "CREDENTIALS", "DSN", "KEY", "KEYS", "PASSPHRASE", "PASSWORD"}
+SECRET_WORDS |= {"PASSWORDS", "PEPPER", "SALT", "SECRET", "SECRETS", "URL", "URLS"}
+# Settings that anybody may read although their name has one of those words, each with its reason.
+NOT_SECRET = {
+    "PUBLIC_URL": "it stands in every mail",
+    "PASSWORD_HASH_COST": "it is one of two words",
+}
 
 
 def load(folder: Path, **given: str) -> Settings:
@@ -121,6 +129,19 @@ def test_every_example_is_a_good_value(tmp_path: Path) -> None:
         if not example.startswith("the output of"):
             given = PRODUCTION if name == "APP_ENV" else {}
             build_services(load(tmp_path, **{**given, name: example})).database.engine.dispose()
+
+
+def test_every_setting_whose_name_says_so_is_secret() -> None:
+    names = {spec.metadata["name"] for spec in fields(Settings)}
+    telling = {name for name in names if SECRET_WORDS & set(name.split("_"))}
+
+    shown = telling - SECRETS - set(NOT_SECRET)
+
+    assert shown == set(), (
+        "give these settings secret=True in accountsvc/config.py, or a traceback shows their "
+        "values; if anybody may read one, name it in NOT_SECRET with the reason"
+    )
+    assert set(NOT_SECRET) <= telling - SECRETS, "NOT_SECRET names what needs no exception"
 
 
 def test_every_setting_has_a_wrong_value_here() -> None:

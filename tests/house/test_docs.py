@@ -1,4 +1,4 @@
-"""What the documents name is there: tests, settings, commands, metrics."""
+"""What the documents name is there: tests, files, settings, commands, metrics."""
 
 from __future__ import annotations
 
@@ -14,26 +14,77 @@ from accountsvc.config import Settings
 from tests.support.factories import services_of
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
-def test_every_test_that_the_threat_model_names_exists() -> None:
-    named = set(re.findall(r"`(test_\w+)`", (ROOT / "docs" / "security.md").read_text()))
-    there = {
-        name
-        for path in (ROOT / "tests").rglob("test_*.py")
-        for name in re.findall(r"^def (test_\w+)", path.read_text(), re.MULTILINE)
-    }
-
-    assert len(named) > 40
-    assert named - there == set()
+DOCUMENTS = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "tests").glob("*.md")]
+# Folders whose files a document may name, written from the root.
+FOLDERS = ("accountsvc", "bench", "docs", "migrations", "tests", "worker")
 
 
 def in_documents(pattern: str) -> set[str]:
     """What *pattern* finds in the documents that people read."""
+    return {found for path in DOCUMENTS for found in re.findall(pattern, path.read_text())}
+
+
+def names_of_tests() -> set[str]:
+    """The names of all tests, and of their files without the ending."""
+    paths = list((ROOT / "tests").rglob("test_*.py"))
+    return {path.stem for path in paths} | {
+        name
+        for path in paths
+        for name in re.findall(r"^def (test_\w+)", path.read_text(), re.MULTILINE)
+    }
+
+
+def test_every_test_that_the_threat_model_names_exists() -> None:
+    named = set(re.findall(r"`(test_\w+)`", (ROOT / "docs" / "security.md").read_text()))
+
+    assert len(named) > 40
+    assert named - names_of_tests() == set()
+
+
+def test_every_test_that_a_document_names_exists() -> None:
+    named = in_documents(r"\b(test_\w+)")
+
+    assert len(named) > 60
+    assert named - names_of_tests() == set()
+
+
+def test_every_path_that_a_document_names_exists() -> None:
+    """Written from the root, in backticks; NNNN and <words> stand for what differs."""
+    named = in_documents(rf"`((?:{'|'.join(FOLDERS)})/[^`\s:]*)`")
+
+    assert len(named) > 20
+    exact = {name for name in named if not re.search(r"[<*…]|NNNN", name)}
+    assert {name for name in exact if not (ROOT / name).exists()} == set()
+
+
+def test_every_path_that_a_recipe_names_exists() -> None:
+    """In the tables of CONTRIBUTING.md paths are below accountsvc/, unless they say otherwise."""
+    lines = (ROOT / "CONTRIBUTING.md").read_text().splitlines()
+    named = {
+        name
+        for line in lines
+        if line.startswith("| ")
+        for name in re.findall(r"`([\w/]+(?:/|\.py|\.yaml|\.md))`", line)
+    }
+
+    assert len(named) > 20
+    assert {
+        name
+        for name in named
+        if not (ROOT / name).exists() and not (ROOT / "accountsvc" / name).exists()
+    } == set()
+
+
+def variables_of_the_tools() -> set[str]:
+    """The environment variables that the tests, the measurements and the Makefile read."""
+    sources = [ROOT / "Makefile", *(ROOT / "bench").rglob("*.py"), *(ROOT / "tests").rglob("*.py")]
+    reading = r"environ(?:\.get\(|\[)\"([A-Z_]+)\"|\$[({]([A-Z_]+)[)}]"
     return {
-        found
-        for path in (ROOT / "README.md", *(ROOT / "docs").glob("*.md"))
-        for found in re.findall(pattern, path.read_text())
+        name
+        for path in sources
+        for names in re.findall(reading, path.read_text())
+        for name in names
+        if name
     }
 
 
@@ -43,7 +94,7 @@ def test_every_setting_that_a_document_names_exists() -> None:
 
     assert len(named) > 3
     # Of other programs, or of the processes' commands.
-    assert named - settings - {"WEB_CONCURRENCY"} == set()
+    assert named - settings - variables_of_the_tools() - {"WEB_CONCURRENCY"} == set()
 
 
 def test_every_command_that_a_document_names_exists(app: APIFlask) -> None:

@@ -23,6 +23,7 @@ from accountsvc.purge.sweep import SweepResult
 from accountsvc.services import Services
 from tests.support import sweeps
 from tests.support.factories import PASSWORD, at, make_promise
+from tests.support.factories import PASSWORD, at, stored_tables
 
 NOW = datetime(2026, 12, 7, 9, 30, 15, tzinfo=UTC)
 GRACE = timedelta(days=14)
@@ -256,7 +257,7 @@ def everything(services: Services, *, but: Sequence[str] = ()) -> dict[str, list
     with read(services) as session:
         return {
             table.name: sorted((tuple(row) for row in session.execute(table.select())), key=repr)
-            for table in Base.metadata.sorted_tables
+            for table in stored_tables(session)
             if table.name not in but
         }
 
@@ -269,7 +270,7 @@ def possessions(services: Services, account_id: int) -> dict[str, Any]:
         found: dict[str, Any] = {
             "row": {c.name: getattr(account, c.name) for c in Account.__table__.columns}
         }
-        for table in Base.metadata.sorted_tables:
+        for table in stored_tables(session):
             if "account_id" in table.c:
                 rows = session.execute(table.select().where(table.c.account_id == account_id))
                 found[table.name] = sorted((tuple(row) for row in rows), key=repr)

@@ -17,7 +17,8 @@ from typing import Any
 
 from apiflask import APIFlask
 from PIL import Image
-from sqlalchemy import Engine, func, insert, select, text
+from sqlalchemy import Engine, Table, func, insert, inspect, select, text
+from sqlalchemy.orm import Session
 
 from accountsvc import create_app
 from accountsvc.accounts import avatars, lifecycle, profiles, vault
@@ -280,6 +281,15 @@ def insert_due(
     return {person["public_id"] for person in people}  # type: ignore[misc]
 
 
+def stored_tables(session: Session) -> list[Table]:
+    """The tables of the models that the database has, parents first.
+
+    A table without a revision is missing in it: that is the matter of the migrations' tests alone.
+    """
+    there = set(inspect(session.connection()).get_table_names())
+    return [table for table in Account.metadata.sorted_tables if table.name in there]
+
+
 def at(moment: datetime) -> Clock:
     """A clock that stands at *moment*."""
     return lambda _session: moment
@@ -344,7 +354,7 @@ def everything(app: APIFlask) -> Mapping[str, list[Any]]:
     """Every row but those of attempts: equal before and after means that nothing was changed."""
     found = {}
     with services_of(app).reading() as session:
-        for table in Account.metadata.sorted_tables:
+        for table in stored_tables(session):
             query = table.select()
             if table.name == AuditEvent.__tablename__:
                 query = query.where(table.c.action.not_in(ATTEMPTS))
