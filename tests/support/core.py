@@ -22,8 +22,7 @@ from accountsvc.db.rows import find
 from accountsvc.purge.sweep import SweepResult
 from accountsvc.services import Services
 from tests.support import sweeps
-from tests.support.factories import PASSWORD, at, make_promise
-from tests.support.factories import PASSWORD, at, stored_tables
+from tests.support.factories import PASSWORD, at, make_promise, stored_tables
 
 NOW = datetime(2026, 12, 7, 9, 30, 15, tzinfo=UTC)
 GRACE = timedelta(days=14)
