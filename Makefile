@@ -34,8 +34,8 @@ run: install ## Serve: web, worker and beat together; Ctrl-C stops them
 	@$(BIN)/python -m accountsvc prepare
 	@exec $(BIN)/python -m accountsvc run
 
-test: install ## Run all tests, on real servers from wheels
-	@command -v chromium >/dev/null || echo "make test: NO CHROMIUM FOUND: the browser tests cannot run (Debian: apt-get install chromium)" >&2
+test: install ## Run all tests, on real servers from wheels and in a browser
+	@$(BIN)/python -m tests.support.browser
 	$(BIN)/pytest $(PYTEST_OPTIONS)
 
 lint: install ## Check format, style, types, import directions and the files for deployment

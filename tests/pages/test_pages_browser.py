@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 import threading
 import zipfile
 from collections.abc import Iterator
@@ -15,11 +14,12 @@ from typing import Any
 
 import pytest
 from apiflask import APIFlask
-from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Page, expect
 from werkzeug.serving import WSGIRequestHandler, make_server
 from werkzeug.wrappers import Request, Response
 
 from accountsvc.outbox import notices
+from tests.support.browser import launched
 from tests.support.factories import (
     PASSWORD,
     Person,
@@ -37,17 +37,6 @@ from tests.support.factories import (
 from tests.support.smtp import Inbox, smtp_server, text_of
 
 from .conftest import account_of, mailed_token, reset_token
-
-FLAGS = (
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-)
 
 # What the eye can tell apart: of every text its colour against the ground below it; of every edge that
 # shows where a field or a button is, its colour against the ground around it (WCAG 2.2, 1.4.3, 1.4.11).
@@ -133,10 +122,7 @@ def served(wsgi: Any, host: str = "127.0.0.1") -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def chromium() -> Iterator[Browser]:
-    path = shutil.which("chromium")
-    assert path is not None, "install Chromium: the package `chromium`"
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=FLAGS)
+    with launched() as browser:
         yield browser
         browser.close()
 
