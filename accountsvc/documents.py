@@ -1,12 +1,30 @@
-"""Accounts, deletions and holds as they are shown."""
+"""Accounts, deletions, holds and audit events as they are shown, each form in one place.
+
+The wire, the operator's console and the pages show the same members in the same order. All times are
+RFC 3339 in UTC with ``Z``, in whole seconds. No document holds a password, its hash, a key, or a row's
+internal form of a name.
+"""
 
 from __future__ import annotations
 
-from .db.models import Account
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from .accounts import lifecycle
+from .db.models import DEACTIVATED, OWNER, Account, AuditEvent, LegalHold, PurgeFailure
+from .db.text import rfc3339
+from .purge import claim
+from .purge.failures import blocked_by
+
+Document = dict[str, Any]
 
 
-def user_document(account: Account) -> dict[str, object]:
-    """Return the account as its owner sees it on the wire; never the hash."""
+def user_document(account: Account) -> Document:
+    """Return the account as its owner sees it."""
     return {
         "id": account.id,
         "username": account.username,
@@ -16,5 +34,113 @@ def user_document(account: Account) -> dict[str, object]:
         "number_phone": account.number_phone,
         "avatar": None if account.avatar_key is None else f"/media/avatars/{account.avatar_key}",
         "is_staff": account.is_staff,
-        "date_joined": f"{account.joined_at:%Y-%m-%dT%H:%M:%SZ}",
+        "date_joined": rfc3339(account.joined_at),
     }
+
+
+def own_deletion_document(account: Account, *, now: datetime) -> Document:
+    """Return the deletion of *account* as its owner sees it at *now*: without holds and reasons."""
+    return _deletion(account, now, may_reactivate=account.deactivated_by == OWNER)
+
+
+def deletion_documents(
+    session: Session, accounts: Sequence[Account], *, now: datetime, max_attempts: int
+) -> list[Document]:
+    """Return the deletions of *accounts* as the staff see them at *now*, in the order given.
+
+    Reads the holds and failures of all of them in two statements. *max_attempts* says after how many
+    failures a purge is stuck.
+    """
+    ids = [account.id for account in accounts]
+    holds: dict[int, list[LegalHold]] = {account_id: [] for account_id in ids}
+    for hold in lifecycle.holds(session, ids):
+        holds[hold.account_id].append(hold)
+    failures = {
+        failure.account_id: failure
+        for failure in session.scalars(select(PurgeFailure).where(PurgeFailure.account_id.in_(ids)))
+    }
+    return [
+        {
+            **_deletion(account, now, may_reactivate=True),
+            "reason": account.reason,
+            "holds": [hold_document(hold) for hold in holds[account.id]],
+            "blocked_by": blocked_by(
+                failure,
+                is_held=any(hold.released_at is None for hold in holds[account.id]),
+                max_attempts=max_attempts,
+            ),
+            "attempts": 0 if failure is None else failure.attempts,
+        }
+        for account in accounts
+        for failure in [failures.get(account.id)]
+    ]
+
+
+def hold_document(hold: LegalHold) -> Document:
+    """Return a hold as the staff see it; its owner never does."""
+    return {
+        "id": hold.id,
+        "reason": hold.reason,
+        "placed_at": rfc3339(hold.placed_at),
+        "released_at": _time(hold.released_at),
+    }
+
+
+def event_document(event: AuditEvent) -> Document:
+    """Return an audit event as the staff see it."""
+    return {
+        "id": event.id,
+        "at": rfc3339(event.at),
+        "action": event.action,
+        "subject": None if event.subject is None else str(event.subject),
+        "actor": None if event.actor is None else str(event.actor),
+        "actor_kind": event.actor_kind,
+        "details": event.details,
+    }
+
+
+def account_document(
+    session: Session, account: Account, *, now: datetime, max_attempts: int
+) -> Document:
+    """Return all that an operator may see of *account* at *now*, open holds and the last error too.
+
+    *max_attempts* says after how many failures a purge is stuck.
+    """
+    failure = session.get(PurgeFailure, account.id)
+    open_holds = lifecycle.open_holds(session, account.id)
+    planned = claim.count(session, [account.id])
+    blocked = blocked_by(failure, is_held=bool(open_holds), max_attempts=max_attempts)
+    return {
+        **user_document(account),
+        "public_id": str(account.public_id),
+        "state": account.state(now),
+        "saved_passwords": planned[0].saved_passwords if planned else 0,
+        "deactivated_at": _time(account.deactivated_at),
+        "deactivated_by": account.deactivated_by,
+        "purge_at": _time(account.purge_at),
+        "reason": account.reason,
+        "blocked_by": None if account.is_active else blocked,
+        "attempts": 0 if failure is None else failure.attempts,
+        "error": None if failure is None else failure.error,
+        "constraint": None if failure is None else failure.constraint_name,
+        "holds": [
+            {"id": hold.id, "placed_at": rfc3339(hold.placed_at), "reason": hold.reason}
+            for hold in open_holds
+        ],
+    }
+
+
+def _deletion(account: Account, now: datetime, *, may_reactivate: bool) -> Document:
+    state = account.state(now)
+    return {
+        "user_id": account.id,
+        "state": state,
+        "deactivated_at": _time(account.deactivated_at),
+        "purge_at": _time(account.purge_at),
+        "deactivated_by": account.deactivated_by,
+        "can_reactivate": state == DEACTIVATED and may_reactivate,
+    }
+
+
+def _time(moment: datetime | None) -> str | None:
+    return None if moment is None else rfc3339(moment)

@@ -26,6 +26,7 @@ from ..db.audit import Actor
 from ..db.datamap import PLACES
 from ..db.engine import Database
 from ..db.models import ACCOUNTS, OWNER, STAFF, Account, AuditEvent
+from ..db.text import rfc3339
 from ..errors import TokenNotValid
 from . import vault
 from .vault import Keyring, StoredEntry
@@ -358,7 +359,7 @@ def _json(document: Mapping[str, Any], indent: int | None = None) -> bytes:
 
 def _plain(value: object) -> str:
     if isinstance(value, datetime):
-        return value.isoformat().replace("+00:00", "Z")
+        return rfc3339(value, timespec="auto")
     if isinstance(value, uuid.UUID):
         return str(value)
     raise TypeError(type(value).__name__)

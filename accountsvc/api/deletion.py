@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
 from apiflask import APIBlueprint
 from flask import Response
-from sqlalchemy import select
 from sqlalchemy.orm import Session
 from werkzeug.http import http_date
 
+from .. import documents
 from ..accounts import lifecycle
 from ..db.engine import database_now
-from ..db.models import DEACTIVATED, OWNER, Account, LegalHold, PurgeFailure
+from ..db.models import OWNER, Account
 from ..errors import (
     AccountNotFound,
     ConfirmationRequired,
@@ -23,12 +22,11 @@ from ..errors import (
     Throttled,
     WrongPassword,
 )
-from ..purge.failures import blocked_by
 from ..web import committed, services
 from .http import auth, bodies, schemas
 from .http.auth import Caller
 from .http.openapi import raises, refuses, sends, takes
-from .http.wire import json_response, prefers_representation, timestamp
+from .http.wire import json_response, prefers_representation
 
 bp = APIBlueprint("deletion", __name__, tag="Deletion")
 
@@ -88,65 +86,8 @@ def delete(user_id: int, *, caller: Caller) -> Response:
 
 
 def document(session: Session, account: Account, *, now: datetime, by: str) -> dict[str, Any]:
-    """Return the deletion document as the owner or, with more in it, the staff may see it.
-
-    A hold is hidden from the owner.
-    """
+    """Return the deletion document as the owner or, with more in it, the staff may see it."""
     if by == OWNER:
-        mine = account.deactivated_by == OWNER
-        return _document(account, now, can_reactivate=mine)
-    return documents(session, [account], now=now)[0]
-
-
-def documents(session: Session, found: Sequence[Account], *, now: datetime) -> list[dict[str, Any]]:
-    """Return the deletion documents of many accounts as the staff see them."""
-    ids = [account.id for account in found]
-    holds: dict[int, list[LegalHold]] = {account_id: [] for account_id in ids}
-    for hold in lifecycle.holds(session, ids):
-        holds[hold.account_id].append(hold)
-    failures = {
-        failure.account_id: failure
-        for failure in session.scalars(select(PurgeFailure).where(PurgeFailure.account_id.in_(ids)))
-    }
-    most = services().settings.purge_max_attempts
-    return [
-        {
-            **_document(account, now, can_reactivate=True),
-            "reason": account.reason,
-            "holds": [hold_document(hold) for hold in holds[account.id]],
-            "blocked_by": blocked_by(
-                failure,
-                is_held=any(hold.released_at is None for hold in holds[account.id]),
-                max_attempts=most,
-            ),
-            "attempts": failure.attempts if failure else 0,
-        }
-        for account in found
-        for failure in [failures.get(account.id)]
-    ]
-
-
-def _document(account: Account, now: datetime, *, can_reactivate: bool) -> dict[str, Any]:
-    state = account.state(now)
-    return {
-        "user_id": account.id,
-        "state": state,
-        "deactivated_at": _time(account.deactivated_at),
-        "purge_at": _time(account.purge_at),
-        "deactivated_by": account.deactivated_by,
-        "can_reactivate": state == DEACTIVATED and can_reactivate,
-    }
-
-
-def hold_document(hold: LegalHold) -> dict[str, Any]:
-    """Return a hold as the staff see it."""
-    return {
-        "id": hold.id,
-        "reason": hold.reason,
-        "placed_at": _time(hold.placed_at),
-        "released_at": _time(hold.released_at),
-    }
-
-
-def _time(moment: datetime | None) -> str | None:
-    return None if moment is None else timestamp(moment)
+        return documents.own_deletion_document(account, now=now)
+    max_attempts = services().settings.purge_max_attempts
+    return documents.deletion_documents(session, [account], now=now, max_attempts=max_attempts)[0]

@@ -8,13 +8,14 @@ from apiflask import APIBlueprint, APIFlask
 from flask import Response, current_app, request
 
 from .. import web
+from ..db.text import rfc3339
 from ..monitoring.metrics import CONTENT_TYPE, Metrics, count_request
 from ..monitoring.probes import OK, Probes
 from ..services import Services
 from ..web import RETRY_AFTER
 from .http import schemas
 from .http.openapi import also_answers, sends
-from .http.wire import json_response, timestamp
+from .http.wire import json_response
 
 bp = APIBlueprint("health", __name__, tag="Health")
 
@@ -88,7 +89,7 @@ def statusz() -> Response:
     sweep = status["sweep"]
     if sweep is not None:
         for name in ("last_at", "paused_at"):
-            sweep[name] = None if sweep[name] is None else timestamp(sweep[name])
+            sweep[name] = None if sweep[name] is None else rfc3339(sweep[name])
     return json_response(status)
 
 

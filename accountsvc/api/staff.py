@@ -14,17 +14,16 @@ from apiflask import APIBlueprint
 from flask import Response, request
 from sqlalchemy.orm import Session
 
+from .. import documents
 from ..accounts import lifecycle
 from ..db import audit, rows
 from ..db.engine import database_now
 from ..db.models import MAX_ID
 from ..errors import AccountNotFound, HoldNotFound, InvalidInput, NotAuthorized
 from ..web import committed, services
-from .deletion import documents, hold_document
 from .http import auth, schemas
 from .http.auth import Caller
 from .http.openapi import raises, sends
-from .http.wire import timestamp
 
 bp = APIBlueprint("staff", __name__, tag="Staff")
 
@@ -48,7 +47,7 @@ def place(
             by=caller.actor_as_staff(),
             epoch=caller.epoch,
         )
-        return hold_document(placed)
+        return documents.hold_document(placed)
 
     placed = committed(hold)
     return placed, 201, {"Location": f"/api/profile/{user_id}/holds/{placed['id']}/"}
@@ -62,7 +61,7 @@ def show_holds(user_id: int, *, caller: Caller) -> dict[str, Any]:
     """Show an account's holds, released ones too, oldest first"""
     with services().reading() as session:
         holds = lifecycle.holds(session, [user_id])
-        return {"results": [hold_document(hold) for hold in holds]}
+        return {"results": [documents.hold_document(hold) for hold in holds]}
 
 
 @bp.delete("/profile/<int:user_id>/holds/<int:hold_id>/")
@@ -109,7 +108,9 @@ def list_deletions(*, caller: Caller, query_data: dict[str, Any]) -> Any:
             **query_data,
         )
         page = found[:limit]
-        results = documents(session, page, now=now)
+        results = documents.deletion_documents(
+            session, page, now=now, max_attempts=services().settings.purge_max_attempts
+        )
         following = None
         if len(found) > limit:
             last = page[-1]
@@ -140,18 +141,7 @@ def list_events(*, caller: Caller, query_data: dict[str, Any]) -> Any:
             after=query_data["cursor"],
             limit=limit + 1,
         )
-        results = [
-            {
-                "id": event.id,
-                "at": timestamp(event.at),
-                "action": event.action,
-                "subject": None if event.subject is None else str(event.subject),
-                "actor": None if event.actor is None else str(event.actor),
-                "actor_kind": event.actor_kind,
-                "details": event.details,
-            }
-            for event in found[:limit]
-        ]
+        results = [documents.event_document(event) for event in found[:limit]]
     return {"results": results}, 200, _link(results[-1]["id"] if len(found) > limit else None)
 
 

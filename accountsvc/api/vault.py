@@ -12,12 +12,12 @@ from sqlalchemy.orm import Session
 from .. import generator
 from ..accounts import credentials, vault
 from ..accounts.vault import Entry, StoredEntry
+from ..db.text import rfc3339
 from ..errors import InvalidInput, PasswordNotFound, TokenNotValid
 from ..web import committed, services
 from .http import auth, schemas
 from .http.auth import Caller
 from .http.openapi import raises, sends
-from .http.wire import timestamp
 
 bp = APIBlueprint("vault", __name__, tag="Saved passwords")
 
@@ -139,6 +139,6 @@ def _shown(one: StoredEntry, account_id: int) -> dict[str, Any]:
         "url": one.entry.url,
         "password_saved": one.entry.password_saved,
         "user": account_id,
-        "created_at": timestamp(one.created_at),
-        "updated_at": timestamp(one.updated_at),
+        "created_at": rfc3339(one.created_at),
+        "updated_at": rfc3339(one.updated_at),
     }

@@ -16,19 +16,16 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
 from .. import documents
-from ..accounts import lifecycle
 from ..db import rows
 from ..db.models import (
     Account,
-    PurgeFailure,
 )
 from ..db.outages import is_passing_fault
-from ..db.text import text_problem
+from ..db.text import rfc3339, text_problem
 from ..errors import (
     AccountError,
     InvalidInput,
 )
-from ..purge import claim, failures
 from ..web import services
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -88,7 +85,7 @@ def show_json(document: object) -> None:
 
 
 def stamp(moment: datetime | None) -> str | None:
-    return None if moment is None else f"{moment:%Y-%m-%dT%H:%M:%SZ}"
+    return None if moment is None else rfc3339(moment)
 
 
 def find(names: Sequence[str]) -> list[int]:
@@ -110,34 +107,8 @@ def find(names: Sequence[str]) -> list[int]:
 
 
 def document(session: Session, account: Account, now: datetime) -> dict[str, Any]:
-    settings = services().settings
-    failure = session.get(PurgeFailure, account.id)
-    held_by = lifecycle.open_holds(session, account.id)
-    planned = claim.count(session, [account.id])
-    return {
-        **documents.user_document(account),
-        "public_id": str(account.public_id),
-        "state": account.state(now),
-        "saved_passwords": planned[0].saved_passwords if planned else 0,
-        "deactivated_at": stamp(account.deactivated_at),
-        "deactivated_by": account.deactivated_by,
-        "purge_at": stamp(account.purge_at),
-        "reason": account.reason,
-        "blocked_by": None
-        if account.is_active
-        else failures.blocked_by(
-            failure,
-            is_held=bool(held_by),
-            max_attempts=settings.purge_max_attempts,
-        ),
-        "attempts": 0 if failure is None else failure.attempts,
-        "error": None if failure is None else failure.error,
-        "constraint": None if failure is None else failure.constraint_name,
-        "holds": [
-            {"id": hold.id, "placed_at": stamp(hold.placed_at), "reason": hold.reason}
-            for hold in held_by
-        ],
-    }
+    max_attempts = services().settings.purge_max_attempts
+    return documents.account_document(session, account, now=now, max_attempts=max_attempts)
 
 
 def print_fields(shown: Mapping[str, Any]) -> None:

@@ -1,9 +1,10 @@
-"""Which texts can be stored, and in which form e-mails and usernames are compared."""
+"""Texts that can be stored, the form in which names are compared, and times as text."""
 
 from __future__ import annotations
 
 import hashlib
 import unicodedata
+from datetime import UTC, datetime
 
 # A key of more bytes is replaced by its hash. The shorter of the two key columns holds as many
 # characters.
@@ -42,3 +43,12 @@ def unique_key(typed: str) -> str:
     if len(encoded) > MAX_KEY_BYTES:
         return f"SHA-256:{hashlib.sha256(encoded).hexdigest()}"
     return key
+
+
+def rfc3339(moment: datetime, *, timespec: str = "seconds", utc: str = "Z") -> str:
+    """Write *moment*, which is aware, as RFC 3339 in UTC, for example ``2026-12-07T09:30:15Z``.
+
+    *timespec* is that of ``datetime.isoformat``: whole seconds, rounded down, or ``auto`` for all that
+    *moment* has. *utc* is how the offset is written, ``Z`` or ``+00:00``; both mean the same.
+    """
+    return moment.astimezone(UTC).replace(tzinfo=None).isoformat(timespec=timespec) + utc

@@ -19,6 +19,7 @@ from ..db import audit
 from ..db.audit import Actor
 from ..db.datamap import purged_by_account
 from ..db.models import Account, AuditEvent, Effect, LegalHold, Receipt
+from ..db.text import rfc3339
 from ..outbox import notices, queue
 from ..outbox.payloads import AddressedMail, FileDeletion, LedgerLines, Payload
 from .claim import PlannedPurge
@@ -179,7 +180,7 @@ def _ledger_line(receipt: _Row) -> dict[str, str | int]:
 
     def plain(value: object) -> str | int:
         if isinstance(value, datetime):
-            return value.isoformat()
+            return rfc3339(value, timespec="auto", utc="+00:00")
         return value if isinstance(value, int) else str(value)
 
     return {name: plain(value) for name, value in receipt.items()}

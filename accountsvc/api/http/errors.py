@@ -19,10 +19,11 @@ from werkzeug.exceptions import HTTPException
 
 from ... import errors as tree
 from ...db.outages import is_passing_fault
+from ...db.text import rfc3339
 from ...errors import AccountError
 from ...logs import describe
 from ...web import RETRY_AFTER
-from .wire import json_response, timestamp
+from .wire import json_response
 
 log = structlog.get_logger(__name__)
 
@@ -57,7 +58,7 @@ def avatar_field(exc: AccountError, _code: str) -> Body:
 
 
 def deactivated(exc: tree.AccountDeactivated, code: str) -> Body:
-    return {"error": str(exc), "code": code, "purge_at": timestamp(exc.purge_at)}
+    return {"error": str(exc), "code": code, "purge_at": rfc3339(exc.purge_at)}
 
 
 def unavailable(exc: AccountError, code: str) -> Body:

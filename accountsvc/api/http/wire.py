@@ -1,9 +1,8 @@
-"""Small forms of the wire that several resources share: JSON, times, ids, preferences."""
+"""Small forms of the wire that several resources share: JSON, ids, preferences."""
 
 from __future__ import annotations
 
 import re
-from datetime import UTC, datetime
 from typing import Any
 from urllib.request import parse_http_list
 
@@ -41,11 +40,6 @@ class Id(BaseConverter):
 
     def to_url(self, value: int) -> str:
         return str(value)
-
-
-def timestamp(moment: datetime) -> str:
-    """Write *moment* as RFC 3339 UTC with ``Z``, in whole seconds."""
-    return f"{moment.astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}"
 
 
 _WORD = r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
