@@ -1,8 +1,8 @@
 """Accounts, deletions, holds and audit events as they are shown, each form in one place.
 
-The wire, the operator's console and the pages show the same members in the same order. All times are
-RFC 3339 in UTC with ``Z``, in whole seconds. No document holds a password, its hash, a key, or a row's
-internal form of a name.
+The wire and the operator's console take their documents from here. All times are RFC 3339 in UTC
+with ``Z``, in whole seconds. No document holds a password, its hash, a key, or a row's internal form
+of a name.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ def deletion_documents(
 ) -> list[Document]:
     """Return the deletions of *accounts* as the staff see them at *now*, in the order given.
 
-    Reads the holds and failures of all of them in two statements. *max_attempts* says after how many
-    failures a purge is stuck.
+    Reads the holds and failures of all of them in two statements. *max_attempts* says after how
+    many failures a purge is stuck.
     """
     ids = [account.id for account in accounts]
     holds: dict[int, list[LegalHold]] = {account_id: [] for account_id in ids}

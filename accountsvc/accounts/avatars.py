@@ -1,4 +1,8 @@
-"""An account's avatar: replaced so that no crash leaves a file behind; and orphans."""
+"""An account's avatar: no crash leaves a file behind that nobody knows, or a row without its file.
+
+The one exception is a file that is lost with its row's history: a restored backup forgets it. Such
+orphans are listed, and deleted when an operator asks for it.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +12,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from itertools import islice
 
+import structlog
 from sqlalchemy import delete, false, select, true, union_all, update
 from sqlalchemy.orm import Session
 
@@ -16,14 +21,14 @@ from ..db import audit, rows
 from ..db.audit import Actor
 from ..db.engine import Clock, Database, database_now
 from ..db.models import Account, Effect
-from ..errors import (
-    StoreUnavailable,
-)
+from ..errors import StoreUnavailable
 from ..outbox import queue
 from ..outbox.payloads import FileDeletion
-from .profiles import log
 
-# How long an upload may take before its file is deleted as an orphan of a crash.
+log = structlog.get_logger(__name__)
+
+# An upload may take so long before its file is deleted as the orphan of a crash. With less, a slow
+# store would have its files deleted while they are being stored.
 UPLOAD_TIME = timedelta(hours=1)
 
 
@@ -39,10 +44,13 @@ def replace_avatar(
 ) -> Account:
     """Make *image* (already checked and re-encoded) the account's avatar. Owns its transactions.
 
-    First "delete this file, not before an hour from now" is committed, then the file is stored, then one
-    transaction makes it the avatar and takes that back: a crash anywhere leaves no orphan. The old
-    file is deleted through the outbox. A store that gives no answer may still carry the upload out, so what it
-    was to store is deleted no sooner than after that hour. Raises TokenNotValid, StoreUnavailable.
+    First "delete this file, not before an hour from now" is committed, then the file is stored,
+    then one transaction makes it the avatar and takes the deletion back: a crash anywhere leaves no
+    orphan. The old file is deleted through the outbox. A store that gives no answer may still carry
+    the upload out, so its file is deleted no sooner than after that hour.
+
+    Raises TokenNotValid if the account is no longer active or its *epoch* has moved on,
+    StoreUnavailable if the file may not have been stored.
     """
     key = avatarstore.new_key()
     with database.writing() as session:
@@ -62,11 +70,12 @@ def replace_avatar(
         with database.writing() as session:
             account = rows.lock_for_write(session, account_id, epoch=epoch, share=False)
             now = clock(session)
-            taken_back = session.execute(
+            withdrawn = session.execute(
                 delete(Effect).where(Effect.uid == pending_uid, Effect.attempts == 0)
             )
-            if taken_back.rowcount != 1:  # type: ignore[attr-defined]
-                # It took so long that the worker has begun to delete the file.
+            if withdrawn.rowcount != 1:  # type: ignore[attr-defined]
+                # The upload took so long that the worker has claimed the deletion: the account
+                # would show a file that is about to go.
                 raise StoreUnavailable
             if account.avatar_key is not None:
                 queue.record(
@@ -89,8 +98,9 @@ def replace_avatar(
 class StoredAvatar:
     """A file of the store: ``is_shown`` by an account, ``is_orphan``, or neither.
 
-    An orphan is shown by no account and owed to no deletion: a restore has forgotten it, or its upload came
-    when nobody waited for it any more. What is younger than an upload may take is none.
+    An orphan is shown by no account and its deletion is not owed: a restore has forgotten it, or
+    its upload arrived after it had been given up. A file younger than ``UPLOAD_TIME`` is no orphan:
+    its account may be about to show it.
     """
 
     key: str
@@ -102,16 +112,21 @@ class StoredAvatar:
 def stored_avatars(
     database: Database, store: avatarstore.AvatarStore, *, now: datetime
 ) -> Iterator[StoredAvatar]:
-    """Yield every file of the store, held against the database. Raises StoreUnavailable."""
+    """Yield every file of the store, compared with the database as of *now*.
+
+    Reads in pages, each in a short transaction. Raises StoreUnavailable.
+    """
     files = store.listing()
     while page := list(islice(files, rows.CHUNK)):
         keys = [key for key, _ in page]
         with database.reading() as session:
-            # In one statement: a file that is replaced meanwhile is found in one of the two places.
-            known = select(Account.avatar_key, true()).where(Account.avatar_key.in_(keys))
-            going = queue.files_owed(keys).add_columns(false())
-            # A result has `keys`, so dict() alone would take it for a mapping.
-            is_shown: dict[str, bool] = dict(iter(session.execute(union_all(going, known))))
+            # Look in both places in one statement: between two, a file could move from the
+            # account's row to the outbox, and would be taken for an orphan.
+            shown = select(Account.avatar_key, true()).where(Account.avatar_key.in_(keys))
+            owed = queue.files_owed(keys).add_columns(false())
+            # Iterate over the result: it has a method `keys`, so dict() would take it for a
+            # mapping.
+            is_shown: dict[str, bool] = dict(iter(session.execute(union_all(owed, shown))))
         for key, written_at in page:
             is_old = written_at < now - UPLOAD_TIME
             yield StoredAvatar(
@@ -122,7 +137,10 @@ def stored_avatars(
 def delete_orphaned_avatars(
     session: Session, keys: Sequence[str], *, now: datetime, by: Actor
 ) -> None:
-    """Owe the deletion of orphans of :func:`stored_avatars`; one that is shown by then stays."""
+    """Owe the deletion of orphans of :func:`stored_avatars`; one that is shown by then stays.
+
+    *keys* are those of the orphans. One audit event counts them.
+    """
     for key in keys:
         queue.record(session, queue.DELETE_FILE, subject=None, payload=FileDeletion(key), now=now)
     audit.record(session, "avatar.orphans_deleted", subject=None, by=by, now=now, count=len(keys))
@@ -131,7 +149,10 @@ def delete_orphaned_avatars(
 def _hasten(
     database: Database, pending_uid: uuid.UUID, subject: uuid.UUID, key: str, clock: Clock
 ) -> None:
-    """Have a file that nobody will know deleted now; if even this fails, it goes an hour later."""
+    """Have the file of a failed replacement deleted at once instead of after ``UPLOAD_TIME``.
+
+    Raises nothing: if this fails too, the file is deleted then.
+    """
     try:
         with database.writing() as session:
             now = clock(session)
@@ -142,7 +163,8 @@ def _hasten(
                 .execution_options(synchronize_session=False)
             )
             if hastened.rowcount != 1:  # type: ignore[attr-defined]
-                # The worker may have looked for the file before it was there.
+                # The worker has claimed the deletion, perhaps before the file was there. Owe it
+                # once more, or the file would stay for ever.
                 payload = FileDeletion(key)
                 queue.record(session, queue.DELETE_FILE, subject=subject, payload=payload, now=now)
     except Exception as exc:

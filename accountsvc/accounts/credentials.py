@@ -1,10 +1,15 @@
-"""Passwords and sessions: hash, authenticate, change, reset; whose token it is."""
+"""Passwords and sessions: hash, authenticate, change, reset, and whose token it is.
+
+Functions that hash passwords own their transactions, because a hash takes too long to hold a lock
+meanwhile: they read, hash, then lock the row and compare what they relied on. Whether an e-mail
+address has an account shows in no answer and, where a password is tried, in no time that it takes.
+"""
 
 from __future__ import annotations
 
 import threading
 from dataclasses import replace
-from datetime import datetime, timedelta
+from datetime import datetime
 
 from argon2 import PasswordHasher as Argon2
 from argon2.exceptions import InvalidHashError, VerificationError
@@ -36,9 +41,9 @@ _PARAMETERS = {
     "cheap": replace(RFC_9106_LOW_MEMORY, time_cost=1, memory_cost=8, parallelism=1),
 }
 
-# Hashes of random passwords that nobody knows, made with the parameters above. Were they made anew at
-# each start, every command of the CLI would begin with half a second of hashing; were their parameters
-# others, the time of an answer would tell which e-mail addresses have an account.
+# Hashes of random passwords that nobody knows, made with the parameters above. Were they made anew
+# at each start, every command of the CLI would begin with half a second of hashing; were their
+# parameters others, the time of an answer would tell which e-mail addresses have an account.
 _DECOYS = {
     "normal": "$argon2id$v=19$m=65536,t=3,p=4$mnAXIctJH7qXm1X/YCeKEQ"
     "$GJQRK2B6ESnirXZLiy0Ij+IvP3ewuR+L03oeIsuMfHU",
@@ -80,47 +85,39 @@ class PasswordHasher:
         return self._argon2.check_needs_rehash(password_hash)
 
 
-def _way_back(account: Account, now: datetime) -> str:
-    if account.state(now) == DUE:
-        return AccountDeactivated.OVER
-    if account.deactivated_by != OWNER:
-        return AccountDeactivated.BY_STAFF
-    return AccountDeactivated.BY_OWNER
-
-
 def authenticate(
     database: Database, hasher: PasswordHasher, *, email: str, password: str
 ) -> Account:
     """Return the active account whose e-mail and password these are. Owns its transactions.
 
-    Takes the same time whether the e-mail is known or not (ASVS 5.0, 6.3.8). Raises
-    InvalidCredentials, and AccountDeactivated only when the password is right.
+    Takes the same time whether the e-mail is known or not (ASVS 5.0, 6.3.8). Stores a new hash of
+    the password if the old one was made with other parameters.
+
+    Raises InvalidCredentials, and AccountDeactivated only when the password is right.
     """
     with database.reading() as session:
-        account = rows.find_by_email(session, email)
-        seen = None if account is None else (account.id, account.password_hash, account.epoch)
+        seen = rows.find_by_email(session, email)
     if seen is None:
         hasher.burn(password)
         raise InvalidCredentials
-    account_id, password_hash, epoch = seen
-    if not hasher.verify(password_hash, password):
+    if not hasher.verify(seen.password_hash, password):
         raise InvalidCredentials
-    renewed = hasher.hash(password) if hasher.is_outdated(password_hash) else None
+    new_hash = hasher.hash(password) if hasher.is_outdated(seen.password_hash) else None
     with database.reading() as session:
-        account = rows.find(session, account_id)
-        # Changed, or purged, while the password was checked: what was checked no longer counts.
-        if account is None or account.password_hash != password_hash:
+        account = rows.find(session, seen.id)
+        # The password may have been changed while it was verified: the old one must not sign in.
+        if account is None or account.password_hash != seen.password_hash:
             raise InvalidCredentials
         if account.purge_at is not None:
             raise AccountDeactivated(
-                account_id=account_id,
+                account_id=account.id,
                 purge_at=account.purge_at,
                 way_back=_way_back(account, database_now(session)),
             )
-        if account.epoch != epoch:
+        if account.epoch != seen.epoch:
             raise InvalidCredentials
-    if renewed is not None:
-        _renew_hash(database, account_id, old=password_hash, new=renewed)
+    if new_hash is not None:
+        _renew_hash(database, account.id, old=seen.password_hash, new=new_hash)
     return account
 
 
@@ -129,15 +126,16 @@ def deactivated_account(
 ) -> Account:
     """Return the deactivated account whose credentials these are. Owns its transactions.
 
-    Raises InvalidCredentials, and NotDeactivated when they are those of an active account.
+    Takes the time that :func:`authenticate` takes. Raises InvalidCredentials, and NotDeactivated
+    when they are those of an active account.
     """
     try:
         authenticate(database, hasher, email=email, password=password)
     except AccountDeactivated as exc:
         with database.reading() as session:
             account = rows.find(session, exc.account_id)
-            if account is None:
-                raise InvalidCredentials from None
+        if account is None:
+            raise InvalidCredentials from None
         return account
     raise NotDeactivated
 
@@ -148,22 +146,21 @@ def confirm_password(
     """Check that *password* is the account's. Owns its transactions; raises WrongPassword.
 
     A change of the password raises the epoch, so a caller that compares the epoch under the lock
-    afterwards also knows that this password still is the one.
+    afterwards also knows that this still is the password.
     """
     with database.reading() as session:
         account = rows.find(session, account_id)
-        password_hash = None if account is None else account.password_hash
-    if password_hash is None:
+    if account is None:
         hasher.burn(password)
         raise WrongPassword
-    if not hasher.verify(password_hash, password):
+    if not hasher.verify(account.password_hash, password):
         raise WrongPassword
 
 
 def by_claims(session: Session, claims: Claims) -> Account:
     """Return the active account of an access or refresh token.
 
-    Raises TokenNotValid if it is gone, deactivated, or its database were ended since.
+    Raises TokenNotValid if it is gone, deactivated, or its sessions were ended since.
     """
     account = rows.find_by_public_id(session, claims.public_id)
     if account is None or not account.is_active or account.epoch != claims.epoch:
@@ -192,44 +189,33 @@ def change_password(
     """Set *new_password* for the owner and end every session. Owns its transactions.
 
     *claims* are those of the owner's access token. Raises WrongPassword if *password* is not the
-    current one, InvalidInput if the new one is too weak, TokenNotValid if the account was deactivated
-    or its sessions were ended meanwhile.
+    current one, InvalidInput if the new one is too weak, TokenNotValid if the account was
+    deactivated or its sessions were ended meanwhile.
     """
     with database.reading() as session:
-        account = rows.find_by_public_id(session, claims.public_id)
-        if account is None:
-            raise TokenNotValid
-        account_id, profile = account.id, profile_of(account)
-        password_hash = account.password_hash
-    if not hasher.verify(password_hash, password):
+        seen = rows.find_by_public_id(session, claims.public_id)
+    if seen is None:
+        raise TokenNotValid
+    if not hasher.verify(seen.password_hash, password):
         raise WrongPassword
-    problems = password_problems("new_password", new_password, profile)
+    problems = password_problems("new_password", new_password, profile_of(seen))
     if problems:
         raise InvalidInput(problems)
     new_hash = hasher.hash(new_password)
     with database.writing() as session:
-        account = rows.lock_for_write(session, account_id, epoch=claims.epoch, share=False)
+        account = rows.lock_for_write(session, seen.id, epoch=claims.epoch, share=False)
         now = clock(session)
-        if account.password_hash != password_hash:
+        if account.password_hash != seen.password_hash:
             raise WrongPassword
-        actor = Actor(OWNER, account.public_id)
-        _set_password(
-            session,
-            account,
-            new_hash,
-            "account.password_changed",
-            promise.grace,
-            actor,
-            now,
-        )
-        session.flush()
+        _set_password(session, account, new_hash, "account.password_changed", promise, now)
     return account
 
 
 def request_password_reset(session: Session, email: str, *, now: datetime) -> None:
-    """Owe a mail with a reset link if *email* is an account's, deactivated or not; say nothing.
+    """Owe a mail with a reset link if *email* is that of an account which is not due.
 
-    It need not take the same time in both cases. The mail is sent later.
+    Otherwise do nothing, and say so to nobody; only the time taken may differ. The mail is sent
+    later.
     """
     account = rows.find_by_email(session, email)
     if account is None or account.state(now) == DUE:
@@ -245,9 +231,10 @@ def request_password_reset(session: Session, email: str, *, now: datetime) -> No
 
 
 def reset_is_current(account: Account, claims: Claims) -> bool:
-    """Say whether a reset token of *claims* still opens: no session has ended and no address changed since.
+    """Say whether the reset token of *claims* may still be used.
 
-    Otherwise whoever reads a mailbox that was given up could take the account.
+    It may until the account's sessions are ended or its address is changed: otherwise somebody who
+    reads a mailbox that the owner has given up could take the account.
     """
     moved_at = account.email_changed_at
     return account.epoch == claims.epoch and (moved_at is None or moved_at <= claims.issued_at)
@@ -265,32 +252,35 @@ def reset_password(
     """Set *new_password* by a mailed reset token, which is used up; every session ends.
 
     Works in the grace period too and does not reactivate. Every known address is told. Owns its
-    transactions. Returns the account, detached. Raises TokenNotValid (used, or the account is due or
-    gone), InvalidInput.
+    transactions. Raises TokenNotValid (used, or the account is due or gone), InvalidInput.
     """
     with database.reading() as session:
-        account = rows.find_by_public_id(session, claims.public_id)
-        if account is None or not reset_is_current(account, claims):
-            raise TokenNotValid
-        account_id, profile = account.id, profile_of(account)
-    problems = password_problems("new_password", new_password, profile)
+        seen = rows.find_by_public_id(session, claims.public_id)
+    if seen is None or not reset_is_current(seen, claims):
+        raise TokenNotValid
+    problems = password_problems("new_password", new_password, profile_of(seen))
     if problems:
         raise InvalidInput(problems)
     new_hash = hasher.hash(new_password)
     with database.writing() as session:
         try:
-            account = rows.lock(session, account_id)
+            account = rows.lock(session, seen.id)
         except AccountNotFound:
             raise TokenNotValid from None
         now = clock(session)
         if not reset_is_current(account, claims) or account.state(now) == DUE:
             raise TokenNotValid
-        actor = Actor(OWNER, account.public_id)
-        _set_password(
-            session, account, new_hash, "account.password_reset", promise.grace, actor, now
-        )
-        session.flush()
+        _set_password(session, account, new_hash, "account.password_reset", promise, now)
     return account
+
+
+def _way_back(account: Account, now: datetime) -> str:
+    """Say in the words of AccountDeactivated whether its owner can have the account back."""
+    if account.state(now) == DUE:
+        return AccountDeactivated.OVER
+    if account.deactivated_by != OWNER:
+        return AccountDeactivated.BY_STAFF
+    return AccountDeactivated.BY_OWNER
 
 
 def _set_password(
@@ -298,18 +288,21 @@ def _set_password(
     account: Account,
     password_hash: str,
     action: str,
-    grace: timedelta,
-    by: Actor,
+    promise: Promise,
     now: datetime,
 ) -> None:
+    """Store the hash on the locked *account*, end all its sessions and tell its owner."""
+    owner = Actor(OWNER, account.public_id)
     account.password_hash = password_hash
     account.password_changed_at = now
     account.epoch += 1
-    audit.record(session, action, subject=account.public_id, by=by, now=now)
-    notices.password_changed(session, account, now=now, grace=grace)
+    audit.record(session, action, subject=account.public_id, by=owner, now=now)
+    notices.password_changed(session, account, now=now, grace=promise.grace)
+    session.flush()
 
 
 def _renew_hash(database: Database, account_id: int, *, old: str, new: str) -> None:
+    """Replace the hash *old* by *new*, one of the same password; do nothing if it has changed."""
     with database.writing() as session:
         session.execute(
             update(Account)

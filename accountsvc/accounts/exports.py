@@ -1,8 +1,8 @@
 """A person's data as a ZIP, streamed: what the data map says is exported, and nothing else.
 
-The owner may go on writing meanwhile, so every page is read in a short transaction of its own, which
-looks at the account again. If it has changed hands or is gone, the stream breaks off: a ZIP without its
-end is refused by every program, one that silently lacks something is not.
+The owner may go on writing meanwhile, so every page is read in a short transaction of its own,
+which looks at the account again. If it has changed hands or is gone, the stream breaks off: a ZIP
+without its end is refused by every program, one that silently lacks something is not.
 """
 
 from __future__ import annotations
@@ -34,10 +34,11 @@ from .vault import Keyring, StoredEntry
 CONTENT_TYPE = "application/zip"
 DISPOSITION = 'attachment; filename="account-data.zip"'
 
-# Rows read in one transaction, and so held in memory: a few megabytes of the longest passwords.
-PAGE = 200
+# Rows that one transaction reads and memory holds: a few megabytes, should all be of the longest.
+PAGE_SIZE = 200
 
-# Columns of the account's row that are not in account.json, each with the reason that the README gives.
+# Columns of the account's row that are not in account.json, each with the reason that the README
+# gives.
 WITHHELD: Mapping[str, str] = {
     "password_hash": "it proves nothing about you, and helps whoever wants to guess your password",
     "username_key": "your username once more, in the form in which we compare it",
@@ -45,11 +46,12 @@ WITHHELD: Mapping[str, str] = {
     "epoch": "a number of ours that ends your database",
     "reason": "a note of the staff",
 }
-# As holds themselves are, while proceedings last.
+# Holds are hidden from their owner while proceedings last, so the events that tell of them are too.
 HIDDEN_ACTIONS = frozenset({"hold.placed", "hold.released"})
 
-# Chrome's columns. Chrome, Edge, Brave and Opera write and read them; Firefox reads url, username and
-# password by name; Bitwarden and 1Password import a "Chrome (csv)" by exactly these.
+# The columns are Chrome's, because every program reads these: Edge, Brave and Opera write the same,
+# Firefox finds url, username and password by name, Bitwarden and 1Password import "Chrome (csv)"
+# and would refuse a file that has others.
 CSV_COLUMNS = ("name", "url", "username", "password", "note")
 
 
@@ -68,21 +70,22 @@ def export(
 ) -> Iterator[bytes]:
     """Return a ZIP with all of the account's data, in pieces; *now* dates its files.
 
-    Only for its owner, who has confirmed it; *epoch* is that of the confirmed token or row. The account
-    may be deactivated. The export is audited, and the avatar read, before this returns; the rest is
-    read while the pieces are taken, in transactions of milliseconds and in memory that does not grow
-    with the number of rows. Outside the pieces no transaction is open.
+    Only for its owner, who has confirmed it; *epoch* is that of the confirmed token or row. The
+    account may be deactivated. The export is audited, and the avatar read, before this returns; the
+    rest is read while the pieces are taken, in transactions of milliseconds and in memory that does
+    not grow with the number of rows. Outside the pieces no transaction is open.
 
-    Raises TokenNotValid if the account is gone or its epoch has moved on, StoreUnavailable, VaultKeyMissing. Taking a
-    piece raises ExportBroken if that happens later, and whatever the database raises; what has been
-    given out by then is no whole ZIP.
+    Raises TokenNotValid if the account is gone or its epoch has moved on, StoreUnavailable,
+    VaultKeyMissing. Taking a piece raises ExportBroken if that happens later, and whatever the
+    database raises; what has been given out by then is no whole ZIP.
     """
     source = _Source(database, keyring, account_id, epoch, now)
     with database.writing() as session:
         account = rows.find(session, account_id)
         if account is None or account.epoch != epoch:
             raise TokenNotValid
-        # A key that is missing is said now: later it could only break the stream off.
+        # Open the key although nothing needs it yet: a key found missing later could be told of
+        # only by breaking the stream off.
         vault.open_key(session, keyring, account)
         owner = Actor(OWNER, account.public_id)
         audit.record(session, "account.exported", subject=account.public_id, by=owner, now=now)
@@ -93,7 +96,7 @@ def export(
 
 @dataclass
 class _Source:
-    """Where one export reads from."""
+    """The places that one export reads from; each read is a transaction of its own."""
 
     database: Database
     keyring: Keyring
@@ -104,18 +107,20 @@ class _Source:
     avatar: bytes | None = None
 
     def account(self, session: Session) -> Account:
+        """Return the account; raise ExportBroken if it has changed hands or is gone."""
         account = rows.find(session, self.account_id)
         if account is None or account.epoch != self.epoch:
             raise ExportBroken
         return account
 
     def read_avatar(self, store: AvatarStore) -> None:
-        """Read the picture; it is small, since it was made small when it was uploaded."""
+        """Read the picture into memory: as it is stored, it fits 512 by 512 pixels."""
         if self.avatar_key is None:
             return
         file = store.open(self.avatar_key)
         if file is None:
-            # Replaced between the look at the row and this one, most likely.
+            # The picture may have been replaced since its key was read: without a second look the
+            # export would lack it.
             with self.database.reading() as session:
                 self.avatar_key = self.account(session).avatar_key
             file = None if self.avatar_key is None else store.open(self.avatar_key)
@@ -129,7 +134,9 @@ class _Source:
         while True:
             with self.database.reading() as session:
                 account = self.account(session)
-                page = list(vault.entries(session, self.keyring, account, after=after, limit=PAGE))
+                page = list(
+                    vault.entries(session, self.keyring, account, after=after, limit=PAGE_SIZE)
+                )
             if not page:
                 return
             yield page
@@ -141,14 +148,14 @@ class _Source:
         while True:
             with self.database.reading() as session:
                 subject = self.account(session).public_id
-                page = list(audit.events(session, subject=subject, after=after, limit=PAGE))
+                page = list(audit.events(session, subject=subject, after=after, limit=PAGE_SIZE))
             if not page:
                 return
             yield subject, page
             after = page[-1].id
 
 
-# A file's name and its pieces.
+# The name of a file in the ZIP, and its content in pieces.
 _File = tuple[str, Iterable[bytes]]
 
 
@@ -169,32 +176,33 @@ def _saved_passwords(source: _Source) -> Iterator[_File]:
         "saved_passwords.json",
         _json_list(
             {
-                "id": one.id,
-                "name_pages": one.entry.name_pages,
-                "url": one.entry.url,
-                "password_saved": one.entry.password_saved,
-                "created_at": one.created_at,
-                "updated_at": one.updated_at,
+                "id": stored.id,
+                "name_pages": stored.entry.name_pages,
+                "url": stored.entry.url,
+                "password_saved": stored.entry.password_saved,
+                "created_at": stored.created_at,
+                "updated_at": stored.updated_at,
             }
             for page in source.entries()
-            for one in page
+            for stored in page
         ),
     )
 
 
 def _csv(source: _Source) -> Iterator[bytes]:
-    """Write RFC 4180, in UTF-8 without a byte order mark, which importers take for a part of "name".
+    """Write RFC 4180 in UTF-8, without a byte order mark: importers would read it as part of "name".
 
     Nothing is changed against spreadsheets: a password must come out as it went in.
     """
     text = io.StringIO(newline="")
-    # Everything quoted: then no space at an end and no lone carriage return is lost by a lax reader.
-    rows_out = csv.writer(text, lineterminator="\r\n", quoting=csv.QUOTE_ALL)
-    rows_out.writerow(CSV_COLUMNS)
+    # Quote every field: a lax reader would strip a space at the end of a password, or take a lone
+    # carriage return in it for the end of the line.
+    table = csv.writer(text, lineterminator="\r\n", quoting=csv.QUOTE_ALL)
+    table.writerow(CSV_COLUMNS)
     for page in source.entries():
-        for one in page:
-            entry = one.entry
-            rows_out.writerow((entry.name_pages, entry.url, "", entry.password_saved, ""))
+        for stored in page:
+            entry = stored.entry
+            table.writerow((entry.name_pages, entry.url, "", entry.password_saved, ""))
         yield text.getvalue().encode()
         text.seek(0)
         text.truncate()
@@ -219,7 +227,7 @@ def _activity(source: _Source) -> Iterator[_File]:
 
 
 def _by(event: AuditEvent, subject: uuid.UUID) -> str:
-    """Say who it was, without naming anybody else."""
+    """Say who acted, in the owner's view: "you", or in general who else, whom it never names."""
     if event.actor == subject:
         return "you"
     if event.actor is not None and event.actor_kind != STAFF:
@@ -227,7 +235,8 @@ def _by(event: AuditEvent, subject: uuid.UUID) -> str:
     return event.actor_kind
 
 
-# By what the data map calls it.
+# Writers by the name that the data map gives as `exported`. A name without one breaks every export
+# in the middle of its stream; `gaps` tells of it.
 _WRITERS: Mapping[str, Callable[[_Source], Iterator[_File]]] = {
     "account.json": _account,
     "saved_passwords.json": _saved_passwords,
@@ -235,8 +244,10 @@ _WRITERS: Mapping[str, Callable[[_Source], Iterator[_File]]] = {
     "activity.json": _activity,
 }
 
+# One line of the README for each of them.
 _ABOUT = {
-    "account.json": "your account: names, email address, telephone number, and the times that matter",
+    "account.json": "your account: names, email address, telephone number, "
+    "and the times that matter",
     "saved_passwords.json": "your saved passwords, with when you saved and last changed each; "
     "saved_passwords.csv is the same for other programs",
     "avatar": "your picture as we show it, as avatar.webp; no such file, no picture",
@@ -263,7 +274,7 @@ def _readme(source: _Source) -> str:
         return textwrap.fill(f"{name}: {text}.", 76, initial_indent="- ", subsequent_indent="  ")
 
     exported = [place for place in PLACES if place.exported is not None]
-    others = [place for place in PLACES if place.exported is None]
+    not_exported = [place for place in PLACES if place.exported is None]
     parts = [
         f"Your data, as we had it on {source.now:%-d %B %Y at %H:%M} UTC.",
         "KEEP THIS SAFE: whoever has these files can read your passwords. They are not encrypted "
@@ -290,7 +301,7 @@ def _readme(source: _Source) -> str:
         "What is not in it",
         *(
             listed(place.name, f"{place.not_exported_because}. Kept {place.kept_for}")
-            for place in others
+            for place in not_exported
         ),
         *(listed(f"{name} of your account", reason) for name, reason in WITHHELD.items()),
     ]
@@ -305,7 +316,10 @@ def _files(source: _Source) -> Iterator[_File]:
 
 
 class _Pipe(io.RawIOBase):
-    """What the ZIP is written to, and taken from again. It cannot seek, so neither will the ZIP."""
+    """A buffer between the ZIP's writer and the reader of its pieces.
+
+    It cannot seek, so the writer never goes back to a piece that has been given out.
+    """
 
     def __init__(self) -> None:
         self._written: list[bytes] = []
@@ -318,6 +332,7 @@ class _Pipe(io.RawIOBase):
         return len(data)
 
     def take(self) -> bytes:
+        """Return the bytes that were written since the last call."""
         taken = b"".join(self._written)
         self._written.clear()
         return taken
@@ -325,7 +340,8 @@ class _Pipe(io.RawIOBase):
 
 def _zipped(source: _Source) -> Iterator[bytes]:
     pipe = _Pipe()
-    # No ``with``: its end writes the directory, also after an error, and makes a broken ZIP look whole.
+    # Do not use ``with``: its end writes the directory also after an error, so that a broken ZIP
+    # would look whole.
     archive = zipfile.ZipFile(pipe, "w", zipfile.ZIP_DEFLATED)
     for name, pieces in _files(source):
         with _entry(archive, name, source.now) as file:
@@ -340,7 +356,8 @@ def _zipped(source: _Source) -> Iterator[bytes]:
 def _entry(archive: zipfile.ZipFile, name: str, now: datetime) -> IO[bytes]:
     info = zipfile.ZipInfo(name, date_time=now.timetuple()[:6])
     info.compress_type = zipfile.ZIP_DEFLATED
-    # Unpacked for nobody else to read.
+    # Let only the owner read the file when it is unpacked: others on the machine could read
+    # passwords.
     info.external_attr = 0o600 << 16
     return archive.open(info, "w")
 

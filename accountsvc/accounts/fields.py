@@ -1,7 +1,7 @@
 """The rules for the fields of an account: each check returns a sentence for every bad field.
 
-The checks are pure: the same values give the same sentences, and no database is asked. Whether a name
-is still free is for :mod:`.profiles` to say.
+The checks are pure: the same values give the same sentences, and no database is asked. Whether a
+name is still free is for :mod:`.profiles` to say.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ _MAX_LENGTH = {
 
 _MIN_PASSWORD_LENGTH = 8
 
-# zxcvbn's own scale of 0 to 4: a score of 1 means fewer than 10**6 guesses, too few against a stolen
-# table of hashes.
+# zxcvbn's own scale of 0 to 4: a score of 1 means fewer than 10**6 guesses, too few against a
+# stolen table of hashes.
 _MIN_PASSWORD_SCORE = 2
 
 # A dot-atom (RFC 5322, section 3.2.3) with the letters and digits of every script, "@", and a host
@@ -45,7 +45,7 @@ _EMAIL = re.compile(
 
 
 def field_problems(values: Mapping[str, str]) -> dict[str, list[str]]:
-    """Return what is wrong with *values*, which are profile fields by their names; {} if nothing is."""
+    """Return the problems of *values*, profile fields by their names; {} if there is none."""
     problems: dict[str, list[str]] = {}
     for name, value in values.items():
         if problem := text_problem(value):
@@ -62,8 +62,9 @@ def field_problems(values: Mapping[str, str]) -> dict[str, list[str]]:
 
 
 def is_email(text: str) -> bool:
-    """Say whether *text*, without spaces around it, is one e-mail address that can be written to."""
-    # The letters above hold the spaces of other scripts (U+2003, U+3000), at which a header would fold.
+    """Say whether *text* is one e-mail address, without spaces around it."""
+    # The letters above hold the spaces of other scripts (U+2003, U+3000), at which a header would
+    # fold.
     return _EMAIL.fullmatch(text) is not None and not re.search(r"\s", text)
 
 

@@ -1,8 +1,11 @@
-"""Deactivate, reactivate, reschedule, hold, release.
+"""Deactivate, reactivate, reschedule, hold, release: each whole or not at all, in one transaction.
 
-Every function takes a Session inside a writing transaction of the caller, locks the rows that it
-decides on, then reads the *clock* (the database's), and writes the change, its audit event and its effects
-together. The two windows are half-open: reactivation needs ``now < purge_at``, purge ``now >= purge_at``.
+Every function that changes anything takes a Session inside a writing transaction of the caller,
+locks the rows that it decides on, then reads the *clock* (by default the database's), and writes
+the change, its audit event and its effects together. What raises has changed nothing.
+
+The two windows are half-open and leave no gap: reactivation needs ``now < purge_at``, the purge
+``now >= purge_at``. All times are aware.
 """
 
 from __future__ import annotations
@@ -11,11 +14,11 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from sqlalchemy import delete, exists, select
+from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
 from ..config import Settings
-from ..db import audit
+from ..db import audit, rules
 from ..db.audit import Actor
 from ..db.engine import Clock, database_now
 from ..db.models import DUE, OWNER, STAFF, Account, PurgeFailure
@@ -37,7 +40,9 @@ from ..errors import (
 )
 from ..outbox import notices
 
-# How long after a change of e-mail or password an owner cannot purge at once: time to notice a theft.
+# So soon after a change of e-mail or password an owner may not give up the grace period: a thief
+# who has just taken an account over would destroy it before its owner reads the mail about the
+# change.
 SETTLING = timedelta(hours=24)
 
 REASON_LENGTH = 1000
@@ -48,9 +53,9 @@ class Promise:
     """The terms of every deactivation, read from the settings once a process.
 
     The purge is due *grace* after the deactivation; staff may move it, at most to *max_grace* after
-    the deactivation. The owner is mailed each of *reminders* before the purge. After the last hold it
-    is at least *hold_release_delay* away. As long as *grace* after a change of address, the previous
-    address is told too.
+    the deactivation. The owner is mailed each of *reminders* before the purge. After the last hold
+    it is at least *hold_release_delay* away. As long as *grace* after a change of address, the
+    previous address is told too.
     """
 
     grace: timedelta
@@ -60,6 +65,7 @@ class Promise:
 
     @classmethod
     def from_settings(cls, settings: Settings) -> Promise:
+        """Return the promise that *settings* make."""
         return cls(
             grace=settings.grace_period,
             max_grace=settings.max_grace,
@@ -69,7 +75,10 @@ class Promise:
 
 
 def whole_second(moment: datetime) -> datetime:
-    """Round up to a whole second: the promise on the wire must not be earlier than the purge."""
+    """Round *moment* up to a whole second.
+
+    The wire shows whole seconds: a purge in the middle of one would come later than was promised.
+    """
     if moment.microsecond:
         return moment.replace(microsecond=0) + timedelta(seconds=1)
     return moment
@@ -85,9 +94,10 @@ def lock_as(
 ) -> Account:
     """Lock the account, the row of the staff member who acts, and the rows *also*, all in id order.
 
-    *epoch* is that of the token that acts, the owner's or the staff member's; None for an operator.
+    Return the account as it is under the lock. *epoch* is that of the token that acts, the owner's
+    or the staff member's; None for an operator, who has none.
 
-    Raises AccountNotFound; TokenNotValid if that token has died meanwhile.
+    Raises AccountNotFound; TokenNotValid if the token has died meanwhile.
     """
     actor_id = account_id
     if epoch is not None and by.kind == STAFF and by.public_id is not None:
@@ -106,11 +116,12 @@ def lock_as(
 
 
 def lock_for_deactivation(session: Session, account_ids: Collection[int]) -> None:
-    """Lock whatever decides on the deactivation of several accounts, in id order.
+    """Lock, in id order, all rows that decide on the deactivation of several accounts.
 
-    For a caller that deactivates them one by one: each alone would lock out of the others' order.
+    Call this before you deactivate them one by one: each call of :func:`deactivate` locks in id
+    order by itself only, so two such callers could wait for each other for ever.
     """
-    lock_many(session, {*account_ids, *_who_decide(session, account_ids)})
+    lock_many(session, {*account_ids, *_deciding_staff(session, account_ids)})
 
 
 def deactivate(
@@ -135,7 +146,7 @@ def deactivate(
     if reason is not None:
         _check_reason(reason)
     account = lock_as(
-        session, account_id, by=by, epoch=epoch, also=_who_decide(session, [account_id])
+        session, account_id, by=by, epoch=epoch, also=_deciding_staff(session, [account_id])
     )
     now = clock(session)
     if not account.is_active:
@@ -164,8 +175,8 @@ def reactivate(
 ) -> Account:
     """Give the account back, with all its data; tokens from before stay dead.
 
-    *epoch* is that of the token that acts: the staff member's, or the owner's recovery or mailed token, which is
-    single-use because this raises the account's epoch.
+    *epoch* is that of the token that acts: the staff member's, or the owner's recovery or mailed
+    token. The latter works once, because this raises the account's epoch.
 
     Raises AccountNotFound, NotDeactivated, GraceOver (``now >= purge_at``), TokenNotValid (another
     epoch), and ReactivationForbidden if the owner asks for what staff or an operator deactivated.
@@ -180,7 +191,8 @@ def reactivate(
         raise GraceOver
     account.deactivated_at = account.purge_at = account.deactivated_by = account.reason = None
     account.epoch += 1
-    # What went wrong with a purge is no reason not to try the next one.
+    # Forget the failures of the purge that is called off: counted on, they would have the purge
+    # after another deactivation given up as stuck at its first failure.
     session.execute(delete(PurgeFailure).where(PurgeFailure.account_id == account.id))
     audit.record(session, "account.reactivated", subject=account.public_id, by=by, now=now)
     notices.reactivated(session, account, now=now, grace=promise.grace)
@@ -207,7 +219,7 @@ def reschedule(
         raise GraceOver("The account is due. Place a hold to suspend its purge.")
     assert account.deactivated_at is not None
     assert account.purge_at is not None
-    # Before it is rounded: the last microsecond of the calendar cannot be.
+    # Compare before rounding up: rounding a time in the last second of the year 9999 overflows.
     if not account.purge_at <= purge_at <= whole_second(account.deactivated_at + promise.max_grace):
         raise InvalidSchedule
     purge_at = whole_second(purge_at)
@@ -227,22 +239,16 @@ def set_reason(
     by: Actor,
     clock: Clock = database_now,
 ) -> Account:
-    """Store the staff's reason on the row that the purge deletes.
+    """Store the staff's reason, on the row that the purge deletes; the same again changes nothing.
 
-    Raises InvalidInput, and as :func:`reschedule` does.
+    Raises InvalidInput for an unfit *reason*, AccountNotFound (also when active).
     """
     _check_reason(reason)
     account = _lock_deletion(session, account_id)
     now = clock(session)
     if account.reason != reason:
         account.reason = reason
-        audit.record(
-            session,
-            "deletion.reason_changed",
-            subject=account.public_id,
-            by=by,
-            now=now,
-        )
+        audit.record(session, "deletion.reason_changed", subject=account.public_id, by=by, now=now)
         session.flush()
     return account
 
@@ -255,13 +261,14 @@ def due_now(
     epoch: int | None = None,
     clock: Clock = database_now,
 ) -> Account:
-    """Waive the rest of the grace period: ``purge_at`` becomes *now*; the next sweep purges.
+    """Waive the rest of the grace period: ``purge_at`` becomes now; the next sweep purges.
 
-    Idempotent: an account that is already due keeps its time. An owner is refused within 24 hours of a
-    change of e-mail or password, and is not told of a hold (the sweep respects it all the same).
+    Idempotent: an account that is already due keeps its time. An owner is refused within 24 hours
+    of a change of e-mail or password, and is not told of a hold (the sweep respects it all the
+    same).
 
-    Raises AccountNotFound, NotDeactivated, TokenNotValid (as :func:`reactivate` does), RecentChange to an
-    owner, and LegalHold to staff and operators.
+    Raises AccountNotFound, NotDeactivated, TokenNotValid (as :func:`reactivate` does), RecentChange
+    to an owner, and LegalHold to staff and operators.
     """
     account = lock_as(session, account_id, by=by, epoch=epoch)
     now = clock(session)
@@ -275,15 +282,10 @@ def due_now(
         raise LegalHold
     if account.state(now) != DUE:
         assert account.deactivated_at is not None
-        # Rounded down, against the rule for promises: this one was asked for now.
+        # Round down, unlike a promise: rounded up, the account would not be due yet when the caller
+        # begins to purge it. A purge before the deactivation would break a CHECK.
         account.purge_at = max(now.replace(microsecond=0), account.deactivated_at)
-        audit.record(
-            session,
-            "deletion.purge_requested",
-            subject=account.public_id,
-            by=by,
-            now=now,
-        )
+        audit.record(session, "deletion.purge_requested", subject=account.public_id, by=by, now=now)
         session.flush()
     return account
 
@@ -297,10 +299,13 @@ def place_hold(
     epoch: int | None = None,
     clock: Clock = database_now,
 ) -> Hold:
-    """Suspend the purge of the account (not the wish) until the hold is released.
+    """Suspend the purge of the account, but not its deactivation, until the hold is released.
 
     The account's row is locked first: a purge that has the lock wins, one that comes later sees the
-    hold. Raises AccountNotFound, InvalidInput, TokenNotValid (another *epoch* of the staff member's).
+    hold. The account may be active, and may have other holds.
+
+    Raises AccountNotFound, InvalidInput for a blank or unfit *reason*, TokenNotValid (another
+    *epoch* of the staff member's).
     """
     _check_reason(reason)
     if not reason.strip():
@@ -321,14 +326,6 @@ def place_hold(
     return hold
 
 
-def _check_reason(reason: str) -> None:
-    # A reason has lines; anything else could do something to the terminal that shows it.
-    if problem := text_problem(reason, allowed="\t\n\r"):
-        raise InvalidInput({"reason": [problem]})
-    if len(reason) > REASON_LENGTH:
-        raise InvalidInput({"reason": [f"Use at most {REASON_LENGTH} characters."]})
-
-
 def release_hold(
     session: Session,
     account_id: int,
@@ -341,8 +338,10 @@ def release_hold(
 ) -> Hold:
     """Release a hold; it stays on record until the purge.
 
-    Releasing the last one sets ``purge_at`` to at least ``promise.hold_release_delay`` from now, so that a mistaken release
-    is not final. Raises AccountNotFound, HoldNotFound (also when it was released before), TokenNotValid (as
+    Releasing the last open one sets ``purge_at`` to at least ``promise.hold_release_delay`` from
+    now, so that a mistaken release is not final.
+
+    Raises AccountNotFound, HoldNotFound (also when it was released before), TokenNotValid (as
     :func:`place_hold` does).
     """
     account = lock_as(session, account_id, by=by, epoch=epoch)
@@ -355,14 +354,7 @@ def release_hold(
     session.flush()
     if account.purge_at is not None and not open_holds(session, account.id):
         account.purge_at = max(account.purge_at, whole_second(now + promise.hold_release_delay))
-    audit.record(
-        session,
-        "hold.released",
-        subject=account.public_id,
-        by=by,
-        now=now,
-        hold=hold.id,
-    )
+    audit.record(session, "hold.released", subject=account.public_id, by=by, now=now, hold=hold.id)
     session.flush()
     return hold
 
@@ -375,11 +367,9 @@ def holds(session: Session, account_ids: Sequence[int]) -> Sequence[Hold]:
 
 
 def open_holds(session: Session, account_id: int) -> Sequence[Hold]:
-    """Return the holds that suspend the purge."""
+    """Return the holds that suspend the purge of the account, oldest first."""
     return session.scalars(
-        select(Hold)
-        .where(Hold.account_id == account_id, Hold.released_at.is_(None))
-        .order_by(Hold.id)
+        select(Hold).where(Hold.account_id == account_id, rules.is_open()).order_by(Hold.id)
     ).all()
 
 
@@ -390,59 +380,61 @@ def deletions(
     state: str | None = None,
     due_before: datetime | None = None,
     held: bool | None = None,
-    after: tuple[datetime, int] | None = None,
+    after: rules.Position | None = None,
     limit: int = 100,
 ) -> Sequence[Account]:
-    """Return deactivated accounts in ``(purge_at, id)`` order, from the first above *after*.
+    """Return at most *limit* deactivated accounts in the purge's order, all of them behind *after*.
 
-    *state* is ``deactivated`` or ``due``; *held* asks for accounts with, or without, an open hold.
+    *state* is ``deactivated`` (in the grace period at *now*) or ``due``; *held* asks for accounts
+    with, or without, an open hold; *due_before* for those with an earlier ``purge_at``.
     """
-    query = (
-        select(Account)
-        .where(Account.purge_at.is_not(None))
-        .order_by(Account.purge_at, Account.id)
-        .limit(limit)
-    )
-    if state == DUE:
-        query = query.where(Account.purge_at <= now)
-    elif state is not None:
-        query = query.where(Account.purge_at > now)
+    query = select(Account).where(~rules.is_active()).order_by(*rules.PURGE_ORDER).limit(limit)
+    if state is not None:
+        query = query.where(rules.is_due(now) if state == DUE else rules.is_in_grace(now))
     if due_before is not None:
         query = query.where(Account.purge_at < due_before)
     if held is not None:
-        has_hold = exists().where(Hold.account_id == Account.id, Hold.released_at.is_(None))
-        query = query.where(has_hold if held else ~has_hold)
+        query = query.where(rules.has_open_hold() if held else ~rules.has_open_hold())
     if after is not None:
-        purge_at, account_id = after
-        query = query.where(
-            (Account.purge_at > purge_at)
-            | ((Account.purge_at == purge_at) & (Account.id > account_id))
-        )
+        query = query.where(rules.comes_after(after))
     return session.scalars(query).all()
 
 
+def _check_reason(reason: str) -> None:
+    # A reason may have several lines. Any other control character is refused: it could clear or
+    # rewrite the screen of the operator who has the account shown.
+    if problem := text_problem(reason, allowed="\t\n\r"):
+        raise InvalidInput({"reason": [problem]})
+    if len(reason) > REASON_LENGTH:
+        raise InvalidInput({"reason": [f"Use at most {REASON_LENGTH} characters."]})
+
+
 def _lock_deletion(session: Session, account_id: int) -> Account:
+    """Lock a deactivated account. Raises AccountNotFound, also when it is active."""
     account = lock(session, account_id)
     if account.is_active:
         raise AccountNotFound
     return account
 
 
-def _who_decide(session: Session, account_ids: Collection[int]) -> set[int]:
-    """Return who else must be locked for a deactivation: all active staff, if one of them is staff."""
+def _deciding_staff(session: Session, account_ids: Collection[int]) -> set[int]:
+    """Return all active staff if one of the accounts is staff: a deactivation must lock them too.
+
+    Otherwise the last two staff accounts could be deactivated at once, each because of the other.
+    """
     staff = select(Account.id).where(Account.is_staff)
     if not any(
-        session.scalar(staff.where(Account.id.in_(page)).limit(1))
-        for page in chunks(list(filter(is_id, account_ids)))
+        session.scalar(staff.where(Account.id.in_(chunk)).limit(1))
+        for chunk in chunks(list(filter(is_id, account_ids)))
     ):
         return set()
-    return set(session.scalars(staff.where(Account.deactivated_at.is_(None))))
+    return set(session.scalars(staff.where(rules.is_active())))
 
 
 def _other_active_staff(session: Session, account: Account) -> bool:
-    found = session.scalar(
+    other_id = session.scalar(
         select(Account.id)
-        .where(Account.is_staff, Account.deactivated_at.is_(None), Account.id != account.id)
+        .where(Account.is_staff, rules.is_active(), Account.id != account.id)
         .limit(1)
     )
-    return found is not None
+    return other_id is not None

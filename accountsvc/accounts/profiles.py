@@ -1,8 +1,7 @@
-"""Sign up, authenticate, change a profile, a password, an avatar; reset a password.
+"""Sign up, change a profile, list accounts.
 
-Functions that hash passwords or store files own their transactions, because neither belongs inside
-one: they read, do the slow work, then lock the row and compare what they relied on. The others take a
-Session inside a transaction of the caller.
+A name or an e-mail belongs to one account at a time, in whatever form it is typed, also while that
+account is deactivated; the database's unique keys have the last word.
 """
 
 from __future__ import annotations
@@ -11,26 +10,26 @@ import uuid
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 
-import structlog
 from sqlalchemy import select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from ..db import audit, rows
+from ..db import audit, rows, rules
 from ..db.audit import Actor
 from ..db.engine import Clock, Database, database_now
 from ..db.models import ACTIVE, DEACTIVATED, DUE, OWNER, Account
 from ..db.text import unique_key
-from ..errors import (
-    InvalidInput,
-)
+from ..errors import InvalidInput
 from ..outbox import notices
 from .credentials import PasswordHasher
 from .fields import PROFILE_FIELDS, cleaned, field_problems, password_problems
 from .lifecycle import Promise
 from .vault import Keyring
 
-log = structlog.get_logger(__name__)
+_TAKEN = {
+    "email": "An account with this email is already taken.",
+    "username": "This username is already taken.",
+}
 
 
 def sign_up(
@@ -45,18 +44,20 @@ def sign_up(
 ) -> Account:
     """Create an account from ``username``, ``email``, ``password`` and optional profile fields.
 
-    Owns its transactions. Names of deactivated accounts stay taken. Raises InvalidInput with a
-    sentence for every bad field, and then has created nothing.
+    Owns its transactions: the password is hashed outside them. *by* is the operator, if one creates
+    it; by default its owner. Raises InvalidInput with a sentence for every bad field, and then has
+    created nothing.
     """
     given = {name: fields.get(name, "") for name in PROFILE_FIELDS}
     problems = field_problems(given)
     values = cleaned(given)
-    # What is no valid text can neither be looked up nor be compared with the password.
+    # Look up, and compare with the password, only fields without a problem: a text with a lone
+    # surrogate would end the query with an error of the database's driver.
     sound = {name: value for name, value in values.items() if name not in problems}
     password = fields.get("password", "")
     problems |= password_problems("password", password, sound)
     with database.reading() as session:
-        problems |= _taken(session, sound, but=None)
+        problems |= _taken(session, sound)
     if problems:
         raise InvalidInput(problems)
     password_hash = hasher.hash(password)
@@ -82,9 +83,9 @@ def sign_up(
             session.flush()
             session.refresh(account)
     except IntegrityError as exc:
-        # Somebody else took the name in between.
+        # Somebody else may have taken a name since it was looked up: say which one, like any other.
         with database.reading() as session:
-            taken = _taken(session, values, but=None)
+            taken = _taken(session, values)
         if not taken:
             raise
         raise InvalidInput(taken) from exc
@@ -103,10 +104,13 @@ def update_profile(
 ) -> Account:
     """Change the given profile fields, the others stay; unknown names in *changes* are ignored.
 
-    A changed e-mail address is audited and the address before it is told. The one that is remembered,
-    and told of what happens in a grace period, is the oldest of several in a row: who changes it twice does
-    not shake off the owner. The caller has made sure that the person is there (a fresh token or the
-    password). Raises InvalidInput, TokenNotValid.
+    A change of the e-mail address is audited, and the previous address is told. Of several changes
+    within one grace period the oldest previous address is remembered, and told of what happens to
+    the account: a thief who changes the address twice does not shake off the owner. The caller has
+    made sure that the owner is there, by a fresh token or the password.
+
+    Raises InvalidInput; TokenNotValid if the account is no longer active or its *epoch* has moved
+    on.
     """
     given = {name: changes[name] for name in PROFILE_FIELDS if name in changes}
     problems = field_problems(given)
@@ -115,7 +119,7 @@ def update_profile(
     values = cleaned(given)
     account = rows.lock_for_write(session, account_id, epoch=epoch, share=False)
     now = clock(session)
-    taken = _taken(session, values, but=account_id)
+    taken = _taken(session, values, own_id=account_id)
     if taken:
         raise InvalidInput(taken)
     changed = {name for name, value in values.items() if getattr(account, name) != value}
@@ -136,7 +140,8 @@ def update_profile(
     try:
         session.flush()
     except IntegrityError as exc:
-        # A sign-up or update took the name between the look and the write.
+        # Somebody else has taken the name since it was looked up. Only the database's message says
+        # which of the two: the transaction is over, so nothing can be looked up again.
         name = "email" if "email_key" in str(exc.orig) else "username"
         raise InvalidInput({name: [_TAKEN[name]]}) from exc
     return account
@@ -150,32 +155,29 @@ def list_accounts(
     after: int = 0,
     limit: int = 100,
 ) -> Sequence[Account]:
-    """Return accounts in id order from the first id above *after*; *state* as ``Account.state`` says it."""
+    """Return at most *limit* accounts in id order, from the first id above *after*.
+
+    With *state*: only those of which ``Account.state`` says that at *now*.
+    """
     query = select(Account).where(Account.id > after).order_by(Account.id).limit(limit)
     if state == ACTIVE:
-        query = query.where(Account.purge_at.is_(None))
+        query = query.where(rules.is_active())
     elif state == DEACTIVATED:
-        query = query.where(Account.purge_at > now)
+        query = query.where(rules.is_in_grace(now))
     elif state == DUE:
-        query = query.where(Account.purge_at <= now)
+        query = query.where(rules.is_due(now))
     return session.scalars(query).all()
 
 
-_TAKEN = {
-    "email": "An account with this email is already taken.",
-    "username": "This username is already taken.",
-}
-
-
-def _taken(session: Session, values: Mapping[str, str], *, but: int | None) -> dict[str, list[str]]:
-    taken = {}
-    for name, column in (
-        ("username", Account.username_key),
-        ("email", Account.email_key),
-    ):
+def _taken(
+    session: Session, values: Mapping[str, str], *, own_id: int | None = None
+) -> dict[str, list[str]]:
+    """Return a sentence for each name of *values* that another account than *own_id* has."""
+    problems = {}
+    for name, column in (("username", Account.username_key), ("email", Account.email_key)):
         if name not in values:
             continue
-        found = session.scalar(select(Account.id).where(column == unique_key(values[name])))
-        if found is not None and found != but:
-            taken[name] = [_TAKEN[name]]
-    return taken
+        owner_id = session.scalar(select(Account.id).where(column == unique_key(values[name])))
+        if owner_id is not None and owner_id != own_id:
+            problems[name] = [_TAKEN[name]]
+    return problems

@@ -1,8 +1,8 @@
-"""Saved passwords, encrypted at rest.
+"""Saved passwords: none in clear at rest, none that opens elsewhere, each read by its owner alone.
 
-Envelope encryption: each account has a random key of its own; the key is stored wrapped by one of
-``VAULT_KEYS``. AES-256-GCM (NIST SP 800-38D) with random 96-bit nonces throughout. The associated
-data binds a wrapped key to its account and a ciphertext to its row, so that nothing can be moved.
+Each account has a random key of its own, stored wrapped by one of ``VAULT_KEYS`` (envelope
+encryption). AES-256-GCM (NIST SP 800-38D) with random 96-bit nonces throughout. The associated data
+binds a wrapped key to its account and a ciphertext to its row: copied elsewhere, neither opens.
 Functions take a Session inside a transaction of the caller.
 """
 
@@ -26,49 +26,53 @@ from ..db.models import Account, SavedPassword, VaultKey
 from ..db.rows import is_id, lock_for_write
 from ..errors import PasswordNotFound, VaultKeyMissing
 
-_NONCE = 12
-_PAGE = 500
+_NONCE_BYTES = 12
+# Rows that are decrypted at once: a whole large vault in memory could end the process.
+_PAGE_SIZE = 500
 
 
 @dataclass(frozen=True)
 class Entry:
-    """What a person saves. Never null; name and url may be empty."""
+    """A saved password in clear. No member is null; name and url may be empty."""
 
     name_pages: str
     url: str
     password_saved: str
 
     def __repr__(self) -> str:
+        # Show no member: a traceback that shows its variables would put the password into a log.
         return "Entry()"
 
 
 @dataclass(frozen=True)
 class StoredEntry:
+    """An entry with its row's id and times, in UTC."""
+
     id: int
     entry: Entry
     created_at: datetime
     updated_at: datetime
 
 
-def _name(key: bytes) -> str:
+def _key_name(key: bytes) -> str:
     return hashlib.sha256(key).hexdigest()[:16]
 
 
 def _seal(key: bytes, plain: bytes, bound_to: bytes) -> bytes:
-    nonce = os.urandom(_NONCE)
+    nonce = os.urandom(_NONCE_BYTES)
     return nonce + AESGCM(key).encrypt(nonce, plain, bound_to)
 
 
 def _open(key: bytes, sealed: bytes, bound_to: bytes) -> bytes:
-    return AESGCM(key).decrypt(sealed[:_NONCE], sealed[_NONCE:], bound_to)
+    return AESGCM(key).decrypt(sealed[:_NONCE_BYTES], sealed[_NONCE_BYTES:], bound_to)
 
 
 class Keyring:
-    """The wrapping keys, newest first. The newest wraps, each of them unwraps."""
+    """The wrapping keys, newest first: the newest wraps, each of them unwraps. Safe in threads."""
 
     def __init__(self, keys: tuple[bytes, ...]) -> None:
-        self._keys = {_name(key): key for key in keys}
-        self.newest = _name(keys[0])
+        self._keys = {_key_name(key): key for key in keys}
+        self.newest = _key_name(keys[0])
 
     def __repr__(self) -> str:
         return f"Keyring({', '.join(self._keys)})"
@@ -82,6 +86,10 @@ class Keyring:
         )
 
     def unwrap(self, row: VaultKey, public_id: uuid.UUID) -> bytes:
+        """Return the key of the account *public_id*.
+
+        Raises VaultKeyMissing if none of the wrapping keys opens *row*, or it is another account's.
+        """
         key = self._keys.get(row.wrapped_by)
         if key is None:
             raise VaultKeyMissing(row.wrapped_by)
@@ -110,7 +118,8 @@ def save(
 ) -> SavedPassword:
     """Save *entry* for an active account and return its row.
 
-    Raises TokenNotValid if the account is no longer active or its *epoch* has moved on.
+    Raises TokenNotValid if the account is no longer active or its *epoch* has moved on,
+    VaultKeyMissing.
     """
     account = lock_for_write(session, account_id, epoch=epoch)
     now = clock(session)
@@ -141,15 +150,18 @@ def entries(
     after: int = 0,
     limit: int | None = None,
 ) -> Iterator[StoredEntry]:
-    """Yield the account's entries in id order, from the first id above *after*, in bounded memory."""
+    """Yield the account's entries in id order, from the first id above *after*, *limit* at most.
+
+    Memory stays bounded, however many there are. Raises VaultKeyMissing.
+    """
     key = open_key(session, keyring, account)
-    left = limit
-    while left is None or left > 0:
+    remaining = limit
+    while remaining is None or remaining > 0:
         page = session.scalars(
             select(SavedPassword)
             .where(SavedPassword.account_id == account.id, SavedPassword.id > after)
             .order_by(SavedPassword.id)
-            .limit(_PAGE if left is None else min(_PAGE, left))
+            .limit(_PAGE_SIZE if remaining is None else min(_PAGE_SIZE, remaining))
         ).all()
         if not page:
             return
@@ -159,7 +171,7 @@ def entries(
             )
             session.expunge(row)
         after = page[-1].id
-        left = None if left is None else left - len(page)
+        remaining = None if remaining is None else remaining - len(page)
 
 
 def update(
@@ -174,7 +186,8 @@ def update(
 ) -> StoredEntry:
     """Change the given fields of one entry, the others stay.
 
-    Raises PasswordNotFound (also for another person's entry) or TokenNotValid.
+    Raises PasswordNotFound (also for another person's entry), TokenNotValid as :func:`save` does,
+    VaultKeyMissing.
     """
     account = lock_for_write(session, account_id, epoch=epoch)
     row = _lock_owned(session, account, entry_id)
@@ -187,7 +200,10 @@ def update(
 
 
 def delete(session: Session, account_id: int, entry_id: int, *, epoch: int) -> None:
-    """Delete one entry. Raises PasswordNotFound (also for another person's entry) or TokenNotValid."""
+    """Delete one entry.
+
+    Raises PasswordNotFound (also for another person's entry), TokenNotValid as :func:`save` does.
+    """
     account = lock_for_write(session, account_id, epoch=epoch)
     session.delete(_lock_owned(session, account, entry_id))
 
@@ -195,9 +211,10 @@ def delete(session: Session, account_id: int, entry_id: int, *, epoch: int) -> N
 def rewrap(session: Session, keyring: Keyring, *, limit: int) -> int:
     """Wrap up to *limit* keys by the newest wrapping key and return how many; 0 means finished.
 
+    Keys that another transaction has locked are passed over, so several can work at once.
     Raises VaultKeyMissing if a key was wrapped by one that ``VAULT_KEYS`` no longer lists.
     """
-    rows = session.execute(
+    found = session.execute(
         select(VaultKey, Account.public_id)
         .join(Account, Account.id == VaultKey.account_id)
         .where(VaultKey.wrapped_by != keyring.newest)
@@ -205,12 +222,13 @@ def rewrap(session: Session, keyring: Keyring, *, limit: int) -> int:
         .limit(limit)
         .with_for_update(of=VaultKey, skip_locked=True)
     ).all()
-    for row, public_id in rows:
+    for row, public_id in found:
         keyring.rewrap(row, public_id)
-    return len(rows)
+    return len(found)
 
 
 def _lock_owned(session: Session, account: Account, entry_id: int) -> SavedPassword:
+    """Lock the account's entry. Raises PasswordNotFound."""
     row = None
     if is_id(entry_id):
         row = session.scalar(

@@ -48,7 +48,7 @@ def unique_key(typed: str) -> str:
 def rfc3339(moment: datetime, *, timespec: str = "seconds", utc: str = "Z") -> str:
     """Write *moment*, which is aware, as RFC 3339 in UTC, for example ``2026-12-07T09:30:15Z``.
 
-    *timespec* is that of ``datetime.isoformat``: whole seconds, rounded down, or ``auto`` for all that
-    *moment* has. *utc* is how the offset is written, ``Z`` or ``+00:00``; both mean the same.
+    *timespec* is that of ``datetime.isoformat``: whole seconds, rounded down, or ``auto`` for all
+    that *moment* has. *utc* is how the offset is written, ``Z`` or ``+00:00``; both mean the same.
     """
     return moment.astimezone(UTC).replace(tzinfo=None).isoformat(timespec=timespec) + utc

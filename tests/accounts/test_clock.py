@@ -1,8 +1,8 @@
 """Which moment a change is dated by: that of the database, once the row is locked.
 
-A moment from before the lock may be long past by then: somebody would be given back after their purge
-was due, or an entry's times would run backwards. On SQLite the transaction is the lock, so PostgreSQL
-alone can tell the two.
+A moment from before the lock may be long past by then: somebody would be given back after their
+purge was due, or an entry's times would run backwards. On SQLite the transaction is the lock, so
+only PostgreSQL can tell the two apart.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Times as text: one writer, whose bytes are those of the contract, of the export and of the ledger."""
+"""Times as text: the bytes of the one writer are those of the wire, the export and the ledger."""
 
 from __future__ import annotations
 
