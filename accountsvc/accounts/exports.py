@@ -190,7 +190,7 @@ def _saved_passwords(source: _Source) -> Iterator[_File]:
 
 
 def _csv(source: _Source) -> Iterator[bytes]:
-    """Write RFC 4180 in UTF-8, without a byte order mark: importers would read it as part of "name".
+    """Write RFC 4180 in UTF-8, without a byte order mark: importers read one as part of "name".
 
     Nothing is changed against spreadsheets: a password must come out as it went in.
     """
