@@ -53,9 +53,9 @@ from .payloads import (
 )
 from .queue import Outcome, Owed
 
-# The pauses after a refusal; a mail that is refused once more is given up. They are this long because
-# a mail server that is set up wrongly refuses everybody: with short pauses all mails would be lost
-# before anybody has noticed it.
+# The pauses after a refusal; a mail that is refused once more is given up. A mail server that is set
+# up wrongly refuses everybody: with shorter pauses all mails would be lost before somebody has
+# noticed it.
 REFUSED_PAUSES = (timedelta(hours=1), timedelta(days=1))
 
 

@@ -13,17 +13,19 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescap
 
 
 def in_words(moment: datetime) -> str:
-    """Say *moment* (aware, UTC) as ``7 December 2026 at 14:05 UTC``, never later than it is."""
+    """Return *moment* (aware, UTC) as ``7 December 2026 at 14:05 UTC``, rounded down."""
     return f"{day(moment)} at {moment:%H:%M} UTC"
 
 
 def day(moment: datetime) -> str:
+    """Return the day of *moment* (aware, UTC) as ``7 December 2026``."""
     return f"{moment:%-d %B %Y}"
 
 
 _templates = Environment(
     loader=PackageLoader("accountsvc", "templates/mail"),
-    # Only what ends in .html; a text is no HTML, and its paragraphs are escaped by the page.
+    # Only .html templates escape. A template of text that did would show people ``&amp;`` in their
+    # plain mail; its paragraphs are escaped when layout.html takes them.
     autoescape=select_autoescape(["html"], default_for_string=False, default=False),
     undefined=StrictUndefined,
     trim_blocks=True,
@@ -32,6 +34,7 @@ _templates = Environment(
 
 _templates.filters.update(words=in_words, day=day)
 
+# The columns of a plain text (RFC 3676, section 4.2, asks for less than 78).
 _WIDTH = 72
 
 
@@ -43,13 +46,18 @@ class Paragraph:
     url: str | None = None
 
 
-def render(kind: str, facts: Mapping[str, Any]) -> tuple[str, str, str]:
-    """Return subject, text and HTML of a mail. Both bodies are made of the same paragraphs."""
+def render(kind: str, values: Mapping[str, Any]) -> tuple[str, str, str]:
+    """Return subject, text and HTML of a mail of *kind*, whose template is filled with *values*.
+
+    Both bodies are made of the same paragraphs. Raises Jinja's errors if the template is missing or
+    wants a value that is not there.
+    """
     template = _templates.get_template(f"{kind.removeprefix('mail.')}.txt")
-    context = template.new_context(dict(facts))
+    context = template.new_context(dict(values))
     subject = " ".join("".join(template.blocks["subject"](context)).split())
-    paragraphs = [_paragraph(part) for part in re.split(r"\n\s*\n", template.render(facts).strip())]
-    text = "\n\n".join(_plain(one) for one in paragraphs) + "\n"
+    parts = re.split(r"\n\s*\n", template.render(values).strip())
+    paragraphs = [_paragraph(part) for part in parts]
+    text = "\n\n".join(_plain(paragraph) for paragraph in paragraphs) + "\n"
     html = _templates.get_template("layout.html").render(subject=subject, paragraphs=paragraphs)
     return subject, text, html
 

@@ -1,12 +1,12 @@
-"""What is mailed, and when.
+"""Notices: the mails that a change owes, and when they are due.
 
-The functions that take a Session add the mails that a change owes, in its transaction. A row holds a
-kind and ids; the address, the dates and the link are made at delivery (:func:`handlers`), which looks at
-the account again and drops what no longer applies. Only *purged* and *address changed* hold an
-address, because the row that had it is gone or has another, and for 72 hours at most.
+The functions that take a Session add mails to its transaction. A row holds a kind and ids; the
+address, the dates and the link are made at delivery (``delivery.py``), which looks at the account
+again and drops what no longer applies. Only *purged* and *address changed* hold an address, because
+the row that had it is gone or has another, and for 72 hours at most.
 
-Nothing that a person chose (a name) is in a mail: whoever signs up with another's address could else
-have us mail them whatever they like.
+Nothing that a person chose (a name) is in a mail: somebody who signs up with another's address
+could otherwise have the service mail them whatever they like.
 """
 
 from __future__ import annotations
@@ -50,14 +50,22 @@ KINDS = (
     PASSWORD_RESET,
 )
 
-# What says when an account will be purged: one of them at a time is enough.
+# The mails that say when an account will be purged. One of them replaces the others that are owed:
+# after an outage of the mail server, people would otherwise get several at once.
 OF_THE_DATE = (SCHEDULED, DATE_MOVED, REMINDER)
 
-# How long an address may wait in the outbox for a mail server that does not answer.
+# How long a row of the outbox may hold an address while the mail server does not answer: it is the
+# last trace of a person who has been purged.
 ADDRESS_KEPT = timedelta(hours=72)
 
-# How long other news waits for it (RFC 5321, section 4.5.4.1); what is scheduled waits as long as it is.
+# How long other news waits for the mail server (RFC 5321, section 4.5.4.1); a mail
+# that says a week later that the password was changed would be taken for a second change. Mails
+# about the date wait for as long as the date is to come.
 NEWS_KEPT = timedelta(days=5)
+
+# How long the mail with a reset link waits. The link is made at delivery and works for an hour from
+# then; the day after, nobody remembers that they asked for one.
+RESET_KEPT = timedelta(hours=12)
 
 
 def scheduled(
@@ -119,14 +127,13 @@ def password_changed(
 def password_reset(session: Session, account: Account, *, now: datetime) -> None:
     """Owe the mail with the link to set a new password; an unsent one before it is replaced."""
     queue.forget(session, subject=account.public_id, kinds=[PASSWORD_RESET])
-    # The link lasts an hour from its making at delivery; a mail that waited longer would only confuse.
     queue.record(
         session,
         PASSWORD_RESET,
         subject=account.public_id,
         payload=ResetMail(account.epoch),
         now=now,
-        expires_at=now + timedelta(hours=12),
+        expires_at=now + RESET_KEPT,
     )
 
 
@@ -155,7 +162,8 @@ def _remind(
     assert account.purge_at is not None
     for before in reminders:
         at = account.purge_at - before
-        # One that would come at once says nothing that the first mail does not say.
+        # A reminder whose time has passed would be sent together with the first mail, and say the
+        # same.
         if at > now:
             queue.record(
                 session,
@@ -169,7 +177,7 @@ def _remind(
 
 
 def recently_moved(account: Account, *, now: datetime, within: timedelta) -> bool:
-    """Say whether the address was changed within that time, so that the previous one is told too."""
+    """Say whether the address was changed less than *within* ago: then the previous one is told."""
     return (
         account.previous_email is not None
         and account.email_changed_at is not None

@@ -1,9 +1,9 @@
-"""Side effects are rows until they have happened.
+"""The queue of side effects, which are rows until they have happened.
 
-:func:`record` writes what is owed in the transaction that causes it. :func:`deliver` does it after
-the commit: it claims rows by moving ``deliver_after`` on (a lease that runs out by itself), commits,
-does the I/O outside any transaction, and removes a row only while the lease is still its own. So a
-crash at any moment repeats an effect at most, and handlers are idempotent.
+:func:`record` adds an effect to the transaction that causes it. :func:`deliver` does it after the
+commit: it claims rows by moving ``deliver_after`` on (a lease, which runs out by itself), commits,
+has a handler do the work outside any transaction, and removes a row only while the lease is still
+its own. So a crash at any moment repeats an effect at most, and handlers are idempotent.
 """
 
 from __future__ import annotations
@@ -30,20 +30,24 @@ DELETE_FILE = "file.delete"
 LEDGER = "ledger.append"
 MAIL_PREFIX = "mail."
 
-# Longer than any handler's own time-outs for a whole claim, so that a lease outlives its work.
+# How long a claim is the claimer's alone. All time-outs of a handler together are shorter: a lease
+# that ran out during the work would have another worker do it at the same time.
 LEASE = timedelta(minutes=5)
+# How long one try takes at most; see :func:`is_behind`.
 LONGEST_TRY = timedelta(minutes=1)
-# A store with versions is asked about each file, and a claim is to end within a task's time.
-_AT_ONCE = {DELETE_FILE: 100}
+# How many effects of a kind are claimed at once, if fewer than a batch. A store that keeps versions
+# is asked about each file by itself: a whole batch would outlast the task's slice of time.
+_CLAIM_SIZES = {DELETE_FILE: 100}
 FIRST_RETRY = timedelta(seconds=5)
 LONGEST_RETRY = timedelta(hours=1)
-# While the ledger is behind nobody is purged: once it is mended, that is soon over.
+# Nobody is purged while the ledger is behind. With pauses of an hour, purging would stand still for
+# up to an hour after the ledger has been mended.
 LONGEST_LEDGER_RETRY = timedelta(minutes=1)
 
 
 @dataclass(frozen=True)
 class Owed:
-    """One claimed effect, as a handler sees it. ``uid`` is the same at every try."""
+    """One claimed effect, as a handler sees it; ``uid`` is the same at every try."""
 
     uid: uuid.UUID
     kind: str
@@ -56,11 +60,11 @@ class Owed:
 
 @dataclass
 class Outcome:
-    """What a handler says of the effects it was given; those it does not name are done.
+    """A handler's answer about the effects that it was given, by ``uid``; all others are done.
 
-    ``failed`` are tried again later (the value is an exception's class name, nothing else);
-    ``later`` are not due before the time named there; ``given_up`` are dropped for good. ``payloads`` are what
-    those that stay are to carry from now on.
+    ``failed`` are tried again after a pause (the value is an exception's class name, nothing else);
+    ``later`` are not due before the time named there; ``given_up`` are dropped for good, with a
+    reason. ``payloads`` are the new ones of effects that stay.
     """
 
     failed: dict[uuid.UUID, str] = field(default_factory=dict)
@@ -70,12 +74,14 @@ class Outcome:
 
 
 Handler = Callable[[Sequence[Owed], datetime], Outcome]
-# Called in the transaction that drops an effect for good.
+# A function to call in the transaction that drops an effect for good, with the reason and the time.
 OnGivenUp = Callable[[Session, Owed, str, datetime], None]
 
 
 @dataclass
 class DeliveryResult:
+    """How many effects a delivery has dealt with; ``more`` says that others may be due."""
+
     delivered: int = 0
     failed: int = 0
     given_up: int = 0
@@ -115,7 +121,7 @@ def forget(session: Session, *, subject: uuid.UUID, kinds: Collection[str]) -> N
 
 
 def files_owed(keys: Sequence[str]) -> Select[str]:
-    """Select those of *keys* whose file is still to be deleted."""
+    """Select those of *keys* whose file is still owed a deletion."""
     key = FileDeletion.key_of(Effect.payload)
     return select(key).where(Effect.kind == DELETE_FILE, key.in_(keys))
 
@@ -125,14 +131,15 @@ def count_owed(session: Session, now: datetime) -> dict[str, int]:
     rows = session.execute(
         select(Effect.kind, func.count()).where(Effect.deliver_after <= now).group_by(Effect.kind)
     )
-    # A result has `keys`, so dict() alone would take it for a mapping.
+    # A result has a method ``keys``: without ``iter``, dict() would take it for a mapping.
     return dict(iter(rows))
 
 
 def is_behind(session: Session, kind: str, now: datetime) -> bool:
     """Say whether an effect of *kind* has been tried in vain and still waits.
 
-    One that is being tried for longer than any try takes counts too: whoever did it was killed or hangs.
+    One that has been tried for longer than ``LONGEST_TRY`` counts too: its worker was killed, or
+    hangs.
     """
     overlong = (Effect.attempts > 0) & (Effect.created_at <= now - LONGEST_TRY)
     found = session.scalar(
@@ -153,12 +160,13 @@ def deliver(
     seconds: float = 5.0,
     on_given_up: OnGivenUp | None = None,
 ) -> DeliveryResult:
-    """Deliver what is due of *kinds* (default: all that *handlers* know), oldest of each first, in batches.
+    """Deliver what is due of *kinds* (default: all that *handlers* know), in batches.
 
-    The kinds take turns. Returns after about *seconds*, or when nothing more is due; ``more`` says that
-    something may be. Mails are claimed one at a time, so that a slow server holds up only its own
-    lease. A failing effect is tried again with growing pauses and never stands in the way of the
-    others. Safe beside itself. Raises the database's own errors only; a handler's failure is counted.
+    Of each kind the oldest come first, and the kinds take turns. Returns after about *seconds*, or
+    when nothing more is due; ``more`` says that something may be. Mails are claimed one at a time,
+    so that a slow server holds up only its own lease. A failing effect is tried again with growing
+    pauses and never stands in the way of the others. Safe beside itself. Raises the database's own
+    errors only; a handler's failure is counted.
     """
     result = DeliveryResult()
     stop_at = time.monotonic() + seconds
@@ -168,27 +176,31 @@ def deliver(
             if time.monotonic() >= stop_at:
                 result.more = True
                 return result
-            mail = kind.startswith(MAIL_PREFIX)
-            size = 1 if mail else min(batch_size, _AT_ONCE.get(kind, batch_size))
-            owed = _claim(database, clock, kind, size)
-            if owed is None:
+            claimed = _claim(database, clock, kind, _claim_size(kind, batch_size))
+            if claimed is None:
                 waiting.remove(kind)
                 continue
-            if not owed:
+            if not claimed:
                 continue
             with database.reading() as session:
                 now = clock(session)
-            outcome = _handle(handlers[kind], owed, now)
-            _settle(database, clock, owed, outcome, on_given_up)
-            bad = len(outcome.failed)
-            result.failed += bad
-            result.given_up += len(outcome.given_up)
-            result.delivered += len(owed) - bad - len(outcome.given_up) - len(outcome.later)
+            outcome = _handle(handlers[kind], claimed, now)
+            _settle(database, clock, claimed, outcome, on_given_up)
+            failed, given_up = len(outcome.failed), len(outcome.given_up)
+            result.failed += failed
+            result.given_up += given_up
+            result.delivered += len(claimed) - failed - given_up - len(outcome.later)
     return result
 
 
+def _claim_size(kind: str, batch_size: int) -> int:
+    return (
+        1 if kind.startswith(MAIL_PREFIX) else min(batch_size, _CLAIM_SIZES.get(kind, batch_size))
+    )
+
+
 def _failing_last(database: Database, kinds: list[str]) -> list[str]:
-    """Put kinds that have failed behind the others, which would otherwise wait for their time-outs."""
+    """Put kinds that have failed behind the others, which would else wait for their time-outs."""
     if len(kinds) < 2:
         return kinds
     with database.reading() as session:
@@ -199,7 +211,10 @@ def _failing_last(database: Database, kinds: list[str]) -> list[str]:
 
 
 def _claim(database: Database, clock: Clock, kind: str, size: int) -> dict[int, Owed] | None:
-    """Lease up to *size* effects; None when none is due, empty when those that were had expired."""
+    """Lease up to *size* effects, by their row's id.
+
+    Returns None when none is due, and an empty mapping when all that were due had expired.
+    """
     with database.writing() as session:
         now = clock(session)
         rows = session.scalars(
@@ -211,11 +226,11 @@ def _claim(database: Database, clock: Clock, kind: str, size: int) -> dict[int, 
         ).all()
         if not rows:
             return None
-        gone = [row.id for row in rows if row.expires_at is not None and row.expires_at <= now]
-        if gone:
-            session.execute(delete(Effect).where(Effect.id.in_(gone)))
-            log.warning("effects expired undelivered", kind=kind, count=len(gone))
-        claimed = [row for row in rows if row.id not in gone]
+        expired = [row.id for row in rows if row.expires_at is not None and row.expires_at <= now]
+        if expired:
+            session.execute(delete(Effect).where(Effect.id.in_(expired)))
+            log.warning("effects expired undelivered", kind=kind, count=len(expired))
+        claimed = [row for row in rows if row.id not in expired]
         if claimed:
             session.execute(
                 update(Effect)
@@ -237,83 +252,85 @@ def _claim(database: Database, clock: Clock, kind: str, size: int) -> dict[int, 
         }
 
 
-def _handle(handler: Handler, owed: Mapping[int, Owed], now: datetime) -> Outcome:
+def _handle(handler: Handler, claimed: Mapping[int, Owed], now: datetime) -> Outcome:
+    """Have *handler* do what was claimed; whatever it raises, all of that has failed."""
+    effects = list(claimed.values())
     try:
-        return handler(list(owed.values()), now)
+        return handler(effects, now)
     except Unavailable as exc:
-        return Outcome(
-            failed={one.uid: type(exc.__cause__ or exc).__name__ for one in owed.values()}
-        )
+        error = type(exc.__cause__ or exc).__name__
     except Exception as exc:
-        # A bug must not lose what is owed, nor stop the other kinds; the class name is enough to find it.
-        log.error(
-            "an effect's handler failed",
-            kind=next(iter(owed.values())).kind,
-            error=type(exc).__name__,
-        )
-        return Outcome(failed={one.uid: type(exc).__name__ for one in owed.values()})
+        # Any exception is caught: a bug in one handler would otherwise stop the deliveries of all
+        # kinds. Only its class is logged, because its text may quote an address.
+        error = type(exc).__name__
+        log.error("an effect's handler failed", kind=effects[0].kind, error=error)
+    return Outcome(failed={effect.uid: error for effect in effects})
 
 
 def _settle(
     database: Database,
     clock: Clock,
-    owed: Mapping[int, Owed],
+    claimed: Mapping[int, Owed],
     outcome: Outcome,
     on_given_up: OnGivenUp | None,
 ) -> None:
     """Remove what is done and reschedule what failed, each only while its lease is still ours."""
-    spoken_of = {*outcome.failed, *outcome.later, *outcome.given_up}
-    done = [(row_id, one.attempts) for row_id, one in owed.items() if one.uid not in spoken_of]
+    named = {*outcome.failed, *outcome.later, *outcome.given_up}
+    done = [
+        (row_id, effect.attempts) for row_id, effect in claimed.items() if effect.uid not in named
+    ]
     with database.writing() as session:
         now = clock(session)
         _drop(session, done)
-        for row_id, one in owed.items():
-            if one.uid in outcome.later:
-                values: dict[str, Any] = {"deliver_after": _in_time(one, outcome.later[one.uid])}
-            elif one.uid in outcome.failed:
-                values = {
-                    "deliver_after": _in_time(one, now + retry_pause(one.attempts, one.kind)),
-                    "last_error": outcome.failed[one.uid][:100],
-                }
-            elif one.uid in outcome.given_up:
-                dropped = _drop(session, [(row_id, one.attempts)])
+        for row_id, effect in claimed.items():
+            if effect.uid in outcome.given_up:
+                dropped = _drop(session, [(row_id, effect.attempts)])
                 if dropped and on_given_up is not None:
-                    on_given_up(session, one, outcome.given_up[one.uid], now)
-                continue
-            else:
-                continue
-            if one.uid in outcome.payloads:
-                values["payload"] = outcome.payloads[one.uid]
-            session.execute(
-                update(Effect)
-                .where(Effect.id == row_id, Effect.attempts == one.attempts)
-                .values(**values)
-                .execution_options(synchronize_session=False)
-            )
+                    on_given_up(session, effect, outcome.given_up[effect.uid], now)
+            elif effect.uid in named:
+                session.execute(
+                    update(Effect)
+                    .where(Effect.id == row_id, Effect.attempts == effect.attempts)
+                    .values(**_rescheduled(effect, outcome, now))
+                    .execution_options(synchronize_session=False)
+                )
     if outcome.failed:
         log.warning(
             "effects will be tried again",
-            kind=next(iter(owed.values())).kind,
+            kind=next(iter(claimed.values())).kind,
             count=len(outcome.failed),
             error=next(iter(outcome.failed.values())),
         )
 
 
+def _rescheduled(effect: Owed, outcome: Outcome, now: datetime) -> dict[str, Any]:
+    """Return the new values of the row of an effect that is to be tried again."""
+    values: dict[str, Any] = {}
+    if effect.uid in outcome.later:
+        again_at = outcome.later[effect.uid]
+    else:
+        again_at = now + retry_pause(effect.attempts, effect.kind)
+        values["last_error"] = outcome.failed[effect.uid][:100]
+    # A try at the expiry itself drops the effect: put off beyond it, an address would be kept for
+    # longer than its 72 hours.
+    if effect.expires_at is not None:
+        again_at = min(again_at, effect.expires_at)
+    values["deliver_after"] = again_at
+    if effect.uid in outcome.payloads:
+        values["payload"] = outcome.payloads[effect.uid]
+    return values
+
+
 def _drop(session: Session, leases: Sequence[tuple[int, int]]) -> int:
-    """Delete the rows whose lease is still the given one and return how many."""
+    """Delete the rows whose lease (id and attempts) is still the given one; return how many."""
     if not leases:
         return 0
-    done = session.execute(
+    deleted = session.execute(
         delete(Effect)
         .where(tuple_(Effect.id, Effect.attempts).in_(leases))
         .execution_options(synchronize_session=False)
     )
-    return int(done.rowcount)  # type: ignore[attr-defined]
-
-
-def _in_time(one: Owed, moment: datetime) -> datetime:
-    """Return *moment*, but no later than the expiry: an address must not outstay it for a retry."""
-    return moment if one.expires_at is None else min(moment, one.expires_at)
+    return int(deleted.rowcount)  # type: ignore[attr-defined]
 
 
 def growing_pause(attempts: int, *, first: timedelta, longest: timedelta) -> timedelta:
