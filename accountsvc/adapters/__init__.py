@@ -1,1 +1,1 @@
-"""What is not the database: files, objects, mail, counts of tries."""
+"""Everything outside the database: files, objects, mail, counts of tries."""

@@ -1,7 +1,6 @@
-"""Check and re-encode an image; the store that keeps it.
+"""The store of avatar files: in a folder, or in an S3 bucket.
 
-What is stored is never what was uploaded: an image is decoded, shrunk and encoded anew, so neither
-metadata nor anything hidden behind the pixels survives.
+A file is an image that ``images.normalise`` has encoded anew; the store takes any bytes.
 """
 
 from __future__ import annotations
@@ -28,17 +27,17 @@ from .objectstore import (
 if TYPE_CHECKING:
     from mypy_boto3_s3.type_defs import ObjectIdentifierTypeDef
 
-
 CONTENT_TYPE = "image/webp"
 
-# S3's code for a missing permission.
+# The code of S3's error for a missing permission.
 _DENIED = "AccessDenied"
 
 
 def new_key() -> str:
-    """Return a random flat key such as ``<32 hex digits>.webp``: 128 bits, nobody guesses one.
+    """Return a random key, ``<32 hex digits>.webp``; its 128 bits cannot be guessed.
 
-    Lower-case hex and not base64: also unique where file names ignore case, and never ``-rf``.
+    Its digits are lower-case hex and not base64: so keys also differ where file names ignore case,
+    and none begins with a dash, which a command would take for an option.
     """
     return f"{secrets.token_hex(16)}.webp"
 
@@ -49,26 +48,26 @@ def is_key(text: str) -> bool:
 
 
 class AvatarStore(Protocol):
-    """Keeps avatars by key. Safe to share between threads and across forks."""
+    """A store of avatars by key. Safe to share between threads and across forks."""
 
     def put(self, key: str, data: bytes) -> None:
-        """Write it durably, whole or not at all; a repeat replaces it.
+        """Write the file durably, whole or not at all; a repeat replaces it.
 
         Raises StoreUnavailable if it may not have been written, ValueError unless ``is_key(key)``.
         """
 
     def open(self, key: str) -> BinaryIO | None:
-        """Return a binary file at its beginning, which the caller closes; None if there is none.
+        """Return the file at its beginning, which the caller closes; None if there is none.
 
         Raises StoreUnavailable.
         """
 
     def delete_many(self, keys: Sequence[str]) -> Mapping[str, str]:
-        """Remove them for good, with every earlier version and what a killed ``put`` left behind.
+        """Remove the files for good, with every earlier version and what a killed ``put`` has left.
 
         Returns the keys that may still be there, each with a short reason (the class of the
         exception, or S3's error code and the permission that it wants), never a message. A missing
-        key is a success; one failure does not keep the others. Repeat it freely.
+        file is a success; one failure does not keep the others. Repeat it freely.
 
         Raises StoreUnavailable if the store as a whole cannot be used; some may be gone by then.
         """
@@ -121,14 +120,14 @@ class FileStore:
                 failed[key] = type(exc).__name__
             else:
                 by_folder.setdefault(path.parent, []).append(key)
-        for folder, gone in by_folder.items():
-            # After a power cut an unsynced removal is undone, and no row would remember the file.
+        for folder, removed in by_folder.items():
+            # A power cut undoes a removal that is not synced, and no row would remember the file.
             try:
                 sync_folder(folder)
             except FileNotFoundError:
                 pass
             except OSError as exc:
-                failed.update(dict.fromkeys(gone, type(exc).__name__))
+                failed.update(dict.fromkeys(removed, type(exc).__name__))
         return failed
 
     def listing(self) -> Iterator[tuple[str, datetime]]:
@@ -154,17 +153,18 @@ class FileStore:
         return self._root / key[:2] / key
 
     def _require_root(self) -> None:
-        # Of a disk that is not mounted every file would count as gone.
+        # On a disk that is not mounted every file would look as if it had been deleted.
         with file_errors():
             next(self._root.iterdir(), None)
 
 
 def _part(path: Path) -> Path:
-    # Found again by its key, so that what a killed ``put`` leaves behind is deleted too.
+    # The name is made of the key, so that a deletion also finds the draft of a ``put`` that was
+    # killed: half a picture would otherwise outlive its owner.
     return path.with_name(f".{path.name}.part")
 
 
-# A key, and one version of its object; None: the current one.
+# A key and the version of its object; None stands for the current version.
 _Version = tuple[str, str | None]
 
 
@@ -176,7 +176,7 @@ class S3Store:
     ``s3:GetBucketVersioning`` if ``check`` shall notice that they are missing.
     """
 
-    # S3 refuses more in one request.
+    # The most objects of one DeleteObjects request; S3 refuses more as a whole.
     BULK = 1000
 
     def __init__(self, bucket: Bucket) -> None:
@@ -197,11 +197,11 @@ class S3Store:
         failed.update(refused)
         versions: list[_Version] = []
         for key in hidden:
-            found = self._versions(key)
-            if found is None:
+            known = self._versions(key)
+            if known is None:
                 failed[key] = "AccessDenied: needs s3:ListBucketVersions"
             else:
-                versions += found
+                versions += known
         refused, _ = self._delete(versions)
         for key, code in refused.items():
             needs = ": needs s3:DeleteObjectVersion" if code == _DENIED else ""
@@ -209,7 +209,7 @@ class S3Store:
         return failed
 
     def listing(self) -> Iterator[tuple[str, datetime]]:
-        return (found for found in self._bucket.listing() if is_key(found[0]))
+        return (entry for entry in self._bucket.listing() if is_key(entry[0]))
 
     def check(self) -> None:
         self._bucket.check()
@@ -220,7 +220,7 @@ class S3Store:
             )
 
     def _delete(self, objects: Sequence[_Version]) -> tuple[dict[str, str], list[str]]:
-        """Remove *objects* in bulk, and what a bulk request did not remove, one by one.
+        """Remove *objects* in bulk, and singly those that a bulk request did not remove.
 
         Returns S3's error code for each key that failed, and the keys of which versions are left: a
         bucket that keeps versions hides them behind a marker, and says so.
@@ -241,7 +241,8 @@ class S3Store:
                 gone.add((deleted["Key"], deleted.get("VersionId")))
                 if deleted.get("DeleteMarker"):
                     hidden.append(deleted["Key"].removeprefix(prefix))
-            # The answer is a 200 even if it holds errors; what it does not name counts as one.
+            # The answer is a 200 even if it holds errors. Whatever it does not name as deleted is
+            # tried again: taken for deleted, it would stay in the bucket for good.
             for wanted in chunk:
                 if (wanted["Key"], wanted.get("VersionId")) in gone:
                     continue
@@ -287,7 +288,8 @@ class S3Store:
             try:
                 answer = self._bucket.client.get_bucket_versioning(Bucket=self._bucket.name)
             except ClientError:
-                # Not allowed, or unknown to this store: the first deletion will tell.
+                # The question is not allowed, or unknown to this store. A deletion that leaves
+                # versions says so by itself, so this is no reason to refuse to start.
                 return False
         return "Status" in answer
 

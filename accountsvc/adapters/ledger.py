@@ -19,7 +19,7 @@ from .objectstore import Bucket, check_folder, file_errors, place_from_url, writ
 
 
 class Ledger(Protocol):
-    """Where receipts are kept apart from the database."""
+    """A store of receipts apart from the database, so that a restore does not lose them."""
 
     def append(self, name: str, lines: Sequence[Mapping[str, object]], *, at: datetime) -> None:
         """Write one batch of receipts durably, whole or not at all.
@@ -42,11 +42,10 @@ class Ledger(Protocol):
         """
 
     def newest(self, now: datetime, *, objects: int = 5) -> list[dict[str, Any]]:
-        """Return the receipts of the batches written last, at most *objects* of them.
+        """Return the receipts of the batches that were written last, at most *objects* of them.
 
-        Looks into the month of *now* and the one before it, so its cost does not grow with the years.
-
-        Raises StoreUnavailable if any of it cannot be read.
+        Only the month of *now* and the one before it are looked into, so that the cost does not
+        grow with the years. Raises StoreUnavailable if any of it cannot be read.
         """
 
     def check(self) -> None:
@@ -67,14 +66,16 @@ class FileLedger:
         if not data:
             return
         path = self._root / _object_name(name, at)
-        # A name of its own: after its lease ran out, a second worker may write the same batch.
+        # The draft's name is this worker's alone: after a lease has run out, a second worker may
+        # write the same batch, and both would write into one file.
         part = path.with_name(f".{name}.{secrets.token_hex(4)}.part")
         with file_errors():
             write_file(path, data, part=part)
 
     def read(self) -> Iterator[dict[str, Any]]:
         with file_errors():
-            # A missing folder would look like an empty ledger.
+            # This raises if the folder is missing, which would look like an empty ledger: a replay
+            # would then find nobody to purge.
             next(self._root.iterdir(), None)
             found = sorted(self._root.glob("[0-9][0-9][0-9][0-9]/[0-9][0-9]/*.jsonl"))
         yield from _receipts(
@@ -141,14 +142,15 @@ def _object_name(name: str, at: datetime) -> str:
 
 
 def _months(now: datetime) -> tuple[str, str]:
-    this = now.astimezone(UTC).replace(day=1)
-    return f"{this:%Y/%m}", f"{this - timedelta(days=1):%Y/%m}"
+    first = now.astimezone(UTC).replace(day=1)
+    return f"{first:%Y/%m}", f"{first - timedelta(days=1):%Y/%m}"
 
 
 def _encode(lines: Sequence[Mapping[str, object]]) -> bytes:
     if not all(_is_receipt(line) for line in lines):
         raise ValueError("every line of the ledger needs a public_id")
-    # Sorted, so that a repeat writes the same bytes.
+    # Keys are sorted, so that a repeat writes the same bytes: of two versions that differ, nobody
+    # could say which is the true one.
     return b"".join(
         json.dumps(dict(line), sort_keys=True, allow_nan=False).encode() + b"\n" for line in lines
     )

@@ -1,8 +1,8 @@
-"""How mail is sent: a message made without a chance of header injection, and two ways to send it.
+"""Mail: a message is made without a chance of header injection, and sent in one of two ways.
 
-Transports raise :class:`MailRefused` for what will not change by itself and
-:class:`~accountsvc.errors.MailUnavailable` for everything that may. No message of theirs holds an
-address, a host or a credential.
+Transports raise :class:`MailRefused` for a fault that will not change by itself, and
+:class:`~accountsvc.errors.MailUnavailable` for any that may. No text of theirs holds an address, a
+host or a credential.
 """
 
 from __future__ import annotations
@@ -28,11 +28,13 @@ from ..config import is_plain_address, read_sender
 from ..errors import MailUnavailable
 from .objectstore import check_folder, place_from_url, write_file
 
-# For each step of the dialogue. All of them together stay below the outbox's lease.
+# Seconds for each step of the dialogue with a server. All steps together stay below the outbox's
+# lease: a second worker would otherwise send the same mail meanwhile.
 STEP_TIMEOUT = 10.0
-# The server has the message by then; it is not worth waiting for its goodbye.
-_GOODBYE_TIMEOUT = 2.0
-# RFC 5321, section 4.5.3.1.6, without the line's end.
+# Seconds for QUIT, when the server has the message already. Waiting longer would only hold up the
+# next mail.
+_QUIT_TIMEOUT = 2.0
+# The characters of a line that every server takes (RFC 5321, section 4.5.3.1.6), without its end.
 _LONGEST_LINE = 998
 
 
@@ -41,12 +43,12 @@ class MailRefused(Exception):
 
 
 class Mailer(Protocol):
-    """Sends messages made by :func:`compose`. Safe to share between threads and across forks."""
+    """A way to send messages of :func:`compose`. Safe to share between threads and across forks."""
 
     def send(self, message: EmailMessage) -> None:
         """Hand *message* over for good; a repeat carries the same Message-ID.
 
-        Raises MailRefused, MailUnavailable. After the latter it may have been taken all the same.
+        Raises MailRefused or MailUnavailable. After the latter it may have been taken all the same.
         """
 
     def check(self) -> None:
@@ -65,15 +67,15 @@ def compose(
 ) -> EmailMessage:
     """Make a message of a text and its HTML alternative, dated *sent_at*.
 
-    Its Message-ID is made of *uid* and the sender's domain alone, so that a mail that is sent twice is
-    the same mail twice. ``Auto-Submitted`` keeps absence notices away (RFC 3834).
+    Its Message-ID is made of *uid* and the sender's domain alone, so that a mail that is sent twice
+    is the same mail twice. ``Auto-Submitted`` keeps absence notices away (RFC 3834).
 
-    *to* is not trusted: what is not exactly one address raises MailRefused. *subject* and *sender*
+    *to* is not trusted: anything but exactly one address raises MailRefused. *subject* and *sender*
     are ours; a line break in them raises ValueError.
     """
     recipient = _recipient(to)
     origin = read_sender(sender)
-    # Only where the mailbox's own name needs it (RFC 6531), since not every server can do it.
+    # Headers are UTF-8 (RFC 6531) only where the mailbox's name needs it: many servers refuse that.
     message = EmailMessage(policy=SMTP if recipient.username.isascii() else SMTPUTF8)
     message["From"] = origin
     message["To"] = recipient
@@ -85,7 +87,7 @@ def compose(
     message["Auto-Submitted"] = "auto-generated"
     message.set_content(text, cte=_encoding(text))
     message.add_alternative(html, subtype="html", cte=_encoding(html))
-    # Not random, so that what is sent again is the same to the last byte.
+    # The boundary is not random, so that a mail that is sent again is the same to the last byte.
     message.set_boundary(f"=={uid}==")
     return message
 
@@ -93,8 +95,8 @@ def compose(
 def _recipient(to: str) -> Address:
     username, _, domain = to.rpartition("@")
     try:
-        # A server knows the domain by its ASCII form (RFC 5891). Python's own codec is of 2003 and takes some
-        # domains for others', which are somebody else's.
+        # Servers know a domain by its ASCII form (RFC 5891). Python's own codec has the rules of
+        # 2003, which turn some domains into others: the mail would go to somebody else.
         name = domain if domain.isascii() else idna.encode(domain, uts46=True).decode()
         address = Address(username=username, domain=name)
     except ValueError as exc:
@@ -105,7 +107,10 @@ def _recipient(to: str) -> Address:
 
 
 def _encoding(text: str) -> str | None:
-    """Choose no transfer encoding where none is needed, so that a link in a file can be copied."""
+    """Return ``7bit`` where no transfer encoding is needed, None to let the library choose one.
+
+    Quoted-printable breaks lines: a link could not be copied out of a file of ``FileMailer``.
+    """
     lines = text.splitlines()
     if text.isascii() and max(map(len, lines), default=0) <= _LONGEST_LINE:
         return "7bit"
@@ -113,7 +118,7 @@ def _encoding(text: str) -> str | None:
 
 
 class FileMailer:
-    """Writes each message to a file of its own, ``<uid of the Message-ID>.eml``.
+    """A mailer that writes each message to a file of its own, ``<uid of the Message-ID>.eml``.
 
     A message that is sent again replaces itself.
     """
@@ -126,7 +131,8 @@ class FileMailer:
         if name is None:
             raise ValueError("not a message of compose()")
         path = self._root / f"{name[1]}.eml"
-        # A name of its own: after its lease ran out, a second worker may write the same mail.
+        # The draft's name is this worker's alone: after a lease has run out, a second worker may
+        # write the same mail, and both would write into one file.
         part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
         with _file_errors():
             write_file(path, message.as_bytes(), part=part)
@@ -137,25 +143,26 @@ class FileMailer:
 
 
 class SmtpMailer:
-    """Hands messages to an SMTP server, a connection each.
+    """A mailer that hands messages to an SMTP server, a connection each.
 
-    ``smtp://[user:password@]host[:port]/`` speaks TLS by STARTTLS, or not at all with ``?tls=none``;
-    ``smtps://`` speaks it from the first byte. The server's certificate is verified against the
-    system's authorities (``SSL_CERT_FILE`` names others), and without TLS no password is sent.
+    ``smtp://[user:password@]host[:port]/`` speaks TLS by STARTTLS, or with ``?tls=none`` not at
+    all; ``smtps://`` speaks it from the first byte. The server's certificate is verified against
+    the system's authorities (``SSL_CERT_FILE`` names others), and without TLS no password is sent.
     """
 
     def __init__(self, url: str, *, timeout: float = STEP_TIMEOUT) -> None:
         """Read *url*; connect to nothing yet. Raises ValueError, which does not repeat it."""
         parts = urlsplit(url)
-        self._tls = _tls(parts.scheme, parts.query)
+        self._tls = _tls_of(parts.scheme, parts.query)
         if not parts.hostname or parts.path.strip("/") or parts.fragment:
             raise ValueError("must be smtp://user:password@host:port/ or smtps://…")
         try:
-            # Also refuses what the resolver would choke on later.
+            # The codec also refuses a host's name that the resolver would refuse at the first mail.
             self._host = parts.hostname.encode("idna").decode()
             self._port = parts.port or {"none": 25, "starttls": 587, "implicit": 465}[self._tls]
         except ValueError:
-            # Its text may quote a part of the password, if that was not percent-encoded.
+            # The library's own text may quote a part of the password, if that was not
+            # percent-encoded.
             raise ValueError(
                 "has a host or a port that cannot be; is the password percent-encoded?"
             ) from None
@@ -179,7 +186,7 @@ class SmtpMailer:
                 if not recipient.isascii() and not smtp.has_extn("smtputf8"):
                     raise MailRefused("the server knows no such addresses")
                 smtp.send_message(message, sender, [recipient])
-                _say_goodbye(smtp)
+                _quit(smtp)
             finally:
                 smtp.close()
 
@@ -187,7 +194,7 @@ class SmtpMailer:
         with _smtp_errors():
             smtp = self._connect()
             try:
-                _say_goodbye(smtp)
+                _quit(smtp)
             finally:
                 smtp.close()
 
@@ -215,7 +222,7 @@ class SmtpMailer:
 
 
 def mailer_from_url(url: str) -> Mailer:
-    """Return the mailer that ``file:///folder``, ``smtp://…`` or ``smtps://…`` names; touch nothing yet.
+    """Return the mailer of ``file:///folder``, ``smtp://…`` or ``smtps://…``; touch nothing yet.
 
     Raises ValueError for any other URL; the message does not repeat it.
     """
@@ -227,7 +234,8 @@ def mailer_from_url(url: str) -> Mailer:
     raise ValueError("must be file:///folder, smtp://host or smtps://host")
 
 
-def _tls(scheme: str, query: str) -> str:
+def _tls_of(scheme: str, query: str) -> str:
+    """Return how TLS begins: ``none``, ``starttls`` or ``implicit``. Raises ValueError."""
     options = parse_qs(query, keep_blank_values=True)
     chosen = options.pop("tls", [])
     if options:
@@ -239,10 +247,10 @@ def _tls(scheme: str, query: str) -> str:
     raise ValueError("must be smtp:// with tls=starttls or tls=none, or smtps:// without")
 
 
-def _say_goodbye(smtp: smtplib.SMTP) -> None:
+def _quit(smtp: smtplib.SMTP) -> None:
     with suppress(smtplib.SMTPException, OSError):
         if smtp.sock is not None:
-            smtp.sock.settimeout(_GOODBYE_TIMEOUT)
+            smtp.sock.settimeout(_QUIT_TIMEOUT)
         smtp.quit()
 
 
@@ -256,17 +264,21 @@ def _file_errors() -> Iterator[None]:
 
 @contextmanager
 def _smtp_errors() -> Iterator[None]:
-    """Sort whatever smtplib raises. What a server says of us, the sender, is no recipient's fault."""
+    """Turn whatever smtplib raises into MailRefused or MailUnavailable.
+
+    Only the answers to RCPT and DATA are about the recipient or the mail. A refusal of the sender
+    or of the sign-in is a fault of the set-up, and would otherwise lose everybody's mail.
+    """
     try:
         yield
     except smtplib.SMTPRecipientsRefused as exc:
         code, _ = next(iter(exc.recipients.values()))
-        raise _sorted(code) from exc
+        raise _fault_of(code) from exc
     except smtplib.SMTPDataError as exc:
-        raise _sorted(exc.smtp_code) from exc
+        raise _fault_of(exc.smtp_code) from exc
     except (smtplib.SMTPException, OSError) as exc:
         raise MailUnavailable from exc
 
 
-def _sorted(code: int) -> Exception:
+def _fault_of(code: int) -> Exception:
     return MailRefused(str(code)) if 500 <= code <= 599 else MailUnavailable()

@@ -1,4 +1,4 @@
-"""What the avatar store and the ledger share: a file written durably, and one S3 bucket.
+"""A file written durably, and one S3 bucket: shared by the avatar store, the ledger and the mailer.
 
 Every failure leaves as :class:`~accountsvc.errors.StoreUnavailable` with the cause chained; no
 message holds a path, a key or a credential.
@@ -20,7 +20,8 @@ from ..errors import StoreUnavailable
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
-# The group may read, for a backup or a web server in front; others see nothing.
+# The group may read, for a backup or a web server in front. Others may not: any account of the host
+# could otherwise read receipts and mails.
 _FILE_MODE = 0o640
 _FOLDER_MODE = 0o750
 
@@ -60,7 +61,7 @@ def write_file(path: Path, data: bytes, *, part: Path) -> None:
     _make_folder(path.parent)
     try:
         with open(part, "wb", opener=lambda name, flags: os.open(name, flags, _FILE_MODE)) as file:
-            # The mode given to open() is cut by the umask.
+            # The umask has cut the mode given to open(): with one of 077 the group could not read.
             os.fchmod(file.fileno(), _FILE_MODE)
             file.write(data)
             file.flush()
@@ -105,13 +106,14 @@ def s3_client(*, read_timeout: float = 10) -> S3Client:
     from botocore.config import Config
 
     config = Config(
-        # botocore's own minute each would hold a request, and a sweep, for as long.
+        # botocore's own time-outs of a minute each would hold a request, and a sweep, for as long.
         connect_timeout=2,
         read_timeout=read_timeout,
-        # "legacy", the default, knows fewer throttling errors. Four tries wait 7 seconds at most.
+        # The default mode, "legacy", would raise throttling errors that "standard" tries again. The
+        # pauses between four tries are 7 seconds together at most.
         retries={"mode": "standard", "total_max_attempts": 4},
     )
-    # The default session of boto3 may not be used by several threads at once.
+    # A session of its own: boto3's default one is not safe when several threads make clients.
     return boto3.session.Session().client("s3", config=config)
 
 
@@ -129,8 +131,9 @@ class Bucket:
     @property
     def client(self) -> S3Client:
         """The client of this process, made when it is first needed."""
-        # A connection inherited through a fork would be read by two processes at once. Without a
-        # lock, since one held during a fork stays locked: two threads may each make a client.
+        # A client of before a fork is not used: two processes would read each other's answers from
+        # its connections. No lock is taken, since one that is held during a fork stays locked in
+        # the child; that two threads may each make a client does no harm.
         if self._client is None or self._client[0] != os.getpid():
             self._client = (os.getpid(), self._client_factory())
         return self._client[1]
@@ -146,16 +149,15 @@ class Bucket:
         """Return the object's bytes, None if it is missing. Raises StoreUnavailable."""
         with s3_errors():
             try:
-                return self.client.get_object(Bucket=self.name, Key=self.prefix + key)[
-                    "Body"
-                ].read()
+                answer = self.client.get_object(Bucket=self.name, Key=self.prefix + key)
+                return answer["Body"].read()
             except self.client.exceptions.NoSuchKey:
                 return None
 
     def listing(self, below: str = "") -> Iterator[tuple[str, datetime]]:
-        """Yield each key below the prefix that begins with *below*, sorted, and when it was written.
+        """Yield each key that begins with *below*, sorted, and when it was written (UTC).
 
-        Raises StoreUnavailable.
+        Keys are without the bucket's prefix. Raises StoreUnavailable.
         """
         with s3_errors():
             pages = self.client.get_paginator("list_objects_v2").paginate(

@@ -1,4 +1,4 @@
-"""How often somebody may try: per account and per address (ASVS 5.0, 6.3.1).
+"""The throttle: how often somebody may try, by account and by client address (ASVS 5.0, 6.3.1).
 
 Counts live in Redis where there is one, else in this process. Keys are HMACs, so that neither an
 address nor an e-mail is written anywhere. If Redis does not answer, this process counts by itself
@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
 import structlog
@@ -30,7 +31,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Limit:
-    """So many tries for one account, and so many for one address; None does not count."""
+    """The tries that one account has, and those that one client address has; None: any number."""
 
     account: RateLimitItem | None
     address: RateLimitItem | None
@@ -51,25 +52,27 @@ PASSWORD_RESET = "password_reset"
 AUDIT = "audit"
 
 LIMITS = {
-    # Sign-in, confirmation and reactivation by password share one count: none is an oracle for another.
+    # Sign-in, confirmation and reactivation by password share this count: with one each, somebody
+    # who guesses would have three times the tries.
     PASSWORD: Limit(parse("10/15minutes"), parse("100/15minutes")),
     SIGN_UP: Limit(None, parse("30/hour")),
-    # The count of wrong passwords goes with the address, and each change mails somebody.
+    # Each change of the e-mail mails somebody, and begins a new count of wrong passwords, which is
+    # kept by the e-mail: without a limit, guessing would have none either.
     EMAIL_CHANGE: Limit(parse("5/hour"), None),
     EXPORT: Limit(parse("10/hour"), parse("30/hour")),
-    # By address only: nobody can lock the owner out of coming back.
+    # By address only: counted by account, anybody could lock the owner out of coming back.
     TOKEN: Limit(None, parse("60/15minutes")),
     PASSWORD_RESET: Limit(parse("3/hour"), parse("30/hour")),
-    # How many failed attempts one caller can write into the audit trail.
+    # The failed attempts that one caller can write into the audit trail, which nobody can empty.
     AUDIT: Limit(parse("20/hour"), None),
 }
 
-# After a failure Redis is left alone for this long, so that each request does not wait for it.
+# How long Redis is left alone after a failure: every request would otherwise wait for its time-out.
 _COOLDOWN_SECONDS = 5.0
 
 
 class Throttle:
-    """Counts tries. Safe in threads; made before a fork, it connects afterwards."""
+    """The counts of tries. Safe in threads; one that is made before a fork connects after it."""
 
     def __init__(self, secret: bytes, *, redis_url: str = "", enabled: bool = True) -> None:
         self._secret = secret
@@ -86,7 +89,7 @@ class Throttle:
     def spend(self, kind: str, *, account: str | None = None, address: str | None = None) -> None:
         """Count one try against both limits, or raise Throttled with the seconds to wait.
 
-        Counted before the try, so that many at once cannot slip through together.
+        Call it before the try: counted afterwards, many at once would slip through together.
         """
         if not self._enabled:
             return
@@ -95,29 +98,23 @@ class Throttle:
             if item is None or subject is None:
                 continue
             key = self._key(kind, subject)
-            if not self._do(lambda limiter, item=item, key=key: limiter.hit(item, key)):  # type: ignore[misc]
-                reset_at = self._do(
-                    lambda limiter, item=item, key=key: (
-                        limiter.get_window_stats(item, key).reset_time
-                    )  # type: ignore[misc]
-                )
+            if not self._do(partial(_hit, item=item, key=key)):
+                reset_at = self._do(partial(_reset_time, item=item, key=key))
                 raise Throttled(max(1, math.ceil(reset_at - time.time())))
 
     def forgive(self, kind: str, *, account: str, address: str | None = None) -> None:
-        """Forget the account's tries after a right one, and of the address's only that one.
+        """Forget all tries of the account after a right one, and of the address only that one.
 
-        So many people behind one address can sign in, and nobody who guesses is helped by a password
-        that they know.
+        So any number of people behind one address can sign in, and nobody who guesses others'
+        passwords gets further by signing in to an account of their own.
         """
         if not self._enabled:
             return
         limit = LIMITS[kind]
         if limit.account is not None:
-            item, key = limit.account, self._key(kind, account)
-            self._do(lambda limiter: limiter.clear(item, key))
+            self._do(partial(_clear, item=limit.account, key=self._key(kind, account)))
         if limit.address is not None and address is not None:
-            shared, its_key = limit.address, self._key(kind, address)
-            self._do(lambda limiter: limiter.hit(shared, its_key, cost=-1))
+            self._do(partial(_hit, item=limit.address, key=self._key(kind, address), cost=-1))
 
     def _key(self, kind: str, subject: str) -> str:
         text = f"{kind}\0{subject}".encode("utf-8", "surrogatepass")
@@ -146,3 +143,15 @@ class Throttle:
                 )
                 self._shared = FixedWindowRateLimiter(storage)
             return self._shared
+
+
+def _hit(limiter: FixedWindowRateLimiter, *, item: RateLimitItem, key: str, cost: int = 1) -> bool:
+    return limiter.hit(item, key, cost=cost)
+
+
+def _clear(limiter: FixedWindowRateLimiter, *, item: RateLimitItem, key: str) -> None:
+    limiter.clear(item, key)
+
+
+def _reset_time(limiter: FixedWindowRateLimiter, *, item: RateLimitItem, key: str) -> float:
+    return limiter.get_window_stats(item, key).reset_time

@@ -53,8 +53,8 @@ from .payloads import (
 )
 from .queue import Outcome, Owed
 
-# The pauses after a refusal; a mail that is refused once more is given up. A mail server that is set
-# up wrongly refuses everybody: with shorter pauses all mails would be lost before somebody has
+# The pauses after a refusal; a mail that is refused once more is given up. A mail server with a
+# wrong set-up refuses everybody: with shorter pauses all mails would be lost before somebody has
 # noticed it.
 REFUSED_PAUSES = (timedelta(hours=1), timedelta(days=1))
 

@@ -58,9 +58,9 @@ OF_THE_DATE = (SCHEDULED, DATE_MOVED, REMINDER)
 # last trace of a person who has been purged.
 ADDRESS_KEPT = timedelta(hours=72)
 
-# How long other news waits for the mail server (RFC 5321, section 4.5.4.1); a mail
-# that says a week later that the password was changed would be taken for a second change. Mails
-# about the date wait for as long as the date is to come.
+# How long other news waits for the mail server (RFC 5321, section 4.5.4.1). A mail that says a week
+# later that the password was changed would be taken for a second change. Mails about the date wait
+# for as long as the date is to come.
 NEWS_KEPT = timedelta(days=5)
 
 # How long the mail with a reset link waits. The link is made at delivery and works for an hour from
