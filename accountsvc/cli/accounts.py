@@ -1,13 +1,16 @@
-"""The operator's doorway: ``flask --app wsgi accounts …``.
+"""Commands on accounts: ``flask --app wsgi accounts …``.
 
-Exit codes: 0 when all that was asked is done (or was so already), 1 with a sentence when something is
-not, 2 for bad usage. With ``--json`` one document goes to stdout; sentences and logs go to stderr.
+Exit codes: 0 when all that was asked is done (or was so already), 1 with a sentence when something
+is not, 2 for bad usage. With ``--json`` one document goes to stdout; sentences and logs go to
+stderr.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import timedelta
+from typing import Any
 
 import click
 from flask.cli import AppGroup
@@ -18,30 +21,22 @@ from ..accounts import lifecycle, profiles
 from ..db import rows
 from ..db.audit import OPERATOR_ACTOR
 from ..db.engine import database_now
-from ..db.models import (
-    ACTIVE,
-    DEACTIVATED,
-    DUE,
-    MAX_ID,
-)
-from ..errors import (
-    AccountError,
-    AccountNotFound,
-)
+from ..db.models import ACTIVE, DEACTIVATED, DUE, MAX_ID
+from ..errors import AccountError, AccountNotFound, HoldNotFound
 from ..monitoring.status import read as read_status
+from ..outbox import notices, queue
 from ..purge import failures
 from ..web import services
 from .console import (
-    document,
+    account_document,
     fail,
     find,
     json_option,
-    paused,
-    print_fields,
     sentences,
     show_json,
-    stamp,
+    show_lines,
 )
+from .words import Column, count, duration, fields, paused, stamp, table
 
 accounts_group = AppGroup(
     "accounts",
@@ -52,22 +47,28 @@ accounts_group = AppGroup(
       flask --app wsgi accounts list --state due
       flask --app wsgi accounts show ann@example.org
       flask --app wsgi accounts purge 42 --dry-run
+
+    \b
+    Exit codes: 0 done, or so already; 1 not done, with a sentence that says
+    why; 2 bad usage.
     """,
 )
 
 
-def _each(
+def _change_each(
     names: Sequence[str],
-    work: Callable[[Session, int], bool],
-    done: str,
-    so: str,
+    change: Callable[[Session, int], bool],
     *,
+    done: str,
+    already: str,
     as_json: bool,
     lock: Callable[[Session, Sequence[int]], object] = rows.lock_many,
 ) -> None:
-    """Do *work*, which says whether it changed anything, for all accounts or, if one refuses, for none.
+    """Change all the named accounts or, if one of them refuses, none, and say so of each.
 
-    *lock* takes all that *work* will lock, in id order, before the first of them.
+    *change* says whether it changed anything; *done* and *already* are the sentences for that, with
+    names of :func:`account_document` in braces. *lock* takes all that *change* will lock, in id
+    order, before the first account is changed.
     """
     results = []
     ids = sorted(find(names))
@@ -75,17 +76,16 @@ def _each(
         lock(session, ids)
         for account_id in ids:
             try:
-                changed = work(session, account_id)
-                shown = document(session, rows.lock(session, account_id), database_now(session))
+                changed = change(session, account_id)
+                shown = account_document(session, rows.lock(session, account_id))
             except AccountError as exc:
                 fail(f"Account {account_id}: {exc} Nothing was changed.")
             results.append({"changed": changed, **shown})
     if as_json:
         show_json(results)
         return
-    for shown in results:
-        until = f"; purge at {shown['purge_at']}" if shown["purge_at"] else ""
-        click.echo(f"Account {shown['id']} {done if shown['changed'] else so}{until}.")
+    for result in results:
+        click.echo((done if result["changed"] else already).format(**result))
 
 
 @accounts_group.command()
@@ -94,31 +94,35 @@ def _each(
 @json_option
 @sentences
 def deactivate(names: tuple[str, ...], *, reason: str | None, as_json: bool) -> None:
-    """End all access at once; the purge follows after the grace period.
+    """End all access at once; the purge comes later.
+
+    It follows after the grace period. Of several accounts all are deactivated or none. An account
+    that is deactivated already keeps its purge time, and gets the reason if one is given.
 
     \b
+    flask --app wsgi accounts deactivate 42
     flask --app wsgi accounts deactivate ann@example.org --reason "asked by letter"
-    """
 
-    def work(session: Session, account_id: int) -> bool:
+    \b
+    Exit codes: 0 all are deactivated, 1 none was (it says why), 2 bad usage.
+    """
+    promise = services().promise
+
+    def change(session: Session, account_id: int) -> bool:
         was_active = rows.lock(session, account_id).is_active
         account = lifecycle.deactivate(
-            session,
-            account_id,
-            promise=services().promise,
-            by=OPERATOR_ACTOR,
-            reason=reason,
+            session, account_id, promise=promise, by=OPERATOR_ACTOR, reason=reason
         )
         if reason is None or account.reason == reason:
             return was_active
         lifecycle.set_reason(session, account_id, reason=reason, by=OPERATOR_ACTOR)
         return True
 
-    _each(
+    _change_each(
         names,
-        work,
-        "is deactivated",
-        "was deactivated already",
+        change,
+        done="Account {id} is deactivated; purge at {purge_at}.",
+        already="Account {id} was deactivated already; purge at {purge_at}.",
         as_json=as_json,
         lock=lifecycle.lock_for_deactivation,
     )
@@ -129,24 +133,30 @@ def deactivate(names: tuple[str, ...], *, reason: str | None, as_json: bool) -> 
 @json_option
 @sentences
 def reactivate(names: tuple[str, ...], *, as_json: bool) -> None:
-    """Give accounts back in their grace period, whoever deactivated them.
+    """Give accounts back in their grace period.
+
+    Whoever deactivated them. Of several accounts all are given back or none.
 
     \b
     flask --app wsgi accounts reactivate 42
+
+    \b
+    Exit codes: 0 all are active, 1 none was given back (it says why), 2 bad usage.
     """
 
-    def work(session: Session, account_id: int) -> bool:
+    def change(session: Session, account_id: int) -> bool:
         if rows.lock(session, account_id).is_active:
             return False
-        lifecycle.reactivate(
-            session,
-            account_id,
-            promise=services().promise,
-            by=OPERATOR_ACTOR,
-        )
+        lifecycle.reactivate(session, account_id, promise=services().promise, by=OPERATOR_ACTOR)
         return True
 
-    _each(names, work, "is active again", "was active already", as_json=as_json)
+    _change_each(
+        names,
+        change,
+        done="Account {id} is active again.",
+        already="Account {id} was active already.",
+        as_json=as_json,
+    )
 
 
 @accounts_group.command()
@@ -154,54 +164,107 @@ def reactivate(names: tuple[str, ...], *, as_json: bool) -> None:
 @json_option
 @sentences
 def show(name: str, *, as_json: bool) -> None:
-    """Show one account: its state, its dates, and why it is not purged."""
+    """Show one account: state, dates, and why it is not purged.
+
+    \b
+    flask --app wsgi accounts show ann@example.org
+
+    \b
+    Exit codes: 0 shown, 1 not found, 2 bad usage.
+    """
     (account_id,) = find([name])
     with services().reading() as session:
         account = rows.find(session, account_id)
         if account is None:
             raise AccountNotFound
-        shown = document(session, account, database_now(session))
+        shown = account_document(session, account)
     if as_json:
         show_json(shown)
     else:
-        print_fields(shown)
+        show_lines(_account_lines(shown))
+
+
+def _account_lines(shown: Mapping[str, Any]) -> Iterator[str]:
+    yield from fields(
+        {
+            "id": shown["id"],
+            "public id": shown["public_id"],
+            "username": shown["username"],
+            "e-mail": shown["email"],
+            "first name": shown["first_name"],
+            "last name": shown["last_name"],
+            "phone": shown["number_phone"],
+            "avatar": shown["avatar"],
+            "staff": shown["is_staff"],
+            "joined at": shown["date_joined"],
+            "state": shown["state"],
+            "saved passwords": shown["saved_passwords"],
+            "deactivated at": shown["deactivated_at"],
+            "deactivated by": shown["deactivated_by"],
+            "purge at": shown["purge_at"],
+            "reason": shown["reason"],
+            "blocked by": _BLOCKS.get(shown["blocked_by"]),
+            "failed tries": shown["attempts"] or None,
+            "error": shown["error"],
+            "constraint": shown["constraint"],
+        }
+    )
+    if shown["holds"]:
+        yield ""
+        holds = ((hold["id"], hold["placed_at"], hold["reason"]) for hold in shown["holds"])
+        yield from table(["HOLD", "PLACED AT", "REASON"], holds)
+
+
+_BLOCKS = {
+    failures.HELD: "an open hold: `accounts release` ends it",
+    failures.WAITING: "a failure: it is tried again by itself",
+    failures.STUCK: "a failure, too often: mend the cause, then `accounts retry`",
+}
 
 
 @accounts_group.command("list")
 @click.option("--state", type=click.Choice([ACTIVE, DEACTIVATED, DUE]), help="Only these.")
-@click.option("--after", type=click.IntRange(0, MAX_ID), default=0, help="Only ids above this one.")
+@click.option(
+    "--after",
+    type=click.IntRange(0, MAX_ID),
+    default=0,
+    metavar="ID",
+    help="Only ids above this one.",
+)
 @click.option("--limit", type=click.IntRange(1, 10_000), default=100, show_default=True)
 @json_option
 @sentences
 def list_command(state: str | None, after: int, limit: int, *, as_json: bool) -> None:
     """List accounts by id, a page at a time.
 
+    A long username is cut; --json has all of it.
+
     \b
     flask --app wsgi accounts list --state deactivated --limit 20
+
+    \b
+    Exit codes: 0 listed, also if there is none; 1 it cannot be read; 2 bad usage.
     """
     with services().reading() as session:
         now = database_now(session)
         found = profiles.list_accounts(session, now=now, state=state, after=after, limit=limit + 1)
         page = [
             {
-                "id": one.id,
-                "username": one.username,
-                "email": one.email,
-                "is_staff": one.is_staff,
-                "state": one.state(now),
-                "purge_at": stamp(one.purge_at),
+                "id": account.id,
+                "username": account.username,
+                "email": account.email,
+                "is_staff": account.is_staff,
+                "state": account.state(now),
+                "purge_at": stamp(account.purge_at),
             }
-            for one in found[:limit]
+            for account in found[:limit]
         ]
     if as_json:
         show_json(page)
     elif page:
-        click.echo(f"{'ID':>8}  {'STATE':11}  {'PURGE AT':20}  {'':5}  USERNAME  E-MAIL")
-        for one in page:
-            click.echo(
-                f"{one['id']:>8}  {one['state']:11}  {one['purge_at'] or '':20}  "
-                f"{'staff' if one['is_staff'] else '':5}  {one['username']}  {one['email']}"
-            )
+        names = ("id", "state", "purge_at", "is_staff", "username", "email")
+        titles = ("ID", "STATE", "PURGE AT", "STAFF", Column("USERNAME", most=32), "E-MAIL")
+        show_lines(table(titles, ([account[name] for name in names] for account in page)))
     else:
         click.echo("No accounts.")
     if len(found) > limit:
@@ -215,25 +278,28 @@ def list_command(state: str | None, after: int, limit: int, *, as_json: bool) ->
 @json_option
 @sentences
 def create(username: str, email: str, *, staff: bool, as_json: bool) -> None:
-    """Create an account; the password is asked for, or read from standard input.
+    """Create an account, for staff too.
 
-    It is never given on the command line, where others could read it.
+    The password is asked for at a terminal, or read from standard input. It is never given on the
+    command line, where others could read it.
 
     \b
     flask --app wsgi accounts create --username ann --email ann@example.org --staff
     pwgen 20 1 | flask --app wsgi accounts create --username bob --email bob@example.org
+
+    \b
+    Exit codes: 0 created, 1 refused (it says which field, and why), 2 bad usage.
     """
     if sys.stdin.isatty():
         password = click.prompt("Password", hide_input=True, confirmation_prompt=True, err=True)
     else:
-        # What is not UTF-8 comes through as surrogates, which no password may hold.
+        # Bytes that are not UTF-8 come through as surrogates, which no password may hold.
         line = sys.stdin.buffer.readline()
         password = line.decode(errors="surrogateescape").rstrip("\r\n")
-    made = services()
     account = profiles.sign_up(
-        made.database,
-        made.hasher,
-        made.keyring,
+        services().database,
+        services().hasher,
+        services().keyring,
         {"username": username, "email": email, "password": password},
         is_staff=staff,
         by=OPERATOR_ACTOR,
@@ -250,7 +316,16 @@ def create(username: str, email: str, *, staff: bool, as_json: bool) -> None:
 @json_option
 @sentences
 def hold(name: str, *, reason: str, as_json: bool) -> None:
-    """Place a legal hold: the account is not purged until it is released."""
+    """Place a legal hold: no purge until it is released.
+
+    Works in every state of the account; an account may have several holds.
+
+    \b
+    flask --app wsgi accounts hold 42 --reason "court order 12/3"
+
+    \b
+    Exit codes: 0 placed, 1 not (it says why), 2 bad usage.
+    """
     (account_id,) = find([name])
     with services().writing() as session:
         placed = lifecycle.place_hold(session, account_id, reason=reason, by=OPERATOR_ACTOR)
@@ -267,20 +342,29 @@ def hold(name: str, *, reason: str, as_json: bool) -> None:
 @json_option
 @sentences
 def release(name: str, hold_id: int, *, as_json: bool) -> None:
-    """Release a legal hold. After the last one the purge waits at least HOLD_RELEASE_DELAY.
+    """Release a legal hold.
 
-    `accounts show` lists the holds of an account.
+    After the last one the purge waits at least HOLD_RELEASE_DELAY, so that a mistake is not final.
+    `accounts show` lists the open holds of an account.
+
+    \b
+    flask --app wsgi accounts release 42 7
+
+    \b
+    Exit codes: 0 released, 1 no such open hold, 2 bad usage.
     """
     (account_id,) = find([name])
     with services().writing() as session:
-        lifecycle.release_hold(
-            session,
-            account_id,
-            hold_id,
-            promise=services().promise,
-            by=OPERATOR_ACTOR,
-        )
-        shown = document(session, rows.lock(session, account_id), database_now(session))
+        try:
+            lifecycle.release_hold(
+                session, account_id, hold_id, promise=services().promise, by=OPERATOR_ACTOR
+            )
+        except HoldNotFound:
+            fail(
+                f"No open hold {hold_id} on account {account_id}. "
+                f"`accounts show {account_id}` lists those that are open."
+            )
+        shown = account_document(session, rows.lock(session, account_id))
     if as_json:
         show_json(shown)
     else:
@@ -296,21 +380,39 @@ def retry(names: tuple[str, ...], *, as_json: bool) -> None:
     """Let the next sweep try failing or stuck accounts again.
 
     Mend the cause first: `accounts show` names the error and the constraint.
+
+    \b
+    flask --app wsgi accounts retry 42
+
+    \b
+    Exit codes: 0 all will be tried, 1 an account is not found, 2 bad usage.
     """
 
-    def work(session: Session, account_id: int) -> bool:
+    def change(session: Session, account_id: int) -> bool:
         return failures.retry(session, account_id, now=database_now(session), by=OPERATOR_ACTOR)
 
-    _each(names, work, "will be tried again", "had not failed", as_json=as_json)
+    _change_each(
+        names,
+        change,
+        done="Account {id} will be tried again.",
+        already="Account {id} had not failed.",
+        as_json=as_json,
+    )
 
 
 @accounts_group.command()
 @json_option
 @sentences
 def status(*, as_json: bool) -> None:
-    """Show what is due, overdue, held, failing and stuck, and what is owed.
+    """Show what is due, overdue, held, stuck and owed.
 
-    Exit code 1 if an account is stuck.
+    \b
+    flask --app wsgi accounts status
+    flask --app wsgi accounts status --json
+
+    \b
+    Exit codes: 0 nobody is stuck; 1 somebody is, or it cannot be read;
+    2 bad usage.
     """
     settings = services().settings
     with services().reading() as session:
@@ -336,6 +438,57 @@ def status(*, as_json: bool) -> None:
     if as_json:
         show_json(shown)
     else:
-        print_fields(shown)
+        show_lines(_status_lines(shown))
     if found.stuck:
-        fail(f"{found.stuck} accounts are stuck. `accounts show ID` says why.")
+        accounts = count(found.stuck, "account is", "accounts are")
+        fail(f"{accounts} stuck. `accounts show ID` says why.")
+
+
+def _status_lines(shown: Mapping[str, Any]) -> Iterator[str]:
+    states = ("active", "deactivated", "due", "held", "failing", "stuck")
+    yield from table(["ACCOUNTS", "STATE"], ((shown[name], _STATES[name]) for name in states))
+    yield ""
+    troubled = ", ".join(map(str, shown["troubled"]))
+    unnamed = shown["failing"] + shown["stuck"] - len(shown["troubled"])
+    yield from fields(
+        {
+            "overdue": duration(timedelta(seconds=shown["overdue_seconds"])),
+            "failing or stuck": f"{troubled} and {unnamed} more" if unnamed > 0 else troubled,
+            "last purge at": shown["last_purged_at"],
+            "last sweep at": shown["swept_at"],
+            "paused since": shown["paused_at"],
+            "receipts to scrub": shown["unscrubbed"],
+        }
+    )
+    yield ""
+    if not shown["owed"]:
+        yield "The outbox owes nothing."
+        return
+    owed = sorted(shown["owed"].items())
+    yield from table(
+        ["OWED", "WHAT", "KIND"], ((number, EFFECTS.get(kind), kind) for kind, number in owed)
+    )
+
+
+_STATES = {
+    "active": "active",
+    "deactivated": "deactivated, in their grace period",
+    "due": "due",
+    "held": "  of these on hold",
+    "failing": "  of these failing",
+    "stuck": "  of these stuck",
+}
+
+# Words for every kind of effect; a kind without words is shown with a dash.
+EFFECTS = {
+    queue.DELETE_FILE: "files to delete",
+    queue.LEDGER: "batches for the ledger",
+    notices.SCHEDULED: "mails: the account will be purged",
+    notices.DATE_MOVED: "mails: the purge is later",
+    notices.REMINDER: "mails: the purge is near",
+    notices.REACTIVATED: "mails: the account is back",
+    notices.PURGED: "mails: the account is purged",
+    notices.ADDRESS_CHANGED: "mails: the address is another",
+    notices.PASSWORD_CHANGED: "mails: the password is another",
+    notices.PASSWORD_RESET: "mails: link for a new password",
+}

@@ -1,12 +1,12 @@
-"""What every command needs: words, exit codes, transactions, JSON."""
+"""What every command needs: accounts by their names, exit codes, questions, JSON."""
 
 from __future__ import annotations
 
+import codecs
 import json
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
-from datetime import datetime
 from functools import wraps
 from typing import Any, NoReturn, TypeVar
 
@@ -17,18 +17,25 @@ from sqlalchemy.orm import Session
 
 from .. import documents
 from ..db import rows
+from ..db.engine import database_now
 from ..db.models import (
     Account,
 )
 from ..db.outages import is_passing_fault
-from ..db.text import rfc3339, text_problem
+from ..db.text import text_problem
 from ..errors import (
     AccountError,
+    AccountNotFound,
     InvalidInput,
 )
 from ..web import services
+from .words import printable
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+
+yes_option = click.option("--yes", "-y", is_flag=True, help="Do not ask.")
 
 
 def fail(sentence: str) -> NoReturn:
@@ -38,7 +45,11 @@ def fail(sentence: str) -> NoReturn:
 
 
 def sentences(command: F) -> F:
-    """Turn what the core raises, and a database that does not answer, into a sentence and exit code 1."""
+    """End *command* with a sentence and exit code 1 for what the core raises on purpose.
+
+    So too if the database does not answer or has no tables; any other exception is a bug and
+    passes.
+    """
 
     @wraps(command)
     def guarded(*args: Any, **kwargs: Any) -> Any:
@@ -46,6 +57,8 @@ def sentences(command: F) -> F:
             return command(*args, **kwargs)
         except InvalidInput as exc:
             fail(" ".join(f"{name}: {' '.join(texts)}" for name, texts in exc.fields.items()))
+        except AccountNotFound:
+            fail("The account is gone: it was purged meanwhile.")
         except AccountError as exc:
             fail(str(exc))
         except Exception as exc:
@@ -64,68 +77,77 @@ def _lacks_tables() -> bool:
     try:
         return not inspect(services().database.engine).has_table(Account.__tablename__)
     except Exception:
-        # It does not answer at all.
+        # A database that does not answer says nothing about its tables; `prepare` would not help.
         return False
-
-
-json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
-
-yes_option = click.option("--yes", "-y", is_flag=True, help="Do not ask.")
 
 
 @contextmanager
 def logs_aside() -> Iterator[None]:
-    """Send what the core logs meanwhile to stderr: stdout is for the answer."""
+    """Send to stderr what the core logs meanwhile, since stdout is for the answer."""
     with redirect_stdout(sys.stderr):
         yield
 
 
 def show_json(document: object) -> None:
-    click.echo(json.dumps(document, indent=2, ensure_ascii=False))
+    """Print one JSON document, with escapes only where stdout's encoding needs them."""
+    text = json.dumps(document, indent=2, ensure_ascii=False)
+    try:
+        text.encode(_encoding())
+    except UnicodeEncodeError:
+        text = json.dumps(document, indent=2)
+    click.echo(text)
 
 
-def stamp(moment: datetime | None) -> str | None:
-    return None if moment is None else rfc3339(moment)
+def show_lines(lines: Iterator[str], *, err: bool = False) -> None:
+    """Print *lines*, with escapes for what stdout's encoding lacks.
+
+    Without these a name in another script would end the command in the midst of a table.
+    """
+    encoding = _encoding()
+    for line in lines:
+        click.echo(line.encode(encoding, "backslashreplace").decode(encoding), err=err)
+
+
+def _encoding() -> str:
+    """Return the encoding of stdout; Click writes UTF-8 where Python has fallen back to ASCII."""
+    encoding = sys.stdout.encoding or "utf-8"
+    return "utf-8" if codecs.lookup(encoding).name == "ascii" else encoding
 
 
 def find(names: Sequence[str]) -> list[int]:
-    """Return the ids of the named accounts, each once; fail if any is unknown, before anything is done."""
+    """Return the ids of the named accounts, each once; fail if any is unknown."""
     found: dict[int, None] = {}
     unknown = []
     with services().reading() as session:
         for name in names:
-            # What the shell could not decode cannot be asked for either.
+            # A database refuses a text that the shell could not decode, so it is not asked for one.
             account = None if text_problem(name) else rows.locate(session, name)
             if account is None:
-                unknown.append(name)
+                unknown.append(printable(name) or "an empty name")
             else:
                 found[account.id] = None
     if unknown:
-        shown = ", ".join(name.encode("ascii", "replace").decode() for name in unknown)
-        fail(f"Not found: {shown}. Give ids or e-mails; nothing was changed.")
+        fail(f"Not found: {', '.join(unknown)}. Give ids or e-mails; nothing was changed.")
     return list(found)
 
 
-def document(session: Session, account: Account, now: datetime) -> dict[str, Any]:
-    max_attempts = services().settings.purge_max_attempts
-    return documents.account_document(session, account, now=now, max_attempts=max_attempts)
-
-
-def print_fields(shown: Mapping[str, Any]) -> None:
-    for name, value in shown.items():
-        if value not in (None, "", [], {}):
-            click.echo(f"{name:15} {value}")
+def account_document(session: Session, account: Account) -> dict[str, Any]:
+    """Return everything that an operator may see of *account*, as JSON has it."""
+    return documents.account_document(
+        session,
+        account,
+        now=database_now(session),
+        max_attempts=services().settings.purge_max_attempts,
+    )
 
 
 def ask(question: str, *, yes: bool) -> None:
-    """Ask at the terminal unless *yes*; end the command at a no."""
+    """Ask at the terminal unless *yes*; end the command at a no.
+
+    Raises UsageError, for exit code 2, where nobody can be asked.
+    """
     if yes:
         return
     if not sys.stdin.isatty():
         raise click.UsageError("There is no terminal to ask at: repeat with --yes.")
     click.confirm(question, abort=True, err=True)
-
-
-def paused(since: datetime | None) -> str:
-    """Say since when purging is paused, and what ends it."""
-    return f"Purging is paused since {stamp(since)}. `sweeps resume` ends that."

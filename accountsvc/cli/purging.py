@@ -1,4 +1,4 @@
-"""Commands that purge, and those that stop all purging."""
+"""Commands that purge, and those that pause all purging."""
 
 from __future__ import annotations
 
@@ -27,14 +27,28 @@ from .console import (
     find,
     json_option,
     logs_aside,
-    paused,
     sentences,
     show_json,
-    stamp,
+    show_lines,
     yes_option,
 )
+from .words import count, paused, stamp, table
 
-sweeps_group = AppGroup("sweeps", help="Stop all purging, and let it go on.")
+# A plan that somebody is asked about shows so many accounts; the totals are of all.
+MOST_SHOWN = 20
+
+sweeps_group = AppGroup(
+    "sweeps",
+    help="""Pause all purging, and let it go on.
+
+    \b
+    flask --app wsgi sweeps pause
+    flask --app wsgi sweeps resume
+
+    \b
+    Exit codes: 0 done, or so already; 1 the database does not answer; 2 bad usage.
+    """,
+)
 
 
 @accounts_group.command("purge")
@@ -45,7 +59,7 @@ sweeps_group = AppGroup("sweeps", help="Stop all purging, and let it go on.")
 @yes_option
 @json_option
 @sentences
-def purge_command(
+def purge(
     names: tuple[str, ...],
     *,
     expired: bool,
@@ -72,35 +86,21 @@ def purge_command(
     if force and expired:
         raise click.UsageError("--force is for named accounts: those that are due are not active.")
     purge_now = services().purge_now
-    try:
+    with _refusals():
         if not dry_run:
             purge_now.refuse_if_stopped()
         planned = purge_now.plan_named(find(names), force=force) if names else purge_now.plan_due()
         if not confirm(planned, dry_run=dry_run, yes=yes, as_json=as_json):
             return
         with progress_bar(planned) as progress:
-            report = (
-                purge_now.purge_named(planned, force=force, progress=progress)
-                if names
-                else purge_now.purge_due(planned, progress)
-            )
-    except NotPurgeable as exc:
-        why = " ".join(
-            f"Account {account_id}: {_why(kept)}" for account_id, kept in exc.kept.items()
-        )
-        fail(f"{why} Nothing was changed.")
-    except PurgingPaused:
-        with services().reading() as session:
-            since = brake.paused_at(session)
-        fail(f"{paused(since)} Nothing was changed.")
-    except LedgerBehind:
-        fail(f"{_OBSTACLES[Obstacle.LEDGER_BEHIND]} Nothing was changed.")
-    except PurgedAreBack:
-        fail(f"{_OBSTACLES[Obstacle.PURGED_ARE_BACK]} Nothing was changed.")
+            if names:
+                report = purge_now.purge_named(planned, force=force, progress=progress)
+            else:
+                report = purge_now.purge_due(planned, progress)
     finish(report, as_json=as_json)
 
 
-_OBSTACLES: Mapping[Obstacle, str] = {
+OBSTACLES: Mapping[Obstacle, str] = {
     Obstacle.ACTIVE: "It is active. Deactivate it first, or give --force.",
     Obstacle.LAST_STAFF: LastStaff.message,
     Obstacle.HELD: LegalHold.message,
@@ -114,19 +114,38 @@ _OBSTACLES: Mapping[Obstacle, str] = {
 }
 
 
-def _why(kept: Kept) -> str:
-    if kept.failure is None:
-        return _OBSTACLES[kept.obstacle]
+@contextmanager
+def _refusals() -> Iterator[None]:
+    """End the command with a sentence where the core has refused before it changed anything."""
+    try:
+        yield
+    except NotPurgeable as exc:
+        each = [f"Account {account_id}: {_why(kept)}" for account_id, kept in exc.kept.items()]
+        fail(f"{' '.join(each)} Nothing was changed.")
+    except PurgingPaused:
+        with services().reading() as session:
+            since = brake.paused_at(session)
+        fail(f"{paused(since)} Nothing was changed.")
+    except LedgerBehind:
+        fail(f"{OBSTACLES[Obstacle.LEDGER_BEHIND]} Nothing was changed.")
+    except PurgedAreBack:
+        fail(f"{OBSTACLES[Obstacle.PURGED_ARE_BACK]} Nothing was changed.")
+
+
+def _why(kept: Kept, *, once: str = "1 time") -> str:
     failure = kept.failure
+    if failure is None:
+        return OBSTACLES[kept.obstacle]
     constraint = f" ({failure.constraint_name})" if failure.constraint_name else ""
-    return f"It failed with {failure.error}{constraint}, {failure.attempts} times by now."
+    times = once if failure.attempts == 1 else f"{failure.attempts} times"
+    return f"It failed with {failure.error}{constraint}, {times} by now."
 
 
 @contextmanager
 def progress_bar(planned: Sequence[PlannedPurge]) -> Iterator[Progress | None]:
-    """Show at a terminal how many of *planned* are dealt with."""
+    """Show at a terminal how many of *planned* are dealt with; send logs to stderr meanwhile."""
     with logs_aside():
-        if not sys.stderr.isatty():
+        if not planned or not sys.stderr.isatty():
             yield None
             return
         bar = click.progressbar(length=len(planned), label="Purging", file=sys.stderr)
@@ -136,11 +155,12 @@ def progress_bar(planned: Sequence[PlannedPurge]) -> Iterator[Progress | None]:
 
 def confirm(planned: Sequence[PlannedPurge], *, dry_run: bool, yes: bool, as_json: bool) -> bool:
     """Show what will be destroyed and ask; False if that is all that is to be done."""
-    lines = [_line(one) for one in planned]
     if dry_run and as_json:
-        show_json({"dry_run": True, **_totals(lines), "would_purge": lines})
+        accounts = [_purge_document(plan) for plan in planned]
+        show_json({"dry_run": True, **_totals(planned), "would_purge": accounts})
     else:
-        _print_plan(lines, most=len(lines) if dry_run else 20, err=as_json)
+        most = len(planned) if dry_run else MOST_SHOWN
+        show_lines(_plan_lines(planned, most=most), err=as_json)
     if dry_run:
         return False
     if planned:
@@ -148,70 +168,66 @@ def confirm(planned: Sequence[PlannedPurge], *, dry_run: bool, yes: bool, as_jso
     return True
 
 
-def _line(one: PlannedPurge) -> dict[str, Any]:
+def _purge_document(planned: PlannedPurge) -> dict[str, Any]:
     return {
-        "id": one.account_id,
-        "public_id": str(one.public_id),
-        "saved_passwords": one.saved_passwords,
-        "files": one.files,
+        "id": planned.account_id,
+        "public_id": str(planned.public_id),
+        "saved_passwords": planned.saved_passwords,
+        "files": planned.files,
     }
 
 
-def _totals(lines: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+def _totals(planned: Sequence[PlannedPurge]) -> dict[str, int]:
     return {
-        "accounts": len(lines),
-        "saved_passwords": sum(line["saved_passwords"] for line in lines),
-        "files": sum(line["files"] for line in lines),
+        "accounts": len(planned),
+        "saved_passwords": sum(plan.saved_passwords for plan in planned),
+        "files": sum(plan.files for plan in planned),
     }
 
 
-def _print_plan(lines: Sequence[Mapping[str, Any]], *, most: int, err: bool) -> None:
-    if lines:
-        click.echo(f"{'ID':>10}  {'PUBLIC ID':36}  {'PASSWORDS':>9}  {'FILES':>5}", err=err)
-    for line in lines[:most]:
-        click.echo(
-            f"{line['id']:>10}  {line['public_id']}  {line['saved_passwords']:>9}  {line['files']:>5}",
-            err=err,
-        )
-    if len(lines) > most:
-        click.echo(f"{'…':>10}  and {len(lines) - most} more; --dry-run shows all", err=err)
-    click.echo(_sum(_totals(lines)) if lines else "Nothing is to be purged.", err=err)
+def _plan_lines(planned: Sequence[PlannedPurge], *, most: int) -> Iterator[str]:
+    if not planned:
+        yield "Nothing is to be purged."
+        return
+    yield from table(
+        ["ID", "PUBLIC ID", "PASSWORDS", "FILES"],
+        (list(_purge_document(plan).values()) for plan in planned[:most]),
+    )
+    if len(planned) > most:
+        yield f"… and {len(planned) - most} more; --dry-run shows all"
+    yield _total(planned)
 
 
-def _sum(totals: Mapping[str, int]) -> str:
-    words = {"accounts": "account", "saved_passwords": "saved password", "files": "file"}
-    parts = [f"{n} {words[name]}{'' if n == 1 else 's'}" for name, n in totals.items()]
-    return f"{parts[0]}, {parts[1]} and {parts[2]}"
-
-
-_OWED = {
-    queue.DELETE_FILE: "files are still to be deleted",
-    queue.LEDGER: "ledger lines are still to be written",
-    notices.PURGED: "mails are still to be sent",
-}
+def _total(planned: Sequence[PlannedPurge]) -> str:
+    totals = _totals(planned)
+    accounts = count(totals["accounts"], "account")
+    passwords = count(totals["saved_passwords"], "saved password")
+    return f"{accounts}, {passwords} and {count(totals['files'], 'file')}"
 
 
 def finish(report: PurgeReport, *, as_json: bool) -> None:
     """Say what was done and what is left; exit code 1 if anything is."""
-    purged = [_line(one) for one in report.purged]
     if as_json:
         show_json(
             {
                 "dry_run": False,
-                **_totals(purged),
-                "purged": purged,
+                **_totals(report.purged),
+                "purged": [_purge_document(purged) for purged in report.purged],
                 "left": [
-                    {"id": account_id, "reason": _why(kept)}
+                    # Programs compare this sentence, so it keeps its words.
+                    {"id": account_id, "reason": _why(kept, once="1 times")}
                     for account_id, kept in report.kept.items()
                 ],
                 "owed": report.owed,
                 "scrubbed": report.scrubbed,
             }
         )
-    elif purged:
-        click.echo(f"Purged: {_sum(_totals(purged))}.")
-    for kind, count in report.owed.items():
-        click.echo(f"Left: {count} {_OWED[kind]}; the worker goes on trying.", err=True)
+    elif report.purged:
+        click.echo(f"Purged: {_total(report.purged)}.")
+    for kind, number in report.owed.items():
+        effects, done = _OWED[kind]
+        still = f"{count(number, *effects)} still to be {done}"
+        click.echo(f"Left: {still}; the worker goes on trying.", err=True)
     if not report.scrubbed:
         click.echo("Left: the database file is not scrubbed yet; the worker does it.", err=True)
     for account_id, kept in report.kept.items():
@@ -220,31 +236,65 @@ def finish(report: PurgeReport, *, as_json: bool) -> None:
         sys.exit(1)
 
 
+# What a purge owes: one and several of it, and what is to be done with it.
+_OWED = {
+    queue.DELETE_FILE: (("file is", "files are"), "deleted"),
+    queue.LEDGER: (("batch is", "batches are"), "written to the ledger"),
+    notices.PURGED: (("mail is", "mails are"), "sent"),
+}
+
+
 @sweeps_group.command()
 @json_option
 @sentences
 def pause(*, as_json: bool) -> None:
-    """Stop all purging: by the workers and by `accounts purge`, until `sweeps resume`.
+    """Stop all purging until `sweeps resume`.
 
-    A batch under way ends first, within seconds. Accounts can be deactivated and reactivated meanwhile,
-    mails go out, and what is due waits.
+    By the workers and by `accounts purge`; only `ledger replay` still purges. A batch under way
+    ends first, within seconds. Accounts can be deactivated and reactivated meanwhile, mails go out,
+    and what is due waits.
+
+    \b
+    flask --app wsgi sweeps pause
+
+    \b
+    Exit codes: 0 purging is paused, or was already; 1 the database does not
+    answer; 2 bad usage.
     """
-    _brake(brake.pause, "Purging is paused.", "Purging was paused already.", as_json=as_json)
+    _change_pause(
+        brake.pause,
+        done="Purging is paused.",
+        already="Purging was paused already.",
+        as_json=as_json,
+    )
 
 
 @sweeps_group.command()
 @json_option
 @sentences
 def resume(*, as_json: bool) -> None:
-    """Let purging go on: the next sweep takes what is due."""
-    _brake(brake.resume, "Purging goes on.", "Purging was not paused.", as_json=as_json)
+    """Let purging go on: the next sweep takes what is due.
+
+    \b
+    flask --app wsgi sweeps resume
+
+    \b
+    Exit codes: 0 purging goes on, or did already; 1 the database does not
+    answer; 2 bad usage.
+    """
+    _change_pause(
+        brake.resume,
+        done="Purging goes on.",
+        already="Purging was not paused.",
+        as_json=as_json,
+    )
 
 
-def _brake(work: Callable[..., bool], done: str, so: str, *, as_json: bool) -> None:
+def _change_pause(change: Callable[..., bool], *, done: str, already: str, as_json: bool) -> None:
     with services().writing() as session:
-        changed = work(session, now=database_now(session), by=OPERATOR_ACTOR)
+        changed = change(session, now=database_now(session), by=OPERATOR_ACTOR)
         since = brake.paused_at(session)
     if as_json:
         show_json({"changed": changed, "paused_at": stamp(since)})
     else:
-        click.echo(done if changed else so)
+        click.echo(done if changed else already)

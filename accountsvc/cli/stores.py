@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import click
 from flask.cli import AppGroup
@@ -13,9 +14,8 @@ from ..accounts import avatars, vault
 from ..db import audit, rows
 from ..db.audit import OPERATOR_ACTOR
 from ..db.engine import database_now
-from ..db.models import (
-    VaultKey,
-)
+from ..db.models import VaultKey
+from ..errors import StoreUnavailable
 from ..outbox import queue
 from ..web import services
 from .console import (
@@ -25,139 +25,211 @@ from .console import (
     logs_aside,
     sentences,
     show_json,
-    stamp,
+    show_lines,
     yes_option,
 )
 from .purging import confirm, finish, progress_bar
+from .words import count, stamp, table
 
-avatars_group = AppGroup("avatars", help="Look after the avatar files.")
+avatars_group = AppGroup(
+    "avatars",
+    help="""Look after the avatar files.
 
-vault_group = AppGroup("vault", help="Look after the keys of the saved passwords.")
+    \b
+    flask --app wsgi avatars orphans
+
+    \b
+    Exit codes: 0 all is well, 1 it is not (it says why), 2 bad usage.
+    """,
+)
+
+vault_group = AppGroup(
+    "vault",
+    help="""Look after the keys of the saved passwords.
+
+    \b
+    flask --app wsgi vault rewrap
+
+    \b
+    Exit codes: 0 all is well, 1 it is not (it says why), 2 bad usage.
+    """,
+)
 
 ledger_group = AppGroup(
-    "ledger", help="Check the ledger, and replay it after a restore from a backup."
+    "ledger",
+    help="""Check the ledger, and replay it after a restore from a backup.
+
+    \b
+    flask --app wsgi ledger verify
+    flask --app wsgi ledger replay --dry-run
+
+    \b
+    Exit codes: 0 all is well, 1 it is not (it says why), 2 bad usage.
+    """,
 )
 
 
-@avatars_group.command("orphans")
+@contextmanager
+def _store_of(setting: str) -> Iterator[None]:
+    """Name the *setting* of a store that does not answer, since each has a store of its own."""
+    try:
+        yield
+    except StoreUnavailable as exc:
+        fail(f"{setting}: {exc}")
+
+
+@avatars_group.command()
 @click.option("--delete", is_flag=True, help="Delete them, through the outbox.")
 @click.option("--force", is_flag=True, help="Also if there are more of them than accounts show.")
 @yes_option
 @json_option
 @sentences
 def orphans(*, delete: bool, force: bool, yes: bool, as_json: bool) -> None:
-    """List avatar files that no account shows and that nothing is to delete.
+    """List avatar files that are nobody's.
 
-    A restore from a backup forgets files; otherwise there should be none. Files younger than an hour may be
-    uploads under way and are passed over. Safe while everything runs.
+    No account shows them, and nothing is to delete them. A restore from a backup forgets files;
+    otherwise there should be none. Files younger than an hour may be uploads under way and are
+    passed over. Safe while everything runs.
 
     \b
     flask --app wsgi avatars orphans
     flask --app wsgi avatars orphans --delete
 
     \b
-    Exit codes: 0 there is none, or all are deleted; 1 there are some; 2 bad usage.
+    Exit codes: 0 there is none, or all are deleted; 1 there are some;
+    2 bad usage.
     """
-    made = services()
     with services().reading() as session:
         now = database_now(session)
-    total = shown = 0
+    total = in_use = 0
     found: list[avatars.StoredAvatar] = []
-    for one in avatars.stored_avatars(made.database, made.avatars, now=now):
-        total += 1
-        shown += one.is_shown
-        if one.is_orphan:
-            found.append(one)
+    with _store_of("STORAGE_URL"):
+        for avatar in avatars.stored_avatars(services().database, services().avatars, now=now):
+            total += 1
+            in_use += avatar.is_shown
+            if avatar.is_orphan:
+                found.append(avatar)
     if not as_json:
-        for one in found:
-            click.echo(f"{one.key}  {stamp(one.written_at)}")
-        click.echo(f"{len(found)} of {total} files are nobody's, {shown} are shown by an account.")
-    left = len(found)
+        show_lines(_orphan_lines(found, total=total, in_use=in_use))
+    remaining = len(found)
     if delete and found:
-        if len(found) > shown and not force:
+        if len(found) > in_use and not force:
             fail(
                 "More files are nobody's than this database's accounts show: is it the right one? "
                 "Nothing was deleted; --force deletes them all the same."
             )
         ask("Delete these files for good?", yes=yes)
-        left = _delete_files([one.key for one in found])
+        remaining = _delete_files([avatar.key for avatar in found])
+    deleted = len(found) - remaining
     if as_json:
         show_json(
             {
                 "files": total,
-                "shown": shown,
-                "orphans": [{"key": one.key, "written_at": stamp(one.written_at)} for one in found],
-                "deleted": len(found) - left,
+                "shown": in_use,
+                "orphans": [
+                    {"key": avatar.key, "written_at": stamp(avatar.written_at)} for avatar in found
+                ],
+                "deleted": deleted,
             }
         )
-    if delete and left:
-        fail(f"{left} files are still to be deleted; the worker goes on trying.")
-    if left:
+    elif deleted:
+        click.echo(f"Deleted: {count(deleted, 'file')}.")
+    if delete and remaining:
+        files = count(remaining, "file is", "files are")
+        fail(f"{files} still to be deleted; the worker goes on trying.")
+    if remaining:
         sys.exit(1)
+
+
+def _orphan_lines(
+    found: Sequence[avatars.StoredAvatar], *, total: int, in_use: int
+) -> Iterator[str]:
+    if found:
+        files = ((avatar.key, stamp(avatar.written_at)) for avatar in found)
+        yield from table(["KEY", "WRITTEN AT"], files)
+    yield f"{count(total, 'file')}: {len(found)} nobody's, {in_use} shown by an account."
 
 
 def _delete_files(keys: Sequence[str]) -> int:
     """Delete files through the outbox, at once; return how many of them are still owed."""
-    for page in rows.chunks(keys):
+    for chunk in rows.chunks(keys):
         with services().writing() as session:
             avatars.delete_orphaned_avatars(
-                session, page, now=database_now(session), by=OPERATOR_ACTOR
+                session, chunk, now=database_now(session), by=OPERATOR_ACTOR
             )
     with logs_aside():
         while services().deliver(kinds=[queue.DELETE_FILE], seconds=30).more:
             pass
     with services().reading() as session:
-        return sum(len(session.scalars(queue.files_owed(page)).all()) for page in rows.chunks(keys))
+        return sum(
+            len(session.scalars(queue.files_owed(chunk)).all()) for chunk in rows.chunks(keys)
+        )
 
 
-@vault_group.command("rewrap")
+@vault_group.command()
 @json_option
 @sentences
 def rewrap(*, as_json: bool) -> None:
-    """Wrap every account's key by the first of VAULT_KEYS; then the others can be removed.
+    """Wrap every account's key by the first of VAULT_KEYS.
 
-    Saved passwords are not touched. Safe while everything runs, and to repeat.
+    Then the others can be removed. Saved passwords are not touched. Safe while everything runs, and
+    to repeat.
+
+    \b
+    flask --app wsgi vault rewrap
+
+    \b
+    Exit codes: 0 all keys are wrapped by the first, 1 some are not yet, 2 bad usage.
     """
     keyring = services().keyring
-    done = 0
+    rewrapped = 0
     while True:
         with services().writing() as session:
-            count = vault.rewrap(session, keyring, limit=rows.CHUNK)
-            if count:
-                now = database_now(session)
+            wrapped = vault.rewrap(session, keyring, limit=rows.CHUNK)
+            if wrapped:
                 audit.record(
                     session,
                     "vault.rewrapped",
                     subject=None,
                     by=OPERATOR_ACTOR,
-                    now=now,
-                    count=count,
+                    now=database_now(session),
+                    count=wrapped,
                 )
-        if not count:
+        if not wrapped:
             break
-        done += count
+        rewrapped += wrapped
     with services().reading() as session:
-        # Those that another process had locked were passed over.
+        # Keys that another process has locked were passed over; without this count an operator
+        # would remove the old key that still wraps them.
         others = select(func.count()).where(VaultKey.wrapped_by != keyring.newest)
-        left = session.scalar(others) or 0
+        remaining = session.scalar(others) or 0
     if as_json:
-        show_json({"rewrapped": done, "left": left})
+        show_json({"rewrapped": rewrapped, "left": remaining})
     else:
-        click.echo(f"{done} keys wrapped anew.")
-    if left:
-        fail(f"{left} keys are still wrapped by an older one. Repeat the command.")
+        click.echo(f"{count(rewrapped, 'key')} wrapped anew.")
+    if remaining:
+        keys = count(remaining, "key is", "keys are")
+        fail(f"{keys} still wrapped by an older one. Repeat the command.")
 
 
-@ledger_group.command("verify")
+@ledger_group.command()
 @json_option
 @sentences
 def verify(*, as_json: bool) -> None:
-    """Compare the ledger with the database. Exit code 1 if they disagree.
+    """Compare the ledger with the database.
 
     Nobody in the ledger may have an account (a restore brings people back), and every receipt has a
-    line in the ledger, unless that is still owed.
+    line in the ledger, unless that is still owed. Safe while everything runs; let it run daily.
+
+    \b
+    flask --app wsgi ledger verify
+
+    \b
+    Exit codes: 0 they agree; 1 they do not, or the ledger cannot be read;
+    2 bad usage.
     """
-    found = services().restore.verify()
+    with _store_of("LEDGER_URL"):
+        found = services().restore.verify()
     if as_json:
         show_json(
             {
@@ -169,16 +241,23 @@ def verify(*, as_json: bool) -> None:
             }
         )
     else:
-        click.echo(f"{found.lines} purged accounts in the ledger, {found.receipts} receipts.")
+        lines = count(found.lines, "purged account")
+        click.echo(f"{lines} in the ledger, {count(found.receipts, 'receipt')}.")
     if found.back:
-        click.echo(f"{len(found.back)} purged accounts are back: run `ledger replay`.", err=True)
+        back = count(len(found.back), "purged account is", "purged accounts are")
+        click.echo(f"{back} back: run `ledger replay`.", err=True)
     if found.missing:
-        click.echo(f"{len(found.missing)} receipts are not in the ledger.", err=True)
+        missing = count(len(found.missing), "receipt is", "receipts are")
+        click.echo(
+            f"{missing} not in the ledger: put its lost objects back from a copy. "
+            "--json names the receipts.",
+            err=True,
+        )
     if found.back or found.missing:
         sys.exit(1)
 
 
-@ledger_group.command("replay")
+@ledger_group.command()
 @click.option("--dry-run", is_flag=True, help="Show what would be destroyed, change nothing.")
 @yes_option
 @json_option
@@ -186,14 +265,18 @@ def verify(*, as_json: bool) -> None:
 def replay(*, dry_run: bool, yes: bool, as_json: bool) -> None:
     """Purge again whoever a restore brought back.
 
-    By public id only: whoever has got an account's number since cannot be hit. Works while purging is
-    paused, so that nothing else is purged before you have looked.
+    By public id only: whoever has got an account's number since cannot be hit. Works while purging
+    is paused, so that nothing else is purged before you have looked.
 
     \b
     flask --app wsgi ledger replay --dry-run
     flask --app wsgi ledger replay
+
+    \b
+    Exit codes: 0 nobody is back any more, 1 somebody is (it says why), 2 bad usage.
     """
-    planned = services().restore.plan()
+    with _store_of("LEDGER_URL"):
+        planned = services().restore.plan()
     if not confirm(planned, dry_run=dry_run, yes=yes, as_json=as_json):
         return
     with progress_bar(planned) as progress:

@@ -30,10 +30,11 @@ from .claim import PlannedPurge
 from .restore import Restore
 from .sweep import Progress
 
-# How long to wait, without any progress, for what another process has locked or is at work on.
+# How long to wait for what another process has locked, or is at work on: longer than any
+# transaction of ours, so that an account is not reported as kept while a worker purges it.
 LOCK_PATIENCE = timedelta(seconds=10)
 
-# An operator is told of so many failing and stuck accounts; `accounts status` counts all of them.
+# A report names so many failing and stuck accounts; of an outage's thousands it would be too long.
 MOST_TROUBLED = 1000
 
 _HAS_FAILED = exists().where(PurgeFailure.account_id == Account.id)
@@ -61,10 +62,8 @@ class Obstacle(Enum):
     HELD = auto()
     FAILED = auto()
     REACTIVATED = auto()
-    # Another process has it locked.
-    BUSY = auto()
-    # It is gone, but not by a purge.
-    NO_RECEIPT = auto()
+    BUSY = auto()  # Another process has the account locked.
+    NO_RECEIPT = auto()  # The account is gone, but not by a purge.
     PAUSED = auto()
     LEDGER_BEHIND = auto()
     PURGED_ARE_BACK = auto()
@@ -125,7 +124,7 @@ class PurgeNow:
     max_attempts: int
 
     def refuse_if_stopped(self) -> None:
-        """Raise PurgingPaused, LedgerBehind or PurgedAreBack where a purge would; change nothing."""
+        """Raise PurgingPaused, LedgerBehind or PurgedAreBack where a purge would do so."""
         with self.database.reading() as session:
             brake.heed_pause(session)
         self.restore.refuse_after_restore()
@@ -137,7 +136,7 @@ class PurgeNow:
             return list(claim.plan(session, now=now, max_attempts=self.max_attempts))
 
     def plan_named(self, ids: Iterable[int], *, force: bool) -> list[PlannedPurge]:
-        """Return what :meth:`purge_named` would destroy: by doing all of it but that, and taking it back.
+        """Return what :meth:`purge_named` would destroy, by making them due and taking it back.
 
         Raises NotPurgeable.
         """
@@ -297,7 +296,10 @@ class PurgeNow:
             return Kept(Obstacle.REACTIVATED if account.is_active else Obstacle.BUSY)
 
     def _deliver(self, public_ids: Sequence[uuid.UUID]) -> dict[str, int]:
-        """Deliver what the purge owes until a try has failed or nothing moves; return what is owed."""
+        """Deliver what the purge owes; return what is still owed.
+
+        Ends when all of that was tried in vain, or nothing has moved for a while.
+        """
         give_up_at = time.monotonic() + LOCK_PATIENCE.total_seconds()
         before: int | None = None
         while True:
@@ -331,7 +333,7 @@ class PurgeNow:
         return owed, failed
 
     def _scrub(self, public_ids: Sequence[uuid.UUID]) -> bool:
-        """Scrub until all these receipts are dated; False if a reader was in the way all the time."""
+        """Scrub until all these receipts are dated; False if readers were in the way."""
         if self.database.engine.dialect.name != "sqlite":
             return True
         give_up_at = time.monotonic() + LOCK_PATIENCE.total_seconds()
@@ -365,7 +367,7 @@ def _make_all_due(
 def _make_due(
     session: Session, planned: Sequence[PlannedPurge], *, promise: lifecycle.Promise | None
 ) -> dict[int, Kept]:
-    """Make accounts due now, active ones only with a *promise*; return those that are refused, and why.
+    """Make accounts due now, active ones only with a *promise*; return who is refused, and why.
 
     An account that is gone meanwhile is passed over: a worker has purged it.
     """
@@ -376,8 +378,8 @@ def _make_due(
         try:
             account = rows.lock(session, account_id)
             if account.is_active and promise is not None:
-                # The promise is waived at once, so its reminders would be owed in vain, and the purge
-                # of many accounts would write and delete several rows for each.
+                # The promise is waived at once, so its reminders would be owed in vain: rows
+                # for each account, which the purge would delete again.
                 waived = replace(promise, reminders=())
                 lifecycle.deactivate(session, account_id, promise=waived, by=OPERATOR_ACTOR)
             lifecycle.due_now(session, account_id, by=OPERATOR_ACTOR)

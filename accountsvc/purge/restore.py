@@ -27,8 +27,8 @@ from .claim import PlannedPurge
 class Verification:
     """The ledger and the database, compared.
 
-    ``lines``, ``receipts`` and ``owed`` count people: in the ledger, with a receipt, and with a line
-    that waits in the outbox. ``back`` holds the ids of accounts that the ledger calls purged,
+    ``lines``, ``receipts`` and ``owed`` count people: in the ledger, with a receipt, and with a
+    line that waits in the outbox. ``back`` holds the ids of accounts that the ledger calls purged,
     ``missing`` the public ids of receipts without a line.
     """
 
@@ -47,9 +47,9 @@ class Restore:
     ledger: Ledger
 
     def refuse_after_restore(self) -> None:
-        """Return if purging is safe; else raise the refusal.
+        """Raise PurgedAreBack while :meth:`purged_are_back`.
 
-        Raises PurgedAreBack while :meth:`purged_are_back`, LedgerBehind if the ledger cannot be read.
+        Raises LedgerBehind if the ledger cannot be read.
         """
         try:
             back = self.purged_are_back()
@@ -61,7 +61,8 @@ class Restore:
     def purged_are_back(self) -> bool:
         """Say whether anybody of the batches that the ledger got last has an account.
 
-        Costs the same however old the service is. Raises StoreUnavailable if the ledger cannot be read.
+        Costs the same however old the service is. Raises StoreUnavailable if the ledger cannot be
+        read.
         """
         with self.database.reading() as session:
             now = database_now(session)

@@ -1,0 +1,149 @@
+"""How values are shown to people: counted nouns, durations, fields and aligned tables.
+
+Whatever people typed may be in it, so every text goes through :func:`printable`: nothing that is
+stored can move a terminal's cursor, turn a line around, or break a column.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from ..db.text import rfc3339
+
+DASH = "–"
+
+# Joiners hold one emoji or one Persian word together; without them it would fall into its parts.
+_JOINERS = "\u200c\u200d"
+
+_UNITS = (("d", 86_400), ("h", 3_600), ("min", 60), ("s", 1))
+
+
+def stamp(moment: datetime | None) -> str | None:
+    """Return *moment* (UTC) in RFC 3339, to the second."""
+    return None if moment is None else rfc3339(moment)
+
+
+def count(number: int, noun: str, plural: str | None = None) -> str:
+    """Return *number* with its noun: ``1 file``, ``2 files``."""
+    return f"{number} {noun if number == 1 else plural or noun + 's'}"
+
+
+def duration(length: timedelta) -> str:
+    """Return *length* in its two largest units: ``3 d 4 h``, ``2 h 5 min``, ``40 s``."""
+    seconds = max(0, round(length.total_seconds()))
+    for index, (unit, size) in enumerate(_UNITS):
+        if seconds >= size:
+            parts = [f"{seconds // size} {unit}"]
+            for smaller, smaller_size in _UNITS[index + 1 : index + 2]:
+                if rest := seconds % size // smaller_size:
+                    parts.append(f"{rest} {smaller}")
+            return " ".join(parts)
+    return "0 s"
+
+
+def printable(text: str) -> str:
+    """Return *text* as one line without control characters.
+
+    Line breaks and tabs become spaces; what would be invisible or act on the terminal (control and
+    bidirectional formatting characters, lone surrogates) is named: ``<U+202E>``.
+    """
+    return "".join(_printable(character) for character in text)
+
+
+def _printable(character: str) -> str:
+    if character in "\t\n\r\u2028\u2029":
+        return " "
+    if character not in _JOINERS and unicodedata.category(character) in {"Cc", "Cf", "Cs"}:
+        return f"<U+{ord(character):04X}>"
+    return character
+
+
+def width(text: str) -> int:
+    """Return the columns that *text* takes on a terminal: two for East Asian characters and emoji.
+
+    Combining characters take none (Unicode Standard Annex #11).
+    """
+    return sum(map(_width, text))
+
+
+def _width(character: str) -> int:
+    if unicodedata.category(character) in {"Mn", "Me", "Cf"}:
+        return 0
+    return 2 if unicodedata.east_asian_width(character) in "WF" else 1
+
+
+def cut(text: str, most: int) -> str:
+    """Return *text*, or its beginning and ``…`` if it is wider than *most* columns."""
+    if width(text) <= most:
+        return text
+    taken, room = "", most - 1
+    for character in text:
+        room -= _width(character)
+        if room < 0:
+            break
+        taken += character
+    return f"{taken}…"
+
+
+def shown(value: object) -> str:
+    """Return a value in words: yes or no, a dash for what is not there, else :func:`printable`."""
+    if value is None or value == "":
+        return DASH
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return printable(str(value))
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of a table, cut at *most* columns of the terminal."""
+
+    title: str
+    most: int | None = None
+
+
+def table(columns: Sequence[Column | str], rows: Iterable[Sequence[object]]) -> Iterator[str]:
+    """Yield the lines of a table, the titles first: aligned, numbers to the right.
+
+    A column is one of numbers if nothing else is in it.
+    """
+    rows = list(rows)
+    titled = [Column(column) if isinstance(column, str) else column for column in columns]
+    cells = [
+        [_cell(value, column) for value, column in zip(row, titled, strict=True)] for row in rows
+    ]
+    titles = [column.title for column in titled]
+    widths = [max(map(width, column)) for column in zip(titles, *cells, strict=True)]
+    numbers = [bool(rows) and all(map(_is_number, column)) for column in zip(*rows, strict=True)]
+    numbers = numbers or [False] * len(titled)
+    for line in [titles, *cells]:
+        yield "  ".join(map(_aligned, line, widths, numbers)).rstrip()
+
+
+def _cell(value: object, column: Column) -> str:
+    return shown(value) if column.most is None else cut(shown(value), column.most)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _aligned(text: str, columns: int, is_number: bool) -> str:
+    padding = " " * (columns - width(text))
+    return f"{padding}{text}" if is_number else f"{text}{padding}"
+
+
+def fields(values: Mapping[str, object]) -> Iterator[str]:
+    """Yield a line for each value, behind its name; what is not there is left out."""
+    present = {name: value for name, value in values.items() if value not in (None, "")}
+    longest = max(map(width, present), default=0)
+    for name, value in present.items():
+        yield f"{_aligned(name, longest, False)}  {shown(value)}"
+
+
+def paused(since: datetime | None) -> str:
+    """Say since when purging is paused, and what ends it."""
+    return f"Purging is paused since {stamp(since)}. `sweeps resume` ends that."
