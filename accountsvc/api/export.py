@@ -22,7 +22,7 @@ from ..tokens import ACCESS, MAILED, RECOVERY
 from ..web import client, services
 from .http import auth, bodies, schemas
 from .http.auth import Caller
-from .http.openapi import raises, refuses, sends
+from .http.describe import raises, refuses, sends
 
 bp = APIBlueprint("export", __name__, tag="Export")
 

@@ -38,7 +38,7 @@ from ..web import about, client, committed, services
 from .deletion import document
 from .http import auth, schemas
 from .http.auth import Caller
-from .http.openapi import raises, sends, takes
+from .http.describe import raises, sends, takes
 from .http.wire import json_response
 from .session import signed_in
 

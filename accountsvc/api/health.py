@@ -16,6 +16,8 @@ from ..web import RETRY_AFTER
 from .http import schemas
 from .http.openapi import also_answers, sends
 from .http.wire import json_response
+from .http.describe import also_answers, sends
+from .http.wire import json_response, timestamp
 
 bp = APIBlueprint("health", __name__, tag="Health")
 

@@ -12,7 +12,7 @@ from ..adapters import avatarstore
 from ..db.models import Account
 from ..errors import StoreUnavailable
 from ..web import services
-from .http.openapi import raises, sends
+from .http.describe import raises, sends
 
 bp = APIBlueprint("media", __name__, tag="Media")
 

@@ -26,7 +26,7 @@ from ..errors import (
 from ..web import client, committed, services
 from .http import auth, bodies, schemas
 from .http.auth import Caller
-from .http.openapi import raises, uploads
+from .http.describe import raises, uploads
 from .session import signed_in
 
 bp = APIBlueprint("profile", __name__, tag="Profile")

@@ -12,7 +12,7 @@ from ..db.text import unique_key
 from ..errors import InvalidInput, Throttled, TokenNotValid
 from ..web import about, client, committed, services
 from .http import schemas
-from .http.openapi import raises
+from .http.describe import raises
 
 bp = APIBlueprint("reset", __name__, tag="Session")
 

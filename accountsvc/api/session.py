@@ -17,7 +17,7 @@ from ..errors import AccountDeactivated, InvalidCredentials, InvalidInput, Throt
 from ..tokens import REFRESH
 from ..web import about, client, services
 from .http import errors, schemas
-from .http.openapi import raises
+from .http.describe import raises
 
 bp = APIBlueprint("session", __name__, tag="Session")
 

@@ -18,6 +18,8 @@ from ..web import committed, services
 from .http import auth, schemas
 from .http.auth import Caller
 from .http.openapi import raises, sends
+from .http.describe import raises, sends
+from .http.wire import timestamp
 
 bp = APIBlueprint("vault", __name__, tag="Saved passwords")
 

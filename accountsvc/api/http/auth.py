@@ -37,6 +37,7 @@ from ...services import Services
 from ...tokens import ACCESS, ALGORITHM, MAILED, RECOVERY, Claims, audience, claims_of
 from ...web import about, client, jwt, sent_by, services
 from . import errors
+from .describe import takes_token
 
 View = TypeVar("View", bound=Callable[..., Any])
 
@@ -140,9 +141,7 @@ def _guard(view: View, admit: Callable[..., Caller], *refusals: type[AccountErro
     def guarded(*args: Any, **kwargs: Any) -> Any:
         return view(*args, caller=admit(**kwargs), **kwargs)
 
-    spec = guarded.__dict__.setdefault("_spec", {})
-    spec["security"] = "bearerAuth"
-    spec["raises"] = (NotAuthenticated, TokenNotValid, *refusals, *spec.get("raises", ()))
+    takes_token(guarded, NotAuthenticated, TokenNotValid, *refusals)
     return guarded  # type: ignore[return-value]
 
 

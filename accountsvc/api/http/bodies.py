@@ -11,7 +11,6 @@ from io import BytesIO
 from typing import IO, Any
 
 from apiflask import APIFlask, HTTPError
-from apiflask.schema_adapters.marshmallow import parser
 from flask import Request as FlaskRequest
 from flask import Response, request
 from werkzeug.datastructures import FileStorage
@@ -19,6 +18,7 @@ from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
 
 from ...adapters import images
 from ...errors import InvalidInput
+from .apiflask_patches import parser
 
 JSON_LIMIT = 64 * 1024
 # The boundary lines and the other fields of a form around an image.

@@ -24,6 +24,8 @@ from ...errors import AccountError
 from ...logs import describe
 from ...web import RETRY_AFTER
 from .wire import json_response
+from . import apiflask_patches
+from .wire import json_response, timestamp
 
 log = structlog.get_logger(__name__)
 
@@ -173,8 +175,7 @@ def init_app(app: APIFlask) -> None:
     app.register_error_handler(HTTPException, _from_framework)
     app.register_error_handler(AccountError, answer)
     app.register_error_handler(Exception, unexpected)
-    # Flask's own line for a fault outside a view would hold the path.
-    app.log_exception = _log_fault  # type: ignore[method-assign]
+    apiflask_patches.log_faults_by(app, _log_fault)
 
 
 def _log_fault(exc_info: Any) -> None:
