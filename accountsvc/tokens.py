@@ -183,10 +183,10 @@ def audience(kind: str) -> str:
 
 
 def _decode(token: str, key: bytes = b"", **checks: Any) -> Mapping[str, Any]:
-    """Return the payload of *token* as PyJWT decodes it; an empty one for whatever fault it finds."""
+    """Return the payload of *token* as PyJWT decodes it; an empty one if it finds any fault."""
     try:
         return jwt.decode(token, key, **checks)
-    # PyJWT lets a ValueError through for surrogates, and may meet a header that is nested deep enough
-    # for a RecursionError before it checks the signature: anybody can send either.
+    # PyJWT reads the header before it checks the signature, so anybody can send one with
+    # surrogates, a ValueError, or one that is nested deep enough for a RecursionError.
     except (jwt.InvalidTokenError, ValueError, TypeError, OverflowError, RecursionError):
         return {}

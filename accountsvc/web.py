@@ -37,7 +37,8 @@ access = structlog.get_logger("accountsvc.access")
 #
 # The models inherit from Base itself, so its metadata is all that Flask-SQLAlchemy needs. Given as
 # ``model_class``, Base would be copied, which SQLAlchemy refuses for its type_annotation_map.
-# Without ``expire_on_commit=False`` an answer that shows a row after its commit would read it again.
+# Without ``expire_on_commit=False`` an answer that shows a row after the commit would be an error,
+# since the session is closed by then and the row would have to be read again.
 db = SQLAlchemy(metadata=Base.metadata, session_options={"expire_on_commit": False})
 migrate = Migrate()
 jwt = JWTManager()
@@ -46,8 +47,8 @@ cors = CORS()
 _EXTENSION = "accountsvc"
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
-# Seconds that a client is asked to wait while a part does not answer: about as long as a restart or a
-# failover takes, and short enough for a person to wait.
+# Seconds that a client is asked to wait while a part does not answer: about as long as a restart or
+# a failover takes, and short enough for a person to wait.
 RETRY_AFTER = 5
 
 _TRANSACTION_ATTEMPTS = 3
@@ -74,7 +75,7 @@ def services() -> Services:
 
 
 def database(engine: Engine) -> Database:
-    """Return the database whose transactions run on the request's session, elsewhere on new ones."""
+    """Return the database: its transactions run on a request's session, elsewhere on new ones."""
     new_session = sessionmaker(engine, expire_on_commit=False)
     return Database(engine, lambda: db.session() if has_request_context() else new_session())
 
@@ -82,9 +83,9 @@ def database(engine: Engine) -> Database:
 def committed(work: Callable[[Session], T]) -> T:
     """Run *work* in a writing transaction, commit it and return what it returned.
 
-    A serialization failure, a deadlock or a connection that died is tried again, three times in all,
-    but only while no COMMIT was sent: after that nobody knows whether it happened. *work* must do
-    nothing outside the session, since it may run more than once.
+    A serialization failure, a deadlock or a connection that died is tried again, three times in
+    all, but only while no COMMIT was sent: after that nobody knows whether it happened. *work* must
+    do nothing outside the session, since it may run more than once.
     """
     attempt = 1
     while True:
@@ -124,9 +125,9 @@ def client() -> str:
 def client_address(peer: str | None, forwarded_for: str, trusted: Sequence[IPNetwork]) -> str:
     """Return the nearest address that is not a *trusted* proxy of ours; "unknown" if there is none.
 
-    *forwarded_for* is read from the right and only as far as trusted proxies wrote it, so that nobody
-    can name an address that is not theirs. An IPv6 address counts by its /64, which one person holds
-    whole.
+    *forwarded_for* is read from the right and only as far as trusted proxies wrote it, so that
+    nobody can name an address that is not theirs. An IPv6 address counts by its /64, which one
+    person holds whole.
     """
     hops = [part.strip() for part in forwarded_for.split(",") if part.strip()]
     address = _address(peer or "")

@@ -1,4 +1,4 @@
-"""A try of a password: counted before it is made, forgiven if it was right, audited if it was not."""
+"""A try of a password: counted before it is made, forgiven if it was right, else audited."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ class Attempts:
         self._throttle.forgive(PASSWORD, account=email_key, address=address)
 
     def _audit(self, action: str, *, counted_as: str, by: Actor, subject: _Subject) -> None:
-        """Write a refused attempt into the audit trail, only so often an hour: nobody can fill it."""
+        """Audit a refused attempt, but only so often an hour, so that nobody can fill the trail."""
         try:
             self._throttle.spend(AUDIT, account=f"{action} {counted_as}")
         except Throttled:

@@ -12,7 +12,8 @@ from .http import auth, bodies, errors, headers, openapi, wire
 def init_app(app: APIFlask, services: Services) -> None:
     """Put the whole wire contract on *app*, whose services are *services*."""
     app.json = wire.Json(app)
-    # Also in APIFlask's document, where it is an integer.
+    # Replaced under its own name, because APIFlask knows that an "int" is an integer; a parameter
+    # of a converter with another name would be a text in the document.
     app.url_map.converters["int"] = wire.Id
     headers.init_app(app, services.settings)
     bodies.init_app(app)

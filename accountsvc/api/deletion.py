@@ -25,10 +25,9 @@ from ..errors import (
 from ..web import committed, services
 from .http import auth, bodies, schemas
 from .http.auth import Caller
+from .http.describe import raises, refuses, sends, takes
 from .http.openapi import raises, refuses, sends, takes
 from .http.wire import json_response, prefers_representation
-from .http.describe import raises, refuses, sends, takes
-from .http.wire import json_response, prefers_representation, timestamp
 
 bp = APIBlueprint("deletion", __name__, tag="Deletion")
 

@@ -16,7 +16,7 @@ from werkzeug.exceptions import NotFound
 
 bp = APIBlueprint("docs", __name__, enable_openapi=False)
 
-_KEPT_SECONDS = 3600
+_CACHED_SECONDS = 3600
 _CSP = "; ".join(
     (
         "default-src 'none'",
@@ -51,7 +51,7 @@ def _folders() -> dict[str, Path]:
 
 @bp.get("/docs/")
 def page() -> Response:
-    response = send_from_directory(_OWN, "docs.html", max_age=_KEPT_SECONDS)
+    response = send_from_directory(_OWN, "docs.html", max_age=_CACHED_SECONDS)
     response.headers["Content-Security-Policy"] = _CSP
     return response
 
@@ -60,4 +60,4 @@ def page() -> Response:
 def file(name: str) -> Response:
     if name not in _folders():
         raise NotFound
-    return send_from_directory(_folders()[name], name, max_age=_KEPT_SECONDS)
+    return send_from_directory(_folders()[name], name, max_age=_CACHED_SECONDS)

@@ -53,7 +53,8 @@ def take_along(user_id: int, *, caller: Caller) -> Response:
 
     With a fresh access token or, in the grace period, a recovery token. Never for the staff.
     """
-    # Clients that can send a body with a GET may confirm here too.
+    # Read a body although it is a GET: without it a client whose token is not fresh any more would
+    # have to change to POST to confirm.
     return _streamed(caller, user_id, bodies.spare_password)
 
 
@@ -82,8 +83,8 @@ def _streamed(caller: Caller, account_id: int, password: Callable[[], str | None
 def _confirm_owner(caller: Caller, account_id: int, password: Callable[[], str | None]) -> None:
     """Make sure that *caller* owns the account *account_id* and has just shown that it is theirs.
 
-    A recovery token was got with the password; a mailed token needs it, so that a mailbox alone never
-    opens a vault. Raises what the views list.
+    A recovery token was got with the password; a mailed token needs it, so that a mailbox alone
+    never opens a vault. Raises what the views list.
     """
     if caller.claims.kind == ACCESS:
         auth.reach(caller, account_id, staff=False)

@@ -62,24 +62,29 @@ _ETAG = '"7d865e959b2466918c9863afca942d0f"'
 def come_back(json_data: dict[str, str]) -> dict[str, Any]:
     """Reactivate one's own account in its grace period
 
-    By e-mail and password, or by the recovery token that a sign-in gave: answers as sign-in does. By a
-    mailed token: answers with the deletion document and no tokens, the person signs in. A token works
-    once; tokens from before the deactivation stay dead.
+    By e-mail and password, or by the recovery token that a sign-in gave: answers as sign-in does.
+    By a mailed token: answers with the deletion document and no tokens, the person signs in. A
+    token works once; tokens from before the deactivation stay dead.
     """
-    made = services()
-    if "token" not in json_data:
-        email = json_data["email"]
-        with made.attempts.password(email, address=client(), failure="reactivation.failed"):
-            account = credentials.deactivated_account(
-                services().database, made.hasher, email=email, password=json_data["password"]
-            )
-        return signed_in(_reactivate(account.id, account.public_id, account.epoch))
-    made.throttle.spend(TOKEN, address=client())
+    if "token" in json_data:
+        return _come_back_by_token(json_data["token"])
+    return _come_back_by_password(json_data["email"], json_data["password"])
+
+
+def _come_back_by_password(email: str, password: str) -> dict[str, Any]:
+    with services().attempts.password(email, address=client(), failure="reactivation.failed"):
+        account = credentials.deactivated_account(
+            services().database, services().hasher, email=email, password=password
+        )
+    return signed_in(_reactivate(account.id, account.public_id, account.epoch))
+
+
+def _come_back_by_token(token: str) -> dict[str, Any]:
+    services().throttle.spend(TOKEN, address=client())
     with services().reading() as session:
-        claims = made.tokens.read(json_data["token"], RECOVERY, MAILED, now=database_now(session))
+        claims = services().tokens.read(token, RECOVERY, MAILED, now=database_now(session))
         account = credentials.deactivated_by_claims(session, claims)
-        account_id = account.id
-    account = _reactivate(account_id, claims.public_id, claims.epoch)
+    account = _reactivate(account.id, claims.public_id, claims.epoch)
     if claims.kind == RECOVERY:
         return signed_in(account)
     with services().reading() as session:
@@ -91,7 +96,7 @@ def _reactivate(account_id: int, public_id: uuid.UUID, epoch: int) -> Account:
 
     def reactivate(session: Session) -> Account:
         try:
-            account = lifecycle.reactivate(
+            return lifecycle.reactivate(
                 session,
                 account_id,
                 promise=services().promise,
@@ -99,9 +104,9 @@ def _reactivate(account_id: int, public_id: uuid.UUID, epoch: int) -> Account:
                 epoch=epoch,
             )
         except AccountNotFound:
-            # Purged since its credentials were checked.
+            # The account was purged since its credentials were checked. A 404 would say so to one
+            # caller only: a moment later the same token is not valid.
             raise TokenNotValid from None
-        return account
 
     return committed(reactivate)
 
@@ -109,7 +114,7 @@ def _reactivate(account_id: int, public_id: uuid.UUID, epoch: int) -> Account:
 @bp.post("/profile/<int:user_id>/reactivate/")
 @auth.staff_on_account
 @bp.output(schemas.Deletion)
-@raises(AccountNotFound, NotAuthorized, NotDeactivated, GraceOver)
+@raises(NotDeactivated, GraceOver)
 def give_back(user_id: int, *, caller: Caller) -> dict[str, Any]:
     """Reactivate somebody's account in its grace period, as staff
 
@@ -155,8 +160,6 @@ def status(user_id: int, *, caller: Caller) -> Response:
 @sends(200, ETag=_ETAG)
 @raises(
     InvalidInput,
-    AccountNotFound,
-    NotAuthorized,
     GraceOver,
     VersionMismatch,
     InvalidSchedule,

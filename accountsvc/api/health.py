@@ -14,10 +14,9 @@ from ..monitoring.probes import OK, Probes
 from ..services import Services
 from ..web import RETRY_AFTER
 from .http import schemas
+from .http.describe import also_answers, sends
 from .http.openapi import also_answers, sends
 from .http.wire import json_response
-from .http.describe import also_answers, sends
-from .http.wire import json_response, timestamp
 
 bp = APIBlueprint("health", __name__, tag="Health")
 

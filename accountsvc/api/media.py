@@ -16,8 +16,9 @@ from .http.describe import raises, sends
 
 bp = APIBlueprint("media", __name__, tag="Media")
 
-# A deactivated account's avatar may be seen this much longer, from caches that asked before.
-KEPT_SECONDS = 300
+# How long a cache may show an avatar without asking: so much longer that of a deactivated account
+# may be seen.
+CACHED_SECONDS = 300
 _ETAG = '"f0090e27ab25c12f4e0a760c800e6341"'
 
 
@@ -42,8 +43,8 @@ def avatar(key: str) -> Response:
         raise NotFound
     with file:
         response = Response(file.read(), content_type=avatarstore.CONTENT_TYPE)
-    response.headers["Cache-Control"] = f"public, max-age={KEPT_SECONDS}"
-    # A key names one image for ever.
+    response.headers["Cache-Control"] = f"public, max-age={CACHED_SECONDS}"
+    # The key is good for an ETag: a new image gets a new key, so a cache never keeps an old one.
     response.set_etag(key.partition(".")[0])
     response.make_conditional(request)
     return response

@@ -13,12 +13,10 @@ from ..adapters import images
 from ..adapters.throttle import EMAIL_CHANGE
 from ..db.models import Account
 from ..errors import (
-    AccountNotFound,
     ConfirmationRequired,
     ImageTooLarge,
     InvalidImage,
     InvalidInput,
-    NotAuthorized,
     StoreUnavailable,
     Throttled,
     WrongPassword,
@@ -49,8 +47,6 @@ def show(*, caller: Caller) -> dict[str, object]:
 @uploads("avatar")
 @bp.output(schemas.User)
 @raises(
-    AccountNotFound,
-    NotAuthorized,
     InvalidInput,
     InvalidImage,
     ImageTooLarge,
@@ -62,8 +58,8 @@ def show(*, caller: Caller) -> dict[str, object]:
 def update(user_id: int, *, caller: Caller, changes: dict[str, str]) -> dict[str, object]:
     """Change some fields of one's profile, or the avatar
 
-    With an avatar, the image is checked first, then the fields are changed, then it is stored: a bad
-    image or a bad field changes nothing.
+    With an avatar, the image is checked first, then the fields are changed, then it is stored: a
+    bad image or a bad field changes nothing.
     """
     image = bodies.uploaded("avatar")
     normalised = None if image is None else images.normalise(image)
@@ -101,19 +97,18 @@ def update(user_id: int, *, caller: Caller, changes: dict[str, str]) -> dict[str
 @auth.owner
 @bp.input(schemas.PasswordChange)
 @bp.output(schemas.SignedIn)
-@raises(AccountNotFound, NotAuthorized, InvalidInput, Throttled, WrongPassword)
+@raises(InvalidInput, Throttled, WrongPassword)
 def change_password(user_id: int, *, caller: Caller, json_data: dict[str, str]) -> dict[str, Any]:
     """Change one's password and end every other session"""
-    made = services()
-    with made.attempts.password(
+    with services().attempts.password(
         caller.account.email, address=client(), failure="confirmation.failed"
     ):
         account = credentials.change_password(
             services().database,
-            made.hasher,
+            services().hasher,
             caller.claims,
             password=json_data["password"],
             new_password=json_data["new_password"],
-            promise=made.promise,
+            promise=services().promise,
         )
     return signed_in(account)

@@ -33,7 +33,7 @@ def ask(json_data: dict[str, str]) -> dict[str, str]:
     try:
         throttle.spend(PASSWORD_RESET, account=unique_key(email))
     except Throttled:
-        # Silent: a 429 for one address only would say that somebody else asks for it.
+        # Answer as always: a 429 for one e-mail would say that somebody else asks for a link to it.
         return answer
     committed(
         lambda session: credentials.request_password_reset(
@@ -52,20 +52,19 @@ def confirm(json_data: dict[str, str]) -> dict[str, str]:
 
     Every session ends, every known address is told. A deactivated account stays deactivated.
     """
-    made = services()
-    made.throttle.spend(TOKEN, address=client())
+    services().throttle.spend(TOKEN, address=client())
     with services().reading() as session:
-        claims = made.tokens.read(
+        claims = services().tokens.read(
             json_data["token"], tokens.PASSWORD_RESET, now=database_now(session)
         )
     account = credentials.reset_password(
         services().database,
-        made.hasher,
+        services().hasher,
         claims,
         json_data["new_password"],
-        promise=made.promise,
+        promise=services().promise,
     )
     about(account.public_id)
-    # Whoever guessed before must not keep the owner waiting now.
-    made.throttle.forgive(PASSWORD, account=account.email_key)
+    # Forget the tries: somebody who guessed would keep the owner from signing in with the new one.
+    services().throttle.forgive(PASSWORD, account=account.email_key)
     return {"message": "The password was changed. Sign in with the new one."}

@@ -31,9 +31,10 @@ def sign_up(json_data: dict[str, str]) -> dict[str, Any]:
 
     Names compare without case. Those of an account in its grace period stay taken.
     """
-    made = services()
-    made.throttle.spend(SIGN_UP, address=client())
-    account = profiles.sign_up(services().database, made.hasher, made.keyring, json_data)
+    services().throttle.spend(SIGN_UP, address=client())
+    account = profiles.sign_up(
+        services().database, services().hasher, services().keyring, json_data
+    )
     return signed_in(account)
 
 
@@ -73,7 +74,8 @@ def refresh(json_data: dict[str, str]) -> dict[str, str]:
 def signed_in(account: Account) -> dict[str, Any]:
     """Return the answer of whoever has just proved a password of *account* (detached).
 
-    The tokens carry the epoch that was read with that password: if it was raised since, they are dead.
+    The tokens carry the epoch that was read with that password: if it was raised since, they are
+    dead.
     """
     about(account.public_id)
     tokens = services().tokens
@@ -92,7 +94,8 @@ def _way_back(exc: AccountDeactivated) -> Response:
         now = database_now(transaction)
         account = rows.find(transaction, exc.account_id)
         if account is None or account.is_active:
-            # Purged or reactivated since: what was found no longer is.
+            # The account was purged or reactivated since its password was checked: its purge time
+            # would be one that is not promised any more.
             raise InvalidCredentials from exc
         token = services().tokens.recovery(account, now=now)
     return errors.answer(exc, recovery_token=token)

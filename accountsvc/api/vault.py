@@ -17,9 +17,8 @@ from ..errors import InvalidInput, PasswordNotFound, TokenNotValid
 from ..web import committed, services
 from .http import auth, schemas
 from .http.auth import Caller
-from .http.openapi import raises, sends
 from .http.describe import raises, sends
-from .http.wire import timestamp
+from .http.openapi import raises, sends
 
 bp = APIBlueprint("vault", __name__, tag="Saved passwords")
 
@@ -72,7 +71,8 @@ def show_all(
     limit = query_data.get("limit")
     try:
         with services().reading() as session:
-            # Again, in the transaction that opens the vault.
+            # Look at the account again, in the transaction that opens the vault: it may have been
+            # deactivated since the guard looked, and its passwords would be shown all the same.
             account = credentials.by_claims(session, caller.claims)
             found = list(
                 vault.entries(
@@ -84,12 +84,13 @@ def show_all(
                 )
             )
     except NoResultFound as exc:
-        # Purged between two statements.
+        # The account was purged between two statements of this transaction, so its key is gone: the
+        # answer is that of a token whose account is gone, not a 500.
         raise TokenNotValid from exc
     page = found[:limit]
     body = {
         "message": "passwords retrieved successfully",
-        "passwords": [_shown(one, caller.account.id) for one in page],
+        "passwords": [_shown(entry, caller.account.id) for entry in page],
     }
     if len(page) == len(found):
         return body
@@ -134,13 +135,13 @@ def delete(entry_id: int, *, caller: Caller) -> Response:
     return Response(status=204)
 
 
-def _shown(one: StoredEntry, account_id: int) -> dict[str, Any]:
+def _shown(stored: StoredEntry, account_id: int) -> dict[str, Any]:
     return {
-        "id": one.id,
-        "name_pages": one.entry.name_pages,
-        "url": one.entry.url,
-        "password_saved": one.entry.password_saved,
+        "id": stored.id,
+        "name_pages": stored.entry.name_pages,
+        "url": stored.entry.url,
+        "password_saved": stored.entry.password_saved,
         "user": account_id,
-        "created_at": rfc3339(one.created_at),
-        "updated_at": rfc3339(one.updated_at),
+        "created_at": rfc3339(stored.created_at),
+        "updated_at": rfc3339(stored.updated_at),
     }

@@ -35,8 +35,8 @@ def init_app(app: Flask) -> None:
     )
     for link, page in ((RECOVER, recovery), (RESET_PASSWORD, reset)):
         bp.add_url_rule(
-            # Whatever is below the page is taken for a token, also with a slash in it: a link that was
-            # mangled on its way would otherwise get a 404 that does not say so.
+            # A token here may have slashes: a link that was mangled on its way would otherwise get
+            # a 404 that does not say so.
             f"{link.path}<path:token>",
             endpoint=f"{link.cookie}_link",
             view_func=enter,
@@ -46,7 +46,7 @@ def init_app(app: Flask) -> None:
             link.path,
             endpoint=link.cookie,
             view_func=page.show,
-            # A link that was cut before its last slash gets the page that says so.
+            # Without its last slash a link that was cut there would get a 404 that does not say so.
             strict_slashes=False,
         )
         bp.add_url_rule(

@@ -16,11 +16,11 @@ from ..errors import Throttled, Unavailable
 from ..logs import describe
 from ..web import RETRY_AFTER
 from .links import RECOVER, RESET_PASSWORD
-from .messages import BROKEN, NOT_UNDERSTOOD, UNAVAILABLE, Message, Told
+from .messages import BROKEN, NOT_UNDERSTOOD, UNAVAILABLE, Message, ShowMessage
 
 log = structlog.get_logger(__name__)
 
-# What is wrong with a form: the id of each field, or "" for the whole, and a sentence.
+# Problems of a form: a sentence by the id of each field, or by "" for the whole form.
 Problems = Mapping[str, str]
 
 
@@ -44,20 +44,20 @@ def too_many(exc: Throttled, page: Callable[[Problems], Response]) -> Response:
 def init_blueprint(bp: Blueprint) -> None:
     """Make every error of *bp* a page; none shows the text of an exception."""
 
-    @bp.errorhandler(Told)
-    def told(exc: Told) -> Response:
+    @bp.errorhandler(ShowMessage)
+    def show_message(exc: ShowMessage) -> Response:
         return say(exc.message)
 
     @bp.errorhandler(HTTPException)
-    def refused(exc: HTTPException) -> Response:
+    def refuse(exc: HTTPException) -> Response:
         if exc.code is None or exc.code >= HTTPStatus.INTERNAL_SERVER_ERROR:
-            return failed(exc)
+            return fail(exc)
         response = say(NOT_UNDERSTOOD)
         response.status_code = exc.code
         return response
 
     @bp.errorhandler(Exception)
-    def failed(exc: Exception) -> Response:
+    def fail(exc: Exception) -> Response:
         if isinstance(exc, Unavailable) or is_passing_fault(exc):
             log.warning("a part does not answer", **describe(exc))
             return say(UNAVAILABLE)
@@ -65,7 +65,7 @@ def init_blueprint(bp: Blueprint) -> None:
         return say(BROKEN)
 
     @bp.context_processor
-    def page() -> dict[str, Any]:
+    def page_of_link() -> dict[str, Any]:
         links = (RECOVER, RESET_PASSWORD)
-        found = (link.path for link in links if request.path.startswith(link.path))
-        return {"here": next(found, None)}
+        paths = (link.path for link in links if request.path.startswith(link.path))
+        return {"here": next(paths, None)}

@@ -1,9 +1,9 @@
 """From a mailed link to a page: the first GET puts its token into a cookie, out of the address bar.
 
 So it stays out of the history, of what the reader copies or shows, and of every log behind us. The
-cookie is ``SameSite=Lax``: a link that is opened in a webmail is a navigation from another site, and
-with ``Strict`` the browser would leave the cookie out of the redirect that follows. No request of
-another site but such a GET carries it, and a GET changes nothing.
+cookie is ``SameSite=Lax``: a link that is opened in a webmail is a navigation from another site,
+and with ``Strict`` the browser would leave the cookie out of the redirect that follows. No request
+of another site but such a GET carries it, and a GET changes nothing.
 """
 
 from __future__ import annotations
@@ -19,11 +19,10 @@ from flask import Response, redirect, request
 from ..db.engine import database_now
 from ..db.models import DUE, Account
 from ..db.rows import find_by_public_id
-from ..errors import TokenNotValid
 from ..tokens import MAILED, PASSWORD_RESET, Claims, derive_key
 from ..web import about, services
 from . import messages
-from .messages import Told
+from .messages import ShowMessage
 
 
 @dataclass(frozen=True)
@@ -41,26 +40,30 @@ RESET_PASSWORD = Link(PASSWORD_RESET, "/reset-password/", "reset_password")
 
 @dataclass(frozen=True)
 class Visit:
-    """Somebody with a link of ours, and its account (detached) as the database knew it at ``now``."""
+    """Somebody with a link of ours, and its account, detached, as the database knew it at ``now``.
+
+    ``is_current``: the link has not run out, and nothing that ends it has happened to the account.
+    """
 
     token: str
     claims: Claims
     account: Account
     now: datetime
-    # Whether the link has not run out and nothing that ends it has happened to the account.
     is_current: bool
 
 
 def enter(link: Link, token: str) -> Response:
     """Move *token* from the address into the cookie and go on to the page; read no database.
 
-    A token that is not ours goes no further, and leaves a cookie that is there alone. Raises Told.
+    A token that is not ours goes no further, and leaves a cookie that is there alone. Raises
+    ShowMessage.
     """
     claims = services().tokens.was(token, link.kind)
     if claims is None:
-        raise Told(messages.INCOMPLETE)
+        raise ShowMessage(messages.INCOMPLETE)
     response = cast(Response, redirect(link.path, 303))
-    # A cookie of the past would never arrive: the page could not say that the link has run out.
+    # Without an expiry if that has passed: the browser would drop the cookie at once, and the page
+    # could not say that the link has run out.
     is_over = claims.expires_at <= datetime.now(UTC)
     response.set_cookie(
         link.cookie,
@@ -77,31 +80,26 @@ def enter(link: Link, token: str) -> Response:
 def visit(link: Link) -> Visit:
     """Return who is here, by the cookie; a POST must be a form of our page.
 
-    Raises Told if there is no link, the form is not ours, or the account is due or gone.
+    Raises ShowMessage if there is no link, the form is not ours, or the account is due or gone.
     """
     token = request.cookies.get(link.cookie)
     if not token:
-        raise Told(messages.NO_LINK)
-    made = services()
-    claims = made.tokens.was(token, link.kind)
+        raise ShowMessage(messages.NO_LINK)
+    claims = services().tokens.was(token, link.kind)
     if claims is None:
-        raise Told(messages.INCOMPLETE)
+        raise ShowMessage(messages.INCOMPLETE)
     if request.method == "POST" and not (_from_here() and _has_form_key(token)):
-        raise Told(messages.FOREIGN_FORM)
-    with made.reading() as session:
+        raise ShowMessage(messages.FOREIGN_FORM)
+    with services().reading() as session:
         now = database_now(session)
         account = find_by_public_id(session, claims.public_id)
     if account is None:
-        raise Told(messages.PURGED)
+        raise ShowMessage(messages.PURGED)
     about(account.public_id)
     if account.state(now) == DUE:
-        raise Told(messages.OVER)
-    try:
-        made.tokens.read(token, link.kind, now=now)
-        in_time = True
-    except TokenNotValid:
-        in_time = False
-    return Visit(token, claims, account, now, in_time and account.epoch == claims.epoch)
+        raise ShowMessage(messages.OVER)
+    is_current = claims.is_in_time(now=now) and account.epoch == claims.epoch
+    return Visit(token, claims, account, now, is_current)
 
 
 def form_key(token: str) -> str:
@@ -123,7 +121,8 @@ def _from_here() -> bool:
     site = request.headers.get("Sec-Fetch-Site")
     if site is not None:
         return site in {"same-origin", "none"}
-    # A browser without it, or plain HTTP: a page with ``no-referrer`` sends ``null`` for its origin.
+    # An old browser, or plain HTTP, sends no Sec-Fetch-Site. Its Origin is ``null`` for our own
+    # page, which has ``no-referrer``: to refuse that would refuse our own form.
     origin = request.headers.get("Origin", "null")
     public = urlsplit(services().settings.public_url).netloc
     return origin == "null" or origin.partition("://")[2] in {request.host, public}

@@ -15,8 +15,8 @@ class Message:
     back: bool = False
 
 
-class Told(Exception):
-    """Raised instead of going on: the answer is this message."""
+class ShowMessage(Exception):
+    """Raised where nothing is left to decide: the answer is a page with this message."""
 
     def __init__(self, message: Message) -> None:
         super().__init__(message.title)
@@ -28,7 +28,8 @@ INCOMPLETE = Message(
     "This link is not complete",
     (
         "A part of it is missing or was changed on the way. Nothing was done.",
-        "Open it from the mail again, or copy the whole of it, to the last letter, into the address bar.",
+        "Open it from the mail again, or copy the whole of it, to the last letter, into the "
+        "address bar.",
     ),
 )
 NO_LINK = Message(
@@ -36,8 +37,8 @@ NO_LINK = Message(
     "Open the link in your mail",
     (
         "This page needs the link that we mailed to you. Open it from the mail again.",
-        "If you come back here each time, allow cookies for this site: for a short while one of them "
-        "holds the link, so that it does not stay in the address bar.",
+        "If you come back here each time, allow cookies for this site: for a short while one of "
+        "them holds the link, so that it does not stay in the address bar.",
     ),
 )
 FOREIGN_FORM = Message(
@@ -68,7 +69,7 @@ BROKEN = Message(
     back=True,
 )
 
-KEPT = Message(
+ACCOUNT_KEPT = Message(
     200,
     "Your account is back",
     (
@@ -89,10 +90,10 @@ REPLACED = Message(
     410,
     "This link is out of date",
     (
-        "Something has changed since we mailed it: the date, your password, or you have deleted your "
-        "account once more. Nothing was done now.",
-        "Your account can still be kept. Open the link in our newest mail, or sign in with your email "
-        "address and your password and choose to keep it.",
+        "Something has changed since we mailed it: the date, your password, or you have deleted "
+        "your account once more. Nothing was done now.",
+        "Your account can still be kept. Open the link in our newest mail, or sign in with your "
+        "email address and your password and choose to keep it.",
     ),
 )
 OVER = Message(

@@ -1,7 +1,8 @@
 """The page of the grace period: what happens when, and what the person can do until then.
 
-The link alone opens what the deletion document says, and *Keep my account*. Taking the data along and
-giving up the rest of the time need the password too, so that a mailbox alone never opens a vault.
+The link alone opens what the deletion document says, and *Keep my account*. Taking the data along
+and giving up the rest of the time need the password too, so that a mailbox alone never opens a
+vault.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from ..web import client, services
 from . import messages
 from .answers import Problems, say, too_many
 from .links import RECOVER, Visit, form_key, visit
-from .messages import Told
+from .messages import ShowMessage
 
 
 def show() -> Response:
@@ -42,7 +43,7 @@ def act() -> Response:
     who = _visit()
     action = request.form.get("action", "")
     if action not in _ACTIONS:
-        raise Told(messages.NOT_UNDERSTOOD)
+        raise ShowMessage(messages.NOT_UNDERSTOOD)
     try:
         return _ACTIONS[action](who)
     except WrongPassword:
@@ -55,7 +56,7 @@ def act() -> Response:
     except RecentChange as exc:
         return _page(who, 409, {"": str(exc)})
     except (AccountNotFound, TokenNotValid, NotDeactivated, GraceOver) as exc:
-        # Something else was faster than this form: what it was, the row says now.
+        # Another request was faster than this form: look again, so that the page says what it did.
         return _page(_visit(), 409, {"": str(exc)})
 
 
@@ -71,24 +72,23 @@ def time_left(span: timedelta) -> str:
 def _visit() -> Visit:
     who = visit(RECOVER)
     if who.account.is_active:
-        raise Told(messages.USED)
+        raise ShowMessage(messages.USED)
     if not who.is_current:
-        raise Told(messages.REPLACED)
+        raise ShowMessage(messages.REPLACED)
     return who
 
 
 def _keep(who: Visit) -> Response:
-    made = services()
-    made.throttle.spend(throttle.TOKEN, address=client())
-    with made.writing() as session:
+    services().throttle.spend(throttle.TOKEN, address=client())
+    with services().writing() as session:
         lifecycle.reactivate(
             session,
             who.account.id,
-            promise=made.promise,
+            promise=services().promise,
             by=Actor(OWNER, who.account.public_id),
             epoch=who.claims.epoch,
         )
-    return say(messages.KEPT)
+    return say(messages.ACCOUNT_KEPT)
 
 
 def _download(who: Visit) -> Response:
@@ -136,7 +136,7 @@ def _page(who: Visit, status: int = 200, problems: Problems | None = None) -> Re
     text = render_template(
         "recover.html",
         purge_at=purge_at,
-        left=time_left(purge_at - who.now),
+        time_left=time_left(purge_at - who.now),
         by_owner=who.account.deactivated_by == OWNER,
         form_key=form_key(who.token),
         problems=problems or {},

@@ -11,7 +11,7 @@ from ..web import client, services
 from . import messages
 from .answers import Problems, say, too_many
 from .links import RESET_PASSWORD, Visit, form_key, visit
-from .messages import Told
+from .messages import ShowMessage
 
 
 def show() -> Response:
@@ -21,23 +21,23 @@ def show() -> Response:
 
 def act() -> Response:
     """Set the password, or show the page again with what is wrong."""
-    who, made = _visit(), services()
+    who = _visit()
     try:
-        made.throttle.spend(throttle.TOKEN, address=client())
+        services().throttle.spend(throttle.TOKEN, address=client())
         credentials.reset_password(
-            made.database,
-            made.hasher,
+            services().database,
+            services().hasher,
             who.claims,
             request.form.get("new_password", ""),
-            promise=made.promise,
+            promise=services().promise,
         )
-        made.throttle.forgive(throttle.PASSWORD, account=who.account.email_key)
+        services().throttle.forgive(throttle.PASSWORD, account=who.account.email_key)
     except InvalidInput as exc:
         return _page(who, 400, {"new-password": " ".join(exc.fields["new_password"])})
     except Throttled as exc:
         return too_many(exc, lambda problems: _page(who, 429, problems))
     except TokenNotValid as exc:
-        # Something else was faster than this form: what it was, the row says now.
+        # Another request was faster than this form: look again, so that the page says what it did.
         return _page(_visit(), 409, {"": str(exc)})
     return say(messages.PASSWORD_SET if who.account.is_active else messages.PASSWORD_SET_IN_GRACE)
 
@@ -45,9 +45,9 @@ def act() -> Response:
 def _visit() -> Visit:
     who = visit(RESET_PASSWORD)
     if not credentials.reset_is_current(who.account, who.claims):
-        raise Told(messages.RESET_USED)
+        raise ShowMessage(messages.RESET_USED)
     if not who.is_current:
-        raise Told(messages.RESET_EXPIRED)
+        raise ShowMessage(messages.RESET_EXPIRED)
     return who
 
 

@@ -1,4 +1,4 @@
-"""A try of a password is counted before it, forgiven after a right one, and audited after a wrong one."""
+"""A try of a password is counted before it, forgiven if it was right and audited if it was not."""
 
 from __future__ import annotations
 

@@ -14,15 +14,16 @@ from apiflask.schema_adapters import marshmallow
 from apispec import APISpec
 from apispec.ext.marshmallow.common import make_schema_key, resolve_schema_instance
 
-# Where ``@input`` looks up how a location is read. Its own loader of "json" would take the last of two
-# members of the same name, and any body of a request that does not say what it is.
+# Where ``@input`` looks up how a location is read. Its own loader of "json" would take the last of
+# two members of the same name, of which another reader may take the first.
 parser = marshmallow.parser
 
 
 def keep_schema_names(app: APIFlask) -> None:
     """Make a schema that apispec has met inside another one keep its name when a view answers it.
 
-    APIFlask remembers only what it registered itself and would add the schema again, with a warning.
+    APIFlask remembers only what it registered itself, and would add the schema again under the
+    same name, with a warning.
     """
     register = app._register_schema_and_get_ref
 
@@ -40,6 +41,7 @@ def keep_schema_names(app: APIFlask) -> None:
 def log_faults_by(app: APIFlask, log_fault: Callable[[Any], None]) -> None:
     """Have *log_fault* log a fault outside a view, by its ``exc_info``, instead of Flask.
 
-    Flask's own line would hold the path, in which a client can put anything, also an e-mail address.
+    Flask's own line would hold the path, in which a client can put anything, also an e-mail
+    address.
     """
     app.log_exception = log_fault  # type: ignore[method-assign,assignment]

@@ -1,9 +1,9 @@
 """Who sends a request, and whether that is enough for what they ask.
 
 Flask-JWT-Extended finds and verifies the access token of a request and remembers its account as
-``current_user``; what it does not know, the exact type, the database's clock, the epoch and the state
-of the account, its loaders add here. So a view with its own ``@jwt_required()`` gives the same
-answers as one with a guard. The guards are decorators that stand above everything that reads input.
+``current_user``; the loaders here add what it does not know: the exact type, the database's clock,
+the epoch and the state of the account. So a view with its own ``@jwt_required()`` gives the same
+answers as one with a guard. A guard is a decorator that stands above everything that reads input.
 """
 
 from __future__ import annotations
@@ -69,11 +69,11 @@ class Caller:
         return Actor(STAFF, self.account.public_id)
 
 
-# Guards ------------------------------------------------------------------------------------------
+# Guards ----------------------------------------------------------------------------------------
 
 
 def signed_in(view: View) -> View:
-    """Let anybody in who is signed in; the view gets the :class:`Caller` as its keyword ``caller``."""
+    """Let in whoever is signed in; the view gets the :class:`Caller` as its keyword ``caller``."""
 
     def admit(**_: Any) -> Caller:
         return _signed_in()
@@ -122,7 +122,7 @@ def staff_on_account(view: View) -> View:
 
 
 def signed_in_or_in_grace(view: View) -> View:
-    """Let in whoever is signed in, or has a token of the grace period; otherwise as :func:`signed_in`.
+    """Let in whoever is signed in or has a token of the grace period; otherwise :func:`signed_in`.
 
     The caller of a recovery or mailed token is its account, which is deactivated. What the token
     opens is for the view to say, by ``caller.claims.kind``.
@@ -135,7 +135,7 @@ def signed_in_or_in_grace(view: View) -> View:
 
 
 def _guard(view: View, admit: Callable[..., Caller], *refusals: type[AccountError]) -> View:
-    """Give *view* the caller whom *admit* lets in by the path's arguments; document its *refusals*."""
+    """Give *view* the caller whom *admit* lets in by the path's arguments; document *refusals*."""
 
     @wraps(view)
     def guarded(*args: Any, **kwargs: Any) -> Any:
@@ -145,7 +145,7 @@ def _guard(view: View, admit: Callable[..., Caller], *refusals: type[AccountErro
     return guarded  # type: ignore[return-value]
 
 
-# What a guard or a view asks about the caller ------------------------------------------------------
+# What a guard or a view asks about the caller --------------------------------------------------
 
 
 def reach(caller: Caller, account_id: int, *, staff: bool) -> Account:
@@ -170,8 +170,8 @@ def reach(caller: Caller, account_id: int, *, staff: bool) -> Account:
 def reach_in_grace(caller: Caller, account_id: int, *kinds: str) -> tuple[Account, str]:
     """Return the account to its owner, who has a token of *kinds*, or to the staff; and to which.
 
-    A token of the grace period opens the one deactivated account it was made for. An access token is
-    for the staff only: its owner's account is active, so for its owner nothing is promised. Raises
+    A token of the grace period opens the one deactivated account it was made for. An access token
+    is for the staff only: its owner's account is active, so nothing is promised for it. Raises
     TokenNotValid, AccountNotFound, NotAuthorized.
     """
     if caller.claims.kind == ACCESS:
@@ -191,9 +191,9 @@ def reach_in_grace(caller: Caller, account_id: int, *kinds: str) -> tuple[Accoun
 def confirm(caller: Caller, mode: str, password: Callable[[], str | None]) -> None:
     """Make sure that *caller* is there in person, as *mode* wants it (``DELETION_CONFIRMATION``).
 
-    ``fresh``: a token that came straight from a password is enough while it is young; otherwise, and
-    always with ``password``, the caller's password is needed. *password* is only called for then.
-    Hashes outside any transaction.
+    ``fresh``: a token that came straight from a password is enough while it is young; otherwise,
+    and always with ``password``, the caller's password is needed. Only then *password* is called,
+    which returns it. Hashes outside any transaction.
 
     Raises ConfirmationRequired, Throttled, WrongPassword.
     """
@@ -207,7 +207,7 @@ def confirm(caller: Caller, mode: str, password: Callable[[], str | None]) -> No
     services().attempts.confirm(caller.account, given, address=client())
 
 
-# Tokens --------------------------------------------------------------------------------------------
+# Tokens ----------------------------------------------------------------------------------------
 
 
 def _signed_in() -> Caller:
@@ -240,8 +240,8 @@ def init_app(app: APIFlask, services: Services) -> None:
         JWT_ALGORITHM=ALGORITHM,
         JWT_SECRET_KEY=services.tokens.key(ACCESS),
         JWT_DECODE_AUDIENCE=audience(ACCESS),
-        # Without end, so that PyJWT never refuses a token by the clock of this host: ``_verify``
-        # judges its times by the database's. The library has no setting that switches them off.
+        # PyJWT would compare the times with the clock of this host, which may be wrong, and the
+        # library has no setting that stops it; ``_verify`` compares them with the database's.
         JWT_DECODE_LEEWAY=math.inf,
         JWT_HEADER_TYPE=_SCHEME,
         JWT_TOKEN_LOCATION=["headers"],
@@ -253,9 +253,9 @@ def init_app(app: APIFlask, services: Services) -> None:
 def _normalise_authorization() -> None:
     """Write the Authorization header in the one form in which Flask-JWT-Extended finds a token.
 
-    By itself it would read the scheme in one case only, and pick the one ``Bearer`` out of a list of
-    schemes. Here the scheme is read in any case (RFC 9110, section 11.1), another scheme is no token,
-    and several headers, which arrive joined by commas, are one malformed token.
+    By itself it would read the scheme in one case only, and pick the one ``Bearer`` out of a list
+    of schemes. Here the scheme is read in any case (RFC 9110, section 11.1), another scheme is no
+    token, and several headers, which arrive joined by commas, are one malformed token.
     """
     scheme, *rest = request.headers.get("Authorization", "").split(maxsplit=1) or [""]
     if scheme.lower() != _SCHEME.lower():

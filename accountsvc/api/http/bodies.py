@@ -21,7 +21,8 @@ from ...errors import InvalidInput
 from .apiflask_patches import parser
 
 JSON_LIMIT = 64 * 1024
-# The boundary lines and the other fields of a form around an image.
+# A form with an image has boundary lines and other fields around it: without room for them, an
+# image of just the size that is allowed would be refused.
 UPLOAD_LIMIT = images.MAX_BYTES + JSON_LIMIT
 SPARE_LIMIT = 16 * 1024
 _DISCARD_LIMIT = 16 * 1024 * 1024
@@ -45,9 +46,11 @@ class Request(FlaskRequest):
 
 def init_app(app: APIFlask) -> None:
     app.request_class = Request
-    # One more than may be read, because Werkzeug silently cuts off a chunked body at its limit.
+    # One byte more than we take: Werkzeug silently cuts off a chunked body at its limit, and what
+    # is left could be valid JSON.
     app.config["MAX_CONTENT_LENGTH"] = JSON_LIMIT + 1
-    # Werkzeug counts a piece of 64 KiB that it has just read, also of a file, against this limit.
+    # Twice what we take, because Werkzeug also counts the piece of 64 KiB that it has just read,
+    # even if it is of a file: a form with fields of the full size would be refused.
     app.config["MAX_FORM_MEMORY_SIZE"] = 2 * JSON_LIMIT
     app.config["MAX_FORM_PARTS"] = _MAX_FORM_PARTS
     app.after_request(_discard_rest)
@@ -59,7 +62,7 @@ def spare_password() -> str | None:
     None if there is no body, if it is longer than 16 KiB (the rest stays unread), or is not a JSON
     object in UTF-8 with a text as its ``password``. The Content-Type is not looked at.
     """
-    # Here too long a body is no error, whatever the limit elsewhere.
+    # Without this, Werkzeug would answer 413 for a body that is too long; here it counts as none.
     request.max_content_length = sys.maxsize
     data = b""
     with _readable():
@@ -117,12 +120,13 @@ def load_json_or_form(request_: Request, schema: object) -> dict[str, Any]:
     with _readable():
         form = request.form
     if not form and not request.files:
-        # Werkzeug takes a form without its boundary, or cut off, for an empty one.
+        # Werkzeug takes a form without its boundary, or one that was cut off, for an empty one: the
+        # answer would be a 200 although nothing was changed.
         raise HTTPError(400, _UNREADABLE)
     twice = {name for name, values in form.lists() if len(values) > 1}
     if twice:
         raise InvalidInput({name: [_TWICE] for name in sorted(twice)})
-    # What stands for bytes that were not UTF-8.
+    # Werkzeug puts this character for bytes that are not UTF-8: a name would be stored with it.
     broken = {name for name, value in form.items() if "\ufffd" in value}
     if broken:
         raise InvalidInput({name: [NOT_TEXT] for name in sorted(broken)})
@@ -168,7 +172,8 @@ def _readable() -> Iterator[None]:
         yield
     except HTTPException:
         raise
-    # A WSGI server answers a malformed chunk or a lost client with an exception of its own.
+    # A WSGI server raises an exception of its own for a malformed chunk or a client that is gone,
+    # which would otherwise be a 500 and a fault in the log.
     except Exception as exc:
         raise HTTPError(400, _UNREADABLE) from exc
 
@@ -181,8 +186,11 @@ def _discard_rest(response: Response) -> Response:
     """
     sent_much = response.status_code == 413 or request.mimetype == "multipart/form-data"
     if sent_much and request.environ.get("wsgi.input_terminated"):
-        left = _DISCARD_LIMIT
+        discarded = 0
         with suppress(Exception):
-            while left > 0 and (part := request.environ["wsgi.input"].read(JSON_LIMIT)):
-                left -= len(part)
+            while discarded < _DISCARD_LIMIT:
+                part = request.environ["wsgi.input"].read(JSON_LIMIT)
+                if not part:
+                    break
+                discarded += len(part)
     return response

@@ -1,6 +1,6 @@
 """Marks on views: what the OpenAPI document says of them beside what APIFlask reads off by itself.
 
-Each mark is a decorator that leaves the view as it is. ``openapi`` completes the document from them.
+Each mark is a decorator that leaves the view as it is; ``openapi`` completes the document by them.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ class Marks:
     raises: tuple[type[AccountError], ...] = ()
     refuses: tuple[int, ...] = ()
     uploads: str | None = None
-    # Another status that answers with the body of the 200, and what it means.
+    # The other status with which the view answers the body of its 200, and what that means.
     also_answers: tuple[str, str] | None = None
-    # Parameters of the operation, as OpenAPI has them.
+    # Headers of the request that the view looks at, as OpenAPI's parameters.
     takes: list[dict[str, Any]] = field(default_factory=list)
-    # By status: names and examples of headers.
+    # Headers of the answer, by status: names and examples.
     sends: dict[str, dict[str, str]] = field(default_factory=dict)
 
 

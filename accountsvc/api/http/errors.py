@@ -1,8 +1,8 @@
 """How an error looks on the wire: the one table of the exception tree, and what raises from it.
 
 Sections 1 and 3 of the contract are literal; everything else is ``{"error": …, "code": …}``, fields
-are ``{"<field>": ["…"]}``. A client that asks for ``application/problem+json`` gets RFC 9457 instead.
-No answer holds the text of an exception that is not ours.
+are ``{"<field>": ["…"]}``. A client that asks for ``application/problem+json`` gets RFC 9457
+instead. No answer holds the text of an exception that is not ours.
 """
 
 from __future__ import annotations
@@ -23,9 +23,8 @@ from ...db.text import rfc3339
 from ...errors import AccountError
 from ...logs import describe
 from ...web import RETRY_AFTER
-from .wire import json_response
 from . import apiflask_patches
-from .wire import json_response, timestamp
+from .wire import json_response
 
 log = structlog.get_logger(__name__)
 
@@ -64,7 +63,7 @@ def deactivated(exc: tree.AccountDeactivated, code: str) -> Body:
 
 
 def unavailable(exc: AccountError, code: str) -> Body:
-    # Its own text may name what the store lacks; that is for the operator, in the log.
+    # Not its own text, which may name what the store lacks: that is for the operator, in the log.
     return {"error": exc.message, "code": code}
 
 
@@ -81,7 +80,8 @@ def _invalid_token(_exc: AccountError) -> Mapping[str, str]:
 
 
 def _step_up(exc: tree.ConfirmationRequired) -> Mapping[str, str]:
-    # RFC 9470. Without max_age no token is fresh enough: only the password helps.
+    # RFC 9470: a max_age says that a younger token would do. It is left out where only the password
+    # helps, or a client would fetch one fresh token after the other.
     max_age = "" if exc.max_age is None else f", max_age={exc.max_age}"
     return {"WWW-Authenticate": f'Bearer error="insufficient_user_authentication"{max_age}'}
 
@@ -96,7 +96,7 @@ def _retry(_exc: AccountError) -> Mapping[str, str]:
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table. ``code`` is on the wire where ``body`` puts it, and in every problem."""
+    """One line of the table; ``code`` is on the wire if ``body`` says so, and in every problem."""
 
     status: int
     code: str
@@ -134,7 +134,7 @@ TABLE: Mapping[type[AccountError], Row] = {
     tree.VaultKeyMissing: Row(503, "unavailable", unavailable, _retry),
 }
 
-# What the framework raises, as a code and a sentence that says what to do.
+# By status, the errors that the framework raises: a code, and a sentence that says what to do.
 FRAMEWORK: Mapping[int, tuple[str, str]] = {
     400: ("bad_request", "The request could not be understood. Check its form and send it again."),
     404: ("not_found", "There is nothing at this address. Paths under /api/ end with a slash."),
@@ -147,7 +147,7 @@ FRAMEWORK: Mapping[int, tuple[str, str]] = {
 }
 
 
-# The literal row for any other fault.
+# The body of the contract for any other fault: nothing in it may come from the exception.
 INTERNAL: Body = {"error": "Internal server error"}
 
 
@@ -171,7 +171,8 @@ def answer(exc: AccountError, **more: Any) -> Response:
 def init_app(app: APIFlask) -> None:
     """Make every error of *app* leave through this module."""
     app.error_processor(_from_apiflask)
-    # After ``error_processor``, which takes this class too and would drop a description.
+    # Register it after ``error_processor``, which has a handler of its own for this class: that one
+    # would answer with the name of the status for a sentence, and without the Allow header.
     app.register_error_handler(HTTPException, _from_framework)
     app.register_error_handler(AccountError, answer)
     app.register_error_handler(Exception, unexpected)
@@ -193,7 +194,7 @@ def unexpected(exc: Exception) -> Response:
 
 
 def _from_apiflask(error: HTTPError) -> Response:
-    """Answer what we refuse ourselves: a field (APIFlask nests it under where it came from) or all."""
+    """Answer what we refuse ourselves: some fields, which APIFlask nests by location, or all."""
     refused: dict[str, list[str]] = {}
     for location, messages in error.detail.items():
         found = messages if isinstance(messages, dict) else {location: messages}

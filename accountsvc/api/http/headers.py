@@ -20,14 +20,14 @@ _METHODS = "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"
 _CROSS_ORIGIN = ("/api/", "/media/")
 _PREFLIGHT_SECONDS = 600
 
-# By hand: six fixed lines, of which a resource may replace some (pages, docs), are less than the
-# ``secure`` library's settings for the same, whose presets also upgrade plain HTTP in development.
+# Set by hand: they are a few fixed lines, of which pages and docs replace some. The presets of the
+# ``secure`` library would also upgrade plain HTTP in development.
 _SECURITY = {
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
     "X-Frame-Options": "DENY",
     "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
-    # Whatever does not say otherwise may carry a person's data.
+    # An answer that does not say otherwise may carry a person's data, which a proxy would keep.
     "Cache-Control": "no-store",
 }
 
@@ -48,13 +48,15 @@ def init_app(app: APIFlask, settings: Settings) -> None:
 
     @app.before_request
     def refuse_redirects() -> None:
-        # A missing or doubled slash is another address; a redirect would lose a method or a body.
+        # A missing or doubled slash is another address: a client that follows a redirect may lose
+        # the method, the body or the token.
         if isinstance(request.routing_exception, RequestRedirect):
             request.routing_exception = NotFound()
 
     @app.before_request
     def answer_preflight() -> Response | None:
-        # Also where nothing is: only so can the app read the 404 or 405 of the call itself.
+        # Also for an address where nothing is: without it a browser would hide the 404 or the 405
+        # of the call itself from the web app.
         if request.method == "OPTIONS" and "Access-Control-Request-Method" in request.headers:
             return Response(status=204)
         return None
@@ -67,7 +69,8 @@ def init_app(app: APIFlask, settings: Settings) -> None:
         if request.path.startswith(_CROSS_ORIGIN):
             response.vary.add("Origin")
         if "Access-Control-Allow-Methods" in response.headers:
-            # The whole list instead of the part that was asked for.
+            # Name the whole list: flask-cors names the part that was asked for, so a cache would
+            # keep an answer that is too narrow for the next call.
             response.headers["Access-Control-Allow-Headers"] = ALLOWED_HEADERS
         if request.method == "OPTIONS" and response.status_code == 200:
             response.status_code = 204
@@ -78,18 +81,22 @@ def init_app(app: APIFlask, settings: Settings) -> None:
     cors.init_app(
         app,
         resources=[f"^{prefix}.*" for prefix in _CROSS_ORIGIN],
-        # Compiled, because flask-cors guesses whether a text is an expression, and matches prefixes.
+        # Compiled here: flask-cors guesses whether a text is an expression, and would match a
+        # prefix, so `https://example.org.evil.test` would be allowed too.
         origins="*"
         if "*" in settings.cors_origins
-        else [re.compile(re.escape(one) + r"\Z", re.IGNORECASE) for one in settings.cors_origins],
+        else [
+            re.compile(re.escape(origin) + r"\Z", re.IGNORECASE) for origin in settings.cors_origins
+        ],
         methods=_METHODS,
         allow_headers=ALLOWED_HEADERS.split(", "),
         expose_headers=EXPOSED_HEADERS,
         max_age=_PREFLIGHT_SECONDS,
-        # Tokens travel in a header; a cookie of another site never counts.
+        # Tokens travel in a header: with credentials, another site could use the cookies of a page.
         supports_credentials=False,
         always_send=False,
-        # Ours is there also when the origin is not allowed, so that a cache cannot mix them up.
+        # ``finish`` adds it also when the origin is not allowed: flask-cors does not, so a cache
+        # could give that answer to an origin that is.
         vary_header=False,
         intercept_exceptions=False,
     )

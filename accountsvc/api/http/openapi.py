@@ -55,7 +55,7 @@ def _complete(spec: Any) -> Any:
         for name, field in schema.get("properties", {}).items():
             if name in EXAMPLES and field.get("type") != "object":
                 field.setdefault("examples", [EXAMPLES[name]])
-    # Several blueprints may have the same tag, of which APIFlask lists each.
+    # Several blueprints have the same tag, and APIFlask lists it for each; OpenAPI wants it once.
     spec["tags"] = list({tag["name"]: tag for tag in spec["tags"]}.values())
     for rule in current_app.url_map.iter_rules():
         path = re.sub(r"<(?:[^<:]+:)?([^>]+)>", r"{\1}", rule.rule)

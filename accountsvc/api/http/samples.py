@@ -10,7 +10,7 @@ from ...errors import AccountError
 
 TIME = "2026-12-07T09:30:00Z"
 TOKEN = "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIuLi4ifQ.c2ln"
-# By the name of a member, which means the same in every body.
+# Examples by the name of a member, which means the same in every body.
 EXAMPLES: dict[str, Any] = {
     "access": TOKEN,
     "action": "account.deactivated",

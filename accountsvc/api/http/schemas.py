@@ -102,7 +102,8 @@ class SignUp(Body):
 
     @pre_load
     def fill(self, data: dict[str, Any], **_: Any) -> dict[str, Any]:
-        # A missing field is reported together with whatever is wrong in the others, by the core.
+        # Fill a missing field with an empty one, which the core refuses together with whatever is
+        # wrong in the others: marshmallow would report the missing ones alone.
         return {name: "" for name, field in self.fields.items() if field.required} | data
 
 
@@ -358,7 +359,10 @@ class Health(Schema):
 
 
 class Readiness(Schema):
-    """``database``, ``schema`` and ``ledger`` are ``ok`` or say what is wrong; what was not reached is left out."""
+    """``database``, ``schema`` and ``ledger`` are ``ok`` or say what is wrong.
+
+    A part that was not reached is left out.
+    """
 
     status = String(required=True, validate=OneOf(["ready", "not ready"]))
     database = String(required=True)
@@ -377,7 +381,7 @@ class SweepStatus(Schema):
 
 
 class Backlog(Schema):
-    """Counts of accounts, but ``owed``, which counts effects by kind, and ``unscrubbed``, receipts."""
+    """Counts of accounts; ``owed`` counts effects by kind, ``unscrubbed`` counts receipts."""
 
     due = Integer(required=True)
     held = Integer(required=True)
@@ -389,7 +393,10 @@ class Backlog(Schema):
 
 
 class ServiceStatus(Schema):
-    """``parts`` are ``ok`` or say what is wrong; ``sweep`` and ``backlog`` are null without a database."""
+    """``parts`` are ``ok`` or say what is wrong.
+
+    ``sweep`` and ``backlog`` are null without a database.
+    """
 
     status = String(required=True, validate=OneOf(["ok", "degraded"]))
     parts = Dict(required=True, keys=String(), values=String())

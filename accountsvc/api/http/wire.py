@@ -14,7 +14,7 @@ from ...db.models import MAX_ID
 
 
 class Json(DefaultJSONProvider):
-    """Writes members in the order of the contract, spaced as it is printed there, and nothing after."""
+    """Writes members in the order and the spacing of the contract, and nothing after them."""
 
     sort_keys = False
 
@@ -35,7 +35,7 @@ class Id(BaseConverter):
 
     def to_python(self, value: str) -> int:
         digits = value.lstrip("0") or "0"
-        # Python refuses to convert thousands of digits.
+        # Look at the length first: Python raises for thousands of digits, which would be a 500.
         return int(digits) if len(digits) <= len(str(MAX_ID)) else MAX_ID + 1
 
     def to_url(self, value: int) -> str:
