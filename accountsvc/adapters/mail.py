@@ -24,8 +24,8 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 import idna
 
-from ..config import is_plain_address, read_sender
 from ..errors import MailUnavailable
+from ..readers import is_plain_address, read_sender
 from .objectstore import check_folder, place_from_url, write_file
 
 # Seconds for each step of the dialogue with a server. All steps together stay below the outbox's

@@ -14,8 +14,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..config import is_bucket_name
 from ..errors import StoreUnavailable
+from ..readers import is_bucket_name
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client

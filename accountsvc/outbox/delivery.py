@@ -77,7 +77,7 @@ def handlers(
     that ends before anything is sent; what no longer applies counts as done. A refused address is
     given up after ``REFUSED_PAUSES``; after any other failure the mail is tried again until it no
     longer applies. Links begin with *public_url*; *sender* is one mail
-    address, as ``config.read_sender`` reads it.
+    address, as ``readers.read_sender`` reads it.
     """
     mails = _Mails(database, mailer, tokens, public_url.rstrip("/"), sender)
     return {

@@ -24,8 +24,8 @@ from accountsvc.adapters.mail import (
     compose,
     mailer_from_url,
 )
-from accountsvc.config import read_sender
 from accountsvc.errors import MailUnavailable
+from accountsvc.readers import read_sender
 from tests.support.servers import free_port
 from tests.support.smtp import (
     PASSWORD,

@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from accountsvc.config import ConfigError, Settings, duration, load_settings, make_keys
+from accountsvc.config import ConfigError, Settings, load_settings, make_keys
+from accountsvc.readers import duration
 from accountsvc.services import build_services
 
 SECRET = "s3cret-0123456789-0123456789-0123456789"

@@ -1,0 +1,210 @@
+"""Read the text of a setting, or raise ValueError with a reason.
+
+The reason completes the sentence that begins with the setting's name, and never repeats a secret.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import ipaddress
+import re
+from collections.abc import Callable
+from datetime import timedelta
+from email.headerregistry import Address
+from email.policy import SMTP
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from sqlalchemy import make_url
+from sqlalchemy.exc import ArgumentError
+
+_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
+# A century: far beyond any grace period, and far from the largest date that Python can hold.
+_LONGEST = timedelta(days=36525)
+
+IPNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+
+def duration(text: str) -> timedelta:
+    """Read ``90s``, ``36h``, ``14d`` (also ``m``, ``w``); raise ValueError with the reason."""
+    match = re.fullmatch(r"([0-9]{1,9})([smhdw])", text.strip().lower())
+    if match is None:
+        raise ValueError("is not a duration")
+    unit, number = timedelta(**{_UNITS[match[2]]: 1}), int(match[1])
+    # The limit is divided by the unit, since the product may be more than a timedelta can hold.
+    if number > _LONGEST // unit:
+        raise ValueError("is longer than a century")
+    return number * unit
+
+
+def positive_duration(text: str) -> timedelta:
+    span = duration(text)
+    if not span:
+        raise ValueError("must be longer than zero")
+    return span
+
+
+def durations(text: str) -> tuple[timedelta, ...]:
+    spans = {positive_duration(part) for part in text.split(",") if part.strip()}
+    return tuple(sorted(spans, reverse=True))
+
+
+def whole(least: int, most: int) -> Callable[[str], int]:
+    def read(text: str) -> int:
+        if not re.fullmatch(r"[0-9]{1,9}", text.strip()):
+            raise ValueError("is not a whole number")
+        number = int(text)
+        if not least <= number <= most:
+            raise ValueError(f"must be between {least} and {most}")
+        return number
+
+    return read
+
+
+def one_of(*words: str) -> Callable[[str], str]:
+    def read(text: str) -> str:
+        if text not in words:
+            raise ValueError("must be one of " + ", ".join(words))
+        return text
+
+    return read
+
+
+def switch(text: str) -> bool:
+    lowered = text.strip().lower()
+    if lowered in {"1", "on", "true", "yes"}:
+        return True
+    if lowered in {"0", "off", "false", "no", ""}:
+        return False
+    raise ValueError("must be on or off")
+
+
+def secret(text: str) -> str:
+    try:
+        size = len(text.encode())
+    except UnicodeEncodeError:
+        raise ValueError("is not UTF-8") from None
+    if size < 32:
+        raise ValueError("must be at least 32 bytes long")
+    return text
+
+
+def wrapping_keys(text: str) -> tuple[bytes, ...]:
+    keys = []
+    for part in text.split(","):
+        try:
+            key = base64.b64decode(part.strip(), altchars=b"-_", validate=True)
+        except (binascii.Error, ValueError):
+            raise ValueError("holds a key that is not url-safe base64") from None
+        if len(key) != 32:
+            raise ValueError("holds a key that is not 32 bytes long")
+        keys.append(key)
+    return tuple(keys)
+
+
+def database_url(text: str) -> str:
+    if not re.match(r"(sqlite|postgresql(\+psycopg)?)://", text):
+        raise ValueError("must begin with postgresql:// or sqlite:///")
+    try:
+        database = make_url(text).database or ""
+    except (ArgumentError, ValueError):
+        raise ValueError("cannot be read as a URL") from None
+    if text.startswith("sqlite") and (not database or ":memory:" in database):
+        # Each process would see an empty database of its own: web, worker and CLI are three.
+        raise ValueError("must name a file, since several processes share it")
+    return text
+
+
+def url(*schemes: str) -> Callable[[str], str]:
+    """Make a reader of URLs: ``file:`` ones name an absolute path, all others a host."""
+
+    def read(text: str) -> str:
+        scheme, _, rest = text.partition("://")
+        if scheme not in schemes or not rest.strip("/"):
+            raise ValueError("must begin with " + " or ".join(f"{name}://" for name in schemes))
+        if scheme in {"file", "filesystem"}:
+            if not rest.startswith("/"):
+                raise ValueError(f"must name an absolute path, as in {scheme}:///path")
+            return text
+        try:
+            parts = urlsplit(text)
+            host = parts.hostname if parts.port != 0 else None
+        except ValueError:
+            # urlsplit's own reason would quote a part of the URL, which may be a password.
+            raise ValueError("cannot be read as a URL") from None
+        if not host:
+            raise ValueError("must name a host, and a port only if it is a number")
+        if scheme == "s3" and not is_bucket_name(parts.netloc):
+            raise ValueError("does not name a bucket")
+        return text
+
+    return read
+
+
+def is_bucket_name(text: str) -> bool:
+    """Say whether *text* can be the name of an S3 bucket."""
+    return re.fullmatch(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]", text) is not None
+
+
+def read_sender(text: str) -> Address:
+    """Read ``Name <mailbox@domain>`` or ``mailbox@domain``; raise ValueError for anything else."""
+    if not text.isascii() or not text.isprintable():
+        raise ValueError("must be one line of ASCII")
+    try:
+        header: Any = SMTP.header_factory("From", text)
+        (address,) = header.addresses
+    except (ValueError, LookupError):
+        address = None
+    if not isinstance(address, Address) or header.defects or not is_plain_address(address):
+        raise ValueError("must be one mail address such as Accounts <accounts@example.org>")
+    return address
+
+
+def is_plain_address(address: Address) -> bool:
+    """Say whether *address* needs no quoting.
+
+    Then nothing in it means anything to a header or to a command of SMTP.
+    """
+    return (
+        re.fullmatch(r"""[^\s<>()\[\]\\,;:"@]+""", address.username) is not None
+        and re.fullmatch(r"[A-Za-z0-9-]{1,63}(\.[A-Za-z0-9-]{1,63})*", address.domain) is not None
+        and address.username.isprintable()
+        # Refuse encoded words (RFC 2047): one is decoded on its way into a header, and the line
+        # breaks in it would add headers of a stranger's choice.
+        and "=?" not in address.username
+        and address.addr_spec == f"{address.username}@{address.domain}"
+    )
+
+
+def sender(text: str) -> str:
+    try:
+        read_sender(text)
+    except ValueError:
+        raise ValueError("is not one mail address in ASCII") from None
+    return text
+
+
+def origins(text: str) -> tuple[str, ...]:
+    origins = tuple(part.strip().rstrip("/") for part in text.split(",") if part.strip())
+    for origin in origins:
+        if origin != "*" and not re.fullmatch(r"https?://[^/\s]+", origin):
+            raise ValueError("holds an origin that is not scheme://host[:port]")
+    return origins
+
+
+def networks(
+    text: str,
+) -> tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...]:
+    try:
+        return tuple(ipaddress.ip_network(part.strip()) for part in text.split(",") if part.strip())
+    except ValueError:
+        raise ValueError("holds something that is not an address or a network") from None
+
+
+def path(text: str) -> Path:
+    try:
+        return Path(text).expanduser().resolve()
+    except (RuntimeError, OSError):
+        raise ValueError("cannot be resolved to a folder") from None
