@@ -1,1 +1,1 @@
-"""The schema's history; ``env.py`` runs it."""
+"""The schema's history, which ``env.py`` runs; in an installed service ``accountsvc.migrations``."""

@@ -1,4 +1,7 @@
-"""Run the migrations, for ``flask db …`` and for ``accountsvc.database.upgrade``.
+"""Run the migrations, for ``accountsvc db …`` and for ``accountsvc.db.schema.upgrade``.
+
+Alembic loads this file and the revisions by their paths, outside any package: they import what they
+share from ``accountsvc.db.migration``.
 
 The connection is never one of the application's engine, which enforces foreign keys and refuses
 writes outside ``writing()``: ``migration.make_engine`` says what a migration needs instead.
@@ -24,7 +27,7 @@ def database_url() -> str:
     from flask import current_app, has_app_context
 
     if not has_app_context():
-        raise CommandError("No database is named. Run `flask --app wsgi db …`.")
+        raise CommandError("No database is named. Run `accountsvc db …`.")
     engine = current_app.extensions["migrate"].db.engine
     return str(engine.url.render_as_string(hide_password=False))
 

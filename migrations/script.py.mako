@@ -12,6 +12,8 @@ revision = ${repr(up_revision)}
 down_revision = ${repr(down_revision)}
 branch_labels = ${repr(branch_labels)}
 depends_on = ${repr(depends_on)}
+# Name the rows that a downgrade loses, in words that end the sentence "This would lose …"; or None.
+lost_by_downgrade = ...
 
 
 def upgrade() -> None:

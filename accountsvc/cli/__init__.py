@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import click
 from flask import Flask
 
+from . import schema
 from .accounts import accounts_group
 from .purging import sweeps_group
 from .stores import avatars_group, ledger_group, vault_group
 
 
+def groups() -> tuple[click.Group, ...]:
+    """Return the groups of commands; their help needs no application."""
+    db_group = schema.db_group()
+    return accounts_group, sweeps_group, avatars_group, vault_group, ledger_group, db_group
+
+
 def init_app(app: Flask) -> None:
-    """Register the commands on *app*."""
-    for group in (accounts_group, sweeps_group, avatars_group, vault_group, ledger_group):
+    """Register the commands on *app*; ``db`` takes the place of Flask-Migrate's."""
+    for group in groups():
         app.cli.add_command(group)

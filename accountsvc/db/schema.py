@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from sqlalchemy.engine import make_url
+
+from ..config import Sources
+
+if TYPE_CHECKING:
+    from alembic.config import Config
 
 
 def upgrade(url: str, revision: str = "head") -> None:
@@ -16,34 +20,70 @@ def upgrade(url: str, revision: str = "head") -> None:
     command.upgrade(alembic_config(url), revision)
 
 
-def downgrade(url: str, revision: str) -> None:
-    """Take the schema of the database at *url* back to *revision*."""
+def downgrade(url: str, revision: str, *, lose_data: bool = False) -> None:
+    """Take the schema of the database at *url* back to *revision*.
+
+    Raises CommandError as :func:`refuse_loss` does, unless *lose_data* allows the loss.
+    """
     from alembic import command
 
-    command.downgrade(alembic_config(url), revision)
+    config = alembic_config(url)
+    if not lose_data:
+        refuse_loss(config, revision)
+    command.downgrade(config, revision)
 
 
-def alembic_config(url: str) -> Any:
+def refuse_loss(config: Config, revision: str) -> None:
+    """Raise CommandError in production if going back to *revision* would lose rows; change nothing.
+
+    What a step loses is what its revision says of itself in ``lost_by_downgrade``.
+    """
+    from alembic.runtime.migration import MigrationContext
+    from alembic.script import ScriptDirectory
+    from alembic.script.revision import RevisionError
+    from alembic.util import CommandError
+
+    from . import migration
+
+    if not Sources.of_this_process().is_production:
+        return
+    with migration.make_engine(config.attributes["url"]).connect() as connection:
+        heads = MigrationContext.configure(connection).get_current_heads()
+    scripts = ScriptDirectory.from_config(config)
+    try:
+        steps = list(scripts.iterate_revisions(heads, revision, select_for_downgrade=True))
+    except RevisionError:
+        # There is no way back to such a revision, so nothing can be lost; Alembic says why.
+        return
+    lost = [step.module.lost_by_downgrade for step in steps]
+    # A revision that says nothing of its loss has the template's placeholder, which is no string.
+    words = [
+        text if isinstance(text, str) else "rows" for text in reversed(lost) if text is not None
+    ]
+    if words:
+        raise CommandError(
+            f"This would lose {'; '.join(words)}. Nothing was changed; --lose-data allows it."
+        )
+
+
+def alembic_config(url: str) -> Config:
     """Return Alembic's configuration for the database at *url*."""
     from alembic.config import Config
 
     config = Config()
-    folder = migrations_path()
     # Alembic interpolates its options: a percent sign in the folder's name must be doubled, or it
     # is taken for the beginning of a variable.
-    config.set_main_option("script_location", str(folder).replace("%", "%%"))
+    config.set_main_option("script_location", str(migrations_path()).replace("%", "%%"))
     config.set_main_option("path_separator", "newline")
-    # Alembic prepends the folder each time that it is asked: ``sys.path`` would grow with every
-    # health check.
-    if str(folder.parent) not in sys.path:
-        config.set_main_option("prepend_sys_path", str(folder.parent).replace("%", "%%"))
     config.attributes["url"] = url
     return config
 
 
 def migrations_path() -> Path:
-    """Return the folder of Alembic's environment and its revisions."""
-    return Path(__file__).resolve().parents[2] / "migrations"
+    """Return the folder of the migrations: inside an installed package, beside it in a clone."""
+    package = Path(__file__).resolve().parents[1]
+    packed = package / "migrations"
+    return packed if packed.is_dir() else package.parent / "migrations"
 
 
 def ensure_folder(url: str) -> None:

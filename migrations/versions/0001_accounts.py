@@ -15,6 +15,7 @@ revision = "0001"
 down_revision = None
 branch_labels = None
 depends_on = None
+lost_by_downgrade = "every account with all that belongs to it, every receipt and the audit trail"
 
 # SQLite numbers rows only in a column that is declared INTEGER.
 Id = sa.BigInteger().with_variant(sa.Integer(), "sqlite")

@@ -2,8 +2,8 @@
 
 Locks: upgrade takes none that anybody could wait for, since the table is new; milliseconds. The
 previous code neither reads nor needs it. Downgrade takes ACCESS EXCLUSIVE on this table only
-(PostgreSQL) or the file's write lock (SQLite); milliseconds. It ends a pause, so stop the workers first
-if there is one.
+(PostgreSQL) or the file's write lock (SQLite); milliseconds. It ends a pause, so stop the workers
+first if there is one.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ revision = "0002"
 down_revision = "0001"
 branch_labels = None
 depends_on = None
+lost_by_downgrade = "whether purging is paused, and when was swept last"
 
 
 def upgrade() -> None:

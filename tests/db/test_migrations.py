@@ -22,7 +22,13 @@ from sqlalchemy.exc import DBAPIError
 
 from accountsvc.db.engine import make_engine
 from accountsvc.db.models import Base
-from accountsvc.db.schema import alembic_config, downgrade, migrations_path, upgrade
+from accountsvc.db.schema import (
+    alembic_config,
+    downgrade,
+    migrations_path,
+    refuse_loss,
+    upgrade,
+)
 
 NewDatabase = Callable[[], str]
 
@@ -409,6 +415,18 @@ def test_a_revision_that_leaves_the_templates_words_about_locks_is_named(tmp_pat
     assert written.path in silent_about_locks(ScriptDirectory.from_config(config))
 
 
+def test_every_revision_says_what_its_downgrade_loses_or_that_it_loses_nothing() -> None:
+    scripts = ScriptDirectory(str(migrations_path()))
+
+    silent = [
+        script.path
+        for script in scripts.walk_revisions()
+        if not isinstance(getattr(script.module, "lost_by_downgrade", ...), str | None)
+    ]
+
+    assert silent == [], "set lost_by_downgrade to words, or to None if no row is lost"
+
+
 # Up and down
 
 
@@ -424,6 +442,34 @@ def test_up_down_and_up_again_ends_where_it_began(new_database: NewDatabase) -> 
     assert between == set()
     assert described(url) == first
     assert revision_of(url) == revisions()[-1]
+
+
+@pytest.mark.parametrize("revision", ["base", "-1", "0001"])
+def test_production_goes_back_to_where_rows_are_lost_only_if_that_is_allowed(
+    populated: str, monkeypatch: pytest.MonkeyPatch, revision: str
+) -> None:
+    monkeypatch.setenv("APP_ENV", "production")
+    before = described(populated), counted(populated), revision_of(populated)
+
+    with pytest.raises(CommandError, match=r"^This would lose .*; --lose-data allows it\.$"):
+        downgrade(populated, revision)
+
+    assert (described(populated), counted(populated), revision_of(populated)) == before
+    downgrade(populated, revision, lose_data=True)
+    assert revision_of(populated) != before[2]
+
+
+def test_production_may_go_back_where_nothing_is_lost(
+    populated: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = config_of(populated, with_revision(tmp_path, INDEX, INDEX_BACK))
+    command.upgrade(config, "head")
+    monkeypatch.setenv("APP_ENV", "production")
+
+    refuse_loss(config, "-1")
+
+    with pytest.raises(CommandError, match="would lose"):
+        refuse_loss(config, "-2")
 
 
 def test_an_upgrade_at_head_changes_nothing(populated: str) -> None:
@@ -496,6 +542,7 @@ def with_revision(folder: Path, up: str, down: str = "pass") -> Path:
         "from alembic import op\n"
         "from accountsvc.db import migration\n"
         f"revision, down_revision = 'probe', {revisions()[-1]!r}\n"
+        "lost_by_downgrade = None\n"
         f"def upgrade():\n{indent(dedent(up).strip(), '    ')}\n"
         f"def downgrade():\n{indent(dedent(down).strip(), '    ')}\n"
     )
