@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
     from .config import Settings
 
+# The one place of the version: the build reads it from this line.
 __version__ = "0.1.0"
 
 

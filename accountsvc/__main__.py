@@ -1,120 +1,192 @@
-"""``python -m accountsvc prepare``: what has to be there before any process starts.
+"""The command ``accountsvc``, also ``python -m accountsvc``: start the service, and look after it.
 
-``python -m accountsvc run``: web, worker and beat together, for development (``make run``).
+Its own commands need no application; those for the operator are ``flask``'s, made when asked for.
+Exit codes: 0 done, 1 it could not be done, 2 a setting or an argument is wrong.
 """
 
 from __future__ import annotations
 
-import argparse
-import os
-import signal
+import gc
 import sys
-from pathlib import Path
+from collections.abc import Sequence
+from functools import cache
+from importlib.metadata import entry_points
+from typing import TYPE_CHECKING, Any
 
-from alembic.util import CommandError
-from dotenv import dotenv_values
-from sqlalchemy.exc import DBAPIError
+import click
 
-from .config import ConfigError, load_settings, make_keys
-from .db import schema
+from . import __version__, start
+from .config import ConfigError, load_settings
 
-
-class Failure(Exception):
-    """Nothing can be started; the message is one line that says why."""
+if TYPE_CHECKING:
+    from flask import Flask
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Return the exit code: 0 done, 1 it could not be done, 2 a setting or an argument is wrong."""
-    parser = argparse.ArgumentParser(prog="python -m accountsvc", description="Start accountsvc.")
-    commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser(
-        "prepare",
-        help="make what is missing: instance folder, keys (development only), schema; safe to repeat",
-    )
-    commands.add_parser("run", help="serve: web, worker and beat together; Ctrl-C stops them")
-    chosen = parser.parse_args(arguments).command
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command, and exit with its code; return it if the command could not begin."""
     try:
-        return run() if chosen == "run" else prepare()
+        commands.main(args=arguments)
     except ConfigError as exc:
-        print(f"accountsvc: {exc}", file=sys.stderr)
+        _complain(exc)
         return 2
-    except Failure as exc:
-        print(f"accountsvc: {exc}", file=sys.stderr)
+    except start.Failure as exc:
+        _complain(exc)
         return 1
 
 
-def prepare() -> int:
-    """Make keys, folder and schema where they are missing; idempotent, and safe beside itself.
-
-    Raises ConfigError for a wrong setting, Failure if the folder or the database refuses.
-    """
-    given = {name: value for name, value in dotenv_values(".env").items() if value is not None}
-    try:
-        made = make_keys({**given, **os.environ})
-        settings = load_settings()
-        schema.ensure_folder(settings.database_url)
-    except OSError as exc:
-        raise Failure(f"the instance folder cannot be written: {exc.strerror}") from exc
-    for name in made:
-        print(f"accountsvc: made {name} in {settings.instance_path}")
-    try:
-        schema.upgrade(settings.database_url)
-    except DBAPIError as exc:
-        raise Failure(f"the database refused: {str(exc.orig).strip().splitlines()[0]}") from exc
-    except CommandError as exc:
-        raise Failure(f"the schema cannot be brought up to date: {exc}") from exc
-    print("accountsvc: the database has the current schema")
-    return 0
+def _complain(reason: object) -> None:
+    click.echo(f"accountsvc: {reason}", err=True)
 
 
-def run() -> int:
-    """Run what the Procfile of the working directory names until a signal comes or one process ends.
+class _Command(click.Command):
+    def format_usage(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        words = " ".join(self.collect_usage_pieces(ctx))
+        formatter.write_usage(ctx.command_path, words, prefix="usage: ")
 
-    Then all are stopped. Returns 0 if a signal asked for it. Raises ConfigError for a wrong setting.
-    """
-    # Not ``honcho start``: it gives each process another PORT, so that the worker would mail links to a
-    # port where nobody listens, and its own reading of .env differs from ours and wins over the environment.
-    from honcho import manager as honcho  # type: ignore[import-untyped]
-    from honcho.environ import parse_procfile  # type: ignore[import-untyped]
 
-    settings = load_settings()
-    try:
-        procfile = Path("Procfile").read_text()
-    except OSError as exc:
-        raise Failure(f"the Procfile cannot be read: {exc.strerror}; go to its folder") from exc
-    environ = {
-        **os.environ,
-        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
-        "PORT": str(settings.port),
-        "PYTHONUNBUFFERED": "1",
+class _Commands(click.Group, _Command):
+    """Own commands, and behind them those of ``flask``, which take half a second to import."""
+
+    command_class = _Command
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted({*self.commands, *_commands_of_flask()})
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        command = self.commands.get(cmd_name)
+        if command is None:
+            from flask.cli import ScriptInfo
+
+            ctx.obj = ScriptInfo(create_app=_create_app)
+            command = _commands_of_flask().get(cmd_name)
+        return command
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """End the help with what is wrong with the settings, if anything is."""
+        super().format_epilog(ctx, formatter)
+        try:
+            load_settings()
+        except ConfigError as exc:
+            _complain(exc)
+
+
+@cache
+def _commands_of_flask() -> dict[str, click.Command]:
+    # A command lives for seconds: looking for garbage among what is imported would take a third of that.
+    gc.disable()
+    from flask import cli as flask
+
+    from . import cli
+
+    commands: dict[str, click.Command] = {
+        "shell": flask.shell_command,
+        "routes": flask.routes_command,
     }
-    # Longer than gunicorn and the worker need to end in order.
-    honcho.KILL_WAIT = 10
-    manager = honcho.Manager()
-    manager._procmgr = _Leaders()
-    for name, command in parse_procfile(procfile).processes.items():
-        manager.add_process(name, command, env=environ)
-    # A closed terminal must not leave them behind.
-    signal.signal(signal.SIGHUP, lambda *_: signal.raise_signal(signal.SIGTERM))
-    manager.loop()
-    asked = manager.returncode in {128 + signal.SIGINT, 128 + signal.SIGTERM}
-    return 0 if asked else manager.returncode or 1
+    for plugin in entry_points(group="flask.commands"):
+        commands[plugin.name] = plugin.load()
+    for group in cli.groups():
+        assert group.name is not None
+        commands[group.name] = group
+    return commands
 
 
-class _Leaders:
-    """Stops process groups: asks only the leader, who stops its own processes in order."""
+def _create_app() -> Flask:
+    from . import create_app
 
-    def terminate(self, pid: int) -> None:
-        try:
-            os.kill(pid, signal.SIGTERM)
-        except ProcessLookupError:
-            return
+    app = create_app()
+    gc.freeze()
+    gc.enable()
+    return app
 
-    def kill(self, pid: int) -> None:
-        try:
-            os.killpg(pid, signal.SIGKILL)
-        except ProcessLookupError:
-            return
+
+@click.group(cls=_Commands)
+@click.version_option(__version__, prog_name="accountsvc", message="%(prog)s %(version)s")
+def commands() -> None:
+    """Start accountsvc, and look after it.
+
+    Settings come from the environment or a .env file; `settings` lists them.
+    """
+
+
+@commands.command()
+def prepare() -> None:
+    """Make what is missing: folder, keys, schema.
+
+    It is safe to repeat. Keys are made for development only.
+    """
+    from .start.prepare import prepare
+
+    prepare()
+
+
+@commands.command()
+@click.pass_context
+def run(ctx: click.Context) -> None:
+    """Serve: web, worker and beat together.
+
+    Ctrl-C stops them all. In production each has a supervisor of its own.
+    """
+    from .start.runner import run
+
+    ctx.exit(run(ctx.command_path))
+
+
+# What follows one of these commands is for the program that it becomes.
+_passing_on: dict[str, Any] = {"ignore_unknown_options": True, "allow_extra_args": True}
+_arguments = click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+
+
+@commands.command(context_settings=_passing_on)
+@_arguments
+def web(arguments: Sequence[str]) -> None:
+    """Serve HTTP, with gunicorn.
+
+    ARGUMENTS are passed on to gunicorn.
+    """
+    _become("web", arguments)
+
+
+@commands.command(context_settings=_passing_on)
+@click.option("--beat", is_flag=True, help="Also say when to sweep and to deliver.")
+@_arguments
+def worker(arguments: Sequence[str], beat: bool) -> None:
+    """Sweep and deliver, with Celery.
+
+    ARGUMENTS are passed on to Celery's worker.
+    """
+    _become("worker", arguments, beat=beat)
+
+
+@commands.command(context_settings=_passing_on)
+@_arguments
+def beat(arguments: Sequence[str]) -> None:
+    """Say when to sweep and to deliver.
+
+    ARGUMENTS are passed on to Celery's beat.
+    """
+    _become("beat", arguments)
+
+
+def _become(process: str, arguments: Sequence[str], **options: bool) -> None:
+    from .start import processes
+
+    load_settings()
+    processes.become(getattr(processes, process)(arguments, **options))
+
+
+@commands.command()
+def settings() -> None:
+    """List every setting, with its value and meaning.
+
+    Secrets are not shown. The exit code is 2 if a setting is wrong or missing.
+    """
+    from .config import Sources
+    from .start.settings import rows, table
+
+    for line in table(list(rows(Sources.of_this_process()))):
+        click.echo(line)
+    # The exit code says whether a process would start with them.
+    load_settings()
 
 
 if __name__ == "__main__":

@@ -65,7 +65,7 @@ def make_celery(settings: Settings) -> Celery:
 
     Raises ConfigError with one line if that folder cannot be made.
     """
-    celery = Celery("accountsvc", include=["worker.tasks"])
+    celery = Celery("accountsvc", include=[f"{__package__}.tasks"])
     celery.conf.update(
         **_broker(settings),
         # Workers may start before their broker, and outlive any outage of it: no last attempt.
@@ -98,7 +98,7 @@ def make_celery(settings: Settings) -> Celery:
         # Logs are ours: one JSON object a line, ids only. Celery's own lines quote exceptions.
         worker_hijack_root_logger=False,
         worker_redirect_stdouts=False,
-        beat_scheduler="worker.app:Schedule",
+        beat_scheduler=f"{__name__}:Schedule",
         beat_schedule={
             "sweep": _every(SWEEP, settings.sweep_interval),
             "deliver": _every(DELIVER, min(settings.sweep_interval, DELIVER_AT_MOST_EVERY)),
@@ -133,7 +133,7 @@ def _broker(settings: Settings) -> dict[str, Any]:
                 "for example: filesystem:///var/lib/accountsvc/broker"
             ) from None
         return {
-            "broker_transport": "worker.filesystem:Transport",
+            "broker_transport": f"{__package__}.filesystem:Transport",
             # Kombu's default of 1 s would be four tasks a second at most.
             "broker_transport_options": {"folder": str(folder), "polling_interval": 0.1},
             # Remote control needs a broker that can tell everybody at once.

@@ -47,11 +47,11 @@ def doorway(name: str) -> Callable[[Callable[[], bool]], Any]:
             except PurgedAreBack:
                 log.error(
                     "a restore has brought purged people back, so nothing is purged: "
-                    "`flask --app wsgi ledger replay` ends that",
+                    "`accountsvc ledger replay` ends that",
                     task=name,
                 )
             except PurgingPaused:
-                log.warning("purging is paused: `flask --app wsgi sweeps resume` ends it")
+                log.warning("purging is paused: `accountsvc sweeps resume` ends it")
             except BrokerUnavailable:
                 log.warning("the broker does not answer; the next tick goes on", task=name)
             except Exception as exc:

@@ -26,7 +26,6 @@ from ..web import committed, services
 from .http import auth, bodies, schemas
 from .http.auth import Caller
 from .http.describe import raises, refuses, sends, takes
-from .http.openapi import raises, refuses, sends, takes
 from .http.wire import json_response, prefers_representation
 
 bp = APIBlueprint("deletion", __name__, tag="Deletion")

@@ -15,7 +15,6 @@ from ..services import Services
 from ..web import RETRY_AFTER
 from .http import schemas
 from .http.describe import also_answers, sends
-from .http.openapi import also_answers, sends
 from .http.wire import json_response
 
 bp = APIBlueprint("health", __name__, tag="Health")

@@ -24,7 +24,6 @@ from ..web import committed, services
 from .http import auth, schemas
 from .http.auth import Caller
 from .http.describe import raises, sends
-from .http.openapi import raises, sends
 
 bp = APIBlueprint("staff", __name__, tag="Staff")
 

@@ -18,7 +18,6 @@ from ..web import committed, services
 from .http import auth, schemas
 from .http.auth import Caller
 from .http.describe import raises, sends
-from .http.openapi import raises, sends
 
 bp = APIBlueprint("vault", __name__, tag="Saved passwords")
 

@@ -15,12 +15,13 @@ from tests.support.deploy import (
     compose_command,
     kubernetes,
     kubernetes_container,
+    procfile_command,
     systemd_command,
 )
 from tests.support.factories import dispose, make_app
 
 OURS = ("web", "worker", "beat")
-# Read by gunicorn.conf.py and by boto3.
+# Read by gunicorn's configuration and by boto3.
 OTHERS = {"HOST", "PORT", "WEB_CONCURRENCY"}
 
 
@@ -35,6 +36,11 @@ def test_every_way_to_deploy_starts_the_same_command(process: str) -> None:
 
     assert systemd_command(process) == command
     assert kubernetes_container(process)["command"] == command
+
+
+def test_the_procfile_starts_what_is_started_in_production() -> None:
+    assert procfile_command("web") == compose_command("web")
+    assert procfile_command("worker") == ["accountsvc", "worker", "--beat"]
 
 
 def test_the_schema_is_brought_up_to_date_by_the_same_command() -> None:

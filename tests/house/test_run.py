@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
+import socket
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
@@ -250,10 +252,58 @@ def test_one_process_that_dies_stops_the_others(
 
 
 def is_worker(pid: int) -> bool:
-    """Say whether this is the one that the Procfile starts: its words are there, its parent is not it."""
+    """Say whether this is the worker itself; what it forks is in its session, whose leader it is."""
     words = Path(f"/proc/{pid}/cmdline").read_bytes()
-    # A process that the worker forks is in its session, whose leader it is.
-    return b"celery" in words and b"honcho" not in words and os.getsid(pid) == pid
+    return b"celery" in words and os.getsid(pid) == pid
+
+
+def test_when_the_runner_is_killed_its_processes_end(
+    served: tuple[Running, httpx.Client],
+) -> None:
+    running, client = served
+    running.wait_for("everything runs")
+    assert any(is_worker(pid) for pid in running.alive())
+
+    os.kill(running.process.pid, signal.SIGKILL)
+
+    running.process.wait(STOP)
+    eventually(lambda: running.alive() == [])
+    assert not is_served(client)
+
+
+def test_once_all_are_ready_the_last_lines_say_where_to_look(
+    served: tuple[Running, httpx.Client], tmp_path: Path
+) -> None:
+    running, client = served
+
+    running.wait_for("README.md")
+
+    said = running.log.partition("accountsvc: everything runs")[2]
+    for words in (f"{client.base_url}/api/docs/", str(tmp_path / "instance" / "mail"), "Ctrl-C"):
+        assert words in said
+    assert client.get("/api/docs/").status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("called_by", "advice"),
+    [({}, "python -m accountsvc run"), ({"MAKELEVEL": "1"}, "make run")],
+    ids=["by itself", "by make"],
+)
+def test_a_taken_port_is_one_line_before_anything_is_started(
+    tmp_path: Path, called_by: dict[str, str], advice: str
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        env = environment(tmp_path, PORT=str(port), **called_by)
+
+        result = run("python", "-m", "accountsvc", "run", env=env)
+
+    assert result.returncode == 1
+    assert re.fullmatch(
+        rf"accountsvc: port {port} is taken; for example: PORT=[0-9]+ {advice}\n", result.stderr
+    )
+    assert result.stdout == ""
+    assert not (tmp_path / "instance").exists()
 
 
 def test_every_process_knows_the_port_and_none_tells_its_version(

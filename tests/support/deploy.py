@@ -23,7 +23,7 @@ def compose_command(service: str) -> list[str]:
 
 
 def procfile_command(process: str) -> list[str]:
-    """Return the command that ``make run`` starts *process* with."""
+    """Return the command that the Procfile starts *process* with."""
     (line,) = (
         line
         for line in (ROOT / "Procfile").read_text().splitlines()

@@ -97,13 +97,18 @@ def is_ready(client: httpx.Client) -> bool:
         return False
 
 
-def run(*command: str, env: dict[str, str], stdin: str = "") -> subprocess.CompletedProcess[str]:
-    """Run a command of the virtual environment (``python``, ``flask`` …) to its end."""
+def run(
+    *command: str, env: dict[str, str], stdin: str = "", folder: Path = ROOT
+) -> subprocess.CompletedProcess[str]:
+    """Run a command of the virtual environment (``python``, ``flask`` …) in *folder* to its end.
+
+    An absolute path is a command of another environment.
+    """
     return subprocess.run(
         [str(Path(PYTHON).parent / command[0]), *command[1:]],
         capture_output=True,
         text=True,
-        cwd=ROOT,
+        cwd=folder,
         env=env,
         input=stdin,
         timeout=START,
@@ -114,12 +119,12 @@ def run(*command: str, env: dict[str, str], stdin: str = "") -> subprocess.Compl
 class Running:
     """A command that runs, with everything that it started; ended and cleaned up on exit."""
 
-    def __init__(self, *command: str, env: dict[str, str]) -> None:
+    def __init__(self, *command: str, env: dict[str, str], folder: Path = ROOT) -> None:
         self._mark = uuid.uuid4().hex
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed on exit
         self.process = subprocess.Popen(
             [str(Path(PYTHON).parent / command[0]), *command[1:]],
-            cwd=ROOT,
+            cwd=folder,
             env={**env, _MARK: self._mark},
             stdin=subprocess.DEVNULL,
             stdout=self._log,
@@ -188,7 +193,7 @@ class Running:
 
 
 def worker(env: dict[str, str]) -> Running:
-    """Start worker and beat as one command, as the Procfile does."""
+    """Start worker and beat as one command, as Celery is started in a clone."""
     words = ("--quiet", "-A", "worker", "worker", "-B", "--concurrency", "2")
     return Running("celery", *words, env=env)
 

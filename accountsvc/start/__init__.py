@@ -1,0 +1,5 @@
+"""How the service is prepared and started: the commands of ``accountsvc`` that need no application."""
+
+
+class Failure(Exception):
+    """Nothing can be started; the message is one line that says why."""

@@ -1,0 +1,34 @@
+"""Make what has to be there before any process starts: instance folder, keys, schema."""
+
+from __future__ import annotations
+
+import sys
+
+from alembic.util import CommandError
+from sqlalchemy.exc import DBAPIError
+
+from ..config import Sources, load_settings, make_keys
+from ..db import schema
+from . import Failure
+
+
+def prepare() -> None:
+    """Make keys, folder and schema where they are missing; idempotent, and safe beside itself.
+
+    Raises ConfigError for a wrong setting, Failure if the folder or the database refuses.
+    """
+    try:
+        names = make_keys(Sources.of_this_process().given)
+        settings = load_settings()
+        schema.ensure_folder(settings.database_url)
+    except OSError as exc:
+        raise Failure(f"the instance folder cannot be written: {exc.strerror}") from exc
+    for name in names:
+        sys.stdout.write(f"accountsvc: made {name} in {settings.instance_path}\n")
+    try:
+        schema.upgrade(settings.database_url)
+    except DBAPIError as exc:
+        raise Failure(f"the database refused: {str(exc.orig).strip().splitlines()[0]}") from exc
+    except CommandError as exc:
+        raise Failure(f"the schema cannot be brought up to date: {exc}") from exc
+    sys.stdout.write("accountsvc: the database has the current schema\n")

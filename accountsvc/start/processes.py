@@ -1,0 +1,46 @@
+"""The processes of the service, as commands that are the same from a clone and from a wheel."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from importlib.util import find_spec
+from typing import NoReturn
+
+
+def web(arguments: Sequence[str] = ()) -> list[str]:
+    """Return the command that serves HTTP with the packaged configuration of gunicorn."""
+    return _python("gunicorn", "--config", "python:accountsvc.start.gunicorn_conf", *arguments)
+
+
+def worker(arguments: Sequence[str] = (), *, beat: bool = False) -> list[str]:
+    """Return the command that sweeps and delivers; with *beat* it also says when."""
+    return _celery("worker", *(["-B"] if beat else []), *arguments)
+
+
+def beat(arguments: Sequence[str] = ()) -> list[str]:
+    """Return the command that says when to sweep and to deliver."""
+    return _celery("beat", *arguments)
+
+
+def become(command: Sequence[str]) -> NoReturn:
+    """Replace this process by *command*, so that signals and the supervisor's pid reach it."""
+    sys.stdout.flush()
+    os.execv(command[0], list(command))  # noqa: S606 - no shell is wanted
+
+
+def _celery(*words: str) -> list[str]:
+    # Without --quiet Celery prints a banner, which is no line of the log.
+    return _python("celery", "--quiet", "--app", _worker_package(), *words)
+
+
+def _python(module: str, *words: str) -> list[str]:
+    # Scripts like bin/celery may lie in another folder than this interpreter, the module does not.
+    return [sys.executable, "-m", module, *words]
+
+
+def _worker_package() -> str:
+    """Return the worker's name: it lies inside an installed package, beside it in a bare clone."""
+    packed = "accountsvc.worker"
+    return packed if find_spec(packed) else "worker"

@@ -1,0 +1,67 @@
+"""``accountsvc settings``: what each setting is, and where that came from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
+
+from ..config import ConfigError, Found, Settings, Sources
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """A setting as a person reads it; *value* never shows a secret."""
+
+    name: str
+    value: str
+    source: str
+    default: str
+    meaning: str
+
+
+# gunicorn's configuration reads these from the environment alone.
+_OF_GUNICORN = (
+    ("HOST", "127.0.0.1", "The address at which the web listens; 0.0.0.0 is every address."),
+    ("WEB_CONCURRENCY", "2", "How many web processes there are; without Redis always one."),
+)
+
+
+def rows(sources: Sources) -> Iterator[Row]:
+    """Describe every setting, also where one is wrong; nothing is checked."""
+    for spec in fields(Settings):
+        name, default = spec.metadata["name"], spec.metadata["default"]
+        try:
+            found = sources.find(name, default)
+        except ConfigError:
+            found = Found(None, "nowhere")
+        yield Row(
+            name=name,
+            value=_shown(found, secret=not spec.repr, sources=sources),
+            source=found.source,
+            default=default or "none",
+            meaning=spec.metadata["meaning"],
+        )
+    for name, default, meaning in _OF_GUNICORN:
+        text = sources.environ.get(name)
+        source = "environment" if text else "default"
+        yield Row(name=name, value=text or default, source=source, default=default, meaning=meaning)
+
+
+def table(described: Sequence[Row]) -> Iterator[str]:
+    """Lay *described* out in aligned columns, each with its meaning on a line of its own."""
+    columns = [("NAME", "VALUE", "FROM", "DEFAULT")]
+    columns += [(row.name, row.value, row.source, row.default) for row in described]
+    widths = [max(len(cells[column]) for cells in columns) for column in range(3)]
+    meanings = ["", *(row.meaning for row in described)]
+    for (name, value, source, default), meaning in zip(columns, meanings, strict=True):
+        yield f"{name:{widths[0]}}  {value:{widths[1]}}  {source:{widths[2]}}  {default}"
+        if meaning:
+            yield f"  {meaning}"
+
+
+def _shown(found: Found, *, secret: bool, sources: Sources) -> str:
+    if not found.text:
+        return "not set"
+    # What is derived from the instance folder holds no password; what REDIS_URL gives may.
+    is_given = found.source != "derived" or found.text == sources.given.get("REDIS_URL")
+    return "secret, set" if secret and is_given else found.text

@@ -1,0 +1,187 @@
+"""The command ``accountsvc``: what it says of the settings, and what it becomes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.db.test_migrations import described
+from tests.support.processes import environment, run
+
+SECRET = "s3cret-0123456789-0123456789-0123456789"
+# Of the environment of production, what `environment` does not set.
+PRODUCTION = {
+    "APP_ENV": "production",
+    "ALLOW_SQLITE": "1",
+    "REDIS_URL": "redis://:pa55@127.0.0.1:1/0",
+    "MAIL_URL": "smtp://mail:25",
+    "MAIL_FROM": "accounts@example.org",
+    "PUBLIC_URL": "https://accounts.example.org",
+    "RATE_LIMITS": "on",
+    "PASSWORD_HASH_COST": "normal",
+}
+
+
+# Settings ----------------------------------------------------------------------------------------
+
+
+def settings_of(env: dict[str, str], folder: Path) -> tuple[int, dict[str, list[str]], str]:
+    """Return the exit code, the cells of each setting's line, and what went to stderr."""
+    result = run("accountsvc", "settings", env=env, folder=folder)
+    lines = [line for line in result.stdout.splitlines() if not line.startswith("  ")]
+    meanings = [line for line in result.stdout.splitlines() if line.startswith("  ")]
+    assert len(meanings) == len(lines) - 1
+    # Columns begin where the head's words do.
+    starts = [lines[0].index(word) for word in ("VALUE", "FROM", "DEFAULT")]
+    cells = {
+        line.split()[0]: [
+            line[begin:end].strip() for begin, end in zip(starts, [*starts[1:], None], strict=True)
+        ]
+        for line in lines[1:]
+    }
+    return result.returncode, cells, result.stderr
+
+
+def test_settings_say_what_each_is_and_where_it_came_from(tmp_path: Path) -> None:
+    # given
+    env = environment(tmp_path, GRACE_PERIOD="3d", REDIS_URL="redis://:pa55@127.0.0.1:1/0")
+    del env["VAULT_KEYS"]
+    (tmp_path / ".env").write_text("MAX_GRACE=60d\nGRACE_PERIOD=9d\n")
+    (tmp_path / "instance").mkdir()
+    (tmp_path / "instance" / "vault_keys").write_text(
+        "a2tra2tra2tra2tra2tra2tra2tra2tra2tra2tra2s="
+    )
+
+    # when
+    code, cells, said = settings_of(env, tmp_path)
+
+    # then
+    assert (code, said) == (0, "")
+    assert cells["GRACE_PERIOD"] == ["3d", "environment", "14d"]
+    assert cells["MAX_GRACE"] == ["60d", ".env", "90d"]
+    assert cells["VAULT_KEYS"] == ["secret, set", "instance folder", "none"]
+    assert cells["SECRET_KEY"] == ["secret, set", "environment", "none"]
+    assert cells["SWEEP_INTERVAL"] == ["60s", "default", "60s"]
+    assert cells["TRUSTED_PROXIES"] == ["not set", "default", "none"]
+    assert cells["PUBLIC_URL"] == ["http://localhost:8000", "derived", "http://localhost:{PORT}"]
+    # It is REDIS_URL, and would show its password.
+    assert cells["CELERY_BROKER_URL"][:2] == ["secret, set", "derived"]
+    media = f"file://{tmp_path}/instance/media"
+    assert cells["STORAGE_URL"] == [media, "derived", "file://{INSTANCE_PATH}/media"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"GRACE_PERIOD": "soon"}, "GRACE_PERIOD is not a duration ('soon'); for example: 14d"),
+        (
+            {"INSTANCE_PATH": "~nobody-of-this-name/x"},
+            "INSTANCE_PATH cannot be resolved to a folder",
+        ),
+        ({"VAULT_KEYS": ""}, "VAULT_KEYS is not set"),
+    ],
+    ids=["wrong", "no folder", "missing"],
+)
+def test_settings_are_listed_also_where_one_is_wrong_which_is_one_line(
+    tmp_path: Path, changes: dict[str, str], sentence: str
+) -> None:
+    env = environment(tmp_path, **changes)
+
+    code, cells, said = settings_of(env, tmp_path)
+
+    assert code == 2
+    assert {"APP_ENV", "LOG_LEVEL", "HOST", "WEB_CONCURRENCY"} <= set(cells)
+    assert said.startswith(f"accountsvc: {sentence}")
+    assert said.count("\n") == 1
+
+
+def test_no_secret_is_shown(tmp_path: Path) -> None:
+    env = environment(tmp_path, SECRET_KEY=SECRET, DATABASE_URL="postgresql://a:pa55@db/x")
+
+    result = run("accountsvc", "settings", env=env, folder=tmp_path)
+
+    assert result.returncode == 0
+    for secret in (SECRET, "pa55", env["VAULT_KEYS"]):
+        assert secret not in result.stdout + result.stderr
+
+
+def test_the_help_says_what_is_wrong_with_the_settings_in_one_line(tmp_path: Path) -> None:
+    env = environment(tmp_path, GRACE_PERIOD="soon")
+
+    result = run("accountsvc", "--help", env=env, folder=tmp_path)
+
+    assert result.returncode == 0
+    assert "\n  accounts " in result.stdout
+    assert "\n  prepare " in result.stdout
+    assert result.stderr.startswith("accountsvc: GRACE_PERIOD is not a duration")
+    assert result.stderr.count("\n") == 1
+
+
+# Processes ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "answer"),
+    [
+        (("web", "--version"), "gunicorn (version "),
+        (("worker", "--loglevel", "nonsense"), "Invalid value for '-l' / '--loglevel'"),
+        (("beat", "--max-interval", "nonsense"), "Invalid value for '--max-interval'"),
+    ],
+    ids=["web", "worker", "beat"],
+)
+def test_what_follows_a_process_is_passed_on(
+    tmp_path: Path, words: tuple[str, ...], answer: str
+) -> None:
+    result = run("accountsvc", *words, env=environment(tmp_path), folder=tmp_path)
+
+    assert answer in result.stdout + result.stderr
+
+
+@pytest.mark.parametrize("process", ["web", "worker", "beat", "run"])
+def test_a_wrong_setting_keeps_a_process_from_starting(tmp_path: Path, process: str) -> None:
+    env = environment(tmp_path, GRACE_PERIOD="soon")
+
+    result = run("accountsvc", process, env=env, folder=tmp_path)
+
+    assert result.returncode == 2
+    assert result.stdout == ""
+    assert result.stderr.startswith("accountsvc: GRACE_PERIOD is not a duration")
+    assert result.stderr.count("\n") == 1
+
+
+# Going back --------------------------------------------------------------------------------------
+
+
+def test_production_says_what_a_downgrade_would_lose_and_which_flag_allows_it(
+    sqlite_url: str, tmp_path: Path
+) -> None:
+    # given
+    env = environment(tmp_path, sqlite_url, **PRODUCTION)
+    before = described(sqlite_url)
+
+    # when
+    refused = run("accountsvc", "db", "downgrade", "base", env=env, folder=tmp_path)
+
+    # then
+    assert (refused.returncode, refused.stdout) == (1, "")
+    assert refused.stderr.startswith("Error: This would lose every account")
+    assert refused.stderr.endswith("Nothing was changed; --lose-data allows it.\n")
+    assert refused.stderr.count("\n") == 1
+    assert described(sqlite_url) == before
+
+    # when
+    allowed = run("accountsvc", "db", "downgrade", "base", "--lose-data", env=env, folder=tmp_path)
+
+    # then
+    assert allowed.returncode == 0, allowed.stderr
+    assert described(sqlite_url) == set()
+
+
+def test_a_downgrade_that_cannot_be_is_one_sentence(sqlite_url: str, tmp_path: Path) -> None:
+    env = environment(tmp_path, sqlite_url, **PRODUCTION)
+
+    result = run("accountsvc", "db", "downgrade", "nonsense", env=env, folder=tmp_path)
+
+    assert (result.returncode, result.stdout) == (1, "")
+    assert result.stderr == "Error: Can't locate revision identified by 'nonsense'\n"
