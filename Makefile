@@ -8,7 +8,7 @@ COMPILE = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --gene
   --no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" setup.cfg
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test lint format faults bench lock audit clean
+.PHONY: help install run dev test lint format faults bench lock audit clean
 
 help: ## Show this help
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -33,6 +33,10 @@ $(STAMP): requirements-dev.lock setup.cfg pyproject.toml
 run: install ## Serve: web, worker and beat together; Ctrl-C stops them
 	@$(BIN)/python -m accountsvc prepare
 	@exec $(BIN)/python -m accountsvc run
+
+dev: install ## The same, and the web process starts anew when code changes (the worker does not)
+	@$(BIN)/python -m accountsvc prepare
+	@GUNICORN_CMD_ARGS="--reload $$GUNICORN_CMD_ARGS" exec $(BIN)/python -m accountsvc run
 
 test: install ## Run all tests, on real servers from wheels and in a browser
 	@$(BIN)/python -m tests.support.browser

@@ -33,7 +33,7 @@ def create_app(settings: Settings | None = None) -> APIFlask:
         SQLALCHEMY_DATABASE_URI=settings.database_url,
         SQLALCHEMY_ENGINE_OPTIONS=engine_options(settings.database_url),
     )
-    logs.configure(settings.log_level)
+    logs.configure(settings.log_level, production=settings.app_env == "production")
     ensure_folder(settings.database_url)
     db.init_app(app)
     migrate.init_app(app, db, directory=str(migrations_path()))

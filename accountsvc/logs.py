@@ -1,14 +1,18 @@
-"""Logs as one JSON object a line on stdout.
+"""Logs on stdout: a JSON object a line, or a line of words where a person looks while developing.
 
-A line has a fixed text and fields that are ids, counts and words from closed lists. Never a path, a
-query, an e-mail address or a token: the log outlives the person's data. For that reason an exception is
-logged as its class and the places it passed, without its text, which may quote a row.
+A line has a fixed text and fields that are ids, counts and words from closed lists. Never a path,
+a query, an e-mail address or a token: the log outlives the person's data. For that reason an
+exception is logged as its class and the places it passed, without its text, which may quote a row.
+The two forms differ in how a line is written, never in what may be in it.
 """
 
 from __future__ import annotations
 
+import json
 import logging
+import os
 import sys
+import time
 import traceback
 from collections.abc import Mapping
 from typing import Any, TextIO
@@ -16,8 +20,14 @@ from typing import Any, TextIO
 import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
 
-# Whose lines are shown from LOG_LEVEL on; everybody else's from WARNING on.
+# A runner sets this to 1 for processes whose output it shows to a person: they write into a pipe,
+# so they would take its reader for a machine. It writes the time in front of each line itself.
+CONSOLE = "ACCOUNTSVC_CONSOLE"
+
+# The lines of these loggers are shown from LOG_LEVEL on, those of libraries from WARNING on.
 _OURS = ("accountsvc", "worker")
+# The logger of the line that each request leaves.
+_ACCESS = "accountsvc.access"
 
 
 class _Stdout(logging.StreamHandler[TextIO]):
@@ -35,8 +45,19 @@ class _Stdout(logging.StreamHandler[TextIO]):
         raise AttributeError("the stream is always sys.stdout")
 
 
-def configure(level: str) -> None:
-    """Send this process's logs to stdout; idempotent, and other handlers are left in place."""
+def for_people(*, production: bool) -> bool:
+    """Say whether a person reads this process's output: on a terminal, or through a runner on one.
+
+    In *production* never: there a terminal shows the same lines that a machine would read.
+    """
+    return not production and (os.environ.get(CONSOLE) == "1" or sys.stdout.isatty())
+
+
+def configure(level: str, *, production: bool) -> None:
+    """Send this process's logs to stdout; idempotent, and other handlers are left in place.
+
+    A line is JSON unless :func:`for_people` says that a person looks, which is asked for each line.
+    """
     shared: list[Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_logger_name,
@@ -54,23 +75,63 @@ def configure(level: str) -> None:
         wrapper_class=structlog.stdlib.BoundLogger,
         cache_logger_on_first_use=True,
     )
+    as_json = structlog.processors.JSONRenderer()
+
+    def render(logger: WrappedLogger, method: str, line: EventDict) -> str | bytes:
+        return _words(line) if for_people(production=production) else as_json(logger, method, line)
+
     handler = _Stdout()
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=shared,
-            processors=[
-                structlog.stdlib.ProcessorFormatter.remove_processors_meta,
-                structlog.processors.JSONRenderer(),
-            ],
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, render],
         )
     )
     root = logging.getLogger()
-    for old in [one for one in root.handlers if isinstance(one, _Stdout)]:
-        root.removeHandler(old)
+    for old in list(root.handlers):
+        if isinstance(old, _Stdout):
+            root.removeHandler(old)
     root.addHandler(handler)
     root.setLevel(logging.WARNING)
     for name in _OURS:
         logging.getLogger(name).setLevel(level)
+
+
+def _words(line: EventDict) -> str:
+    """Write *line* as one line for a person: the time of day here, what happened, its fields."""
+    fields = {name: value for name, value in line.items() if value is not None}
+    # The next line of a terminal belongs to the same request, so its id would only be in the way.
+    for name in ("at", "request_id"):
+        fields.pop(name, None)
+    event, logger, level = (str(fields.pop(name)) for name in ("event", "logger", "level"))
+    if logger == _ACCESS:
+        text = _request(fields)
+    else:
+        text = " ".join([event, *(f"{name}={_value(value)}" for name, value in fields.items())])
+        if not logger.startswith(_OURS):
+            text = f"{logger}: {text}"
+    if level != "info":
+        text = f"{level}: {text}"
+    if os.environ.get(CONSOLE) != "1":
+        text = f"{time.strftime('%H:%M:%S')} {text}"
+    # A library may log several lines, or what a client sent to it: it stays one line of plain
+    # signs.
+    return "".join(sign if sign.isprintable() else " " for sign in text)
+
+
+def _request(fields: Mapping[str, Any]) -> str:
+    words = [fields["method"], fields.get("route", "(no such address)"), fields["status"]]
+    words += [fields["duration_ms"], "ms"]
+    for name, preposition in (("caller", "by"), ("subject", "about")):
+        if name in fields:
+            words += [preposition, fields[name]]
+    return " ".join(map(str, words))
+
+
+def _value(value: object) -> str:
+    if isinstance(value, list):
+        return " > ".join(map(str, value))
+    return value if isinstance(value, str) and " " not in value else json.dumps(value, default=str)
 
 
 def _without_text(_logger: WrappedLogger, _method: str, line: EventDict) -> EventDict:

@@ -15,7 +15,7 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from queue import Empty
-from typing import Any
+from typing import Any, ClassVar
 
 from kombu.transport import virtual
 
@@ -66,6 +66,9 @@ class Transport(virtual.Transport):
     # would have to declare them again. The messages themselves are in the folder.
     global_state = virtual.BrokerState()  # type: ignore[no-untyped-call]
     driver_type = driver_name = "filesystem"
+    # A folder has no host and no port. With kombu's defaults for them, each connection would log a
+    # warning that no host was given.
+    default_connection_params: ClassVar[dict[str, object]] = {}
 
     def __init__(self, client: Any, **options: Any) -> None:
         super().__init__(client, **options)  # type: ignore[no-untyped-call]

@@ -29,71 +29,87 @@ def share_metrics() -> None:
 
     @atexit.register
     def remove() -> None:
-        # Workers inherit this hook and end first: one of them would take the folder away from all.
+        # The workers inherit this function and end before; they would remove the folder under the
+        # others.
         if os.getpid() == master:
             shutil.rmtree(folder, ignore_errors=True)
 
 
 _METRICS = "PROMETHEUS_MULTIPROC_DIR"
-# The folder is made once, before the library of metrics is imported: the library looks for it just
-# once, and a second folder after a reload would forget what was counted.
+# The folder must be there before prometheus_client is imported, which looks for it just once; a
+# reload that made another folder would count into one that nobody sums up.
 if _METRICS not in os.environ:
     share_metrics()
 
+import accountsvc  # noqa: E402
 from accountsvc.config import ConfigError, load_settings  # noqa: E402
-from accountsvc.logs import describe  # noqa: E402
+from accountsvc.logs import describe, for_people  # noqa: E402
 
 try:
     settings = load_settings()
 except ConfigError as exc:
-    # Say it here, before a worker is forked: gunicorn would bury the one line in a traceback.
+    # The start ends here with one line; in a worker gunicorn would print a traceback and fork
+    # again.
     sys.stderr.write(f"accountsvc: {exc}\n")
     raise SystemExit(2) from None
 
 wsgi_app = "accountsvc.start.wsgi:app"
+_PAGES = Path(accountsvc.__file__).parent / "pages" / "templates"
 
-# Only this machine is served until HOST says otherwise: a proxy in front decides who may come.
+# Without HOST only this machine is served: on all addresses a try-out would be open to a whole
+# network.
 bind = f"{os.environ.get('HOST') or '127.0.0.1'}:{settings.port}"
 
-# Throttles count in Redis. Without it each process counts for itself, and two processes would allow
-# twice as many guesses.
+# Without Redis throttles count in the process; with two processes a guesser would have twice the
+# tries.
 workers = int(os.environ.get("WEB_CONCURRENCY") or 2) if settings.redis_url else 1
 # A request mostly waits for the database, so each has a thread; more threads than the pool has
 # connections would only wait for one.
 worker_class = "gthread"
 threads = 8
-# A worker that has not been heard of for so many seconds is replaced; no request takes that long.
+# Seconds: a worker that gives no sign of life for so long is replaced. No request takes so long;
+# with less, a busy machine would lose healthy workers.
 timeout = 30
-# Requests under way at SIGTERM have so many seconds to end, so that the whole ends within ten.
+# Seconds: after SIGTERM requests under way have so long to end. Supervisors kill after ten, which
+# would cut requests off.
 graceful_timeout = 8
-# Clients and proxies reuse connections; proxies usually let go of an idle one sooner than this.
+# Seconds: a proxy reuses a connection within its own patience, usually less; a shorter time here
+# would close connections on which the proxy is just sending.
 keepalive = 5
-# Engines, S3 clients and locks are made after the fork, in the process that uses them.
+# Engines, S3 clients and locks are made after the fork: two processes that share a connection
+# would read each other's answers.
 preload_app = False
-# The heartbeat file on a real disk can block the worker that it watches.
-worker_tmp_dir = "/dev/shm" if Path("/dev/shm").is_dir() else None  # noqa: S108 - mkstemp's folder
-# The application logs requests itself, without paths and addresses.
+# The heartbeat file lies in memory: on a busy disk the worker that writes it would be taken for
+# dead.
+worker_tmp_dir = "/dev/shm" if Path("/dev/shm").is_dir() else None  # noqa: S108 - by mkstemp
+# The application logs requests itself; gunicorn's access log would hold paths and addresses.
 accesslog = None
-# gunicorn's own lines go where ours go.
+# gunicorn's own lines go to stderr. A person on a terminal sees warnings and errors only: five
+# lines about workers at each start would bury the URL.
 errorlog = "-"
-# The control socket is of no use here, and would lie in the home folder, which may be read-only.
+loglevel = "warning" if for_people(production=settings.app_env == "production") else "info"
+# Nothing uses the control socket, and its default place, the home folder, may be read-only.
 control_socket_disable = True
-# Whose word counts about the client's address is TRUSTED_PROXIES, decided in the application.
+# The application reads the client's address by TRUSTED_PROXIES; gunicorn's own rule would count
+# for it.
 forwarded_allow_ips = ""
-# Which server and version answers is nobody's business.
+# `make dev` passes --reload, which watches modules only; a process reads a template once, so a
+# changed page would not show.
+reload_extra_files = [str(path) for path in _PAGES.glob("*.html")]
+# The Server header names no program and no version, by which known flaws are looked up.
 gunicorn.http.wsgi.SERVER = "accountsvc"
 
 
 def on_starting(_server: Any) -> None:
-    """Look for no garbage among what is imported by now: it stays, and the process ends sooner."""
+    """Look for no garbage among imported modules: they stay, and the search delays a stop."""
     gc.freeze()
 
 
 def when_ready(server: Any) -> None:
-    """Say where the service is, once the socket listens; and let go of clients that stand still.
+    """Say where it is served, once the socket listens; and let go of clients that stand still.
 
     A thread that reads a request waits for its client without end, so that a few half-sent requests
-    would keep everybody out. Connections inherit what their listener has.
+    would keep everybody out. Connections inherit the time-outs of their listener.
     """
     for listener in server.LISTENERS:
         for option, seconds in ((socket.SO_RCVTIMEO, 10), (socket.SO_SNDTIMEO, 30)):
@@ -103,7 +119,13 @@ def when_ready(server: Any) -> None:
 
 
 def post_worker_init(worker: Any) -> None:
-    """Keep out of the log who sent a request that is too broken for the application, and what."""
+    """Keep clients' addresses and words out of the log where a request is too broken to be read.
+
+    With ``--reload``, say that the changed code was read.
+    """
+    if worker.cfg.reload and worker.age > worker.cfg.workers:
+        sys.stdout.write("accountsvc: the changed code was read\n")
+        sys.stdout.flush()
     worker.log.error_log.addFilter(_without_the_client)
 
 
@@ -111,7 +133,7 @@ def _without_the_client(record: logging.LogRecord) -> bool:
     """Leave in a line no client's word: neither address nor path, header or body."""
     fault = record.exc_info[1] if record.exc_info else None
     if isinstance(fault, BlockingIOError):
-        # A client stood still: logged as a fault, it would let anybody fill the log.
+        # A client that stands still is no fault: a line for each would bury the faults.
         return False
     if fault is not None:
         record.msg, record.args = "A connection failed: %s", (json.dumps(describe(fault)),)

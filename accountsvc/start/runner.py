@@ -21,6 +21,7 @@ from types import FrameType
 from typing import NoReturn
 from urllib.parse import urlsplit
 
+from .. import logs
 from ..config import Settings, load_settings
 from . import Failure, processes
 
@@ -39,7 +40,13 @@ def run(program: str) -> int:
     settings = load_settings()
     host = os.environ.get("HOST") or "127.0.0.1"
     _refuse_taken(host, settings.port, program)
-    environ = {**os.environ, "PORT": str(settings.port), "PYTHONUNBUFFERED": "1"}
+    environ = {
+        **os.environ,
+        "PORT": str(settings.port),
+        "PYTHONUNBUFFERED": "1",
+        # The processes write into a pipe: they cannot see whether a person reads at its other end.
+        logs.CONSOLE: "1" if sys.stdout.isatty() else "",
+    }
     runner = Runner(environ, ready=_where_to_look(settings))
     return runner.run({"web": processes.web(), "worker": processes.worker(beat=True)})
 

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import logging
+import re
+import sys
 from typing import Any
 
 import pytest
+import structlog
 from apiflask import APIFlask
 from flask.testing import FlaskClient
 
+from accountsvc import logs
 from tests.conftest import NewApp
 from tests.support.factories import (
     PASSWORD,
@@ -19,6 +23,12 @@ from tests.support.factories import (
     now,
     services_of,
 )
+
+
+@pytest.fixture
+def console(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A runner that shows this process's output to a person."""
+    monkeypatch.setenv(logs.CONSOLE, "1")
 
 
 def lines(captured: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
@@ -77,7 +87,19 @@ def test_a_request_names_whose_account_it_is_about(
 
 
 def test_no_line_holds_personal_data(
-    app: APIFlask, client: FlaskClient, ann: Person, capsys: pytest.CaptureFixture[str]
+    client: FlaskClient, ann: Person, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert_no_line_holds_personal_data(client, ann, capsys)
+
+
+def test_no_line_for_a_person_holds_personal_data(
+    client: FlaskClient, ann: Person, capsys: pytest.CaptureFixture[str], console: None
+) -> None:
+    assert_no_line_holds_personal_data(client, ann, capsys)
+
+
+def assert_no_line_holds_personal_data(
+    client: FlaskClient, ann: Person, capsys: pytest.CaptureFixture[str]
 ) -> None:
     capsys.readouterr()
     client.post("/api/sign-in/", json={"email": ann.email, "password": PASSWORD})
@@ -128,3 +150,79 @@ def test_other_libraries_log_in_the_same_form_and_without_texts_of_exceptions(
     (line,) = lines(capsys)
     assert (line["event"], line["error"], line["level"]) == ("it failed", "ValueError", "error")
     assert "ann@example.org" not in json.dumps(line)
+
+
+# Lines for people -------------------------------------------------------------------------------
+
+
+def words(captured: pytest.CaptureFixture[str]) -> list[str]:
+    """The lines, with each number of milliseconds replaced."""
+    return re.sub(r"\d+\.\d+ ms", "MS", captured.readouterr().out).splitlines()
+
+
+def test_a_person_sees_what_was_asked_and_by_whom(
+    app: APIFlask,
+    client: FlaskClient,
+    ann: Person,
+    capsys: pytest.CaptureFixture[str],
+    console: None,
+) -> None:
+    sue = make_person(app, "sue", staff=True)
+    capsys.readouterr()
+
+    client.get("/healthz")
+    client.get("/api/nothing/")
+    client.get("/api/profile/", headers=ann.auth)
+    client.post(f"/api/profile/{ann.id}/holds/", headers=sue.auth, json={"reason": "x"})
+
+    assert words(capsys) == [
+        "GET /healthz 200 MS",
+        "GET (no such address) 404 MS",
+        f"GET /api/profile/ 200 MS by {ann.public_id}",
+        f"POST /api/profile/<int:user_id>/holds/ 201 MS by {sue.public_id} about {ann.public_id}",
+    ]
+
+
+def test_a_person_on_a_terminal_sees_the_time_too(
+    client: FlaskClient, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    capsys.readouterr()
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+
+    client.get("/healthz")
+
+    (line,) = words(capsys)
+    assert re.fullmatch(r"\d\d:\d\d:\d\d GET /healthz 200 MS", line)
+
+
+def test_in_production_a_terminal_shows_what_a_machine_reads(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, console: None
+) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+
+    assert not logs.for_people(production=True)
+    assert logs.for_people(production=False)
+
+
+def test_an_event_is_one_line_for_a_person_whatever_it_holds(
+    app: APIFlask, capsys: pytest.CaptureFixture[str], console: None
+) -> None:
+    """A library may log several lines, or signs with which a terminal does things."""
+    capsys.readouterr()
+
+    structlog.get_logger("worker.tasks").info(
+        "swept", purged=2, task="accountsvc.sweep", more=False
+    )
+    structlog.get_logger("worker.tasks").warning("the store is slow", part="file store", owed=None)
+    logging.getLogger("some.library").error("two\nlines and a bell \a\x1b[2J")
+    try:
+        raise ValueError("ann@example.org")
+    except ValueError:
+        logging.getLogger("accountsvc.web").exception("it failed")
+
+    swept, slow, foreign, fault = words(capsys)
+    assert swept == "swept purged=2 task=accountsvc.sweep more=false"
+    assert slow == 'warning: the store is slow part="file store"'
+    assert foreign == "error: some.library: two lines and a bell   [2J"
+    assert fault.startswith("error: it failed error=ValueError frames=api/test_api_logs.py:")
+    assert "ann@example.org" not in fault
