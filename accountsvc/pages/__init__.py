@@ -1,4 +1,4 @@
-"""What a person opens in a browser: the pages behind the links that we mail.
+"""The pages that a person opens in a browser: those behind mailed links, and the front page.
 
 Server-rendered and whole without JavaScript. GET never changes anything, since mail scanners open
 links too; what changes something is a form of our own page.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from flask import Blueprint, Flask, Response
 
-from . import answers, recovery, reset
+from . import answers, front, recovery, reset
 from .links import RECOVER, RESET_PASSWORD, enter
 
 _CSP = "; ".join(
@@ -33,6 +33,7 @@ def init_app(app: Flask) -> None:
         static_folder="static",
         static_url_path="/pages",
     )
+    bp.add_url_rule("/", endpoint="front", view_func=front.show)
     for link, page in ((RECOVER, recovery), (RESET_PASSWORD, reset)):
         bp.add_url_rule(
             # A token here may have slashes: a link that was mangled on its way would otherwise get

@@ -207,7 +207,7 @@ def test_a_problem_is_for_who_names_it(client: FlaskClient, accept: str, problem
 def test_the_framework_answers_in_the_same_shape(client: FlaskClient) -> None:
     answers = [
         client.get("/api/nothing/"),
-        client.get("/"),
+        client.get("/nothing"),
         client.put("/api/sign-in/"),
         client.post("/api/sign-in/", data=b"x" * 65_537, content_type="application/json"),
         client.post("/api/sign-in/", data=b"email=a", content_type="text/plain"),

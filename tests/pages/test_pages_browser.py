@@ -449,6 +449,9 @@ def test_every_page_can_be_read_in_light_and_dark_on_a_narrow_screen(
                 least = 22 if target.get_attribute("type") == "checkbox" else 44
                 assert box["height"] >= least, target.inner_text()
 
+        page.goto(site.url)
+        expect(page.get_by_role("heading", level=1)).to_have_text("accountsvc")
+        check()
         page.goto(f"{site.url}/recover/nonsense")
         check()
         page.goto(site.reset_link(ann))

@@ -1,0 +1,25 @@
+"""The front page: which service runs here and where to look, for a person or for a program."""
+
+from __future__ import annotations
+
+from flask import Response, jsonify, render_template, request, url_for
+
+
+def show() -> Response:
+    """Answer a browser with a page, a program with the same as JSON; ask nothing of the database.
+
+    A program is whatever does not prefer HTML, so also a client that accepts anything.
+    """
+    places = {
+        "docs": url_for("docs.page"),
+        "openapi": url_for("openapi.spec"),
+        "status": url_for("health.statusz"),
+    }
+    accepted = request.accept_mimetypes
+    if accepted["text/html"] > accepted["application/json"]:
+        response = Response(render_template("front.html", places=places))
+    else:
+        response = jsonify({"service": "accountsvc", **places})
+    # Without it a cache would show a person the JSON that a program has asked for.
+    response.vary.add("Accept")
+    return response
