@@ -22,7 +22,7 @@ _UNITS = (("d", 86_400), ("h", 3_600), ("min", 60), ("s", 1))
 
 
 def stamp(moment: datetime | None) -> str | None:
-    """Return *moment* (UTC) in RFC 3339, to the second."""
+    """Return *moment* in RFC 3339, or None if there is none."""
     return None if moment is None else rfc3339(moment)
 
 
