@@ -162,7 +162,8 @@ class PurgeNow:
         for account_id in self._troubled():
             report.kept.setdefault(account_id, self._why_kept(account_id))
         if not report.purged:
-            # A worker may have been faster, and may wait an hour before it scrubs.
+            # A worker that was faster may wait an hour before it scrubs; until then the file would
+            # still hold what it purged.
             report.scrubbed = self.scrub()
         return report
 
@@ -182,7 +183,7 @@ class PurgeNow:
     ) -> PurgeReport:
         """Purge again whom a restore has brought back, active or not, also while purging is paused.
 
-        One who may not be purged keeps nobody else.
+        An account that may not be purged keeps no other from it.
         """
         kept: dict[int, Kept] = {}
         for chunk in rows.chunks(planned):
@@ -198,9 +199,10 @@ class PurgeNow:
         *,
         replaying: bool = False,
     ) -> PurgeReport:
-        wanted = [one for one in planned if one.account_id not in refused]
+        wanted = [plan for plan in planned if plan.account_id not in refused]
         stop = self._sweep_patiently(wanted, progress, replaying=replaying)
-        # Read the receipts after the last wait: a worker may have purged an account in its end.
+        # Read the receipts after the last wait; otherwise an account that a worker purged during it
+        # would be reported as kept.
         receipts = self._receipts(planned)
         report = PurgeReport(kept=dict(refused))
         for plan in planned:
