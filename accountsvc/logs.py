@@ -20,8 +20,8 @@ from typing import Any, TextIO
 import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
 
-# A runner sets this to 1 for processes whose output it shows to a person: they write into a pipe,
-# so they would take its reader for a machine. It writes the time in front of each line itself.
+# A runner sets this variable to 1 where its own output is a terminal. Its processes write into a
+# pipe, so without it they would take the person who reads along for a machine.
 CONSOLE = "ACCOUNTSVC_CONSOLE"
 
 # The lines of these loggers are shown from LOG_LEVEL on, those of libraries from WARNING on.
@@ -100,7 +100,7 @@ def configure(level: str, *, production: bool) -> None:
 def _words(line: EventDict) -> str:
     """Write *line* as one line for a person: the time of day here, what happened, its fields."""
     fields = {name: value for name, value in line.items() if value is not None}
-    # The next line of a terminal belongs to the same request, so its id would only be in the way.
+    # A person finds the lines of a request beside each other; its id would fill half of each line.
     for name in ("at", "request_id"):
         fields.pop(name, None)
     event, logger, level = (str(fields.pop(name)) for name in ("event", "logger", "level"))
@@ -112,8 +112,7 @@ def _words(line: EventDict) -> str:
             text = f"{logger}: {text}"
     if level != "info":
         text = f"{level}: {text}"
-    if os.environ.get(CONSOLE) != "1":
-        text = f"{time.strftime('%H:%M:%S')} {text}"
+    text = f"{time.strftime('%H:%M:%S')} {text}"
     # A library may log several lines, or what a client sent to it: it stays one line of plain
     # signs.
     return "".join(sign if sign.isprintable() else " " for sign in text)

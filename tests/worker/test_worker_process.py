@@ -33,9 +33,9 @@ WEB = {
     "werkzeug",
 }
 
-# Python imports a module of this name before anything else. It starts a thread in each process, also
-# in one that is forked later, which writes down what the process has loaded when it is asked to. (A
-# signal would end the processes of the pool: they take it for a broken pipe.)
+# Python imports a module of this name before anything else. It starts a thread in each process,
+# also in one that is forked later, which writes down what the process has loaded when it is asked
+# to. (A signal would end the processes of the pool: they take it for a broken pipe.)
 SITECUSTOMIZE = """
 import os, pathlib, sys, threading, time
 
@@ -139,7 +139,8 @@ def test_a_person_is_told_by_the_worker_in_words(sqlite_url: str, tmp_path: Path
         running.wait_for("swept")
         running.stop()
 
-        lines = running.log.splitlines()
+        # Each line begins with the time of day.
+        lines = [line.partition(" ")[2] for line in running.log.splitlines()]
         assert lines[0] == "worker is ready"
         assert "worker stops" in lines
         swept = next(line for line in lines if line.startswith("swept"))
