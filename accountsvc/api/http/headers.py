@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import uuid
+from collections.abc import Mapping
+from functools import partial
 
 import structlog
 from apiflask import APIFlask
@@ -37,57 +39,63 @@ def init_app(app: APIFlask, settings: Settings) -> None:
     security = dict(_SECURITY)
     if settings.public_url.startswith("https://"):
         security["Strict-Transport-Security"] = "max-age=31536000"
+    app.before_request(_begin)
+    app.before_request(_refuse_redirects)
+    app.before_request(_answer_preflight)
+    app.after_request(partial(_finish, security))
+    _allow_origins(app, settings)
 
-    @app.before_request
-    def begin() -> None:
-        given = request.headers.get("X-Request-ID", "")
-        sane = re.fullmatch(r"[A-Za-z0-9._-]{1,64}", given)
-        g.request_id = given if sane else uuid.uuid4().hex
-        structlog.contextvars.clear_contextvars()
-        structlog.contextvars.bind_contextvars(request_id=g.request_id)
 
-    @app.before_request
-    def refuse_redirects() -> None:
-        # A missing or doubled slash is another address: a client that follows a redirect may lose
-        # the method, the body or the token.
-        if isinstance(request.routing_exception, RequestRedirect):
-            request.routing_exception = NotFound()
+def _begin() -> None:
+    given = request.headers.get("X-Request-ID", "")
+    sane = re.fullmatch(r"[A-Za-z0-9._-]{1,64}", given)
+    g.request_id = given if sane else uuid.uuid4().hex
+    structlog.contextvars.clear_contextvars()
+    structlog.contextvars.bind_contextvars(request_id=g.request_id)
 
-    @app.before_request
-    def answer_preflight() -> Response | None:
-        # Also for an address where nothing is: without it a browser would hide the 404 or the 405
-        # of the call itself from the web app.
-        if request.method == "OPTIONS" and "Access-Control-Request-Method" in request.headers:
-            return Response(status=204)
-        return None
 
-    @app.after_request
-    def finish(response: Response) -> Response:
-        response.headers["X-Request-ID"] = g.request_id
-        for name, value in security.items():
-            response.headers.setdefault(name, value)
-        if request.path.startswith(_CROSS_ORIGIN):
-            response.vary.add("Origin")
-        if "Access-Control-Allow-Methods" in response.headers:
-            # Name the whole list: flask-cors names the part that was asked for, so a cache would
-            # keep an answer that is too narrow for the next call.
-            response.headers["Access-Control-Allow-Headers"] = ALLOWED_HEADERS
-        if request.method == "OPTIONS" and response.status_code == 200:
-            response.status_code = 204
-        if response.status_code == 204:
-            response.headers.pop("Content-Type", None)
-        return response
+def _refuse_redirects() -> None:
+    # A missing or doubled slash is another address: a client that follows a redirect may lose the
+    # method, the body or the token.
+    if isinstance(request.routing_exception, RequestRedirect):
+        request.routing_exception = NotFound()
 
+
+def _answer_preflight() -> Response | None:
+    # Also for an address where nothing is: without it a browser would hide the 404 or the 405 of
+    # the call itself from the web app.
+    if request.method == "OPTIONS" and "Access-Control-Request-Method" in request.headers:
+        return Response(status=204)
+    return None
+
+
+def _finish(security: Mapping[str, str], response: Response) -> Response:
+    response.headers["X-Request-ID"] = g.request_id
+    for name, value in security.items():
+        response.headers.setdefault(name, value)
+    if request.path.startswith(_CROSS_ORIGIN):
+        response.vary.add("Origin")
+    if "Access-Control-Allow-Methods" in response.headers:
+        # Name the whole list: flask-cors names the part that was asked for, so a cache would keep
+        # an answer that is too narrow for the next call.
+        response.headers["Access-Control-Allow-Headers"] = ALLOWED_HEADERS
+    if request.method == "OPTIONS" and response.status_code == 200:
+        response.status_code = 204
+    if response.status_code == 204:
+        response.headers.pop("Content-Type", None)
+    return response
+
+
+def _allow_origins(app: APIFlask, settings: Settings) -> None:
+    # Compiled here: flask-cors guesses whether a text is an expression, and would match a prefix,
+    # so `https://example.org.evil.test` would be allowed too.
+    origins = [
+        re.compile(re.escape(origin) + r"\Z", re.IGNORECASE) for origin in settings.cors_origins
+    ]
     cors.init_app(
         app,
         resources=[f"^{prefix}.*" for prefix in _CROSS_ORIGIN],
-        # Compiled here: flask-cors guesses whether a text is an expression, and would match a
-        # prefix, so `https://example.org.evil.test` would be allowed too.
-        origins="*"
-        if "*" in settings.cors_origins
-        else [
-            re.compile(re.escape(origin) + r"\Z", re.IGNORECASE) for origin in settings.cors_origins
-        ],
+        origins="*" if "*" in settings.cors_origins else origins,
         methods=_METHODS,
         allow_headers=ALLOWED_HEADERS.split(", "),
         expose_headers=EXPOSED_HEADERS,
@@ -95,7 +103,7 @@ def init_app(app: APIFlask, settings: Settings) -> None:
         # Tokens travel in a header: with credentials, another site could use the cookies of a page.
         supports_credentials=False,
         always_send=False,
-        # ``finish`` adds it also when the origin is not allowed: flask-cors does not, so a cache
+        # ``_finish`` adds it also when the origin is not allowed: flask-cors does not, so a cache
         # could give that answer to an origin that is.
         vary_header=False,
         intercept_exceptions=False,
