@@ -50,7 +50,7 @@ def delete(user_id: int, *, caller: Caller) -> Response:
     body is optional; ``{"password": "…"}`` in it confirms, where a fresh token does not.
     """
     settings = services().settings
-    auth.reach(caller, user_id, staff=True)
+    auth.reach(caller, user_id, staff_too=True)
     auth.confirm(caller, settings.deletion_confirmation, bodies.spare_password)
     by = caller.actor(user_id)
     represented = prefers_representation()

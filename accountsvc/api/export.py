@@ -87,7 +87,7 @@ def _confirm_owner(caller: Caller, account_id: int, password: Callable[[], str |
     never opens a vault. Raises what the views list.
     """
     if caller.claims.kind == ACCESS:
-        auth.reach(caller, account_id, staff=False)
+        auth.reach(caller, account_id, staff_too=False)
         auth.confirm(caller, "fresh", password)
         return
     auth.reach_in_grace(caller, account_id, RECOVERY, MAILED)

@@ -86,7 +86,7 @@ def owner(view: View) -> View:
 
     def admit(*, user_id: int, **_: Any) -> Caller:
         caller = _signed_in()
-        reach(caller, user_id, staff=False)
+        reach(caller, user_id, staff_too=False)
         return caller
 
     return _guard(view, admit, AccountNotFound, NotAuthorized)
@@ -113,7 +113,7 @@ def staff_on_account(view: View) -> View:
     def admit(*, user_id: int, **_: Any) -> Caller:
         caller = _signed_in()
         if user_id != caller.account.id:
-            reach(caller, user_id, staff=True)
+            reach(caller, user_id, staff_too=True)
         if not caller.account.is_staff:
             raise NotAuthorized
         return caller
@@ -148,8 +148,8 @@ def _guard(view: View, admit: Callable[..., Caller], *refusals: type[AccountErro
 # What a guard or a view asks about the caller --------------------------------------------------
 
 
-def reach(caller: Caller, account_id: int, *, staff: bool) -> Account:
-    """Return the account if *caller* owns it or, where *staff* may, is staff.
+def reach(caller: Caller, account_id: int, *, staff_too: bool) -> Account:
+    """Return the account if *caller* owns it or, where *staff_too* allows it, is staff.
 
     Raises AccountNotFound if it never was, is purged, or is deactivated and *caller* is not staff;
     NotAuthorized, audited, if it is active and somebody else's.
@@ -161,7 +161,7 @@ def reach(caller: Caller, account_id: int, *, staff: bool) -> Account:
     if account is None or not (account.is_active or caller.account.is_staff):
         raise AccountNotFound
     about(account.public_id)
-    if not (staff and caller.account.is_staff):
+    if not (staff_too and caller.account.is_staff):
         services().attempts.denied(caller.account, account.public_id)
         raise NotAuthorized
     return account
@@ -177,7 +177,7 @@ def reach_in_grace(caller: Caller, account_id: int, *kinds: str) -> tuple[Accoun
     if caller.claims.kind == ACCESS:
         if account_id == caller.account.id and not caller.account.is_staff:
             raise AccountNotFound
-        account = reach(caller, account_id, staff=True)
+        account = reach(caller, account_id, staff_too=True)
         about(account.public_id)
         return account, STAFF
     if caller.claims.kind not in kinds:
