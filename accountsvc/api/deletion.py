@@ -49,11 +49,10 @@ def delete(user_id: int, *, caller: Caller) -> Response:
     All or nothing. A repeat never moves the promised time. ``Sunset`` is when the purge is due. The
     body is optional; ``{"password": "…"}`` in it confirms, where a fresh token does not.
     """
-    settings = services().settings
     auth.reach(caller, user_id, staff_too=True)
-    auth.confirm(caller, settings.deletion_confirmation, bodies.spare_password)
+    auth.confirm(caller, services().settings.deletion_confirmation, bodies.spare_password)
     by = caller.actor(user_id)
-    represented = prefers_representation()
+    is_represented = prefers_representation()
 
     def deactivate(session: Session) -> tuple[datetime, dict[str, Any]]:
         account = lifecycle.deactivate(
@@ -64,24 +63,30 @@ def delete(user_id: int, *, caller: Caller) -> Response:
             epoch=caller.epoch,
         )
         assert account.purge_at is not None
-        body: dict[str, Any] = {}
-        if represented:
-            now = database_now(session)
-            body = {"message": "User deleted successfully"}
-            body |= document(session, account, now=now, by=by.kind)
-            if by.kind == OWNER:
-                body["recovery_token"] = services().tokens.recovery(account, now=now)
+        body = _representation(session, account, by=by.kind) if is_represented else {}
         return account.purge_at, body
 
     purge_at, body = committed(deactivate)
-    if represented:
-        response = json_response(body)
-        response.headers["Preference-Applied"] = "return=representation"
-        response.vary.add("Prefer")
-    else:
-        response = Response(status=204)
+    response = _preferred(body) if is_represented else Response(status=204)
     response.headers["Sunset"] = http_date(purge_at)
     response.headers["Link"] = f'</api/profile/{user_id}/deletion/>; rel="status"'
+    return response
+
+
+def _representation(session: Session, account: Account, *, by: str) -> dict[str, Any]:
+    """Return the document of a deletion that was just made; its owner can undo it by the token."""
+    now = database_now(session)
+    body = {"message": "User deleted successfully"} | document(session, account, now=now, by=by)
+    if by == OWNER:
+        body["recovery_token"] = services().tokens.recovery(account, now=now)
+    return body
+
+
+def _preferred(body: dict[str, Any]) -> Response:
+    """Answer with the *body* that the client's ``Prefer`` asked for, and say so (RFC 7240)."""
+    response = json_response(body)
+    response.headers["Preference-Applied"] = "return=representation"
+    response.vary.add("Prefer")
     return response
 
 

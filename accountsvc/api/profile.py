@@ -69,7 +69,7 @@ def update(user_id: int, *, caller: Caller, changes: dict[str, str]) -> dict[str
         services().throttle.spend(EMAIL_CHANGE, account=str(caller.account.public_id))
 
     def change(session: Session) -> Account:
-        account = profiles.update_profile(
+        return profiles.update_profile(
             session,
             user_id,
             epoch=caller.epoch,
@@ -77,8 +77,6 @@ def update(user_id: int, *, caller: Caller, changes: dict[str, str]) -> dict[str
             by=caller.actor(user_id),
             promise=services().promise,
         )
-        session.flush()
-        return account
 
     account = committed(change) if changes else caller.account
     if normalised is not None:

@@ -18,7 +18,7 @@ from .. import documents
 from ..accounts import lifecycle
 from ..db import audit, rows
 from ..db.engine import database_now
-from ..db.models import MAX_ID
+from ..db.models import MAX_ID, Account
 from ..errors import HoldNotFound, InvalidInput
 from ..web import committed, services
 from .http import auth, schemas
@@ -100,24 +100,18 @@ def list_deletions(*, caller: Caller, query_data: dict[str, Any]) -> Any:
     limit = query_data.pop("limit")
     with services().reading() as session:
         now = database_now(session)
-        found = lifecycle.deletions(
+        accounts = lifecycle.deletions(
             session,
             now=now,
             after=None if cursor is None else _position(cursor),
             limit=limit + 1,
             **query_data,
         )
-        page = found[:limit]
+        page = accounts[:limit]
         results = documents.deletion_documents(
             session, page, now=now, max_attempts=services().settings.purge_max_attempts
         )
-        following = None
-        if len(found) > limit:
-            last = page[-1]
-            assert last.purge_at is not None
-            text = f"{last.purge_at.isoformat()} {last.id}"
-            following = base64.urlsafe_b64encode(text.encode()).decode()
-    return {"results": results}, 200, _link(following)
+    return {"results": results}, 200, _link(_cursor(page[-1]) if len(accounts) > limit else None)
 
 
 @bp.get("/admin/audit/")
@@ -133,7 +127,7 @@ def list_events(*, caller: Caller, query_data: dict[str, Any]) -> Any:
         subject = None
         if "subject" in query_data:
             subject = _subject(session, query_data["subject"])
-        found = audit.events(
+        events = audit.events(
             session,
             subject=subject,
             action=query_data.get("action"),
@@ -141,15 +135,23 @@ def list_events(*, caller: Caller, query_data: dict[str, Any]) -> Any:
             after=query_data["cursor"],
             limit=limit + 1,
         )
-        results = [documents.event_document(event) for event in found[:limit]]
-    return {"results": results}, 200, _link(results[-1]["id"] if len(found) > limit else None)
+        results = [documents.event_document(event) for event in events[:limit]]
+    return {"results": results}, 200, _link(results[-1]["id"] if len(events) > limit else None)
 
 
 def _link(cursor: object) -> dict[str, str]:
+    """Return the header that leads to the page after *cursor*; none if there is no such page."""
     if cursor is None:
         return {}
     query = request.args.to_dict() | {"cursor": str(cursor)}
     return {"Link": f'<{request.path}?{urlencode(query)}>; rel="next"'}
+
+
+def _cursor(account: Account) -> str:
+    """Return the cursor that :func:`_position` reads: where *account* stands among the deletions."""
+    assert account.purge_at is not None
+    position = f"{account.purge_at.isoformat()} {account.id}"
+    return base64.urlsafe_b64encode(position.encode()).decode()
 
 
 def _position(cursor: str) -> tuple[datetime, int]:
@@ -164,6 +166,7 @@ def _position(cursor: str) -> tuple[datetime, int]:
 
 
 def _subject(session: Session, text: str) -> uuid.UUID:
+    """Return the public id that *text* names, as one or as an account's id."""
     if re.fullmatch(r"[0-9]{1,19}", text):
         account = rows.find(session, int(text))
         # An id of no account has no events; the nil UUID matches none, where None would match all.

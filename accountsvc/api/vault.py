@@ -73,7 +73,7 @@ def show_all(
             # Look at the account again, in the transaction that opens the vault: it may have been
             # deactivated since the guard looked, and its passwords would be shown all the same.
             account = credentials.by_claims(session, caller.claims)
-            found = list(
+            entries = list(
                 vault.entries(
                     session,
                     services().keyring,
@@ -86,12 +86,12 @@ def show_all(
         # The account was purged between two statements of this transaction, so its key is gone: the
         # answer is that of a token whose account is gone, not a 500.
         raise TokenNotValid from exc
-    page = found[:limit]
+    page = entries[:limit]
     body = {
         "message": "passwords retrieved successfully",
         "passwords": [_shown(entry, caller.account.id) for entry in page],
     }
-    if len(page) == len(found):
+    if len(page) == len(entries):
         return body
     following = f"/api/view-all-saved-passwords/?limit={limit}&cursor={page[-1].id}"
     return body, {"Link": f'<{following}>; rel="next"'}

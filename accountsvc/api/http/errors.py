@@ -197,8 +197,8 @@ def _from_apiflask(error: HTTPError) -> Response:
     """Answer what we refuse ourselves: some fields, which APIFlask nests by location, or all."""
     refused: dict[str, list[str]] = {}
     for location, messages in error.detail.items():
-        found = messages if isinstance(messages, dict) else {location: messages}
-        refused.update({str(name): list(sentences) for name, sentences in found.items()})
+        by_field = messages if isinstance(messages, dict) else {location: messages}
+        refused.update({str(name): list(sentences) for name, sentences in by_field.items()})
     if refused:
         return answer(tree.InvalidInput(refused))
     return _plain(error.status_code, error.message, {})

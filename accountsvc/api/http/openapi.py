@@ -145,7 +145,8 @@ def _put(
     """Add one error, in both of its forms, to what is answered with its status."""
     code = problem["code"]
     meaning = code.replace("_", " ")
-    response = responses.setdefault(str(problem["status"]), {"description": meaning})
+    status = str(problem["status"])
+    response: dict[str, Any] = responses.setdefault(status, {"description": meaning})
     if meaning not in response["description"].split("; "):
         response["description"] += f"; {meaning}"
     content = response.setdefault("content", {})
@@ -158,5 +159,4 @@ def _put(
         PROBLEM, {"schema": {"$ref": "#/components/schemas/Problem"}, "examples": {}}
     )
     problems["examples"][code] = {"value": problem}
-    found: dict[str, Any] = response
-    return found
+    return response

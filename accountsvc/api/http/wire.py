@@ -52,7 +52,7 @@ def prefers_representation() -> bool:
     The first ``return`` counts, its parameters do not; names and values are read in any case.
     """
     for item in parse_http_list(request.headers.get("Prefer", "")):
-        found = _PREFERENCE.match(item.strip())
-        if found and found[1].lower() == "return":
-            return (found[2] or "").strip('"').lower() == "representation"
+        preference = _PREFERENCE.match(item.strip())
+        if preference and preference[1].lower() == "return":
+            return (preference[2] or "").strip('"').lower() == "representation"
     return False
