@@ -1,4 +1,4 @@
-"""Everything that a doorway needs, made once from the settings. No Flask: the worker uses it too."""
+"""The parts of one process, wired from its settings; the worker uses them without Flask."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from .db.engine import Database, database_now, make_engine
 from .db.models import Account
 from .outbox import delivery, queue
 from .outbox.queue import DeliveryResult
-from .purge import claim, scrub
+from .purge import scrub
 from .purge.at_once import PurgeNow
 from .purge.restore import Restore
 from .purge.sweep import Progress, Rules, Sweep, SweepResult
@@ -33,13 +33,13 @@ from .tokens import Tokens, derive_key
 
 _Part = TypeVar("_Part")
 
-# On the embedded default the file is rewritten by a scrub: not more often than this while idle.
+# How often an idle worker scrubs at most: each time the whole SQLite file is rewritten.
 SCRUB_AT_MOST_EVERY = timedelta(hours=1)
 
 
 @dataclass(frozen=True)
 class Services:
-    """The parts of one process, wired. Engines connect lazily, so it can be made before a fork."""
+    """What a doorway needs. Engines connect lazily, so it can be made before a fork."""
 
     settings: Settings
     promise: lifecycle.Promise
@@ -81,18 +81,16 @@ class Services:
         by: Actor = SYSTEM_ACTOR,
         progress: Progress | None = None,
     ) -> SweepResult:
-        """Purge what is due, as ``purge.sweep`` promises, with this process's settings and ledger.
+        """Purge what is due, as ``Sweep.run`` promises, with this process's settings and ledger.
 
-        Nothing is purged while ``restore.purged_are_back()``: who came back, or was put under a hold, after the
-        backup is due again without it. Raises PurgedAreBack then, and LedgerBehind too if the ledger cannot
-        be read. *replaying* the ledger is what ends that, so neither this nor a pause stops it.
+        *replaying* the ledger ends what a restore has brought back, so neither that nor a pause
+        stops it.
         """
-        if not replaying and (only is not None or self._has_work()):
-            self.restore.refuse_after_restore()
         sweep = Sweep(
             self.database,
             self.sweep_rules,
             self.write_ledger,
+            restore=None if replaying else self.restore,
             clock=database_now,
             only=only,
             although_paused=replaying,
@@ -118,21 +116,10 @@ class Services:
             max_attempts=self.settings.purge_max_attempts,
         )
 
-    def _has_work(self) -> bool:
-        """Say whether a sweep would find anybody: only then is the ledger read."""
-        with self.database.reading() as session:
-            planned = claim.plan(
-                session,
-                now=database_now(session),
-                max_attempts=self.settings.purge_max_attempts,
-                page_size=1,
-            )
-            return next(planned, None) is not None
-
     def deliver(
         self, *, seconds: float = 5.0, kinds: Sequence[str] | None = None
     ) -> DeliveryResult:
-        """Deliver what the outbox owes, as ``outbox.deliver`` promises."""
+        """Deliver what the outbox owes, as ``queue.deliver`` promises."""
         return queue.deliver(
             self.database,
             database_now,
@@ -147,8 +134,8 @@ class Services:
     ) -> Iterator[bytes]:
         """Return all of the account's data as a ZIP, as ``exports.export`` promises.
 
-        Called after the confirmation, so that nobody else, from whatever *address*, can use up how often
-        the owner may take the data along. Raises Throttled too.
+        To be called after the confirmation: an export counts against the account, and somebody else
+        could otherwise use up how often its owner may take the data along. Raises Throttled too.
         """
         self.throttle.spend(EXPORT, account=account.email_key, address=address)
         return exports.export(
@@ -159,20 +146,16 @@ class Services:
         """Deliver the ledger lines that are owed; False if one could not be written."""
         if self.deliver(kinds=[queue.LEDGER], seconds=30).more:
             return False
-        with self.database.reading() as session:
+        with self.reading() as session:
             return not queue.is_behind(session, queue.LEDGER, database_now(session))
 
     def scrub(self, *, at_most_every: timedelta | None = SCRUB_AT_MOST_EVERY) -> bool:
-        """Scrub the SQLite file if something was purged; True when nothing is left to scrub."""
-        return scrub.scrub(
-            self.database,
-            database_now,
-            at_most_every=at_most_every,
-        )
+        """Scrub the SQLite file, as ``scrub.scrub`` promises."""
+        return scrub.scrub(self.database, database_now, at_most_every=at_most_every)
 
 
 def build_services(settings: Settings, database: Database | None = None) -> Services:
-    """Wire the parts for *settings*; *database* is given where Flask-SQLAlchemy has made its engine.
+    """Wire the parts for *settings*, on *database* or, by default, on one with an engine of its own.
 
     Raises ConfigError for what only the part itself finds wrong with its setting.
     """

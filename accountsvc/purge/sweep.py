@@ -30,6 +30,7 @@ from ..db.outages import is_outage
 from . import brake, claim, erase, failures
 from .brake import LedgerBehind, Refused
 from .claim import PlannedPurge
+from .restore import Restore
 
 log = structlog.get_logger(__name__)
 
@@ -80,13 +81,18 @@ class Sweep:
     """One pass over what is due by *clock*, oldest first, in batches. Safe beside other sweeps.
 
     *only* restricts it to those ids, each tried once, and then also tries accounts whose retry is
-    not due yet. *write_ledger* delivers the ledger lines that are owed and says whether none remains.
+    not due yet. *write_ledger* delivers the ledger lines that are owed and says whether none
+    remains.
     *although_paused* is for a replay after a restore, which a pause does not stop.
+
+    Nothing is purged after a *restore* that was not replayed: whoever came back, or was put under a
+    hold, after the backup was made is due again without it. None: that is not looked at.
     """
 
     database: Database
     rules: Rules
     write_ledger: Callable[[], bool]
+    restore: Restore | None = None
     clock: Clock = database_now
     only: Collection[int] | None = None
     although_paused: bool = False
@@ -108,10 +114,14 @@ class Sweep:
         and after each, and a batch does not begin while it is behind. A sweep over all that is due
         leaves its time as :func:`brake.swept_at`.
 
-        Raises LedgerBehind; PurgingPaused from the first batch after :func:`brake.pause` on; and
-        the database's own error if no sweep can run at all. What was purged before stays purged.
+        Raises PurgedAreBack after a restore; LedgerBehind; PurgingPaused from the first batch after
+        :func:`brake.pause` on; and the database's own error if no sweep can run at all. What was
+        purged before stays purged.
         """
         stop_at = None if seconds is None else time.monotonic() + seconds
+        # The newest batches of the ledger are read for this, so not while nobody is due.
+        if self.restore is not None and self._is_anybody_due():
+            self.restore.refuse_after_restore()
         self._require_ledger()
         while True:
             size = self._room()
@@ -131,6 +141,18 @@ class Sweep:
             with self.database.writing() as session:
                 brake.mark(session, SWEPT, self.clock(session))
         return self.result
+
+    def _is_anybody_due(self) -> bool:
+        if self.only is not None:
+            return True
+        with self.database.reading() as session:
+            planned = claim.plan(
+                session,
+                now=self.clock(session),
+                max_attempts=self.rules.max_attempts,
+                page_size=1,
+            )
+            return next(planned, None) is not None
 
     def _room(self) -> int:
         if self.rules.limit is None or self.only is not None:
