@@ -18,16 +18,10 @@ from sqlalchemy.orm import Session
 from .. import documents
 from ..db import rows
 from ..db.engine import database_now
-from ..db.models import (
-    Account,
-)
+from ..db.models import Account
 from ..db.outages import is_passing_fault
 from ..db.text import text_problem
-from ..errors import (
-    AccountError,
-    AccountNotFound,
-    InvalidInput,
-)
+from ..errors import AccountError, AccountNotFound, InvalidInput
 from ..web import services
 from .words import printable
 
