@@ -1,8 +1,8 @@
 """Accounts, deletions, holds and audit events as they are shown, each form in one place.
 
 The wire and the operator's console take their documents from here. All times are RFC 3339 in UTC
-with ``Z``, in whole seconds. No document holds a password, its hash, a key, or a name in the form in
-which names are compared.
+with ``Z``, in whole seconds. No document holds a password, its hash, a key, or a name in the form
+in which names are compared.
 """
 
 from __future__ import annotations
