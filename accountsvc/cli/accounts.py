@@ -389,7 +389,7 @@ def retry(names: tuple[str, ...], *, as_json: bool) -> None:
     """
 
     def change(session: Session, account_id: int) -> bool:
-        return failures.retry(session, account_id, now=database_now(session), by=OPERATOR_ACTOR)
+        return failures.retry(session, account_id, by=OPERATOR_ACTOR)
 
     _change_each(
         names,

@@ -10,6 +10,7 @@ from sqlalchemy.orm import Session
 
 from ..db import audit
 from ..db.audit import Actor
+from ..db.engine import Clock, database_now
 from ..db.models import PAUSED, SWEPT, SweepMark
 
 
@@ -29,25 +30,27 @@ class PurgingPaused(Refused):
     """An operator has paused purging, so no batch may be begun."""
 
 
-def pause(session: Session, *, now: datetime, by: Actor) -> bool:
+def pause(session: Session, *, by: Actor, clock: Clock = database_now) -> bool:
     """Let no batch begin after this commits; False if purging was paused already.
 
-    A batch that is under way ends first. People can be deactivated and can come back meanwhile.
+    A batch that is under way ends first. People can be deactivated and can come back meanwhile. Of
+    two pauses at once one waits for the other, and then finds that purging is paused.
     """
-    if paused_at(session) is not None:
+    now = clock(session)
+    statement = _insert(session).values(name=PAUSED, at=now).on_conflict_do_nothing()
+    if session.scalar(statement.returning(SweepMark.name)) is None:
         return False
-    mark(session, PAUSED, now)
     audit.record(session, "purge.paused", subject=None, by=by, now=now)
     return True
 
 
-def resume(session: Session, *, now: datetime, by: Actor) -> bool:
+def resume(session: Session, *, by: Actor, clock: Clock = database_now) -> bool:
     """Let sweeps purge again; False if purging was not paused."""
-    pause_mark = session.get(SweepMark, PAUSED, populate_existing=True)
+    pause_mark = session.get(SweepMark, PAUSED, populate_existing=True, with_for_update=True)
     if pause_mark is None:
         return False
     session.delete(pause_mark)
-    audit.record(session, "purge.resumed", subject=None, by=by, now=now)
+    audit.record(session, "purge.resumed", subject=None, by=by, now=clock(session))
     return True
 
 
@@ -66,8 +69,7 @@ def swept_at(session: Session) -> datetime | None:
 
 def mark(session: Session, name: str, now: datetime) -> None:
     """Set the mark *name* to *now*; an upsert, because the very first sweeps may end at once."""
-    upsert = postgresql.insert if session.get_bind().dialect.name == "postgresql" else sqlite.insert
-    statement = upsert(SweepMark).values(name=name, at=now)
+    statement = _insert(session).values(name=name, at=now)
     session.execute(statement.on_conflict_do_update(index_elements=["name"], set_={"at": now}))
 
 
@@ -75,3 +77,9 @@ def heed_pause(session: Session) -> None:
     """Raise PurgingPaused if purging is paused, inside the transaction that would purge."""
     if paused_at(session) is not None:
         raise PurgingPaused
+
+
+def _insert(session: Session) -> postgresql.Insert | sqlite.Insert:
+    """Return an INSERT of a mark that may say what happens if the mark is there."""
+    is_postgresql = session.get_bind().dialect.name == "postgresql"
+    return postgresql.insert(SweepMark) if is_postgresql else sqlite.insert(SweepMark)

@@ -8,8 +8,9 @@ import structlog
 from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.orm import Session
 
-from ..db import audit
+from ..db import audit, rows
 from ..db.audit import SYSTEM_ACTOR, Actor
+from ..db.engine import Clock, database_now
 from ..db.models import Account, PurgeFailure
 from ..outbox.queue import growing_pause
 
@@ -33,13 +34,17 @@ def blocked_by(failure: PurgeFailure | None, *, is_held: bool, max_attempts: int
     return STUCK if failure.attempts >= max_attempts else WAITING
 
 
-def retry(session: Session, account_id: int, *, now: datetime, by: Actor) -> bool:
-    """Let the next sweep try a failing or stuck account again; False if it had not failed."""
+def retry(session: Session, account_id: int, *, by: Actor, clock: Clock = database_now) -> bool:
+    """Let the next sweep try a failing or stuck account again; False if it had not failed.
+
+    Raises AccountNotFound.
+    """
+    account = rows.lock(session, account_id)
     failure = session.get(PurgeFailure, account_id, populate_existing=True)
     if failure is None:
         return False
-    account = session.get_one(Account, account_id)
     session.delete(failure)
+    now = clock(session)
     audit.record(session, "purge.retried", subject=account.public_id, by=by, now=now)
     session.flush()
     return True

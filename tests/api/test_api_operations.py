@@ -12,7 +12,6 @@ from flask.testing import FlaskClient
 from prometheus_client.parser import text_string_to_metric_families
 
 from accountsvc.db.audit import OPERATOR_ACTOR
-from accountsvc.db.engine import database_now
 from accountsvc.db.schema import downgrade
 from accountsvc.monitoring import probes
 from accountsvc.monitoring.probes import PURGED_ARE_BACK, Probe, Probes
@@ -222,7 +221,7 @@ def test_sweeps_that_stopped_are_late_though_nothing_is_due(
 
 def test_a_pause_is_shown_and_is_no_fault(app: APIFlask, client: FlaskClient) -> None:
     with services_of(app).writing() as session:
-        brake.pause(session, now=database_now(session), by=OPERATOR_ACTOR)
+        brake.pause(session, by=OPERATOR_ACTOR)
 
     status = client.get("/statusz").json
 

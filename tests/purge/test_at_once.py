@@ -15,7 +15,6 @@ from apiflask import APIFlask
 from accountsvc.accounts import lifecycle
 from accountsvc.db import rows
 from accountsvc.db.audit import OPERATOR_ACTOR
-from accountsvc.db.engine import database_now
 from accountsvc.db.models import Receipt
 from accountsvc.purge import at_once, brake
 from accountsvc.purge.at_once import Kept, NotPurgeable, Obstacle
@@ -51,7 +50,7 @@ def bob(app: APIFlask) -> Person:
 
 def pause(app: APIFlask, _gone: Person) -> None:
     with services_of(app).writing() as session:
-        brake.pause(session, now=database_now(session), by=OPERATOR_ACTOR)
+        brake.pause(session, by=OPERATOR_ACTOR)
 
 
 def spoil_the_ledger(app: APIFlask, _gone: Person) -> None:

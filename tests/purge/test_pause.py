@@ -33,12 +33,12 @@ def ann(app: APIFlask) -> Person:
 
 def pause(app: APIFlask) -> bool:
     with services_of(app).writing() as session:
-        return brake.pause(session, now=database_now(session), by=OPERATOR_ACTOR)
+        return brake.pause(session, by=OPERATOR_ACTOR)
 
 
 def resume(app: APIFlask) -> bool:
     with services_of(app).writing() as session:
-        return brake.resume(session, now=database_now(session), by=OPERATOR_ACTOR)
+        return brake.resume(session, by=OPERATOR_ACTOR)
 
 
 def test_a_pause_stops_sweeps_until_it_is_ended(app: APIFlask, ann: Person) -> None:

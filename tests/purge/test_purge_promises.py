@@ -240,7 +240,7 @@ def test_one_account_that_cannot_be_purged_keeps_nobody_waiting(services: Servic
 
     with services.writing() as session:
         session.execute(text("DROP TABLE stray"))
-        assert failures.retry(session, bad, now=NOW, by=OPERATOR_ACTOR)
+        assert failures.retry(session, bad, clock=at(NOW), by=OPERATOR_ACTOR)
     assert sweep(services, NOW).purged == 1
 
 
@@ -291,7 +291,7 @@ def test_a_pause_stops_a_batch_that_is_purged_one_by_one(
 
     def paused_before(*args: Any, **kwargs: Any) -> None:
         with services.writing() as session:
-            assert brake.pause(session, now=NOW, by=OPERATOR_ACTOR)
+            assert brake.pause(session, clock=at(NOW), by=OPERATOR_ACTOR)
         one_by_one(*args, **kwargs)
 
     monkeypatch.setattr(Sweep, "_purge_one_by_one", paused_before)
