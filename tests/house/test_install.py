@@ -11,7 +11,7 @@ import zipfile
 from collections.abc import Iterator
 from email.parser import Parser
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import httpx
 import pytest
@@ -200,12 +200,15 @@ def installed(programs: Path, tmp_path: Path) -> Iterator[Installed]:
         yield Installed(client, running, tmp_path)
 
 
-def signs_up(client: httpx.Client, name: str) -> httpx.Response:
+def sign_up(client: httpx.Client, name: str) -> dict[str, Any]:
     body = {"username": name, "email": f"{name}@example.org", "password": PASSWORD}
-    return client.post("/sign-up/", json=body)
+    answer = client.post("/sign-up/", json=body)
+    assert answer.status_code == 201, answer.text
+    signed_up: dict[str, Any] = answer.json()
+    return signed_up
 
 
-def signs_in(client: httpx.Client, name: str) -> int:
+def sign_in_status(client: httpx.Client, name: str) -> int:
     body = {"email": f"{name}@example.org", "password": PASSWORD}
     return client.post("/sign-in/", json=body).status_code
 
@@ -215,8 +218,7 @@ def test_an_installed_service_purges_an_account_from_an_empty_folder(
 ) -> None:
     # given
     client = installed.client
-    gone = eventually(lambda: signs_up(client, "gone")).json()
-    assert signs_up(client, "stays").status_code == 201
+    gone, _ = sign_up(client, "gone"), sign_up(client, "stays")
 
     # when
     headers = {"Authorization": f"Bearer {gone['access']}"}
@@ -224,9 +226,9 @@ def test_an_installed_service_purges_an_account_from_an_empty_folder(
 
     # then: whoever is purged cannot sign in, and somebody else may have the address
     assert deleted.status_code == 204
-    eventually(lambda: signs_in(client, "gone") == 401)
-    assert signs_up(client, "gone").status_code == 201
-    assert signs_in(client, "stays") == 200
+    eventually(lambda: sign_in_status(client, "gone") == 401)
+    assert sign_up(client, "gone")["user"]["id"] != gone["user"]["id"]
+    assert sign_in_status(client, "stays") == 200
     assert [path.name for path in installed.folder.iterdir()] == ["instance"]
     assert "Traceback" not in installed.running.log
     installed.running.stop()
