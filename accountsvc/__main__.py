@@ -72,7 +72,8 @@ class _Commands(click.Group, _Command):
 
 @cache
 def _commands_of_flask() -> dict[str, click.Command]:
-    # A command lives for seconds: looking for garbage among what is imported would take a third of that.
+    # A command lives for seconds; a third of that would go into looking for garbage among the
+    # modules that are imported here.
     gc.disable()
     from flask import cli as flask
 

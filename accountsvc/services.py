@@ -155,7 +155,7 @@ class Services:
 
 
 def build_services(settings: Settings, database: Database | None = None) -> Services:
-    """Wire the parts for *settings*, on *database* or, by default, on one with an engine of its own.
+    """Wire the parts for *settings*, on *database* or, by default, with an engine of their own.
 
     Raises ConfigError for what only the part itself finds wrong with its setting.
     """

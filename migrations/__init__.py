@@ -1,1 +1,1 @@
-"""The schema's history, which ``env.py`` runs; in an installed service ``accountsvc.migrations``."""
+"""The schema's history, which ``env.py`` runs; installed, it is ``accountsvc.migrations``."""

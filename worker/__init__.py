@@ -1,8 +1,8 @@
 """``celery -A worker worker -B`` runs everything: sweeps, deliveries and their schedule.
 
 Celery finds its app by the name ``celery`` in here; the name ``app`` would hide the module of that
-name. An installed service has this package as ``accountsvc.worker``, so nothing in it may rely on its
-own name.
+name. An installed service has this package as ``accountsvc.worker``, so nothing in it may rely on
+its own name.
 """
 
 from __future__ import annotations

@@ -28,8 +28,8 @@ class Channel(virtual.Channel):
         return Path(self.connection.client.transport_options["folder"])
 
     def _messages(self, queue: str) -> Iterator[Path]:
-        # Names begin with the clock, which keeps its number of digits for centuries, so that sorting
-        # by name sorts by age.
+        # Names begin with the clock, which keeps its number of digits for centuries, so that
+        # sorting by name sorts by age.
         yield from sorted(self._folder.glob(f"*.{queue}.msg"))
 
     def _put(self, queue: str, message: object, **_options: Any) -> None:

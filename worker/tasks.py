@@ -63,8 +63,8 @@ def doorway(name: str) -> Callable[[Callable[[], bool]], Any]:
                         error=error,
                     )
                 else:
-                    # The exception goes no further: Celery would log its text, which may quote a row
-                    # and with it somebody's address.
+                    # The exception goes no further: Celery would log its text, which may quote a
+                    # row and with it somebody's address.
                     log.error("a task failed; the next tick repeats it", task=name, exc_info=exc)
 
         task = shared_task(name=name)(run)

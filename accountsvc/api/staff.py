@@ -148,7 +148,7 @@ def _link(cursor: object) -> dict[str, str]:
 
 
 def _cursor(account: Account) -> str:
-    """Return the cursor that :func:`_position` reads: where *account* stands among the deletions."""
+    """Return the cursor that :func:`_position` reads: where *account* stands in the list."""
     assert account.purge_at is not None
     position = f"{account.purge_at.isoformat()} {account.id}"
     return base64.urlsafe_b64encode(position.encode()).decode()

@@ -38,7 +38,7 @@ def db_group() -> click.Group:
 
 
 def _begin(**options: Any) -> None:
-    """Do what Flask-Migrate does before each of its commands, for which it makes the application."""
+    """Do what Flask-Migrate does before each of its commands, with an application for it."""
     # A wrong setting is left to the command itself, so that its help can be read all the same.
     with suppress(ConfigError):
         flask_migrate.callback(**options)

@@ -1,4 +1,4 @@
-"""How the service is prepared and started: the commands of ``accountsvc`` that need no application."""
+"""How the service is prepared and started: commands that need no application."""
 
 
 class Failure(Exception):

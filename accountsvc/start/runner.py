@@ -27,7 +27,8 @@ from . import Failure, processes
 
 # gunicorn and the worker end within ten seconds of SIGTERM, or cut off by themselves what is left.
 _END_SECONDS = 12.0
-# What a process prints when it is ready: see when_ready in gunicorn_conf.py, say_ready in worker/app.py.
+# What a process prints when it is ready: by when_ready in gunicorn_conf.py, and by say_ready in
+# worker/app.py. Changed in one place only, the runner would never say where to look.
 _READY = {"web": "accountsvc: serving ", "worker": "worker is ready"}
 
 
@@ -52,7 +53,7 @@ def run(program: str) -> int:
 
 
 def _refuse_taken(host: str, port: int, program: str) -> None:
-    """Raise Failure if gunicorn could not listen there: it would try for five seconds, and longer."""
+    """Raise Failure if gunicorn could not listen there: it would try for five seconds or more."""
     if not _is_taken(host, port):
         return
     free = next((other for other in range(port + 1, 65_536) if not _is_taken(host, other)), None)
@@ -95,7 +96,7 @@ class Runner:
         self._is_asked_to_end = False
 
     def run(self, commands: Mapping[str, Sequence[str]]) -> int:
-        """Run *commands*, by name, to their common end; return the exit code as :func:`run` does."""
+        """Run *commands*, by name, to their common end; return what :func:`run` promises."""
         guard = _Guard()
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, self._ask_to_end)
@@ -138,12 +139,13 @@ class Runner:
             self._events.put((name, line))
 
     def _wait(self, name: str, child: subprocess.Popen[str]) -> None:
-        # Wait for the process, not for the end of its output: a child of its own may hold that open.
+        # Wait for the process and not for the end of its output, which a child of its own may hold
+        # open for ever.
         child.wait()
         self._events.put((name, ""))
 
     def _print_until_an_end(self) -> str:
-        """Print what comes; return the name of the process that ended, "" if a signal came first."""
+        """Print what comes; return the name of the process that ended, "" after a signal."""
         while True:
             name, line = self._events.get()
             if not line:
@@ -186,7 +188,8 @@ class Runner:
 class _Guard:
     """A process that ends what it watches when this one is gone without having dismissed it.
 
-    It holds the other end of a pipe, which the system closes whatever ends this process: SIGKILL, too.
+    It holds the other end of a pipe, which the system closes whatever ends this process: SIGKILL
+    as well.
     """
 
     def __init__(self) -> None:
