@@ -102,6 +102,7 @@ class Tokens:
         return "Tokens()"
 
     def key(self, kind: str) -> bytes:
+        """Return the key that signs the tokens of *kind*, and no others."""
         return self._keys[kind]
 
     def access(self, account: Account, *, now: datetime, fresh: bool) -> str:
@@ -109,6 +110,7 @@ class Tokens:
         return self._make(ACCESS, account, now=now, fresh=fresh)
 
     def refresh(self, account: Account, *, now: datetime) -> str:
+        """Make the token that yields access tokens until the account's epoch is raised."""
         return self._make(REFRESH, account, now=now)
 
     def recovery(self, account: Account, *, now: datetime) -> str:
@@ -122,6 +124,7 @@ class Tokens:
         return self._make(MAILED, account, now=now, until=account.purge_at)
 
     def password_reset(self, account: Account, *, now: datetime) -> str:
+        """Make the token of a mailed link that sets a new password; it lasts an hour."""
         return self._make(PASSWORD_RESET, account, now=now)
 
     def kind_of(self, token: str) -> str | None:

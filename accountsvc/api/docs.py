@@ -51,6 +51,7 @@ def _folders() -> dict[str, Path]:
 
 @bp.get("/docs/")
 def page() -> Response:
+    """Serve the page; its script loads our own document."""
     response = send_from_directory(_OWN, "docs.html", max_age=_CACHED_SECONDS)
     response.headers["Content-Security-Policy"] = _CSP
     return response
@@ -58,6 +59,7 @@ def page() -> Response:
 
 @bp.get("/docs/<name>")
 def file(name: str) -> Response:
+    """Serve a file of the page, and none other of the package."""
     if name not in _folders():
         raise NotFound
     return send_from_directory(_folders()[name], name, max_age=_CACHED_SECONDS)

@@ -25,6 +25,7 @@ Problems = Mapping[str, str]
 
 
 def say(message: Message) -> Response:
+    """Answer with the page of *message*, and with when to come back if a part does not answer."""
     response = Response(render_template("message.html", message=message), message.status)
     if message.status == HTTPStatus.SERVICE_UNAVAILABLE:
         response.headers["Retry-After"] = str(RETRY_AFTER)

@@ -20,6 +20,7 @@ from ...adapters import images
 from ...errors import InvalidInput
 from .apiflask_patches import parser
 
+# Limits in bytes.
 JSON_LIMIT = 64 * 1024
 # A form with an image has boundary lines and other fields around it: without room for them, an
 # image of just the size that is allowed would be refused.
@@ -45,6 +46,7 @@ class Request(FlaskRequest):
 
 
 def init_app(app: APIFlask) -> None:
+    """Limit how much *app* reads of a body: 64 KiB, where a view does not take more or less."""
     app.request_class = Request
     # One byte more than we take: Werkzeug silently cuts off a chunked body at its limit, and what
     # is left could be valid JSON.

@@ -34,6 +34,9 @@ PROBLEM = "application/problem+json"
 _PROBLEM_TYPE = "urn:problem-type:accountsvc:"
 
 
+# Bodies and headers of the table, each made of an error ------------------------------------------
+
+
 def sentence_and_code(exc: AccountError, code: str) -> Body:
     return {"error": str(exc), "code": code}
 
