@@ -513,10 +513,10 @@ def test_a_place_that_is_missing_in_the_data_map_is_named(
 
 def test_what_is_exported_without_a_writer_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     known = exports.gaps()
-    notes = dataclasses.replace(datamap.PLACES[0], name="notes", exported="notes.json")
+    notes = dataclasses.replace(datamap.PLACES[0], name="probes", exported="probes.json")
     monkeypatch.setattr(exports, "PLACES", (*datamap.PLACES, notes))
 
     (gap,) = [sentence for sentence in exports.gaps() if sentence not in known]
 
-    assert "notes.json" in gap
+    assert "probes.json" in gap
     assert "accountsvc/accounts/exports.py" in gap
