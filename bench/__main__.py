@@ -12,6 +12,7 @@ import tracemalloc
 import uuid
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 
 from apiflask import APIFlask
@@ -30,11 +31,14 @@ from tests.support.factories import (
     PASSWORD,
     Person,
     dispose,
-    insert_due,
+    insert_accounts,
     make_app,
     make_person,
+    new_name,
+    numbered,
     services_of,
 )
+from tests.support.moments import now
 from tests.support.processes import environment, run, worker
 from tests.support.servers import PostgresServer
 
@@ -44,7 +48,10 @@ DUE, HELD, ENTRIES = 400, 5_000, 20_000
 
 def add_due(services: Services, count: int, *, passwords: int = 5, held: bool = False) -> None:
     """Add accounts that are due, and let the database know how many there are."""
-    insert_due(services, count, passwords=passwords, held=held)
+    # Held ones are older, so that a sweep meets them first.
+    purge_at = now(services) - timedelta(hours=2 if held else 1)
+    names = numbered(f"{new_name('due')}-", count)
+    insert_accounts(services, names, purge_at=purge_at, passwords=passwords, held=held)
     with services.database.engine.connect() as connection:
         connection.execution_options(isolation_level="AUTOCOMMIT").execute(text("ANALYZE"))
 
@@ -101,7 +108,7 @@ def requests(app: APIFlask, _folder: Path) -> list[Measured]:
     people: list[Person] = []
 
     def somebody() -> None:
-        people.append(make_person(app, f"ann{uuid.uuid4().hex[:12]}"))
+        people.append(make_person(services_of(app), f"ann{uuid.uuid4().hex[:12]}"))
 
     def read() -> None:
         assert client.get("/api/profile/", headers=people[-1].auth).status_code == 200
@@ -119,7 +126,7 @@ def sign_in(app: APIFlask, _folder: Path) -> list[Measured]:
     dear = PasswordHasher()
     app.extensions["accountsvc"] = replace(services_of(app), hasher=dear)
     client = FlaskClient(app, app.response_class)
-    person = make_person(app, f"ann{uuid.uuid4().hex[:12]}")
+    person = make_person(services_of(app), f"ann{uuid.uuid4().hex[:12]}")
     stored = dear.hash(PASSWORD)
 
     def ask(email: str, password: str, status: int) -> Callable[[], object]:
@@ -142,7 +149,9 @@ def sign_in(app: APIFlask, _folder: Path) -> list[Measured]:
 def export(app: APIFlask, _folder: Path) -> list[Measured]:
     """An export beside reading and decrypting alone, and its memory beside a small one's."""
     services = services_of(app)
-    small, large = (make_person(app, f"{name}{uuid.uuid4().hex[:12]}") for name in ("few", "many"))
+    small, large = (
+        make_person(services, f"{name}{uuid.uuid4().hex[:12]}") for name in ("few", "many")
+    )
     with services.writing() as session:
         epoch = session.get_one(Account, large.id).epoch
         for number in range(ENTRIES):

@@ -21,9 +21,9 @@ from accountsvc.errors import (
     WrongPassword,
 )
 from accountsvc.services import Services, build_services
-from tests.support.core import NOW, sign_up
 from tests.support.factories import PASSWORD as RIGHT
-from tests.support.factories import make_settings
+from tests.support.factories import make_account, make_settings
+from tests.support.moments import NOW
 
 HERE = "192.0.2.7"
 ALLOWED = LIMITS[PASSWORD].account
@@ -45,7 +45,7 @@ def attempts(services: Services) -> Attempts:
 
 @pytest.fixture
 def ann(services: Services) -> Account:
-    return sign_up(services, "ann")
+    return make_account(services, "ann", now=NOW)
 
 
 def refused(services: Services) -> list[tuple[str, uuid.UUID | None, str]]:
@@ -84,7 +84,7 @@ def test_a_wrong_password_is_audited_known_email_or_not(
 def test_a_wrong_confirmation_is_audited_and_shares_the_count(
     services: Services, attempts: Attempts, ann: Account
 ) -> None:
-    bob = sign_up(services, "bob")
+    bob = make_account(services, "bob", now=NOW)
     for _ in range(ALLOWED.amount - 1):
         fail(attempts, ann.email, InvalidCredentials())
 
@@ -124,7 +124,7 @@ def test_the_trail_cannot_be_filled(services: Services, attempts: Attempts, ann:
     assert limit is not None
     for _ in range(limit.amount + 5):
         attempts.denied(ann, uuid.UUID(int=1))
-    bob = sign_up(services, "bob")
+    bob = make_account(services, "bob", now=NOW)
 
     attempts.denied(bob, uuid.UUID(int=1))
 

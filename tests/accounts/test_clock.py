@@ -24,17 +24,16 @@ from accountsvc.db.engine import Clock
 from accountsvc.db.models import Account, Base, SavedPassword
 from accountsvc.services import Services
 from accountsvc.tokens import ACCESS, PASSWORD_RESET
-from tests.support.factories import PASSWORD, make_promise
-
-from ..support.core import (
-    NOW,
+from tests.support.factories import (
+    PASSWORD,
     deactivate,
+    make_account,
+    make_promise,
     owner,
     place_hold,
     save_password,
-    sign_up,
-    write,
 )
+from tests.support.moments import NOW
 
 NEW_PASSWORD = "another horse battery staple"
 PROMISE = make_promise()
@@ -68,7 +67,7 @@ Step = Callable[[Services, Session, Account, Clock], object]
 
 def in_session(step: Step) -> Write:
     def run(services: Services, account: Account, clock: Clock) -> None:
-        with write(services) as session:
+        with services.writing() as session:
             step(services, session, account, clock)
 
     return run
@@ -78,15 +77,15 @@ def when_away(step: Step) -> Write:
     """Deactivate the account before *step*."""
 
     def run(services: Services, account: Account, clock: Clock) -> None:
-        deactivate(services, account.id)
+        deactivate(services, account.id, now=NOW)
         in_session(step)(services, account, clock)
 
     return run
 
 
 def release_hold(services: Services, account: Account, clock: Clock) -> None:
-    hold = place_hold(services, account.id)
-    with write(services) as session:
+    hold = place_hold(services, account.id, now=NOW)
+    with services.writing() as session:
         lifecycle.release_hold(
             session, account.id, hold, promise=PROMISE, by=OPERATOR_ACTOR, clock=clock
         )
@@ -222,8 +221,8 @@ def test_every_function_with_a_clock_is_in_this_test() -> None:
 
 @pytest.mark.parametrize("name", WRITES)
 def test_the_clock_is_read_under_the_lock_of_the_account(postgresql: Services, name: str) -> None:
-    account = sign_up(postgresql)
-    save_password(postgresql, account)
+    account = make_account(postgresql, now=NOW)
+    save_password(postgresql, account, now=NOW)
     watch = Watch(postgresql, Account, account.id)
 
     WRITES[name](postgresql, account, watch)
@@ -234,8 +233,8 @@ def test_the_clock_is_read_under_the_lock_of_the_account(postgresql: Services, n
 
 def test_an_entry_is_dated_under_its_own_lock(postgresql: Services) -> None:
     """Two changes of one entry share the account's lock; only that of the entry parts them."""
-    account = sign_up(postgresql)
-    watch = Watch(postgresql, SavedPassword, save_password(postgresql, account))
+    account = make_account(postgresql, now=NOW)
+    watch = Watch(postgresql, SavedPassword, save_password(postgresql, account, now=NOW))
 
     WRITES["vault.update"](postgresql, account, watch)
 

@@ -16,22 +16,9 @@ from accountsvc.db.models import MAX_ID, Account, SavedPassword, VaultKey
 from accountsvc.db.rows import find
 from accountsvc.errors import PasswordNotFound, TokenNotValid
 from accountsvc.services import Services
-
-from ..support.core import (
-    NOW,
-    SECOND,
-    at,
-    deactivate,
-    events,
-    get,
-    possessions,
-    reactivate,
-    read,
-    rows_of,
-    save_password,
-    sign_up,
-    write,
-)
+from tests.support.factories import deactivate, make_account, reactivate, save_password
+from tests.support.moments import NOW, SECOND, at
+from tests.support.state import events, get_account, possessions, rows_of
 
 OLD, NEW, OTHER = b"o" * 32, b"n" * 32, b"x" * 32
 
@@ -39,7 +26,7 @@ OLD, NEW, OTHER = b"o" * 32, b"n" * 32, b"x" * 32
 def entries(
     services: Services, account: Account, keyring: Keyring | None = None, **page: int
 ) -> list[vault.StoredEntry]:
-    with read(services) as session:
+    with services.reading() as session:
         found = find(session, account.id)
         assert found is not None
         return list(vault.entries(session, keyring or services.keyring, found, **page))
@@ -48,7 +35,7 @@ def entries(
 def change(
     services: Services, account: Account, entry_id: int, **changes: str
 ) -> vault.StoredEntry:
-    with write(services) as session:
+    with services.writing() as session:
         return vault.update(
             session,
             services.keyring,
@@ -61,17 +48,17 @@ def change(
 
 
 def delete(services: Services, account: Account, entry_id: int) -> None:
-    with write(services) as session:
+    with services.writing() as session:
         vault.delete(session, account.id, entry_id, epoch=account.epoch)
 
 
 def rewrap(services: Services, keyring: Keyring, limit: int = 100) -> int:
-    with write(services) as session:
+    with services.writing() as session:
         return vault.rewrap(session, keyring, limit=limit)
 
 
 def test_what_is_saved_comes_back_exactly(services: Services) -> None:
-    account = sign_up(services)
+    account = make_account(services, now=NOW)
     texts = [
         "",
         "x",
@@ -84,7 +71,10 @@ def test_what_is_saved_comes_back_exactly(services: Services) -> None:
         "\u00e9",
         "\ufeff",
     ]
-    saved = [save_password(services, account, one, name_pages=one, url=one[::-1]) for one in texts]
+    saved = [
+        save_password(services, account, one, name_pages=one, url=one[::-1], now=NOW)
+        for one in texts
+    ]
 
     found = entries(services, account)
 
@@ -98,29 +88,29 @@ def test_what_is_saved_comes_back_exactly(services: Services) -> None:
 )
 @given(st.builds(Entry, st.text(), st.text(), st.text()))
 def test_any_text_that_is_unicode_comes_back(sqlite: Services, entry: Entry) -> None:
-    with read(sqlite) as session:
+    with sqlite.reading() as session:
         account = session.scalar(select(Account))
         session.expunge_all()
-    account = account or sign_up(sqlite)
+    account = account or make_account(sqlite, now=NOW)
     saved = save_password(
-        sqlite, account, entry.password_saved, name_pages=entry.name_pages, url=entry.url
+        sqlite, account, entry.password_saved, name_pages=entry.name_pages, url=entry.url, now=NOW
     )
 
     assert entries(sqlite, account, after=saved - 1)[0].entry == entry
 
 
 def test_each_person_sees_their_own(services: Services) -> None:
-    ann, bob = sign_up(services, "ann"), sign_up(services, "bob")
-    save_password(services, ann, "of ann")
-    save_password(services, bob, "of bob")
+    ann, bob = make_account(services, "ann", now=NOW), make_account(services, "bob", now=NOW)
+    save_password(services, ann, "of ann", now=NOW)
+    save_password(services, bob, "of bob", now=NOW)
 
     assert [one.entry.password_saved for one in entries(services, ann)] == ["of ann"]
     assert [one.entry.password_saved for one in entries(services, bob)] == ["of bob"]
 
 
 def test_pages_join_without_a_gap_also_beyond_500(services: Services) -> None:
-    account = sign_up(services)
-    with write(services) as session:
+    account = make_account(services, now=NOW)
+    with services.writing() as session:
         saved = [
             vault.save(
                 session,
@@ -144,8 +134,11 @@ def test_pages_join_without_a_gap_also_beyond_500(services: Services) -> None:
 
 
 def test_the_given_fields_change_and_the_others_stay(services: Services) -> None:
-    account = sign_up(services)
-    first, second = save_password(services, account, "one"), save_password(services, account, "two")
+    account = make_account(services, now=NOW)
+    first, second = (
+        save_password(services, account, "one", now=NOW),
+        save_password(services, account, "two", now=NOW),
+    )
     before = rows_of(services, SavedPassword)
 
     changed = change(services, account, first, url="", password_saved="three")
@@ -161,8 +154,11 @@ def test_the_given_fields_change_and_the_others_stay(services: Services) -> None
 
 
 def test_only_the_named_entry_is_deleted(services: Services) -> None:
-    account = sign_up(services)
-    first, second = save_password(services, account), save_password(services, account)
+    account = make_account(services, now=NOW)
+    first, second = (
+        save_password(services, account, now=NOW),
+        save_password(services, account, now=NOW),
+    )
 
     delete(services, account, first)
 
@@ -173,7 +169,7 @@ def test_only_the_named_entry_is_deleted(services: Services) -> None:
 
 @pytest.mark.parametrize("entry_id", [0, -1, 999, MAX_ID, MAX_ID + 1, 10**40])
 def test_an_entry_that_is_not_there_is_not_found(services: Services, entry_id: int) -> None:
-    account = sign_up(services)
+    account = make_account(services, now=NOW)
 
     with pytest.raises(PasswordNotFound):
         change(services, account, entry_id, url="")
@@ -182,8 +178,8 @@ def test_an_entry_that_is_not_there_is_not_found(services: Services, entry_id: i
 
 
 def test_another_persons_entry_is_not_found_and_not_touched(services: Services) -> None:
-    ann, bob = sign_up(services, "ann"), sign_up(services, "bob")
-    of_bob = save_password(services, bob)
+    ann, bob = make_account(services, "ann", now=NOW), make_account(services, "bob", now=NOW)
+    of_bob = save_password(services, bob, now=NOW)
     theirs = possessions(services, bob.id)
 
     with pytest.raises(PasswordNotFound):
@@ -197,26 +193,26 @@ def test_another_persons_entry_is_not_found_and_not_touched(services: Services) 
 def test_nobody_writes_after_a_deactivation_and_all_is_back_after_a_reactivation(
     services: Services,
 ) -> None:
-    account = sign_up(services)
-    saved = save_password(services, account, "kept")
+    account = make_account(services, now=NOW)
+    saved = save_password(services, account, "kept", now=NOW)
     before = rows_of(services, SavedPassword)[0].ciphertext
-    away = deactivate(services, account.id)
+    away = deactivate(services, account.id, now=NOW)
 
     for epoch_of in (account, away):
         with pytest.raises(TokenNotValid):
-            save_password(services, epoch_of)
+            save_password(services, epoch_of, now=NOW)
         with pytest.raises(TokenNotValid):
             change(services, epoch_of, saved, url="x")
         with pytest.raises(TokenNotValid):
             delete(services, epoch_of, saved)
     assert [one.ciphertext for one in rows_of(services, SavedPassword)] == [before]
 
-    back = reactivate(services, account.id)
+    back = reactivate(services, account.id, now=NOW)
     for epoch_of in (account, away):
         with pytest.raises(TokenNotValid):
-            save_password(services, epoch_of)
+            save_password(services, epoch_of, now=NOW)
     assert entries(services, back)[0].entry.password_saved == "kept"
-    assert save_password(services, back) > saved
+    assert save_password(services, back, now=NOW) > saved
 
 
 # At rest
@@ -239,12 +235,12 @@ def in_clear(services: Services, tmp_path: Path) -> bytes:
 def test_nothing_of_a_saved_password_is_in_the_database_in_clear(
     services: Services, tmp_path: Path
 ) -> None:
-    account = sign_up(services, last_name="Findable")
+    account = make_account(services, last_name="Findable", now=NOW)
     words = ["Passwordlike", "Sitelike", "urllike.example"]
-    saved = save_password(services, account, words[0], name_pages=words[1], url=words[2])
+    saved = save_password(services, account, words[0], name_pages=words[1], url=words[2], now=NOW)
     change(services, account, saved, password_saved="Changedlike")
 
-    with read(services) as session:
+    with services.reading() as session:
         key = services.keyring.unwrap(session.get_one(VaultKey, account.id), account.public_id)
     found = in_clear(services, tmp_path)
 
@@ -258,9 +254,9 @@ def test_nothing_of_a_saved_password_is_in_the_database_in_clear(
 
 
 def test_the_same_text_twice_gives_unlike_ciphertexts(services: Services) -> None:
-    account = sign_up(services)
+    account = make_account(services, now=NOW)
     for _ in range(2):
-        save_password(services, account, "same")
+        save_password(services, account, "same", now=NOW)
 
     first, second = rows_of(services, SavedPassword)
 
@@ -269,13 +265,16 @@ def test_the_same_text_twice_gives_unlike_ciphertexts(services: Services) -> Non
 
 
 def test_a_ciphertext_moved_to_another_row_or_person_does_not_open(services: Services) -> None:
-    ann, bob = sign_up(services, "ann"), sign_up(services, "bob")
-    first, second = save_password(services, ann, "first"), save_password(services, ann, "second")
-    of_bob = save_password(services, bob, "of bob")
+    ann, bob = make_account(services, "ann", now=NOW), make_account(services, "bob", now=NOW)
+    first, second = (
+        save_password(services, ann, "first", now=NOW),
+        save_password(services, ann, "second", now=NOW),
+    )
+    of_bob = save_password(services, bob, "of bob", now=NOW)
     by_id = {row.id: row.ciphertext for row in rows_of(services, SavedPassword)}
 
     for source, target, whose in ((first, second, ann), (first, of_bob, bob), (of_bob, first, ann)):
-        with write(services) as session:
+        with services.writing() as session:
             session.execute(
                 update(SavedPassword)
                 .where(SavedPassword.id == target)
@@ -283,7 +282,7 @@ def test_a_ciphertext_moved_to_another_row_or_person_does_not_open(services: Ser
             )
         with pytest.raises(InvalidTag):
             entries(services, whose)
-        with write(services) as session:
+        with services.writing() as session:
             session.execute(
                 update(SavedPassword)
                 .where(SavedPassword.id == target)
@@ -294,17 +293,17 @@ def test_a_ciphertext_moved_to_another_row_or_person_does_not_open(services: Ser
 def test_a_whole_row_moved_to_another_person_does_not_open_even_with_its_key(
     services: Services,
 ) -> None:
-    ann, bob = sign_up(services, "ann"), sign_up(services, "bob")
-    saved = save_password(services, ann)
+    ann, bob = make_account(services, "ann", now=NOW), make_account(services, "bob", now=NOW)
+    saved = save_password(services, ann, now=NOW)
     key_of_ann = rows_of(services, VaultKey, VaultKey.account_id == ann.id)[0].wrapped_key
-    with write(services) as session:
+    with services.writing() as session:
         session.execute(
             update(SavedPassword).where(SavedPassword.id == saved).values(account_id=bob.id)
         )
     with pytest.raises(InvalidTag):
         entries(services, bob)
 
-    with write(services) as session:
+    with services.writing() as session:
         session.execute(
             update(VaultKey).where(VaultKey.account_id == bob.id).values(wrapped_key=key_of_ann)
         )
@@ -315,9 +314,9 @@ def test_a_whole_row_moved_to_another_person_does_not_open_even_with_its_key(
 
 @pytest.mark.parametrize("damage", [b"", b"x", b"x" * 11, b"x" * 12, b"x" * 28, b"x" * 200])
 def test_a_damaged_ciphertext_does_not_open(services: Services, damage: bytes) -> None:
-    account = sign_up(services)
-    save_password(services, account)
-    with write(services) as session:
+    account = make_account(services, now=NOW)
+    save_password(services, account, now=NOW)
+    with services.writing() as session:
         session.execute(update(SavedPassword).values(ciphertext=damage))
 
     with pytest.raises((InvalidTag, ValueError)):
@@ -325,9 +324,9 @@ def test_a_damaged_ciphertext_does_not_open(services: Services, damage: bytes) -
 
 
 def test_every_account_has_a_key_of_its_own(services: Services) -> None:
-    people = [sign_up(services, name) for name in ("ann", "bob")]
+    people = [make_account(services, name, now=NOW) for name in ("ann", "bob")]
 
-    with read(services) as session:
+    with services.reading() as session:
         keys = {
             services.keyring.unwrap(session.get_one(VaultKey, one.id), one.public_id)
             for one in people
@@ -343,14 +342,14 @@ def test_every_account_has_a_key_of_its_own(services: Services) -> None:
 def people(services: Services) -> list[Account]:
     """Three people whose keys an old wrapping key has wrapped, with a saved password each."""
     old = Keyring((OLD,))
-    made = [sign_up(services, name) for name in ("ann", "bob", "eve")]
-    with write(services) as session:
+    made = [make_account(services, name, now=NOW) for name in ("ann", "bob", "eve")]
+    with services.writing() as session:
         for one in made:
             row = session.get_one(VaultKey, one.id)
             key = services.keyring.unwrap(row, one.public_id)
             row.wrapped_key = vault._seal(OLD, key, b"vault key " + one.public_id.bytes)
             row.wrapped_by = old.newest
-    with write(services) as session:
+    with services.writing() as session:
         for one in made:
             vault.save(
                 session,
@@ -396,7 +395,7 @@ def test_a_wrapping_key_removed_too_early_is_said_and_nothing_is_lost(
 def test_a_key_that_calls_itself_another_does_not_open(
     services: Services, people: list[Account]
 ) -> None:
-    with write(services) as session:
+    with services.writing() as session:
         session.execute(update(VaultKey).values(wrapped_by=Keyring((NEW,)).newest))
 
     with pytest.raises(VaultKeyMissing):
@@ -407,13 +406,13 @@ def test_two_rotations_at_once_share_the_keys(
     postgresql: Services,
 ) -> None:
     for name in ("ann", "bob"):
-        sign_up(postgresql, name)
+        make_account(postgresql, name, now=NOW)
     both = Keyring((NEW, postgresql.settings.vault_keys[0]))
 
-    with write(postgresql) as first:
+    with postgresql.writing() as first:
         assert vault.rewrap(first, both, limit=1) == 1
         first.flush()
-        with write(postgresql) as second:
+        with postgresql.writing() as second:
             assert vault.rewrap(second, both, limit=10) == 1
 
     assert rewrap(postgresql, both) == 0
@@ -427,8 +426,8 @@ def test_nothing_secret_is_printed() -> None:
 
 
 def test_a_page_is_read_with_two_statements(services: Services) -> None:
-    account = sign_up(services)
-    with write(services) as session:
+    account = make_account(services, now=NOW)
+    with services.writing() as session:
         for _ in range(50):
             vault.save(
                 session,
@@ -439,7 +438,7 @@ def test_a_page_is_read_with_two_statements(services: Services) -> None:
                 clock=at(NOW),
             )
     seen: list[str] = []
-    with read(services) as session:
+    with services.reading() as session:
         found = find(session, account.id)
         assert found is not None
 
@@ -454,9 +453,9 @@ def test_a_page_is_read_with_two_statements(services: Services) -> None:
 
 
 def test_saving_writes_no_event_that_tells_what_was_saved(services: Services) -> None:
-    account = sign_up(services)
+    account = make_account(services, now=NOW)
 
-    save_password(services, account)
+    save_password(services, account, now=NOW)
 
     assert events(services, "account.updated") == []
-    assert get(services, account.id).epoch == 0
+    assert get_account(services, account.id).epoch == 0

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 from apiflask import APIFlask
 
-from tests.support.factories import Person, dispose, make_app, make_person
+from tests.support.factories import Person, dispose, make_app, make_person, services_of
 
 
 @pytest.fixture(scope="module")
@@ -29,16 +29,16 @@ def shared_app(shared_url: str, tmp_path_factory: pytest.TempPathFactory) -> Ite
 @pytest.fixture
 def ann(app: APIFlask) -> Person:
     """Who acts, or is acted on."""
-    return make_person(app, "ann")
+    return make_person(services_of(app), "ann")
 
 
 @pytest.fixture
 def bob(app: APIFlask) -> Person:
     """The bystander, who must keep everything."""
-    return make_person(app, "bob")
+    return make_person(services_of(app), "bob")
 
 
 @pytest.fixture
 def sue(app: APIFlask) -> Person:
     """A member of the staff."""
-    return make_person(app, "sue", staff=True)
+    return make_person(services_of(app), "sue", staff=True)

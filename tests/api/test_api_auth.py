@@ -22,10 +22,10 @@ from tests.support.factories import (
     bearer,
     deactivate,
     make_person,
-    now,
-    read_account,
     services_of,
 )
+from tests.support.moments import now
+from tests.support.state import read_account
 
 ADDED, GUARDED = "/api/added/", "/api/guarded/"
 
@@ -56,7 +56,7 @@ def extended(new_app: NewApp) -> APIFlask:
 
 @pytest.fixture
 def person(extended: APIFlask) -> Person:
-    return make_person(extended, "ann")
+    return make_person(services_of(extended), "ann")
 
 
 @pytest.fixture
@@ -110,7 +110,7 @@ def test_a_wrong_token_is_the_same_row(
 def test_a_deactivated_accounts_token_is_the_same_row(
     extended: APIFlask, client: FlaskClient, person: Person
 ) -> None:
-    deactivate(extended, person.id)
+    deactivate(services_of(extended), person.id)
 
     for path in (ADDED, GUARDED):
         response = client.get(path, headers=person.auth)
@@ -121,9 +121,9 @@ def test_a_deactivated_accounts_token_is_the_same_row(
 def test_a_token_that_is_not_fresh_is_the_same_row(
     extended: APIFlask, client: FlaskClient, person: Person
 ) -> None:
-    account = read_account(extended, person.id)
+    account = read_account(services_of(extended), person.id)
     assert account is not None
-    token = access_token(extended, account, fresh=False)
+    token = access_token(services_of(extended), account, fresh=False)
 
     response = client.get("/api/added/fresh/", headers=bearer(token))
 
@@ -182,10 +182,10 @@ def test_a_signature_is_verified_once_a_request(
     status: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    ann, bob = make_person(app, "ann"), make_person(app, "bob")
-    sue = make_person(app, "sue", staff=True)
-    account = deactivate(app, ann.id)
-    tokens, moment = services_of(app).tokens, now(app)
+    ann, bob = make_person(services_of(app), "ann"), make_person(services_of(app), "bob")
+    sue = make_person(services_of(app), "sue", staff=True)
+    account = deactivate(services_of(app), ann.id)
+    tokens, moment = services_of(app).tokens, now(services_of(app))
     token = {
         "bob": bob.token,
         "sue": sue.token,
@@ -215,8 +215,8 @@ def test_a_signature_is_verified_once_a_request(
 def test_a_dead_token_is_refused_before_any_input_is_read(
     extended: APIFlask, client: FlaskClient, person: Person, path: str
 ) -> None:
-    account = deactivate(extended, person.id)
-    tokens, moment = services_of(extended).tokens, now(extended)
+    account = deactivate(services_of(extended), person.id)
+    tokens, moment = services_of(extended).tokens, now(services_of(extended))
     account.epoch -= 1
     dead = [person.token, tokens.recovery(account, now=moment), tokens.mailed(account, now=moment)]
 

@@ -8,7 +8,8 @@ import pytest
 from apiflask import APIFlask
 from flask.testing import FlaskClient
 
-from tests.support.factories import Person, everything, make_person, new_name
+from tests.support.factories import Person, make_person, new_name, services_of
+from tests.support.state import everything
 
 
 @pytest.fixture(scope="module")
@@ -18,7 +19,7 @@ def app(shared_app: APIFlask) -> APIFlask:
 
 @pytest.fixture
 def ann(app: APIFlask) -> Person:
-    return make_person(app, new_name("ann"))
+    return make_person(services_of(app), new_name("ann"))
 
 
 BAD = {
@@ -49,7 +50,7 @@ BAD = {
 def test_a_bad_body_is_refused_with_a_sentence(
     app: APIFlask, client: FlaskClient, ann: Person
 ) -> None:
-    before = everything(app)
+    before = everything(services_of(app))
 
     answers = {
         name: client.post("/api/save-passwords/", headers=ann.auth, data=body, content_type=kind)
@@ -62,7 +63,7 @@ def test_a_bad_body_is_refused_with_a_sentence(
     for response in answers.values():
         assert response.json
         assert all(response.json.values())
-    assert everything(app) == before
+    assert everything(services_of(app)) == before
 
 
 def test_json_by_any_of_its_types_is_read(client: FlaskClient, ann: Person) -> None:
@@ -135,7 +136,7 @@ BAD_FORMS = {
 def test_a_bad_form_is_refused_with_a_sentence(
     app: APIFlask, client: FlaskClient, ann: Person
 ) -> None:
-    before = everything(app)
+    before = everything(services_of(app))
 
     answers = {
         name: client.put(
@@ -149,7 +150,7 @@ def test_a_bad_form_is_refused_with_a_sentence(
     }
     for response in answers.values():
         assert response.json
-    assert everything(app) == before
+    assert everything(services_of(app)) == before
 
 
 @pytest.mark.parametrize("what", ["purge", "export"])

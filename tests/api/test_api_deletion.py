@@ -39,17 +39,13 @@ from tests.support.factories import (
     Person,
     access_token,
     bearer,
-    belongings,
     deactivate,
-    effects,
-    events,
-    everything,
     make_account,
-    now,
-    read_account,
     run_sql,
     services_of,
 )
+from tests.support.moments import now
+from tests.support.state import belongings, effects, events, everything, read_account
 
 LAST_STAFF = (
     b'{"error": "This is the last active staff account. Make another staff account before you '
@@ -64,9 +60,9 @@ INTERNAL = b'{"error": "Internal server error"}'
 
 @pytest.fixture(autouse=True)
 def bystander(app: APIFlask, bob: Person) -> Iterator[Person]:
-    before = belongings(app, bob)
+    before = belongings(services_of(app), bob)
     yield bob
-    assert belongings(app, bob) == before
+    assert belongings(services_of(app), bob) == before
 
 
 def url(account_id: object) -> str:
@@ -75,9 +71,9 @@ def url(account_id: object) -> str:
 
 def stale(app: APIFlask, person: Person, **changes: object) -> dict[str, str]:
     """The header with a good token that is not fresh."""
-    account = read_account(app, person.id)
+    account = read_account(services_of(app), person.id)
     assert account is not None
-    return bearer(access_token(app, account, fresh=False))
+    return bearer(access_token(services_of(app), account, fresh=False))
 
 
 def segment(data: bytes) -> str:
@@ -90,7 +86,7 @@ def segment(data: bytes) -> str:
 def test_without_a_token_nobody_is_told_anything(
     app: APIFlask, client: FlaskClient, ann: Person
 ) -> None:
-    before = everything(app)
+    before = everything(services_of(app))
     headers: list[dict[str, str]] = [
         {},
         {"Authorization": ""},
@@ -109,7 +105,7 @@ def test_without_a_token_nobody_is_told_anything(
         assert response.headers["WWW-Authenticate"] == "Bearer"
         assert response.headers["Content-Type"] == "application/json"
         assert response.headers["Cache-Control"] == "no-store"
-    assert everything(app) == before
+    assert everything(services_of(app)) == before
 
 
 def test_an_unknown_id_does_not_change_the_answer_without_a_token(client: FlaskClient) -> None:
@@ -138,7 +134,7 @@ MALFORMED = [
 
 
 def test_a_malformed_token_is_refused(app: APIFlask, client: FlaskClient, ann: Person) -> None:
-    before = everything(app)
+    before = everything(services_of(app))
 
     answers = [client.delete(url(ann.id), headers={"Authorization": one}) for one in MALFORMED]
 
@@ -146,7 +142,7 @@ def test_a_malformed_token_is_refused(app: APIFlask, client: FlaskClient, ann: P
         assert response.status_code == 401
         assert response.data == NOT_VALID
         assert response.headers["WWW-Authenticate"] == 'Bearer error="invalid_token"'
-    assert everything(app) == before
+    assert everything(services_of(app)) == before
 
 
 def test_two_authorization_headers_are_one_malformed_token(
@@ -170,9 +166,9 @@ def test_the_scheme_is_read_in_any_case(client: FlaskClient, ann: Person) -> Non
 
 def make_wrong_tokens(app: APIFlask, person: Person) -> dict[str, str]:
     """Tokens that look right and are not."""
-    account = read_account(app, person.id)
+    account = read_account(services_of(app), person.id)
     assert account is not None
-    ours, moment = services_of(app).tokens, now(app)
+    ours, moment = services_of(app).tokens, now(services_of(app))
     day, month = timedelta(days=1), timedelta(days=30)
     foreign = tokens.Tokens("x" * 40, access=day, refresh=month)
     claims = jwt.decode(person.token, options={"verify_signature": False})
@@ -206,14 +202,14 @@ def test_a_token_that_only_looks_right_is_refused(
     app: APIFlask, client: FlaskClient, ann: Person
 ) -> None:
     wrong = make_wrong_tokens(app, ann)
-    before = everything(app)
+    before = everything(services_of(app))
 
     answers = {name: client.delete(url(ann.id), headers=bearer(wrong[name])) for name in wrong}
 
     assert {name: (got.status_code, got.data) for name, got in answers.items()} == dict.fromkeys(
         wrong, (401, NOT_VALID)
     )
-    assert everything(app) == before
+    assert everything(services_of(app)) == before
 
 
 def test_the_token_of_a_purged_account_opens_nothing(
@@ -227,9 +223,9 @@ def test_the_token_of_a_purged_account_opens_nothing(
 
 
 def purge(app: APIFlask, person: Person) -> None:
-    deactivate(app, person.id, grace=timedelta())
+    deactivate(services_of(app), person.id, grace=timedelta())
     run_sql(
-        app,
+        services_of(app),
         "UPDATE accounts SET purge_at = deactivated_at WHERE id = :id",
         id=person.id,
     )
@@ -242,13 +238,13 @@ def purge(app: APIFlask, person: Person) -> None:
 def test_an_account_that_never_was_is_not_found(
     app: APIFlask, client: FlaskClient, ann: Person
 ) -> None:
-    before = everything(app)
+    before = everything(services_of(app))
     ids = ["0", "4711", str(2**63 - 1), str(2**63), str(2**64 + 1), "9" * 6000]
 
     answers = [client.delete(url(account_id), headers=ann.auth) for account_id in ids]
 
     assert [(got.status_code, got.data) for got in answers] == [(404, NOT_FOUND)] * len(ids)
-    assert everything(app) == before
+    assert everything(services_of(app)) == before
 
 
 def test_a_purged_account_is_not_found_by_staff_either(
@@ -264,13 +260,13 @@ def test_a_purged_account_is_not_found_by_staff_either(
 def test_a_deactivated_account_does_not_exist_for_others(
     app: APIFlask, client: FlaskClient, ann: Person, bystander: Person
 ) -> None:
-    deactivate(app, ann.id)
-    before = everything(app)
+    deactivate(services_of(app), ann.id)
+    before = everything(services_of(app))
 
     response = client.delete(url(ann.id), headers=bystander.auth)
 
     assert (response.status_code, response.data) == (404, NOT_FOUND)
-    assert everything(app) == before
+    assert everything(services_of(app)) == before
 
 
 def test_what_is_no_id_is_no_address(client: FlaskClient, ann: Person) -> None:
@@ -285,14 +281,14 @@ def test_what_is_no_id_is_no_address(client: FlaskClient, ann: Person) -> None:
 def test_a_missing_or_doubled_slash_is_no_redirect(
     app: APIFlask, client: FlaskClient, ann: Person
 ) -> None:
-    before = everything(app)
+    before = everything(services_of(app))
 
     for path in (f"/api/profile/{ann.id}/delete", f"/api//profile/{ann.id}/delete/"):
         response = client.delete(path, headers=ann.auth)
 
         assert response.status_code == 404
         assert "Location" not in response.headers
-    assert everything(app) == before
+    assert everything(services_of(app)) == before
 
 
 # Somebody else's
@@ -301,13 +297,13 @@ def test_a_missing_or_doubled_slash_is_no_redirect(
 def test_somebody_elses_active_account_is_forbidden(
     app: APIFlask, client: FlaskClient, ann: Person, bystander: Person
 ) -> None:
-    before = everything(app)
+    before = everything(services_of(app))
 
     response = client.delete(url(ann.id), headers=bystander.auth)
 
     assert response.status_code == 403
     assert response.data == NOT_AUTHORIZED
-    assert everything(app) == before
+    assert everything(services_of(app)) == before
 
 
 def test_a_body_does_not_say_whose_account_it_is(
@@ -320,9 +316,9 @@ def test_a_body_does_not_say_whose_account_it_is(
 
 
 def state(app: APIFlask, person: Person) -> str:
-    account = read_account(app, person.id)
+    account = read_account(services_of(app), person.id)
     assert account is not None
-    return account.state(now(app))
+    return account.state(now(services_of(app)))
 
 
 # Confirmation
@@ -332,7 +328,7 @@ def test_a_token_from_a_refresh_needs_the_password(
     new_app: NewApp, app: APIFlask, ann: Person
 ) -> None:
     client = new_app(FRESH_TOKEN_MINUTES="15").test_client()
-    before = everything(app)
+    before = everything(services_of(app))
 
     response = client.delete(url(ann.id), headers=stale(app, ann))
 
@@ -342,7 +338,7 @@ def test_a_token_from_a_refresh_needs_the_password(
         response.headers["WWW-Authenticate"]
         == 'Bearer error="insufficient_user_authentication", max_age=900'
     )
-    assert everything(app) == before
+    assert everything(services_of(app)) == before
 
 
 @pytest.mark.parametrize(
@@ -352,9 +348,9 @@ def test_a_fresh_token_is_enough_while_it_is_young(
     new_app: NewApp, app: APIFlask, ann: Person, minutes: int, status: HTTPStatus
 ) -> None:
     client = new_app(FRESH_TOKEN_MINUTES="15").test_client()
-    account = read_account(app, ann.id)
+    account = read_account(services_of(app), ann.id)
     assert account is not None
-    token = access_token(app, account, age=timedelta(minutes=minutes))
+    token = access_token(services_of(app), account, age=timedelta(minutes=minutes))
 
     response = client.delete(url(ann.id), headers=bearer(token))
 
@@ -377,13 +373,13 @@ def test_with_password_confirmation_no_token_is_fresh_enough(
     new_app: NewApp, app: APIFlask, ann: Person
 ) -> None:
     client = new_app(DELETION_CONFIRMATION="password").test_client()
-    before = everything(app)
+    before = everything(services_of(app))
 
     response = client.delete(url(ann.id), headers=ann.auth)
 
     assert (response.status_code, response.data) == (401, CONFIRM)
     assert response.headers["WWW-Authenticate"] == 'Bearer error="insufficient_user_authentication"'
-    assert everything(app) == before
+    assert everything(services_of(app)) == before
 
 
 def test_without_confirmation_any_good_token_is_enough(
@@ -397,7 +393,7 @@ def test_without_confirmation_any_good_token_is_enough(
 
 
 def test_a_wrong_password_changes_nothing(app: APIFlask, client: FlaskClient, ann: Person) -> None:
-    before = everything(app)
+    before = everything(services_of(app))
     headers = stale(app, ann)
     passwords = ["wrong", "", PASSWORD.upper(), "\0", "\ud800", "x" * 9000]
 
@@ -406,15 +402,15 @@ def test_a_wrong_password_changes_nothing(app: APIFlask, client: FlaskClient, an
     ]
 
     assert [(got.status_code, got.data) for got in answers] == [(403, WRONG_PASSWORD)] * 6
-    assert everything(app) == before
+    assert everything(services_of(app)) == before
 
 
 def test_staff_confirm_with_their_own_password(
     app: APIFlask, client: FlaskClient, ann: Person
 ) -> None:
-    made = services_of(app)
-    staff = make_account(app, "sam", staff=True, password="another horse, another battery")
-    token = bearer(made.tokens.access(staff, now=now(app), fresh=False))
+    services = services_of(app)
+    staff = make_account(services, "sam", staff=True, password="another horse, another battery")
+    token = bearer(services.tokens.access(staff, now=now(services), fresh=False))
 
     wrong = client.delete(url(ann.id), headers=token, json={"password": PASSWORD})
     right = client.delete(
@@ -447,7 +443,7 @@ def test_too_many_wrong_passwords_are_throttled_together_with_sign_in(
         client.post("/api/sign-in/", json={"email": ann.email, "password": "no"}).status_code
         for _ in range(5)
     ]
-    before = everything(app)
+    before = everything(services_of(app))
 
     response = client.delete(url(ann.id), headers=headers, json={"password": PASSWORD})
 
@@ -460,7 +456,7 @@ def test_too_many_wrong_passwords_are_throttled_together_with_sign_in(
         == f'{{"error": "Too many attempts. Try again in {seconds} seconds.", '
         f'"code": "throttled"}}'.encode()
     )
-    assert everything(app) == before
+    assert everything(services_of(app)) == before
 
 
 # The last staff account
@@ -469,20 +465,20 @@ def test_too_many_wrong_passwords_are_throttled_together_with_sign_in(
 def test_the_last_active_staff_account_stays(
     app: APIFlask, client: FlaskClient, sue: Person
 ) -> None:
-    before = everything(app)
+    before = everything(services_of(app))
 
     response = client.delete(url(sue.id), headers=sue.auth)
 
     assert response.status_code == 409
     assert response.data == LAST_STAFF
-    assert everything(app) == before
+    assert everything(services_of(app)) == before
 
 
 def test_a_deactivated_staff_account_does_not_count_as_another(
     app: APIFlask, client: FlaskClient, sue: Person
 ) -> None:
-    other = make_account(app, "sam", staff=True)
-    deactivate(app, other.id)
+    other = make_account(services_of(app), "sam", staff=True)
+    deactivate(services_of(app), other.id)
 
     response = client.delete(url(sue.id), headers=sue.auth)
 
@@ -492,7 +488,7 @@ def test_a_deactivated_staff_account_does_not_count_as_another(
 def test_a_staff_account_goes_while_another_is_left(
     app: APIFlask, client: FlaskClient, sue: Person
 ) -> None:
-    make_account(app, "sam", staff=True)
+    make_account(services_of(app), "sam", staff=True)
 
     response = client.delete(url(sue.id), headers=sue.auth)
 
@@ -507,7 +503,7 @@ def test_the_account_is_deactivated_and_its_purge_scheduled(
 ) -> None:
     response = client.delete(url(ann.id), headers=ann.auth)
 
-    account = read_account(app, ann.id)
+    account = read_account(services_of(app), ann.id)
     assert account is not None
     assert account.purge_at is not None
     assert account.deactivated_at is not None
@@ -523,18 +519,18 @@ def test_the_account_is_deactivated_and_its_purge_scheduled(
     kept = account.purge_at - account.deactivated_at
     assert timedelta(days=14) <= kept < timedelta(days=14, seconds=1)
     assert account.purge_at.microsecond == 0
-    assert [(one.subject, one.actor) for one in events(app, "account.deactivated")] == [
-        (ann.public_id, ann.public_id)
-    ]
-    assert len(effects(app, "mail.scheduled")) == 1
+    assert [
+        (one.subject, one.actor) for one in events(services_of(app), "account.deactivated")
+    ] == [(ann.public_id, ann.public_id)]
+    assert len(effects(services_of(app), "mail.scheduled")) == 1
 
 
 def test_the_data_is_kept_until_the_purge(app: APIFlask, client: FlaskClient, ann: Person) -> None:
-    before = belongings(app, ann)
+    before = belongings(services_of(app), ann)
 
     client.delete(url(ann.id), headers=ann.auth)
 
-    after = belongings(app, ann)
+    after = belongings(services_of(app), ann)
     assert after["passwords"] == before["passwords"]
     assert after["avatar"] == before["avatar"]
 
@@ -542,9 +538,9 @@ def test_the_data_is_kept_until_the_purge(app: APIFlask, client: FlaskClient, an
 def test_every_session_of_the_owner_ends_at_once(
     app: APIFlask, client: FlaskClient, ann: Person
 ) -> None:
-    account = read_account(app, ann.id)
+    account = read_account(services_of(app), ann.id)
     assert account is not None
-    refresh = services_of(app).tokens.refresh(account, now=now(app))
+    refresh = services_of(app).tokens.refresh(account, now=now(services_of(app)))
     client.delete(url(ann.id), headers=ann.auth)
 
     profile = client.get("/api/profile/", headers=ann.auth)
@@ -560,23 +556,23 @@ def test_staff_delete_somebody_elses_account(
 ) -> None:
     response = client.delete(url(ann.id), headers=sue.auth)
 
-    account = read_account(app, ann.id)
+    account = read_account(services_of(app), ann.id)
     assert account is not None
     assert (response.status_code, response.data) == (204, b"")
     assert account.deactivated_by == "staff"
-    assert [(one.subject, one.actor) for one in events(app, "account.deactivated")] == [
-        (ann.public_id, sue.public_id)
-    ]
+    assert [
+        (one.subject, one.actor) for one in events(services_of(app), "account.deactivated")
+    ] == [(ann.public_id, sue.public_id)]
 
 
 def test_staff_deleting_themselves_are_owners(
     app: APIFlask, client: FlaskClient, sue: Person
 ) -> None:
-    make_account(app, "sam", staff=True)
+    make_account(services_of(app), "sam", staff=True)
 
     client.delete(url(sue.id), headers=sue.auth)
 
-    account = read_account(app, sue.id)
+    account = read_account(services_of(app), sue.id)
     assert account is not None
     assert account.deactivated_by == "owner"
 
@@ -597,26 +593,26 @@ def test_a_repeat_by_the_owner_finds_the_token_dead(
     app: APIFlask, client: FlaskClient, ann: Person
 ) -> None:
     client.delete(url(ann.id), headers=ann.auth)
-    before = everything(app)
+    before = everything(services_of(app))
 
     response = client.delete(url(ann.id), headers=ann.auth)
 
     assert (response.status_code, response.data) == (401, NOT_VALID)
-    assert everything(app) == before
+    assert everything(services_of(app)) == before
 
 
 def test_a_repeat_by_staff_never_moves_the_promised_time(
     new_app: NewApp, app: APIFlask, client: FlaskClient, ann: Person, sue: Person
 ) -> None:
     first = client.delete(url(ann.id), headers=ann.auth)
-    before = everything(app)
+    before = everything(services_of(app))
     another_setting = new_app(GRACE_PERIOD="1d").test_client()
 
     repeats = [one.delete(url(ann.id), headers=sue.auth) for one in (client, another_setting)]
 
     assert [(got.status_code, got.data) for got in repeats] == [(204, b"")] * 2
     assert {got.headers["Sunset"] for got in repeats} == {first.headers["Sunset"]}
-    assert everything(app) == before
+    assert everything(services_of(app)) == before
 
 
 # The body that is preferred
@@ -629,7 +625,7 @@ def test_a_representation_comes_only_when_it_is_preferred(
 
     response = client.delete(url(ann.id), headers=headers)
 
-    account = read_account(app, ann.id)
+    account = read_account(services_of(app), ann.id)
     assert account is not None
     assert account.purge_at is not None
     assert account.deactivated_at is not None
@@ -648,7 +644,7 @@ def test_a_representation_comes_only_when_it_is_preferred(
     assert response.headers["Sunset"] == http_date(account.purge_at)
     assert response.headers["Link"] == f'</api/profile/{ann.id}/deletion/>; rel="status"'
     assert response.headers["Cache-Control"] == "no-store"
-    claims = services_of(app).tokens.read(token, tokens.RECOVERY, now=now(app))
+    claims = services_of(app).tokens.read(token, tokens.RECOVERY, now=now(services_of(app)))
     assert (claims.public_id, claims.epoch) == (ann.public_id, account.epoch)
 
 
@@ -690,9 +686,9 @@ PREFERENCES = [
 
 def test_prefer_is_read_as_rfc_7240_says(app: APIFlask, client: FlaskClient) -> None:
     for number, (prefer, status) in enumerate(PREFERENCES):
-        person = make_account(app, f"person{number}")
+        person = make_account(services_of(app), f"person{number}")
         headers = [
-            ("Authorization", f"Bearer {access_token(app, person)}"),
+            ("Authorization", f"Bearer {access_token(services_of(app), person)}"),
             *(("Prefer", value) for value in prefer),
         ]
 
@@ -729,8 +725,8 @@ def test_with_a_fresh_token_any_body_will_do(
     app: APIFlask, client: FlaskClient, content_type: str | None
 ) -> None:
     for number, (name, body) in enumerate(BODIES.items()):
-        person = make_account(app, f"person{number}")
-        headers = bearer(access_token(app, person))
+        person = make_account(services_of(app), f"person{number}")
+        headers = bearer(access_token(services_of(app), person))
 
         response = client.delete(
             url(person.id), headers=headers, data=body, content_type=content_type
@@ -742,7 +738,7 @@ def test_with_a_fresh_token_any_body_will_do(
 def test_where_the_password_is_wanted_such_a_body_is_none(
     app: APIFlask, client: FlaskClient, ann: Person
 ) -> None:
-    before = everything(app)
+    before = everything(services_of(app))
     headers = stale(app, ann)
 
     answers = {
@@ -755,7 +751,7 @@ def test_where_the_password_is_wanted_such_a_body_is_none(
     assert {name: (got.status_code, got.data) for name, got in answers.items()} == dict.fromkeys(
         BODIES, (401, CONFIRM)
     )
-    assert everything(app) == before
+    assert everything(services_of(app)) == before
 
 
 @pytest.mark.parametrize(("more", "status"), [(0, 204), (1, 401)])
@@ -803,14 +799,14 @@ def test_a_database_that_is_locked_by_somebody_is_unavailable(
         options = "-c timezone=UTC -c lock_timeout=100"
         monkeypatch.setattr(engine, "_POSTGRESQL_OPTIONS", options)
     client = new_app().test_client()
-    before = everything(app)
+    before = everything(services_of(app))
 
     with locked(app, ann, database_url):
         response = client.delete(url(ann.id), headers=ann.auth)
 
     assert (response.status_code, response.data) == (503, UNAVAILABLE)
     assert response.headers["Retry-After"] == "5"
-    assert everything(app) == before
+    assert everything(services_of(app)) == before
     assert client.delete(url(ann.id), headers=ann.auth).status_code == 204
 
 
@@ -850,14 +846,14 @@ def test_any_other_fault_says_nothing_and_changes_nothing(
             "FOR EACH ROW EXECUTE FUNCTION fault()",
         ]
     for statement in statements:
-        run_sql(app, statement)
-    before = everything(app)
+        run_sql(services_of(app), statement)
+    before = everything(services_of(app))
 
     response = client.delete(url(ann.id), headers=ann.auth)
 
     assert response.status_code == 500
     assert response.data == INTERNAL
-    assert everything(app) == before
+    assert everything(services_of(app)) == before
 
 
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
@@ -865,23 +861,23 @@ def test_a_lost_connection_is_tried_again_before_the_commit(
     app: APIFlask, client: FlaskClient, ann: Person
 ) -> None:
     """The first try loses its connection in the middle of the transaction, the second one does it."""
-    run_sql(app, "CREATE SEQUENCE tries")
+    run_sql(services_of(app), "CREATE SEQUENCE tries")
     run_sql(
-        app,
+        services_of(app),
         "CREATE FUNCTION kill() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN "
         "IF nextval('tries') = 1 THEN PERFORM pg_terminate_backend(pg_backend_pid()); "
         "END IF; RETURN NEW; END $$",
     )
     run_sql(
-        app,
+        services_of(app),
         "CREATE TRIGGER kill BEFORE INSERT ON audit_events FOR EACH ROW EXECUTE FUNCTION kill()",
     )
 
     response = client.delete(url(ann.id), headers=ann.auth)
 
     assert response.status_code == 204
-    assert len(events(app, "account.deactivated")) == 1
-    assert len(effects(app, "mail.scheduled")) == 1
+    assert len(events(services_of(app), "account.deactivated")) == 1
+    assert len(effects(services_of(app), "mail.scheduled")) == 1
 
 
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
@@ -889,15 +885,15 @@ def test_a_commit_that_may_have_happened_is_not_tried_again(
     app: APIFlask, client: FlaskClient, ann: Person
 ) -> None:
     """A deferred trigger runs inside COMMIT: when that fails, nobody can know from outside."""
-    run_sql(app, "CREATE SEQUENCE tries")
+    run_sql(services_of(app), "CREATE SEQUENCE tries")
     run_sql(
-        app,
+        services_of(app),
         "CREATE FUNCTION kill() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN "
         "PERFORM nextval('tries'); PERFORM pg_terminate_backend(pg_backend_pid()); "
         "RETURN NEW; END $$",
     )
     run_sql(
-        app,
+        services_of(app),
         "CREATE CONSTRAINT TRIGGER kill AFTER INSERT ON audit_events "
         "DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION kill()",
     )

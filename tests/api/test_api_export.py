@@ -44,18 +44,15 @@ from tests.support.factories import (
     Person,
     access_token,
     bearer,
-    belongings,
     deactivate,
-    events,
-    everything,
     make_account,
     make_person,
     new_name,
-    now,
-    read_account,
     run_sql,
     services_of,
 )
+from tests.support.moments import now
+from tests.support.state import belongings, events, everything, read_account
 
 FILES = [
     "README.txt",
@@ -77,14 +74,14 @@ def shared_client(shared_app: APIFlask) -> FlaskClient:
 @pytest.fixture
 def eve(shared_app: APIFlask) -> Person:
     """Who takes her data along, where nothing depends on the database."""
-    return make_person(shared_app, new_name("eve"))
+    return make_person(services_of(shared_app), new_name("eve"))
 
 
 @pytest.fixture
 def bystander(app: APIFlask, bob: Person) -> Iterator[Person]:
-    before = belongings(app, bob)
+    before = belongings(services_of(app), bob)
     yield bob
-    assert belongings(app, bob) == before
+    assert belongings(services_of(app), bob) == before
 
 
 def url(person: Person | Account) -> str:
@@ -96,21 +93,25 @@ def answer(response: TestResponse) -> Answer:
 
 
 def account_of(app: APIFlask, person: Person) -> Account:
-    account = read_account(app, person.id)
+    account = read_account(services_of(app), person.id)
     assert account is not None
     return account
 
 
 def unfresh(app: APIFlask, person: Person) -> dict[str, str]:
-    return bearer(access_token(app, account_of(app, person), fresh=False))
+    return bearer(access_token(services_of(app), account_of(app, person), fresh=False))
 
 
 def recovery(app: APIFlask, person: Person) -> dict[str, str]:
-    return bearer(services_of(app).tokens.recovery(account_of(app, person), now=now(app)))
+    return bearer(
+        services_of(app).tokens.recovery(account_of(app, person), now=now(services_of(app)))
+    )
 
 
 def mailed(app: APIFlask, person: Person) -> dict[str, str]:
-    return bearer(services_of(app).tokens.mailed(account_of(app, person), now=now(app)))
+    return bearer(
+        services_of(app).tokens.mailed(account_of(app, person), now=now(services_of(app)))
+    )
 
 
 def opened(response: TestResponse) -> dict[str, bytes]:
@@ -140,10 +141,10 @@ def table(files: dict[str, bytes]) -> list[list[str]]:
 
 def save(app: APIFlask, person: Person | Account, entries: Iterable[Entry]) -> None:
     """Save entries as ``vault.save`` does, with one look at the account and one INSERT for all."""
-    made = services_of(app)
-    with made.writing() as session:
+    services = services_of(app)
+    with services.writing() as session:
         account = rows.lock(session, person.id)
-        key, moment = vault.open_key(session, made.keyring, account), database_now(session)
+        key, moment = vault.open_key(session, services.keyring, account), database_now(session)
         for entry in entries:
             row = SavedPassword(
                 uid=uuid.uuid4(), account_id=account.id, created_at=moment, updated_at=moment
@@ -175,7 +176,7 @@ def trail(app: APIFlask, since: int) -> list[Happened]:
 def test_the_owner_takes_everything_along_by_a_fresh_token(
     app: APIFlask, client: FlaskClient, ann: Person, bystander: Person
 ) -> None:
-    before, since = belongings(app, ann), mark(app)
+    before, since = belongings(services_of(app), ann), mark(app)
 
     response = client.get(url(ann), headers=ann.auth)
 
@@ -187,7 +188,7 @@ def test_the_owner_takes_everything_along_by_a_fresh_token(
     assert response.headers["Cache-Control"] == "no-store"
     assert "Content-Length" not in response.headers
     assert trail(app, since) == [("account.exported", ann.public_id, ann.public_id, "owner")]
-    after = belongings(app, ann)
+    after = belongings(services_of(app), ann)
     assert (after["row"], after["passwords"]) == (before["row"], before["passwords"])
     assert files["avatar.webp"] == before["avatar"]
     names = [("site 0", "ann 0"), ("site 1", "ann 1"), ("site 2", "ann 2")]
@@ -210,7 +211,7 @@ def wire(moment: Any) -> str | None:
 def test_the_account_file_says_what_the_row_says_and_no_secret(
     app: APIFlask, client: FlaskClient, ann: Person
 ) -> None:
-    deactivate(app, ann.id)
+    deactivate(services_of(app), ann.id)
     account = account_of(app, ann)
 
     files = opened(client.get(url(ann), headers=recovery(app, ann)))
@@ -276,8 +277,8 @@ def test_the_activity_names_nobody_else_and_shows_no_hold(
 def test_an_archive_without_passwords_or_picture_is_whole_too(
     shared_app: APIFlask, shared_client: FlaskClient
 ) -> None:
-    account = make_account(shared_app, new_name("bare"))
-    token = access_token(shared_app, account)
+    account = make_account(services_of(shared_app), new_name("bare"))
+    token = access_token(services_of(shared_app), account)
 
     files = opened(shared_client.get(url(account), headers=bearer(token)))
 
@@ -318,7 +319,7 @@ def test_a_token_that_is_not_fresh_needs_the_password(
     app: APIFlask, client: FlaskClient, ann: Person, bystander: Person
 ) -> None:
     headers, since = unfresh(app, ann), mark(app)
-    before = everything(app)
+    before = everything(services_of(app))
 
     unconfirmed = [
         client.get(url(ann), headers=headers),
@@ -332,7 +333,7 @@ def test_a_token_that_is_not_fresh_needs_the_password(
         client.post(url(ann), headers=headers, json={"password": "wrong"}),
         client.get(url(ann), headers=headers, json={"password": "wrong"}),
     ]
-    assert everything(app) == before
+    assert everything(services_of(app)) == before
 
     for response in unconfirmed:
         assert answer(response) == (401, CONFIRM)
@@ -353,7 +354,7 @@ def test_a_fresh_token_grows_stale(new_app: NewApp, app: APIFlask, ann: Person) 
     client = new_app(FRESH_TOKEN_MINUTES="15").test_client()
     account = account_of(app, ann)
     ages = [timedelta(minutes=16), timedelta(minutes=5)]
-    old, young = (bearer(access_token(app, account, age=age)) for age in ages)
+    old, young = (bearer(access_token(services_of(app), account, age=age)) for age in ages)
 
     stale = client.get(url(ann), headers=old)
     fresh = client.get(url(ann), headers=young)
@@ -384,9 +385,9 @@ def test_a_password_of_another_shape_is_refused(
 def test_nobody_but_the_owner_takes_an_account_along(
     app: APIFlask, client: FlaskClient, ann: Person, bystander: Person, sue: Person
 ) -> None:
-    cat = make_person(app, "cat")
-    deactivate(app, cat.id)
-    password, before, since = {"password": PASSWORD}, everything(app), mark(app)
+    cat = make_person(services_of(app), "cat")
+    deactivate(services_of(app), cat.id)
+    password, before, since = {"password": PASSWORD}, everything(services_of(app)), mark(app)
 
     anonymous = [client.get(url(ann)), client.post(url(ann), json=password)]
     others = [
@@ -408,7 +409,9 @@ def test_nobody_but_the_owner_takes_an_account_along(
     assert [answer(response) for response in anonymous] == [(401, NO_TOKEN)] * 2
     assert [answer(response) for response in others] == [(403, NOT_AUTHORIZED)] * len(others)
     assert [answer(response) for response in unseen] == [(404, NOT_FOUND)] * len(unseen)
-    denied = [(one.subject, one.actor, one.details) for one in events(app, "access.denied")]
+    denied = [
+        (one.subject, one.actor, one.details) for one in events(services_of(app), "access.denied")
+    ]
     by_sue, by_bob = (sue.public_id, {}), (bystander.public_id, {})
     assert denied == [
         (ann.public_id, *by_sue),
@@ -418,7 +421,7 @@ def test_nobody_but_the_owner_takes_an_account_along(
         (ann.public_id, *by_bob),
     ]
     assert len(trail(app, since)) == len(denied)
-    assert everything(app) == before
+    assert everything(services_of(app)) == before
 
 
 def test_staff_take_along_what_is_their_own(client: FlaskClient, sue: Person) -> None:
@@ -430,10 +433,10 @@ def test_staff_take_along_what_is_their_own(client: FlaskClient, sue: Person) ->
 def test_in_the_grace_period_the_password_is_needed_in_one_way_or_another(
     app: APIFlask, client: FlaskClient, ann: Person, bystander: Person
 ) -> None:
-    deactivate(app, ann.id)
-    by_mail, since, before = mailed(app, ann), mark(app), everything(app)
+    deactivate(services_of(app), ann.id)
+    by_mail, since, before = mailed(app, ann), mark(app), everything(services_of(app))
     account = account_of(app, ann)
-    ours, moment = services_of(app).tokens, now(app)
+    ours, moment = services_of(app).tokens, now(services_of(app))
     dead = [
         ann.token,
         ours.access(account, now=moment, fresh=True),
@@ -453,7 +456,7 @@ def test_in_the_grace_period_the_password_is_needed_in_one_way_or_another(
     ]
     assert trail(app, since) == []
     wrong = client.post(url(ann), headers=by_mail, json={"password": "wrong"})
-    assert everything(app) == before
+    assert everything(services_of(app)) == before
 
     assert [answer(response) for response in refused] == [(401, NOT_VALID)] * len(refused)
     assert [answer(response) for response in unconfirmed] == [(401, CONFIRM)] * 2
@@ -476,7 +479,7 @@ def test_in_the_grace_period_the_password_is_needed_in_one_way_or_another(
 def test_an_account_that_is_gone_is_not_exported(
     app: APIFlask, client: FlaskClient, ann: Person, bystander: Person
 ) -> None:
-    deactivate(app, ann.id)
+    deactivate(services_of(app), ann.id)
     tokens = [ann.auth, recovery(app, ann), mailed(app, ann)]
     purge(app, ann)
 
@@ -485,11 +488,15 @@ def test_an_account_that_is_gone_is_not_exported(
     ]
 
     assert [answer(response) for response in answers] == [(401, NOT_VALID)] * 3
-    assert events(app, "account.exported") == []
+    assert events(services_of(app), "account.exported") == []
 
 
 def purge(app: APIFlask, person: Person) -> None:
-    run_sql(app, "UPDATE accounts SET purge_at = deactivated_at WHERE id = :id", id=person.id)
+    run_sql(
+        services_of(app),
+        "UPDATE accounts SET purge_at = deactivated_at WHERE id = :id",
+        id=person.id,
+    )
     assert services_of(app).sweep(only=[person.id]).purged == 1
 
 
@@ -545,11 +552,13 @@ def nasty_texts(count: int) -> list[str]:
 def test_a_thousand_nasty_passwords_come_out_as_they_went_in(
     shared_app: APIFlask, shared_client: FlaskClient
 ) -> None:
-    account = make_account(shared_app, new_name("nasty"))
+    account = make_account(services_of(shared_app), new_name("nasty"))
     texts = nasty_texts(1000)
     save(shared_app, account, (Entry(text[:255], text[::-1][:2048], text) for text in texts))
 
-    response = shared_client.get(url(account), headers=bearer(access_token(shared_app, account)))
+    response = shared_client.get(
+        url(account), headers=bearer(access_token(services_of(shared_app), account))
+    )
 
     files = opened(response)
     header, *lines = table(files)
@@ -577,9 +586,9 @@ def random_entries(count: int) -> Iterator[Entry]:
 def test_a_big_archive_is_streamed_in_memory_that_does_not_grow_with_it(
     shared_app: APIFlask, shared_client: FlaskClient, eve: Person, tmp_path: Path
 ) -> None:
-    account = make_account(shared_app, new_name("big"))
+    account = make_account(services_of(shared_app), new_name("big"))
     save(shared_app, account, random_entries(2500))
-    headers = bearer(access_token(shared_app, account))
+    headers = bearer(access_token(services_of(shared_app), account))
     # Whatever is made once is made before memory is looked at.
     opened(shared_client.get(url(eve), headers=eve.auth))
     gc.collect()
@@ -609,11 +618,11 @@ Change = Callable[[APIFlask, Person], None]
 
 
 def deactivate_now(app: APIFlask, person: Person) -> None:
-    deactivate(app, person.id)
+    deactivate(services_of(app), person.id)
 
 
 def purge_now(app: APIFlask, person: Person) -> None:
-    deactivate(app, person.id)
+    deactivate(services_of(app), person.id)
     purge(app, person)
 
 
@@ -641,7 +650,7 @@ def test_a_stream_breaks_off_when_the_account_is_no_longer_its_readers(
     app: APIFlask, client: FlaskClient, bystander: Person, change: Change
 ) -> None:
     for name, place in (("ann", b"README.txt"), ("amy", b"saved_passwords.csv")):
-        person = make_person(app, name)
+        person = make_person(services_of(app), name)
         save(app, person, random_entries(250))
         response = client.get(url(person), headers=person.auth)
         pieces = iter(response.iter_encoded())
@@ -661,7 +670,7 @@ def test_a_stream_breaks_off_when_the_account_is_no_longer_its_readers(
 def test_a_stream_in_the_grace_period_breaks_off_when_the_account_is_given_back(
     app: APIFlask, client: FlaskClient, ann: Person, bystander: Person
 ) -> None:
-    deactivate(app, ann.id)
+    deactivate(services_of(app), ann.id)
     response = client.get(url(ann), headers=recovery(app, ann))
     pieces = iter(response.iter_encoded())
     data = [read_until(pieces, b"README.txt")]
@@ -693,9 +702,9 @@ def test_a_client_that_stops_reading_keeps_nobody_waiting(
 
     assert while_it_waits.status_code == 200
     assert not is_archive(data)
-    deactivate(app, ann.id)
+    deactivate(services_of(app), ann.id)
     purge(app, ann)
-    assert read_account(app, ann.id) is None
+    assert read_account(services_of(app), ann.id) is None
 
 
 def test_what_is_written_meanwhile_does_not_break_the_stream(
@@ -738,7 +747,7 @@ def test_an_account_is_exported_ten_times_an_hour(
         "code": "throttled",
     }
     assert list(opened(other)) == FILES
-    exported = [one.subject for one in events(app, "account.exported")]
+    exported = [one.subject for one in events(services_of(app), "account.exported")]
     assert exported == [*[ann.public_id] * 10, bob.public_id]
 
 

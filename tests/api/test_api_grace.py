@@ -37,20 +37,15 @@ from tests.conftest import NewApp
 from tests.support.factories import (
     PASSWORD,
     Person,
-    at,
     bearer,
-    belongings,
     deactivate,
-    effects,
-    events,
-    everything,
     make_person,
     make_promise,
-    now,
-    read_account,
     run_sql,
     services_of,
 )
+from tests.support.moments import at, now
+from tests.support.state import belongings, effects, events, everything, read_account
 from tests.support.sweeps import sweep
 
 FORBIDDEN = (
@@ -89,16 +84,16 @@ Answer = tuple[int, bytes]
 @pytest.fixture
 def ann(app: APIFlask) -> Person:
     """Who has deleted her account; her access token is from before."""
-    person = make_person(app, "ann")
-    deactivate(app, person.id)
+    person = make_person(services_of(app), "ann")
+    deactivate(services_of(app), person.id)
     return person
 
 
 @pytest.fixture(autouse=True)
 def bystander(app: APIFlask, bob: Person) -> Iterator[Person]:
-    before = belongings(app, bob)
+    before = belongings(services_of(app), bob)
     yield bob
-    assert belongings(app, bob) == before
+    assert belongings(services_of(app), bob) == before
 
 
 def credentials(person: Person, password: str = PASSWORD) -> dict[str, str]:
@@ -114,7 +109,7 @@ def answer(response: TestResponse) -> Answer:
 
 
 def account_of(app: APIFlask, person: Person) -> Account:
-    account = read_account(app, person.id)
+    account = read_account(services_of(app), person.id)
     assert account is not None
     return account
 
@@ -126,11 +121,13 @@ def purge_time(app: APIFlask, person: Person) -> datetime:
 
 
 def recovery_token(app: APIFlask, person: Person, *, age: timedelta = timedelta()) -> str:
-    return services_of(app).tokens.recovery(account_of(app, person), now=now(app) - age)
+    return services_of(app).tokens.recovery(
+        account_of(app, person), now=now(services_of(app)) - age
+    )
 
 
 def mailed_token(app: APIFlask, person: Person) -> str:
-    return services_of(app).tokens.mailed(account_of(app, person), now=now(app))
+    return services_of(app).tokens.mailed(account_of(app, person), now=now(services_of(app)))
 
 
 PAST = datetime(2026, 1, 1, tzinfo=UTC)
@@ -147,7 +144,7 @@ def set_row(app: APIFlask, person: Person, **values: Any) -> None:
 
 def promise(app: APIFlask, person: Person, *, purge_in: timedelta) -> datetime:
     """Make it so that the purge was promised for *purge_in* from now."""
-    purge_at = (now(app) + purge_in).replace(microsecond=0)
+    purge_at = (now(services_of(app)) + purge_in).replace(microsecond=0)
     set_row(app, person, deactivated_at=purge_at - timedelta(days=14), purge_at=purge_at)
     return purge_at
 
@@ -204,12 +201,14 @@ def without_chance(response: TestResponse) -> tuple[int, bytes, list[tuple[str, 
 
 
 def reset_token(app: APIFlask, person: Person) -> str:
-    return services_of(app).tokens.password_reset(account_of(app, person), now=now(app))
+    return services_of(app).tokens.password_reset(
+        account_of(app, person), now=now(services_of(app))
+    )
 
 
 def make_wrong_tokens(app: APIFlask, person: Person) -> dict[str, str]:
     """Tokens of a deactivated account that open nothing in its grace period."""
-    account, moment = account_of(app, person), now(app)
+    account, moment = account_of(app, person), now(services_of(app))
     ours = services_of(app).tokens
     account.epoch += 1
     ahead = ours.recovery(account, now=moment)
@@ -237,7 +236,7 @@ def test_the_right_password_tells_the_date_in_words_and_gives_a_way_back(
     app: APIFlask, client: FlaskClient, ann: Person
 ) -> None:
     set_row(app, ann, purge_at=datetime(2099, 2, 3, 4, 5, 6, tzinfo=UTC))
-    before = everything(app)
+    before = everything(services_of(app))
 
     response = client.post(SIGN_IN, json=credentials(ann))
 
@@ -251,7 +250,7 @@ def test_the_right_password_tells_the_date_in_words_and_gives_a_way_back(
     )
     assert response.headers["Cache-Control"] == "no-store"
     assert client.get(path(ann, "deletion"), headers=bearer(token)).status_code == 200
-    assert everything(app) == before
+    assert everything(services_of(app)) == before
 
 
 @pytest.mark.parametrize(
@@ -278,7 +277,7 @@ def test_nobody_is_told_to_reactivate_who_cannot(
 def test_a_wrong_password_is_answered_as_for_an_active_or_an_unknown_account(
     app: APIFlask, client: FlaskClient, ann: Person, bystander: Person
 ) -> None:
-    before, since = everything(app), mark(app)
+    before, since = everything(services_of(app)), mark(app)
     tries = [credentials(ann, "wrong"), credentials(bystander, "wrong")]
     tries.append({"email": "nobody@example.org", "password": PASSWORD})
 
@@ -292,7 +291,7 @@ def test_a_wrong_password_is_answered_as_for_an_active_or_an_unknown_account(
         subjects = [ann.public_id, bystander.public_id, None]
         assert trail(app, since) == [(action, one, None, "anybody") for one in subjects]
         since = mark(app)
-    assert everything(app) == before
+    assert everything(services_of(app)) == before
 
 
 # While it is deactivated
@@ -301,7 +300,7 @@ def test_a_wrong_password_is_answered_as_for_an_active_or_an_unknown_account(
 def test_while_deactivated_an_account_is_out_of_sight_and_its_names_stay_taken(
     app: APIFlask, client: FlaskClient, ann: Person
 ) -> None:
-    before = belongings(app, ann)
+    before = belongings(services_of(app), ann)
     entry = {"password_saved": "x"}
     somebody = {"username": "ANN", "email": "Ann@Example.org", "password": NEW_PASSWORD}
 
@@ -320,17 +319,17 @@ def test_while_deactivated_an_account_is_out_of_sight_and_its_names_stay_taken(
         "email": ["An account with this email is already taken."],
         "username": ["This username is already taken."],
     }
-    assert belongings(app, ann) == before
+    assert belongings(services_of(app), ann) == before
 
 
 # Coming back
 
 
 def test_the_password_brings_everything_back(app: APIFlask, client: FlaskClient) -> None:
-    ann = make_person(app, "ann")
-    before, account = belongings(app, ann), account_of(app, ann)
-    refresh = services_of(app).tokens.refresh(account, now=now(app))
-    deactivate(app, ann.id)
+    ann = make_person(services_of(app), "ann")
+    before, account = belongings(services_of(app), ann), account_of(app, ann)
+    refresh = services_of(app).tokens.refresh(account, now=now(services_of(app)))
+    deactivate(services_of(app), ann.id)
     since = mark(app)
 
     response = client.post(REACTIVATE, json=credentials(ann))
@@ -347,12 +346,12 @@ def test_the_password_brings_everything_back(app: APIFlask, client: FlaskClient)
         assert renewed.status_code == status
     assert answer(client.get("/api/profile/", headers=ann.auth)) == (401, NOT_VALID)
     assert client.get(f"/media/avatars/{ann.avatar}").status_code == 200
-    after = belongings(app, ann)
+    after = belongings(services_of(app), ann)
     assert after["row"] == {**before["row"], "epoch": account.epoch + 2}
     assert (after["passwords"], after["avatar"]) == (before["passwords"], before["avatar"])
     assert trail(app, since) == [("account.reactivated", ann.public_id, ann.public_id, "owner")]
-    assert [one.subject for one in effects(app, "mail.reactivated")] == [ann.public_id]
-    assert effects(app, "mail.scheduled") == []
+    assert [one.subject for one in effects(services_of(app), "mail.reactivated")] == [ann.public_id]
+    assert effects(services_of(app), "mail.scheduled") == []
 
 
 def test_a_recovery_token_works_once(app: APIFlask, client: FlaskClient, ann: Person) -> None:
@@ -378,7 +377,7 @@ def test_a_recovery_token_works_once(app: APIFlask, client: FlaskClient, ann: Pe
 
 
 def test_the_recovery_token_of_a_deletion_undoes_it(app: APIFlask, client: FlaskClient) -> None:
-    ann = make_person(app, "ann")
+    ann = make_person(services_of(app), "ann")
     headers = {**ann.auth, "Prefer": "return=representation"}
     deleted = client.delete(path(ann, "delete"), headers=headers)
     assert deleted.json is not None
@@ -417,31 +416,31 @@ def test_a_token_is_dead_after_a_return_and_another_deactivation(
 ) -> None:
     old = [recovery_token(app, ann), mailed_token(app, ann)]
     client.post(REACTIVATE, json=credentials(ann))
-    deactivate(app, ann.id)
-    before = everything(app)
+    deactivate(services_of(app), ann.id)
+    before = everything(services_of(app))
 
     answers = [client.post(REACTIVATE, json={"token": token}) for token in old]
     answers += [client.get(path(ann, "deletion"), headers=bearer(token)) for token in old]
 
     assert [answer(response) for response in answers] == [(401, NOT_VALID)] * 4
-    assert everything(app) == before
+    assert everything(services_of(app)) == before
 
 
 def test_no_other_token_brings_an_account_back(
     app: APIFlask, client: FlaskClient, ann: Person
 ) -> None:
-    cat = make_person(app, "cat")
-    deactivate(app, cat.id)
+    cat = make_person(services_of(app), "cat")
+    deactivate(services_of(app), cat.id)
     wrong = make_wrong_tokens(app, ann)
     wrong |= {"empty": "", "of a purged account": recovery_token(app, cat)}
     erase(app, cat)
-    before, since = everything(app), mark(app)
+    before, since = everything(services_of(app)), mark(app)
 
     answers = {name: client.post(REACTIVATE, json={"token": wrong[name]}) for name in wrong}
 
     found = {name: answer(response) for name, response in answers.items()}
     assert found == dict.fromkeys(wrong, (401, NOT_VALID))
-    assert everything(app) == before
+    assert everything(services_of(app)) == before
     assert trail(app, since) == []
 
 
@@ -479,13 +478,13 @@ BAD_RETURNS: list[tuple[object, dict[str, object]]] = [
 def test_a_return_of_another_shape_says_what_to_send(
     app: APIFlask, client: FlaskClient, ann: Person
 ) -> None:
-    before, since = everything(app), mark(app)
+    before, since = everything(services_of(app)), mark(app)
 
     answers = [client.post(REACTIVATE, json=body) for body, _ in BAD_RETURNS]
 
     found = [(response.status_code, response.json) for response in answers]
     assert found == [(400, wanted) for _, wanted in BAD_RETURNS]
-    assert everything(app) == before
+    assert everything(services_of(app)) == before
     assert trail(app, since) == []
 
 
@@ -493,13 +492,13 @@ def test_a_return_of_another_shape_says_what_to_send(
 def test_what_others_deactivated_does_not_come_back_by_its_owner(
     app: APIFlask, client: FlaskClient, by: str
 ) -> None:
-    ann = make_person(app, "ann")
-    deactivate(app, ann.id, by=by)
+    ann = make_person(services_of(app), "ann")
+    deactivate(services_of(app), ann.id, by=by)
     refused = client.post(SIGN_IN, json=credentials(ann))
     assert refused.json is not None
     assert refused.json["code"] == "account_deactivated"
     token = refused.json["recovery_token"]
-    before, since = everything(app), mark(app)
+    before, since = everything(services_of(app)), mark(app)
 
     answers = [
         client.post(REACTIVATE, json=credentials(ann)),
@@ -511,14 +510,14 @@ def test_what_others_deactivated_does_not_come_back_by_its_owner(
     status = client.get(path(ann, "deletion"), headers=bearer(token))
     expected = owners_document(account_of(app, ann), deactivated_by=by, can_reactivate=False)
     assert status.json == expected
-    assert everything(app) == before
+    assert everything(services_of(app)) == before
     assert trail(app, since) == []
 
 
 def test_an_active_account_has_nothing_to_come_back_from(
     app: APIFlask, client: FlaskClient, bystander: Person
 ) -> None:
-    before = everything(app)
+    before = everything(services_of(app))
     tokens = [recovery_token(app, bystander), bystander.token]
 
     by_password = client.post(REACTIVATE, json=credentials(bystander))
@@ -526,12 +525,12 @@ def test_an_active_account_has_nothing_to_come_back_from(
 
     assert answer(by_password) == (409, NOT_DEACTIVATED)
     assert [answer(response) for response in by_token] == [(401, NOT_VALID)] * 2
-    assert everything(app) == before
+    assert everything(services_of(app)) == before
 
 
 def test_a_due_account_does_not_come_back(app: APIFlask, client: FlaskClient, ann: Person) -> None:
     promise(app, ann, purge_in=timedelta())
-    before, since = everything(app), mark(app)
+    before, since = everything(services_of(app)), mark(app)
 
     answers = [
         client.post(REACTIVATE, json=credentials(ann)),
@@ -540,7 +539,7 @@ def test_a_due_account_does_not_come_back(app: APIFlask, client: FlaskClient, an
     ]
 
     assert [answer(response) for response in answers] == [(409, GRACE_OVER)] * 3
-    assert everything(app) == before
+    assert everything(services_of(app)) == before
     assert trail(app, since) == []
 
 
@@ -611,9 +610,9 @@ def test_staff_give_back_whoever_deactivated_it(
     app: APIFlask, client: FlaskClient, sue: Person
 ) -> None:
     for by in ("owner", "staff", "operator"):
-        person = make_person(app, f"ann-{by}")
-        kept = belongings(app, person)
-        deactivate(app, person.id, by=by)
+        person = make_person(services_of(app), f"ann-{by}")
+        kept = belongings(services_of(app), person)
+        deactivate(services_of(app), person.id, by=by)
         since = mark(app)
 
         response = client.post(path(person, "reactivate"), headers=sue.auth)
@@ -635,17 +634,19 @@ def test_staff_give_back_whoever_deactivated_it(
         assert trail(app, since) == [
             ("account.reactivated", person.public_id, sue.public_id, "staff")
         ]
-        assert [one.subject for one in effects(app, "mail.reactivated")][-1] == person.public_id
+        assert [one.subject for one in effects(services_of(app), "mail.reactivated")][
+            -1
+        ] == person.public_id
         assert client.post(SIGN_IN, json=credentials(person)).status_code == 200
         assert answer(client.get("/api/profile/", headers=person.auth)) == (401, NOT_VALID)
-        assert belongings(app, person)["passwords"] == kept["passwords"]
+        assert belongings(services_of(app), person)["passwords"] == kept["passwords"]
 
 
 def test_staff_give_back_only_what_is_in_its_grace_period(
     app: APIFlask, client: FlaskClient, ann: Person, bystander: Person, sue: Person
 ) -> None:
     promise(app, ann, purge_in=timedelta())
-    before, since = everything(app), mark(app)
+    before, since = everything(services_of(app)), mark(app)
     urls = {
         path(ann, "reactivate"): (409, GRACE_OVER),
         path(bystander, "reactivate"): (409, NOT_DEACTIVATED),
@@ -657,7 +658,7 @@ def test_staff_give_back_only_what_is_in_its_grace_period(
     answers = {url: answer(client.post(url, headers=sue.auth)) for url in urls}
 
     assert answers == urls
-    assert everything(app) == before
+    assert everything(services_of(app)) == before
     assert trail(app, since) == []
 
 
@@ -678,8 +679,8 @@ def test_nobody_but_staff_does_what_is_for_staff(
     body: dict[str, str],
     headers: dict[str, str],
 ) -> None:
-    cat = make_person(app, "cat")
-    before, since = everything(app), mark(app)
+    cat = make_person(services_of(app), "cat")
+    before, since = everything(services_of(app)), mark(app)
 
     def call(person: Person, authorization: dict[str, str]) -> Answer:
         response = client.open(
@@ -695,7 +696,7 @@ def test_nobody_but_staff_does_what_is_for_staff(
     assert trail(app, since) == []
     assert call(cat, bystander.auth) == (403, NOT_AUTHORIZED)
     assert trail(app, since) == [("access.denied", cat.public_id, bystander.public_id, "owner")]
-    assert everything(app) == before
+    assert everything(services_of(app)) == before
 
 
 # What is promised
@@ -704,7 +705,7 @@ def test_nobody_but_staff_does_what_is_for_staff(
 def test_the_owner_sees_what_is_promised_by_either_token(
     app: APIFlask, client: FlaskClient, ann: Person
 ) -> None:
-    before, since = everything(app), mark(app)
+    before, since = everything(services_of(app)), mark(app)
     url, account = path(ann, "deletion"), account_of(app, ann)
 
     answers = [
@@ -723,7 +724,7 @@ def test_the_owner_sees_what_is_promised_by_either_token(
         assert response.headers["Content-Type"] == "application/json"
         assert response.headers["Cache-Control"] == "no-store"
         assert response.headers["ETag"] == answers[0].headers["ETag"]
-    assert everything(app) == before
+    assert everything(services_of(app)) == before
     assert trail(app, since) == []
 
 
@@ -738,7 +739,7 @@ def test_staff_see_more_and_the_owner_nothing_of_it(
     changed = {**sue.auth, "If-Match": "*"}
     client.patch(url, headers=changed, json={"reason": "asked on the phone"})
     run_sql(
-        app,
+        services_of(app),
         "INSERT INTO purge_failures (account_id, attempts, failed_at, retry_at, error)"
         " SELECT id, 3, deactivated_at, purge_at, 'IntegrityError' FROM accounts WHERE id = :id",
         id=ann.id,
@@ -768,7 +769,7 @@ def test_a_due_account_says_so_and_staff_see_why_it_is_still_there(
     promise(app, ann, purge_in=timedelta())
     account = account_of(app, ann)
     run_sql(
-        app,
+        services_of(app),
         "INSERT INTO purge_failures (account_id, attempts, failed_at, retry_at, error)"
         " SELECT id, 1, purge_at, purge_at, 'IntegrityError' FROM accounts WHERE id = :id",
         id=ann.id,
@@ -776,7 +777,7 @@ def test_a_due_account_says_so_and_staff_see_why_it_is_still_there(
 
     told = client.get(url, headers=owner)
     failing = client.get(url, headers=sue.auth)
-    run_sql(app, "UPDATE purge_failures SET attempts = 8")
+    run_sql(services_of(app), "UPDATE purge_failures SET attempts = 8")
     stuck = client.get(url, headers=sue.auth)
 
     due = {"state": "due", "can_reactivate": False}
@@ -789,10 +790,10 @@ def test_a_due_account_says_so_and_staff_see_why_it_is_still_there(
 def test_a_status_is_not_shown_to_a_token_of_another_kind_or_account(
     app: APIFlask, client: FlaskClient, ann: Person, bystander: Person, sue: Person
 ) -> None:
-    cat = make_person(app, "cat")
-    deactivate(app, cat.id)
+    cat = make_person(services_of(app), "cat")
+    deactivate(services_of(app), cat.id)
     url, wrong = path(ann, "deletion"), make_wrong_tokens(app, ann)
-    before, since = everything(app), mark(app)
+    before, since = everything(services_of(app)), mark(app)
 
     refused = {name: answer(client.get(url, headers=bearer(wrong[name]))) for name in wrong}
     unseen = [
@@ -813,7 +814,7 @@ def test_a_status_is_not_shown_to_a_token_of_another_kind_or_account(
         403,
         NOT_AUTHORIZED,
     )
-    assert everything(app) == before
+    assert everything(services_of(app)) == before
     assert trail(app, since) == [("access.denied", sue.public_id, bystander.public_id, "owner")]
 
 
@@ -850,8 +851,8 @@ def test_staff_move_the_purge_later_and_the_owner_is_told(
     assert response.headers["ETag"] != etag
     assert response.headers["ETag"] == etag_of(client, ann, sue)
     assert trail(app, since) == [("deletion.rescheduled", ann.public_id, sue.public_id, "staff")]
-    assert [one.subject for one in effects(app, "mail.date_moved")] == [ann.public_id]
-    reminders = [one.deliver_after for one in effects(app, "mail.reminder")]
+    assert [one.subject for one in effects(services_of(app), "mail.date_moved")] == [ann.public_id]
+    reminders = [one.deliver_after for one in effects(services_of(app), "mail.reminder")]
     assert sorted(reminders) == [later - timedelta(days=7), later - timedelta(days=1)]
     # A mailed link from before still opens the way back.
     assert client.post(REACTIVATE, json=credentials(ann)).status_code == 200
@@ -886,7 +887,7 @@ def test_a_change_names_the_state_it_rests_on(
     owner = client.get(path(ann, "deletion"), headers=bearer(recovery_token(app, ann)))
     later = {"purge_at": time_on_the_wire(purge_time(app, ann) + timedelta(days=1))}
     reason = patch(client, ann, sue, etag, {"reason": "first"})
-    before, since = everything(app), mark(app)
+    before, since = everything(services_of(app)), mark(app)
 
     missing = [patch(client, ann, sue, given, later) for given in (None, "")]
     stale = [etag, '"0"', f"W/{reason.headers['ETag']}", owner.headers["ETag"]]
@@ -900,7 +901,7 @@ def test_a_change_names_the_state_it_rests_on(
             b'"code": "version_required"}',
         )
     assert [answer(response) for response in mismatched] == [(412, STALE)] * len(stale)
-    assert everything(app) == before
+    assert everything(services_of(app)) == before
     assert trail(app, since) == []
     several = patch(client, ann, sue, f'"0", {reason.headers["ETag"]}', later)
     assert several.status_code == 200
@@ -931,10 +932,10 @@ def test_a_purge_is_not_moved_earlier_nor_beyond_the_longest_grace_period(
     assert account.deactivated_at is not None
     assert account.purge_at is not None
     longest = lifecycle.whole_second(account.deactivated_at + timedelta(days=90))
-    before, since = everything(app), mark(app)
+    before, since = everything(services_of(app)), mark(app)
     wrong = [
         time_on_the_wire(account.purge_at - timedelta(seconds=1)),
-        time_on_the_wire(now(app)),
+        time_on_the_wire(now(services_of(app))),
         "0001-01-01T00:00:00Z",
         time_on_the_wire(longest + timedelta(seconds=1)),
         "9999-12-31T23:59:59.999999Z",
@@ -946,7 +947,7 @@ def test_a_purge_is_not_moved_earlier_nor_beyond_the_longest_grace_period(
     ]
 
     assert [answer(response) for response in refused] == [(422, BAD_SCHEDULE)] * len(wrong)
-    assert everything(app) == before
+    assert everything(services_of(app)) == before
     assert trail(app, since) == []
     last = patch(client, ann, sue, etag, {"purge_at": time_on_the_wire(longest)})
     assert last.status_code == 200
@@ -957,7 +958,7 @@ def test_a_due_purge_is_not_moved_but_its_reason_is_noted(
     app: APIFlask, client: FlaskClient, ann: Person, sue: Person
 ) -> None:
     purge_at = promise(app, ann, purge_in=timedelta())
-    etag, before = etag_of(client, ann, sue), everything(app)
+    etag, before = etag_of(client, ann, sue), everything(services_of(app))
     later = time_on_the_wire(purge_at + timedelta(days=1))
 
     refused = patch(client, ann, sue, etag, {"purge_at": later, "reason": "x"})
@@ -967,7 +968,7 @@ def test_a_due_purge_is_not_moved_but_its_reason_is_noted(
         b'{"error": "The account is due. Place a hold to suspend its purge.", '
         b'"code": "grace_over"}',
     )
-    assert everything(app) == before
+    assert everything(services_of(app)) == before
     assert patch(client, ann, sue, etag, {"reason": "x"}).status_code == 200
     assert purge_time(app, ann) == purge_at
 
@@ -985,7 +986,7 @@ def test_a_reason_is_stored_without_a_mail_and_without_its_words_in_the_trail(
     assert response.headers["ETag"] != etag
     assert (again.status_code, again.json) == (200, response.json)
     assert trail(app, since) == [("deletion.reason_changed", ann.public_id, sue.public_id, "staff")]
-    assert effects(app, "mail.date_moved") == []
+    assert effects(services_of(app), "mail.date_moved") == []
     client.post(path(ann, "reactivate"), headers=sue.auth)
     assert account_of(app, ann).reason is None
 
@@ -1017,13 +1018,13 @@ BAD_CHANGES: list[tuple[object, dict[str, object]]] = [
 def test_a_change_of_another_shape_says_what_to_send(
     app: APIFlask, client: FlaskClient, ann: Person, sue: Person
 ) -> None:
-    before, since = everything(app), mark(app)
+    before, since = everything(services_of(app)), mark(app)
 
     answers = [patch(client, ann, sue, "*", body) for body, _ in BAD_CHANGES]
 
     found = [(response.status_code, response.json) for response in answers]
     assert found == [(400, wanted) for _, wanted in BAD_CHANGES]
-    assert everything(app) == before
+    assert everything(services_of(app)) == before
     assert trail(app, since) == []
 
 
@@ -1044,7 +1045,7 @@ def test_the_owner_purges_at_once_with_mail_and_password(
     account = account_of(app, ann)
     assert response.json == owners_document(account, state="due", can_reactivate=False)
     assert response.headers["Cache-Control"] == "no-store"
-    assert promised <= now(app)
+    assert promised <= now(services_of(app))
     assert (again.status_code, again.json) == (202, response.json)
     assert purge_time(app, ann) == promised
     assert trail(app, since) == [
@@ -1055,7 +1056,7 @@ def test_the_owner_purges_at_once_with_mail_and_password(
         (409, GRACE_OVER)
     ] * 2
     assert services_of(app).sweep().purged_ids == [ann.id]
-    assert read_account(app, ann.id) is None
+    assert read_account(services_of(app), ann.id) is None
     gone = client.get(path(ann, "deletion"), headers=sue.auth)
     assert answer(gone) == (404, NOT_FOUND)
 
@@ -1063,11 +1064,11 @@ def test_the_owner_purges_at_once_with_mail_and_password(
 def test_the_owner_purges_only_with_both_mail_and_password(
     app: APIFlask, client: FlaskClient, ann: Person, bystander: Person
 ) -> None:
-    cat = make_person(app, "cat")
-    deactivate(app, cat.id)
+    cat = make_person(services_of(app), "cat")
+    deactivate(services_of(app), cat.id)
     url, mailed = path(ann, "purge"), bearer(mailed_token(app, ann))
     wrong = make_wrong_tokens(app, ann) | {"recovery": recovery_token(app, ann)}
-    before, since = everything(app), mark(app)
+    before, since = everything(services_of(app)), mark(app)
     password = {"password": PASSWORD}
 
     assert answer(client.post(url, json=password)) == (401, NO_TOKEN)
@@ -1089,14 +1090,14 @@ def test_the_owner_purges_only_with_both_mail_and_password(
     mistyped = client.post(url, headers=mailed, json={"password": "wrong"})
     assert answer(mistyped) == (403, WRONG_PASSWORD)
     assert trail(app, since) == [("confirmation.failed", ann.public_id, None, "anybody")]
-    assert everything(app) == before
+    assert everything(services_of(app)) == before
 
 
 def change_password(app: APIFlask, client: FlaskClient, person: Person) -> str:
     body = {"password": PASSWORD, "new_password": NEW_PASSWORD}
     response = client.post(path(person, "password"), headers=person.auth, json=body)
     assert response.status_code == 200
-    deactivate(app, person.id)
+    deactivate(services_of(app), person.id)
     return NEW_PASSWORD
 
 
@@ -1104,12 +1105,12 @@ def change_email(app: APIFlask, client: FlaskClient, person: Person) -> str:
     body = {"email": "new@example.org"}
     response = client.patch(path(person, "update"), headers=person.auth, json=body)
     assert response.status_code == 200
-    deactivate(app, person.id)
+    deactivate(services_of(app), person.id)
     return PASSWORD
 
 
 def reset_password(app: APIFlask, client: FlaskClient, person: Person) -> str:
-    deactivate(app, person.id)
+    deactivate(services_of(app), person.id)
     before = mailed_token(app, person)
     body = {"token": reset_token(app, person), "new_password": NEW_PASSWORD}
     response = client.post("/api/password-reset/confirm/", json=body)
@@ -1136,23 +1137,23 @@ def test_the_owner_does_not_purge_within_a_day_of_a_change(
     change: Callable[[APIFlask, FlaskClient, Person], str],
     changed_at: str,
 ) -> None:
-    ann = make_person(app, "ann")
+    ann = make_person(services_of(app), "ann")
     body = {"password": change(app, client, ann)}
     url, headers = path(ann, "purge"), bearer(mailed_token(app, ann))
-    before, since = everything(app), mark(app)
+    before, since = everything(services_of(app)), mark(app)
 
     at_once = client.post(url, headers=headers, json=body)
-    assert everything(app) == before
+    assert everything(services_of(app)) == before
     assert trail(app, since) == []
     day = timedelta(hours=24)
-    set_row(app, ann, **{changed_at: now(app) - day + timedelta(minutes=10)})
+    set_row(app, ann, **{changed_at: now(services_of(app)) - day + timedelta(minutes=10)})
     almost = client.post(url, headers=headers, json=body)
-    set_row(app, ann, **{changed_at: now(app) - day})
+    set_row(app, ann, **{changed_at: now(services_of(app)) - day})
     later = client.post(url, headers=headers, json=body)
 
     assert [answer(at_once), answer(almost)] == [(409, RECENT_CHANGE)] * 2
     assert later.status_code == 202
-    cat = make_person(app, "cat")
+    cat = make_person(services_of(app), "cat")
     change_password(app, client, cat)
     by_staff = client.post(path(cat, "purge"), headers=sue.auth, json={"confirm": "cat"})
     assert by_staff.status_code == 202
@@ -1162,7 +1163,7 @@ def test_staff_purge_at_once_by_repeating_the_username(
     app: APIFlask, client: FlaskClient, ann: Person, sue: Person
 ) -> None:
     url, since = path(ann, "purge"), mark(app)
-    before = everything(app)
+    before = everything(services_of(app))
 
     for body in ({}, {"confirm": "Ann"}, {"confirm": "sue"}, {"password": PASSWORD}):
         wrong = client.post(url, headers=sue.auth, json=body)
@@ -1170,7 +1171,7 @@ def test_staff_purge_at_once_by_repeating_the_username(
         assert wrong.json == {"confirm": ["Repeat the username of the account."]}
     blank = client.post(url, headers=sue.auth, json={"confirm": ""})
     assert (blank.status_code, blank.json) == (400, {"confirm": ["This field may not be blank."]})
-    assert everything(app) == before
+    assert everything(services_of(app)) == before
     assert trail(app, since) == []
     right = client.post(url, headers=sue.auth, json={"confirm": "ann"})
 
@@ -1187,7 +1188,7 @@ def test_nobody_purges_at_once_what_is_active_or_not_theirs(
     app: APIFlask, client: FlaskClient, bystander: Person, sue: Person
 ) -> None:
     body = {"confirm": "bob", "password": PASSWORD}
-    before, since = everything(app), mark(app)
+    before, since = everything(services_of(app)), mark(app)
 
     by_staff = client.post(path(bystander, "purge"), headers=sue.auth, json=body)
     by_owner = client.post(path(bystander, "purge"), headers=bystander.auth, json=body)
@@ -1198,7 +1199,7 @@ def test_nobody_purges_at_once_what_is_active_or_not_theirs(
     assert answer(by_owner) == (404, NOT_FOUND)
     assert answer(by_other) == (403, NOT_AUTHORIZED)
     assert answer(nowhere) == (404, NOT_FOUND)
-    assert everything(app) == before
+    assert everything(services_of(app)) == before
     assert trail(app, since) == [("access.denied", sue.public_id, bystander.public_id, "owner")]
 
 
@@ -1207,11 +1208,11 @@ def test_a_hold_stops_the_staff_and_is_hidden_from_the_owner(
 ) -> None:
     hold = client.post(path(ann, "holds"), headers=sue.auth, json={"reason": "a court"})
     assert hold.status_code == 201
-    before, since = everything(app), mark(app)
+    before, since = everything(services_of(app)), mark(app)
     mailed = bearer(mailed_token(app, ann))
 
     by_staff = client.post(path(ann, "purge"), headers=sue.auth, json={"confirm": "ann"})
-    assert everything(app) == before
+    assert everything(services_of(app)) == before
     assert trail(app, since) == []
     by_owner = client.post(path(ann, "purge"), headers=mailed, json={"password": PASSWORD})
 
@@ -1257,7 +1258,7 @@ def test_there_is_no_moment_in_which_both_return_and_purge_are_allowed(
     assert purges(purge_at - tick) is False
     assert account_of(app, ann).purge_at == purge_at
     assert purges(purge_at) is True
-    assert read_account(app, ann.id) is None
+    assert read_account(services_of(app), ann.id) is None
 
 
 def test_a_purge_a_microsecond_later_is_allowed_too(app: APIFlask, ann: Person) -> None:
@@ -1297,21 +1298,21 @@ def waiving(app: APIFlask, person: Person) -> Call:
 
 def test_one_token_used_twice_at_once_works_once(app: APIFlask) -> None:
     for number in range(4):
-        ann = make_person(app, f"ann{number}")
-        deactivate(app, ann.id)
+        ann = make_person(services_of(app), f"ann{number}")
+        deactivate(services_of(app), ann.id)
         token = recovery_token(app, ann)
 
         answers = at_once(coming_back(app, token), coming_back(app, token))
 
         assert sorted(response.status_code for response in answers) == [200, 401]
         assert account_of(app, ann).is_active
-    assert len(events(app, "account.reactivated")) == 4
+    assert len(events(services_of(app), "account.reactivated")) == 4
 
 
 def test_a_return_and_a_purge_at_once_do_not_both_happen(app: APIFlask) -> None:
     for number in range(4):
-        ann = make_person(app, f"ann{number}")
-        deactivate(app, ann.id)
+        ann = make_person(services_of(app), f"ann{number}")
+        deactivate(services_of(app), ann.id)
         token = recovery_token(app, ann)
 
         returned, purged = at_once(coming_back(app, token), waiving(app, ann))
@@ -1319,7 +1320,9 @@ def test_a_return_and_a_purge_at_once_do_not_both_happen(app: APIFlask) -> None:
         statuses = (returned.status_code, purged.status_code)
         assert statuses in ((200, 401), (409, 202))
         assert account_of(app, ann).is_active is (returned.status_code == 200)
-    done = len(events(app, "account.reactivated")) + len(events(app, "deletion.purge_requested"))
+    done = len(events(services_of(app), "account.reactivated")) + len(
+        events(services_of(app), "deletion.purge_requested")
+    )
     assert done == 4
 
 

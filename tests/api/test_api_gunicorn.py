@@ -14,17 +14,10 @@ from http.client import HTTPConnection
 import pytest
 from apiflask import APIFlask
 
-from tests.support.factories import (
-    Person,
-    belongings,
-    make_person,
-    new_name,
-    png,
-    read_account,
-    services_of,
-)
+from tests.support.factories import Person, make_person, new_name, png, services_of
 from tests.support.processes import Running, client_of, environment, eventually, is_ready
 from tests.support.servers import free_port
+from tests.support.state import belongings, read_account
 
 
 @pytest.fixture(scope="module")
@@ -68,12 +61,12 @@ def server(gunicorn: tuple[Running, int]) -> tuple[str, int]:
 
 @pytest.fixture
 def ann(app: APIFlask) -> Person:
-    return make_person(app, new_name("ann"))
+    return make_person(services_of(app), new_name("ann"))
 
 
 @pytest.fixture
 def bob(app: APIFlask) -> Person:
-    return make_person(app, new_name("bob"))
+    return make_person(services_of(app), new_name("bob"))
 
 
 class Wire:
@@ -118,7 +111,7 @@ def request(method: str, path: str, person: Person, body: bytes | None = None, *
 def test_the_204_has_no_byte_after_its_headers(
     app: APIFlask, server: tuple[str, int], ann: Person, bob: Person
 ) -> None:
-    before = belongings(app, bob)
+    before = belongings(services_of(app), bob)
 
     with Wire(server) as wire:
         # The second answer must begin right after the first one's headers.
@@ -134,7 +127,7 @@ def test_the_204_has_no_byte_after_its_headers(
     assert len(names) == len(set(names))
     assert following == 200
     assert f'"id": {bob.id}'.encode() in body
-    assert belongings(app, bob) == before
+    assert belongings(services_of(app), bob) == before
 
 
 @pytest.mark.parametrize("size", [10, 30_000])
@@ -219,7 +212,7 @@ def test_a_client_that_sends_6_megabytes_reads_its_413(
 
     assert status == 413
     assert b"5 MiB" in answer
-    account = read_account(app, ann.id)
+    account = read_account(services_of(app), ann.id)
     assert account is not None
     assert account.avatar_key == ann.avatar
 

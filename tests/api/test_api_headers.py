@@ -10,7 +10,7 @@ from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
 from tests.conftest import NewApp
-from tests.support.factories import Person, make_person, new_name
+from tests.support.factories import Person, make_person, new_name, services_of
 
 ORIGIN = "http://localhost:3000"
 EXPOSED = "Sunset, Link, ETag, Location, Retry-After, Preference-Applied, X-Request-ID"
@@ -23,12 +23,12 @@ def app(shared_app: APIFlask) -> APIFlask:
 
 @pytest.fixture
 def ann(app: APIFlask) -> Person:
-    return make_person(app, new_name("ann"))
+    return make_person(services_of(app), new_name("ann"))
 
 
 @pytest.fixture
 def bob(app: APIFlask) -> Person:
-    return make_person(app, new_name("bob"))
+    return make_person(services_of(app), new_name("bob"))
 
 
 def preflight(client: FlaskClient, path: str, origin: str = ORIGIN) -> TestResponse:

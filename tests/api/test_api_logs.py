@@ -15,14 +15,8 @@ from flask.testing import FlaskClient
 
 from accountsvc import logs
 from tests.conftest import NewApp
-from tests.support.factories import (
-    PASSWORD,
-    Person,
-    deactivate,
-    make_person,
-    now,
-    services_of,
-)
+from tests.support.factories import PASSWORD, Person, deactivate, make_person, services_of
+from tests.support.moments import now
 
 
 @pytest.fixture
@@ -62,16 +56,16 @@ def test_a_request_names_whose_account_it_is_about(
     app: APIFlask, client: FlaskClient, ann: Person, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """After a restore the log tells who had come back, and by whom."""
-    sue = make_person(app, "sue", staff=True)
+    sue = make_person(services_of(app), "sue", staff=True)
     capsys.readouterr()
     client.post("/api/sign-in/", json={"email": ann.email, "password": PASSWORD})
     client.post(f"/api/profile/{ann.id}/holds/", headers=sue.auth, json={"reason": "x"})
     for how in ("password", "token"):
-        account = deactivate(app, ann.id)
-        token = services_of(app).tokens.recovery(account, now=now(app))
+        account = deactivate(services_of(app), ann.id)
+        token = services_of(app).tokens.recovery(account, now=now(services_of(app)))
         body = {"email": ann.email, "password": PASSWORD} if how == "password" else {"token": token}
         client.post("/api/profile/reactivate/", json=body)
-    deactivate(app, ann.id, by="staff")
+    deactivate(services_of(app), ann.id, by="staff")
     client.post(f"/api/profile/{ann.id}/reactivate/", headers=sue.auth)
 
     said = [(one["status"], one["caller"], one["subject"]) for one in lines(capsys)]
@@ -169,7 +163,7 @@ def test_a_person_sees_what_was_asked_and_by_whom(
     capsys: pytest.CaptureFixture[str],
     console: None,
 ) -> None:
-    sue = make_person(app, "sue", staff=True)
+    sue = make_person(services_of(app), "sue", staff=True)
     capsys.readouterr()
 
     client.get("/healthz")

@@ -45,7 +45,7 @@ def test_a_deactivated_accounts_avatar_is_gone_at_once_and_the_bystanders_stays(
     path = f"/media/avatars/{ann.avatar}"
     etag = client.get(path).headers["ETag"]
 
-    deactivate(app, ann.id)
+    deactivate(services_of(app), ann.id)
 
     for headers in ({}, {"If-None-Match": etag}):
         response = client.get(path, headers=headers)

@@ -21,14 +21,14 @@ from tests.support.factories import (
     Person,
     deactivate,
     dispose,
-    everything,
     make_app,
     make_due,
-    now,
     run_sql,
     services_of,
 )
+from tests.support.moments import now
 from tests.support.servers import free_port
+from tests.support.state import everything
 
 LONG_AGO = "2026-01-01 00:00:00.000000"
 READY = {"status": "ready", "database": "ok", "schema": "ok", "ledger": "ok"}
@@ -44,7 +44,7 @@ def _ask_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
 def ledgered(app: APIFlask, person: Person) -> None:
     """Write *person* into the ledger, as if a backup from before the purge had been restored."""
     line = {"public_id": str(person.public_id)}
-    services_of(app).ledger.append(str(person.public_id), [line], at=now(app))
+    services_of(app).ledger.append(str(person.public_id), [line], at=now(services_of(app)))
 
 
 def metrics(client: FlaskClient) -> dict[tuple[str, tuple[str, ...]], float]:
@@ -84,7 +84,7 @@ def test_nobody_is_served_on_an_older_schema(client: FlaskClient, database_url: 
 def test_a_newer_schema_is_served_while_a_new_version_is_rolled_out(
     app: APIFlask, client: FlaskClient
 ) -> None:
-    run_sql(app, "UPDATE alembic_version SET version_num = 'later'")
+    run_sql(services_of(app), "UPDATE alembic_version SET version_num = 'later'")
 
     assert client.get("/readyz").json == READY
 
@@ -113,8 +113,8 @@ def test_nobody_is_purged_by_time_while_purged_people_are_back(
 ) -> None:
     """Who is due may have come back, or be under a hold, since the backup."""
     ledgered(app, ann)
-    make_due(app, bob)
-    before = everything(app)
+    make_due(services_of(app), bob)
+    before = everything(services_of(app))
 
     with pytest.raises(brake.PurgedAreBack):
         services_of(app).sweep()
@@ -122,7 +122,7 @@ def test_nobody_is_purged_by_time_while_purged_people_are_back(
         refused = app.test_cli_runner().invoke(args=["accounts", "purge", *words, "--yes"])
         assert refused.exit_code == 1
         assert "Run `ledger replay` first. Nothing was changed." in refused.stderr
-    assert everything(app) == before
+    assert everything(services_of(app)) == before
 
     # when: replayed
     result = app.test_cli_runner().invoke(args=["ledger", "replay", "--yes"])
@@ -186,7 +186,7 @@ def test_a_dead_database_is_said_and_everything_else_still_answers(tmp_path: Pat
 def test_status_counts_and_says_when_was_swept(
     app: APIFlask, client: FlaskClient, ann: Person, bob: Person
 ) -> None:
-    make_due(app, ann, since=LONG_AGO)
+    make_due(services_of(app), ann, since=LONG_AGO)
 
     before = client.get("/statusz").json
     services_of(app).sweep()
@@ -211,7 +211,7 @@ def test_sweeps_that_stopped_are_late_though_nothing_is_due(
     app: APIFlask, client: FlaskClient
 ) -> None:
     services_of(app).sweep()
-    run_sql(app, "UPDATE sweep_marks SET at = :then", then=LONG_AGO)
+    run_sql(services_of(app), "UPDATE sweep_marks SET at = :then", then=LONG_AGO)
 
     status = client.get("/statusz").json
 
@@ -235,8 +235,8 @@ def test_a_pause_is_shown_and_is_no_fault(app: APIFlask, client: FlaskClient) ->
 def test_a_stuck_account_is_loud_but_the_web_serves(
     app: APIFlask, client: FlaskClient, ann: Person
 ) -> None:
-    make_due(app, ann, since=LONG_AGO)
-    run_sql(app, "INSERT INTO purge_failures (account_id, attempts, failed_at, retry_at, error)"
+    make_due(services_of(app), ann, since=LONG_AGO)
+    run_sql(services_of(app), "INSERT INTO purge_failures (account_id, attempts, failed_at, retry_at, error)"
             " VALUES (:id, 8, :then, :then, 'IntegrityError')", then=LONG_AGO, id=ann.id)  # fmt: skip
 
     status = client.get("/statusz").json
@@ -291,7 +291,7 @@ def test_requests_are_counted_by_route_and_name_nobody(client: FlaskClient, ann:
 
 
 def test_metrics_show_what_is_due_and_owed(app: APIFlask, client: FlaskClient, ann: Person) -> None:
-    deactivate(app, ann.id)
+    deactivate(services_of(app), ann.id)
 
     shown = metrics(client)
 

@@ -19,24 +19,20 @@ from tests.support.factories import (
     Person,
     access_token,
     bearer,
-    belongings,
     deactivate,
-    effects,
-    events,
-    everything,
     png,
-    read_account,
     services_of,
 )
+from tests.support.state import belongings, effects, events, everything, read_account
 
 NEW_PASSWORD = "another horse, another battery"
 
 
 @pytest.fixture(autouse=True)
 def bystander(app: APIFlask, bob: Person) -> Iterator[Person]:
-    before = belongings(app, bob)
+    before = belongings(services_of(app), bob)
     yield bob
-    assert belongings(app, bob) == before
+    assert belongings(services_of(app), bob) == before
 
 
 def update_url(account_id: object) -> str:
@@ -61,7 +57,7 @@ def upload(client: FlaskClient, person: Person, image: bytes, **fields: str) -> 
 def test_the_profile_is_the_tokens_whatever_the_body(
     app: APIFlask, client: FlaskClient, ann: Person
 ) -> None:
-    account = read_account(app, ann.id)
+    account = read_account(services_of(app), ann.id)
     assert account is not None
     bodies = [b"", b"null", b"5", b"{", b"\xff", b'{"id": 1}', b"x" * 100_000]
 
@@ -107,12 +103,12 @@ def test_the_given_fields_change_and_the_others_stay(
 def test_nobody_promotes_themselves(
     app: APIFlask, client: FlaskClient, ann: Person, bystander: Person
 ) -> None:
-    before = read_account(app, ann.id)
+    before = read_account(services_of(app), ann.id)
     body = {"is_staff": True, "id": bystander.id, "user": bystander.id, "avatar": "/etc/passwd"}
 
     response = client.patch(update_url(ann.id), headers=ann.auth, json=body)
 
-    after = read_account(app, ann.id)
+    after = read_account(services_of(app), ann.id)
     assert response.status_code == 200
     assert before is not None
     assert after is not None
@@ -120,7 +116,7 @@ def test_nobody_promotes_themselves(
 
 
 def test_a_bad_field_changes_nothing(app: APIFlask, client: FlaskClient, ann: Person) -> None:
-    before = everything(app)
+    before = everything(services_of(app))
     bad: list[dict[str, Any]] = [
         {"email": "bob@EXAMPLE.org"},
         {"username": "BOB"},
@@ -142,7 +138,7 @@ def test_a_bad_field_changes_nothing(app: APIFlask, client: FlaskClient, ann: Pe
         (sentences,) = response.json.values()
         assert set(response.json) <= set(changes)
         assert all(sentences)
-    assert everything(app) == before
+    assert everything(services_of(app)) == before
 
 
 @pytest.mark.parametrize("call", ["update", "password"])
@@ -162,7 +158,7 @@ def test_who_may_not_write_is_told_before_the_body_is_read(
     assert answer(ann.id, bystander.auth) == (403, NOT_AUTHORIZED)
     # Staff could else take an account over by its e-mail address, and so open the vault.
     assert answer(ann.id, sue.auth) == (403, NOT_AUTHORIZED)
-    deactivate(app, ann.id)
+    deactivate(services_of(app), ann.id)
     assert answer(ann.id, bystander.auth) == (404, NOT_FOUND)
     assert answer(ann.id, sue.auth) == (403, NOT_AUTHORIZED)
     assert answer(ann.id, ann.auth)[0] == 401
@@ -172,9 +168,9 @@ def test_who_may_not_write_is_told_before_the_body_is_read(
 
 
 def not_fresh(app: APIFlask, person: Person) -> dict[str, str]:
-    account = read_account(app, person.id)
+    account = read_account(services_of(app), person.id)
     assert account is not None
-    return bearer(access_token(app, account, fresh=False))
+    return bearer(access_token(services_of(app), account, fresh=False))
 
 
 @pytest.mark.parametrize("mode", ["fresh", "password", "none"])
@@ -184,11 +180,11 @@ def test_another_e_mail_needs_a_fresh_token_or_the_password_whatever_the_setting
     client = new_app(DELETION_CONFIRMATION=mode).test_client()
     headers = not_fresh(app, ann)
     url, email = update_url(ann.id), "new@example.org"
-    before = everything(app)
+    before = everything(services_of(app))
 
     without = client.patch(url, headers=headers, json={"email": email})
     wrong = client.patch(url, headers=headers, json={"email": email, "password": "wrong"})
-    unchanged = everything(app) == before
+    unchanged = everything(services_of(app)) == before
     right = client.patch(url, headers=headers, json={"email": email, "password": PASSWORD})
 
     assert without.status_code == 401
@@ -209,8 +205,8 @@ def test_a_fresh_token_changes_the_e_mail_and_the_old_address_is_told(
     response = client.patch(update_url(ann.id), headers=ann.auth, json={"email": "new@example.org"})
 
     assert response.status_code == 200
-    assert len(events(app, "account.email_changed")) == 1
-    told = effects(app, "mail.address_changed")
+    assert len(events(services_of(app), "account.email_changed")) == 1
+    told = effects(services_of(app), "mail.address_changed")
     assert [one.payload["address"] for one in told] == ["ann@example.org"]
 
 
@@ -242,7 +238,7 @@ def test_an_uploaded_avatar_is_encoded_anew_and_served(
     assert b"GPS" not in served.data
     with Image.open(BytesIO(served.data)) as shown:
         assert (shown.format, shown.size) == ("WEBP", (512, 512))
-    assert [one.payload["key"] for one in effects(app, "file.delete")] == [ann.avatar]
+    assert [one.payload["key"] for one in effects(services_of(app), "file.delete")] == [ann.avatar]
 
 
 @pytest.mark.parametrize(
@@ -253,39 +249,39 @@ def test_an_uploaded_avatar_is_encoded_anew_and_served(
 def test_what_is_no_image_changes_nothing(
     app: APIFlask, client: FlaskClient, ann: Person, image: bytes
 ) -> None:
-    before = everything(app)
+    before = everything(services_of(app))
 
     response = upload(client, ann, image, first_name="Changed")
 
     assert response.status_code == 400
     assert list(response.json) == ["avatar"]
-    assert everything(app) == before
+    assert everything(services_of(app)) == before
 
 
 def test_a_bad_field_beside_a_good_image_changes_nothing(
     app: APIFlask, client: FlaskClient, ann: Person
 ) -> None:
-    before = everything(app)
+    before = everything(services_of(app))
 
     response = upload(client, ann, png(), number_phone="call me")
 
     assert response.status_code == 400
     assert list(response.json) == ["number_phone"]
-    assert everything(app) == before
+    assert everything(services_of(app)) == before
 
 
 @pytest.mark.parametrize("size", [5 * 1024 * 1024 + 1, 6_000_000, 60_000_000])
 def test_too_big_an_avatar_is_413(
     app: APIFlask, client: FlaskClient, ann: Person, size: int
 ) -> None:
-    before = everything(app)
+    before = everything(services_of(app))
 
     response = upload(client, ann, png() + bytes(size))
 
     assert response.status_code == 413
     assert response.json["code"] in {"image_too_large", "too_large"}
     assert "5 MiB" in response.json["error"]
-    assert everything(app) == before
+    assert everything(services_of(app)) == before
 
 
 def test_an_avatar_of_just_5_mebibytes_is_taken(client: FlaskClient, ann: Person) -> None:
@@ -336,7 +332,7 @@ def test_a_file_input_that_was_left_empty_keeps_the_avatar(
 def test_two_avatars_at_once_are_one_too_many(
     app: APIFlask, client: FlaskClient, ann: Person
 ) -> None:
-    before = everything(app)
+    before = everything(services_of(app))
 
     response = client.put(
         update_url(ann.id),
@@ -346,7 +342,7 @@ def test_two_avatars_at_once_are_one_too_many(
 
     assert response.status_code == 400
     assert response.json == {"avatar": ["Send this field once."]}
-    assert everything(app) == before
+    assert everything(services_of(app)) == before
 
 
 def test_an_upload_leaves_no_temporary_file(
@@ -372,7 +368,7 @@ def test_a_store_that_is_down_is_unavailable_and_the_avatar_stays(
     assert response.status_code == 503
     assert response.json["code"] == "unavailable"
     assert response.headers["Retry-After"] == "5"
-    account = read_account(app, ann.id)
+    account = read_account(services_of(app), ann.id)
     assert account is not None
     assert account.avatar_key == ann.avatar
 
@@ -412,12 +408,12 @@ def test_a_changed_password_ends_every_other_session(
 def test_a_refused_change_of_the_password_changes_nothing(
     app: APIFlask, client: FlaskClient, ann: Person, body: dict[str, str], status: int
 ) -> None:
-    before = everything(app)
+    before = everything(services_of(app))
 
     response = client.post(f"/api/profile/{ann.id}/password/", headers=ann.auth, json=body)
 
     assert response.status_code == status
-    assert everything(app) == before
+    assert everything(services_of(app)) == before
 
 
 def test_the_old_avatars_file_goes_with_the_outbox(

@@ -23,18 +23,15 @@ from tests.conftest import NewApp
 from tests.support.factories import (
     Person,
     bearer,
-    belongings,
     deactivate,
-    effects,
-    events,
     make_account,
     make_person,
-    now,
     png,
-    read_account,
     run_sql,
     services_of,
 )
+from tests.support.moments import now
+from tests.support.state import belongings, effects, events, read_account
 
 ROUNDS = 8
 
@@ -43,9 +40,9 @@ Call = Callable[[], TestResponse]
 
 @pytest.fixture(autouse=True)
 def bystander(app: APIFlask, bob: Person) -> Iterator[Person]:
-    before = belongings(app, bob)
+    before = belongings(services_of(app), bob)
     yield bob
-    assert belongings(app, bob) == before
+    assert belongings(services_of(app), bob) == before
 
 
 def at_once(*calls: Call) -> list[TestResponse]:
@@ -76,7 +73,7 @@ def deletion(app: APIFlask, account_id: int, token: str) -> Call:
 
 def test_two_deletions_by_the_owner_make_one_schedule(app: APIFlask) -> None:
     for number in range(ROUNDS):
-        ann = make_person(app, f"ann{number}")
+        ann = make_person(services_of(app), f"ann{number}")
 
         answers = at_once(*[deletion(app, ann.id, ann.token) for _ in range(2)])
 
@@ -84,13 +81,13 @@ def test_two_deletions_by_the_owner_make_one_schedule(app: APIFlask) -> None:
         assert statuses in ([204, 204], [204, 401])
         sunsets = {one.headers["Sunset"] for one in answers if one.status_code == 204}
         assert len(sunsets) == 1
-    assert len(events(app, "account.deactivated")) == ROUNDS
-    assert len(effects(app, "mail.scheduled")) == ROUNDS
+    assert len(events(services_of(app), "account.deactivated")) == ROUNDS
+    assert len(effects(services_of(app), "mail.scheduled")) == ROUNDS
 
 
 def test_owner_and_staff_at_once_make_one_schedule(app: APIFlask, sue: Person) -> None:
     for number in range(ROUNDS):
-        ann = make_person(app, f"ann{number}")
+        ann = make_person(services_of(app), f"ann{number}")
 
         by_owner, by_staff = at_once(
             deletion(app, ann.id, ann.token), deletion(app, ann.id, sue.token)
@@ -98,20 +95,22 @@ def test_owner_and_staff_at_once_make_one_schedule(app: APIFlask, sue: Person) -
 
         assert by_owner.status_code in {204, 401}
         assert by_staff.status_code == 204
-        account = read_account(app, ann.id)
+        account = read_account(services_of(app), ann.id)
         assert account is not None
         assert account.deactivated_by == ("owner" if by_owner.status_code == 204 else "staff")
-    assert len(events(app, "account.deactivated")) == ROUNDS
+    assert len(events(services_of(app), "account.deactivated")) == ROUNDS
 
 
 def test_two_staff_deleting_each_other_leave_one(app: APIFlask) -> None:
     survivor = None
     for number in range(ROUNDS):
-        pair = [make_account(app, f"{name}{number}", staff=True) for name in ("sam", "sue")]
+        pair = [
+            make_account(services_of(app), f"{name}{number}", staff=True) for name in ("sam", "sue")
+        ]
         if survivor is not None:
-            deactivate(app, survivor, by="operator")
+            deactivate(services_of(app), survivor, by="operator")
         one, other = (account.id for account in pair)
-        made, moment = services_of(app), now(app)
+        made, moment = services_of(app), now(services_of(app))
         tokens = [made.tokens.access(account, now=moment, fresh=True) for account in pair]
 
         answers = at_once(deletion(app, other, tokens[0]), deletion(app, one, tokens[1]))
@@ -119,7 +118,7 @@ def test_two_staff_deleting_each_other_leave_one(app: APIFlask) -> None:
         # The later one finds the account of its own token deactivated, or itself the last.
         statuses = sorted(answer.status_code for answer in answers)
         assert statuses in ([204, 401], [204, 409])
-        left = [read_account(app, account_id) for account_id in (one, other)]
+        left = [read_account(services_of(app), account_id) for account_id in (one, other)]
         active = [account.id for account in left if account is not None and account.is_active]
         assert len(active) == 1
         survivor = active[0]
@@ -128,9 +127,11 @@ def test_two_staff_deleting_each_other_leave_one(app: APIFlask) -> None:
 def test_two_staff_deleting_themselves_leave_one(app: APIFlask) -> None:
     survivor = None
     for number in range(ROUNDS):
-        pair = [make_person(app, f"{name}{number}", staff=True) for name in ("sam", "sue")]
+        pair = [
+            make_person(services_of(app), f"{name}{number}", staff=True) for name in ("sam", "sue")
+        ]
         if survivor is not None:
-            deactivate(app, survivor, by="operator")
+            deactivate(services_of(app), survivor, by="operator")
 
         answers = at_once(*[deletion(app, person.id, person.token) for person in pair])
 
@@ -158,7 +159,7 @@ def delete_while_writing(app: APIFlask, ann: Person) -> None:
 
     assert deleted.status_code == 204
     assert {answer.status_code for answer in others} <= {200, 201, 401}
-    account = read_account(app, ann.id)
+    account = read_account(services_of(app), ann.id)
     assert account is not None
     assert not account.is_active
 
@@ -167,7 +168,7 @@ def test_nothing_that_is_written_meanwhile_outlives_the_purge(
     new_app: NewApp, app: APIFlask, bystander: Person
 ) -> None:
     impatient = new_app(GRACE_PERIOD="0s")
-    people = [make_person(app, f"ann{number}") for number in range(ROUNDS)]
+    people = [make_person(services_of(app), f"ann{number}") for number in range(ROUNDS)]
     for ann in people:
         delete_while_writing(impatient, ann)
     time.sleep(1.1)
@@ -175,10 +176,12 @@ def test_nothing_that_is_written_meanwhile_outlives_the_purge(
 
     assert made.sweep().purged == ROUNDS
     # What an upload that lost owes would be deleted an hour after it began.
-    run_sql(app, "UPDATE outbox SET deliver_after = created_at WHERE kind = 'file.delete'")
+    run_sql(
+        services_of(app), "UPDATE outbox SET deliver_after = created_at WHERE kind = 'file.delete'"
+    )
     made.deliver(seconds=30)
 
-    assert all(read_account(app, ann.id) is None for ann in people)
+    assert all(read_account(services_of(app), ann.id) is None for ann in people)
     assert [key for key, _ in made.avatars.listing()] == [bystander.avatar]
     ids = [ann.id for ann in people]
     count = select(func.count()).where(SavedPassword.account_id.in_(ids))
@@ -192,7 +195,7 @@ def test_a_grace_period_of_zero_promises_no_earlier_than_now(
 ) -> None:
     deletion(new_app(GRACE_PERIOD="0s"), ann.id, ann.token)()
 
-    account = read_account(app, ann.id)
+    account = read_account(services_of(app), ann.id)
     assert account is not None
     assert account.purge_at is not None
     assert account.deactivated_at is not None
@@ -203,17 +206,17 @@ def test_who_waits_for_the_row_until_the_grace_period_is_over_comes_too_late(
     app: APIFlask, ann: Person
 ) -> None:
     """The clock that counts is that under the lock."""
-    made = services_of(app)
-    account = deactivate(app, ann.id, grace=timedelta(seconds=1))
+    services = services_of(app)
+    account = deactivate(services, ann.id, grace=timedelta(seconds=1))
     assert account.purge_at is not None
-    token = made.tokens.recovery(account, now=now(app))
+    token = services.tokens.recovery(account, now=now(services))
     answers: list[TestResponse] = []
 
     def come_back() -> None:
         answers.append(app.test_client().post("/api/profile/reactivate/", json={"token": token}))
 
     thread = threading.Thread(target=come_back)
-    with made.writing() as session:
+    with services.writing() as session:
         rows.lock(session, ann.id)
         thread.start()
         while database_now(session) <= account.purge_at:
@@ -223,4 +226,4 @@ def test_who_waits_for_the_row_until_the_grace_period_is_over_comes_too_late(
     assert [answer.status_code for answer in answers] == [409]
     assert answers[0].json is not None
     assert answers[0].json["code"] == "grace_over"
-    assert made.sweep().purged_ids == [ann.id]
+    assert services.sweep().purged_ids == [ann.id]

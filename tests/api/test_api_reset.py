@@ -16,22 +16,17 @@ from accountsvc.db.models import Account
 from accountsvc.db.rows import find
 from tests.api.answers import NOT_VALID
 from tests.support.factories import (
-    ATTEMPTS,
     PASSWORD,
     Person,
     access_token,
     bearer,
-    belongings,
     deactivate,
-    effects,
-    events,
-    everything,
     make_account,
-    now,
-    read_account,
     services_of,
 )
+from tests.support.moments import now
 from tests.support.smtp import text_of
+from tests.support.state import ATTEMPTS, belongings, effects, events, everything, read_account
 
 NEW_PASSWORD = "nine purple otters sing"
 ASK, CONFIRM = "/api/password-reset/", "/api/password-reset/confirm/"
@@ -41,13 +36,13 @@ HOUR = timedelta(hours=1)
 
 
 def account_of(app: APIFlask, person: Person) -> Account:
-    account = read_account(app, person.id)
+    account = read_account(services_of(app), person.id)
     assert account is not None
     return account
 
 
 def reset_token(app: APIFlask, person: Person, *, age: timedelta = timedelta()) -> str:
-    made_at = now(app) - age
+    made_at = now(services_of(app)) - age
     return services_of(app).tokens.password_reset(account_of(app, person), now=made_at)
 
 
@@ -73,7 +68,7 @@ def write(app: APIFlask, account_id: int, **values: Any) -> None:
 
 
 def end_grace(app: APIFlask, account_id: int) -> None:
-    purge_at = now(app).replace(microsecond=0)
+    purge_at = now(services_of(app)).replace(microsecond=0)
     write(app, account_id, deactivated_at=purge_at - timedelta(days=14), purge_at=purge_at)
 
 
@@ -93,9 +88,9 @@ def mails(app: APIFlask) -> dict[str, list[str]]:
 def test_the_answer_is_the_same_for_every_e_mail_and_only_a_known_one_is_written_to(
     app: APIFlask, client: FlaskClient, ann: Person, bob: Person
 ) -> None:
-    away, due = make_account(app, "cid"), make_account(app, "dan")
+    away, due = make_account(services_of(app), "cid"), make_account(services_of(app), "dan")
     for account in (away, due):
-        deactivate(app, account.id)
+        deactivate(services_of(app), account.id)
     end_grace(app, due.id)
     known = ["ann@example.org", "BOB@Example.ORG", " cid@example.org "]
     unknown = ["nobody@example.org", "dan@example.org", "no address", "x" * 300, "ann"]
@@ -107,9 +102,9 @@ def test_the_answer_is_the_same_for_every_e_mail_and_only_a_known_one_is_written
         assert response.headers["Content-Type"] == "application/json"
         assert response.headers["Cache-Control"] == "no-store"
     assert len({frozenset(got.headers.keys()) for got in answers}) == 1
-    owed = effects(app, "mail.password_reset")
+    owed = effects(services_of(app), "mail.password_reset")
     assert [one.subject for one in owed] == [ann.public_id, bob.public_id, away.public_id]
-    asked = events(app, "account.password_reset_requested")
+    asked = events(services_of(app), "account.password_reset_requested")
     assert [one.subject for one in asked] == [ann.public_id, bob.public_id, away.public_id]
     assert [(one.actor, one.details) for one in asked] == [(None, {})] * 3
 
@@ -117,28 +112,28 @@ def test_the_answer_is_the_same_for_every_e_mail_and_only_a_known_one_is_written
 def test_nothing_is_kept_of_an_unknown_e_mail(
     app: APIFlask, client: FlaskClient, ann: Person
 ) -> None:
-    before = everything(app)
+    before = everything(services_of(app))
 
     response = client.post(ASK, json={"email": "nobody@example.org"})
 
     assert response.status_code == 202
-    assert everything(app) == before
-    assert [events(app, action) for action in ATTEMPTS] == [[]] * len(ATTEMPTS)
+    assert everything(services_of(app)) == before
+    assert [events(services_of(app), action) for action in ATTEMPTS] == [[]] * len(ATTEMPTS)
 
 
 def test_asking_changes_nothing_about_the_account(
     app: APIFlask, client: FlaskClient, ann: Person
 ) -> None:
-    before = belongings(app, ann)
+    before = belongings(services_of(app), ann)
 
     for _ in range(2):
         client.post(ASK, json={"email": ann.email})
 
-    after = belongings(app, ann)
+    after = belongings(services_of(app), ann)
     assert {**after, "events": before["events"]} == before
     assert client.get("/api/profile/", headers=ann.auth).status_code == 200
     # The second mail replaces the first, which was not sent yet.
-    assert len(effects(app, "mail.password_reset")) == 1
+    assert len(effects(services_of(app), "mail.password_reset")) == 1
 
 
 @pytest.mark.parametrize(
@@ -161,7 +156,7 @@ def test_asking_changes_nothing_about_the_account(
 def test_a_missing_or_broken_field_is_named(
     shared_app: APIFlask, path: str, body: dict[str, Any], fields: list[str]
 ) -> None:
-    before = everything(shared_app)
+    before = everything(services_of(shared_app))
 
     response = shared_app.test_client().post(path, json=body)
 
@@ -170,7 +165,7 @@ def test_a_missing_or_broken_field_is_named(
     assert sorted(response.json) == fields
     for sentences in response.json.values():
         assert all(one.endswith(".") for one in sentences)
-    assert everything(shared_app) == before
+    assert everything(services_of(shared_app)) == before
 
 
 @pytest.mark.parametrize("state", ["active", "deactivated"])
@@ -178,7 +173,7 @@ def test_the_mailed_link_leads_to_a_new_password(
     app: APIFlask, client: FlaskClient, ann: Person, bob: Person, state: str
 ) -> None:
     if state == "deactivated":
-        deactivate(app, ann.id)
+        deactivate(services_of(app), ann.id)
     client.post(ASK, json={"email": ann.email.upper()})
 
     sent = mails(app)
@@ -197,11 +192,11 @@ def test_the_mailed_link_leads_to_a_new_password(
 def test_a_token_sets_the_password_and_ends_every_session(
     app: APIFlask, client: FlaskClient, ann: Person, bob: Person
 ) -> None:
-    others = belongings(app, bob)
+    others = belongings(services_of(app), bob)
     account = account_of(app, ann)
-    refresh = services_of(app).tokens.refresh(account, now=now(app))
+    refresh = services_of(app).tokens.refresh(account, now=now(services_of(app)))
     token = reset_token(app, ann)
-    not_fresh = access_token(app, account, fresh=False)
+    not_fresh = access_token(services_of(app), account, fresh=False)
 
     answer = confirm(client, token)
 
@@ -221,7 +216,7 @@ def test_a_token_sets_the_password_and_ends_every_session(
         "ann 1",
         "ann 2",
     ]
-    assert belongings(app, bob) == others
+    assert belongings(services_of(app), bob) == others
 
 
 def test_a_reset_is_audited_and_told_without_the_password(
@@ -229,11 +224,11 @@ def test_a_reset_is_audited_and_told_without_the_password(
 ) -> None:
     confirm(client, reset_token(app, ann))
 
-    (event,) = events(app, "account.password_reset")
+    (event,) = events(services_of(app), "account.password_reset")
     assert (event.subject, event.actor, event.actor_kind) == (ann.public_id, ann.public_id, "owner")
     assert event.details == {}
-    assert events(app, "account.password_changed") == []
-    (told,) = effects(app, "mail.password_changed")
+    assert events(services_of(app), "account.password_changed") == []
+    (told,) = effects(services_of(app), "mail.password_changed")
     assert (told.subject, told.payload["to"]) == (ann.public_id, "current")
     (text,) = mails(app)[ann.email]
     assert NEW_PASSWORD not in text
@@ -255,17 +250,17 @@ def test_every_address_of_the_last_grace_period_is_told(
         f"/api/profile/{ann.id}/update/", headers=ann.auth, json={"email": "new@example.org"}
     )
     mails(app)
-    write(app, ann.id, email_changed_at=now(app) - age)
+    write(app, ann.id, email_changed_at=now(services_of(app)) - age)
     before = {path.name for path in mail_folder_of(app)}
 
     answer = confirm(client, reset_token(app, ann))
 
     assert (changed.status_code, answer) == (200, (200, CHANGED))
-    assert len(effects(app, "mail.password_changed")) == len(told)
+    assert len(effects(services_of(app), "mail.password_changed")) == len(told)
     mails(app)
     new = [path for path in mail_folder_of(app) if path.name not in before]
     assert sorted(recipient(path.read_bytes()) for path in new) == told
-    assert effects(app, "mail.password_changed") == []
+    assert effects(services_of(app), "mail.password_changed") == []
 
 
 def mail_folder_of(app: APIFlask) -> list[Any]:
@@ -279,20 +274,20 @@ def recipient(data: bytes) -> str:
 def test_in_the_grace_period_it_works_and_does_not_reactivate(
     app: APIFlask, client: FlaskClient, ann: Person
 ) -> None:
-    deactivate(app, ann.id)
+    deactivate(services_of(app), ann.id)
     before = account_of(app, ann)
 
     answer = confirm(client, reset_token(app, ann))
 
     after = account_of(app, ann)
     assert answer == (200, CHANGED)
-    assert after.state(now(app)) == "deactivated"
+    assert after.state(now(services_of(app))) == "deactivated"
     assert (after.deactivated_at, after.purge_at, after.deactivated_by) == (
         before.deactivated_at,
         before.purge_at,
         "owner",
     )
-    assert events(app, "account.reactivated") == []
+    assert events(services_of(app), "account.reactivated") == []
     assert sign_in(client, ann, PASSWORD) == (401, {"error": "Invalid email or password"})
     status, body = sign_in(client, ann, NEW_PASSWORD)
     assert (status, body["code"]) == (403, "account_deactivated")
@@ -303,7 +298,7 @@ def test_in_the_grace_period_it_works_and_does_not_reactivate(
 def test_what_the_staff_deactivated_is_not_given_back_by_a_reset(
     app: APIFlask, client: FlaskClient, ann: Person
 ) -> None:
-    deactivate(app, ann.id, by="staff")
+    deactivate(services_of(app), ann.id, by="staff")
 
     answer = confirm(client, reset_token(app, ann))
 
@@ -318,11 +313,14 @@ def test_tokens_of_the_grace_period_from_before_a_reset_are_dead(
     app: APIFlask, client: FlaskClient, ann: Person
 ) -> None:
     """A reset ends everything that was open; a mail that is sent later opens again."""
-    account = deactivate(app, ann.id)
+    account = deactivate(services_of(app), ann.id)
     made = services_of(app).tokens
-    recovery, mailed = made.recovery(account, now=now(app)), made.mailed(account, now=now(app))
+    recovery, mailed = (
+        made.recovery(account, now=now(services_of(app))),
+        made.mailed(account, now=now(services_of(app))),
+    )
     confirm(client, reset_token(app, ann))
-    before = everything(app)
+    before = everything(services_of(app))
 
     for token in (recovery, mailed):
         headers = bearer(token)
@@ -331,7 +329,7 @@ def test_tokens_of_the_grace_period_from_before_a_reset_are_dead(
 
         for response in (back, status):
             assert (response.status_code, response.data) == (401, NOT_VALID)
-    assert everything(app) == before
+    assert everything(services_of(app)) == before
     (scheduled,) = [one for one in mails(app)[ann.email] if "/recover/" in one]
     link = re.search(r"/recover/(\S+)", scheduled)
     assert link is not None
@@ -342,12 +340,12 @@ def test_tokens_of_the_grace_period_from_before_a_reset_are_dead(
 def test_a_token_works_once(app: APIFlask, client: FlaskClient, ann: Person) -> None:
     token, twin = reset_token(app, ann), reset_token(app, ann)
     confirm(client, token)
-    before = everything(app)
+    before = everything(services_of(app))
 
     for used in (token, twin):
         assert confirm(client, used, "another long phrase") == (401, NOT_VALID)
 
-    assert everything(app) == before
+    assert everything(services_of(app)) == before
     assert sign_in(client, ann, "another long phrase")[0] == 401
     assert sign_in(client, ann, NEW_PASSWORD)[0] == 200
 
@@ -357,28 +355,28 @@ def test_a_token_lasts_an_hour_and_the_leeway_of_a_minute(
 ) -> None:
     late = reset_token(app, ann, age=HOUR + timedelta(seconds=61))
     at_the_end = reset_token(app, ann, age=HOUR)
-    before = everything(app)
+    before = everything(services_of(app))
 
     assert confirm(client, late) == (401, NOT_VALID)
-    assert everything(app) == before
+    assert everything(services_of(app)) == before
     assert confirm(client, at_the_end) == (200, CHANGED)
 
 
 def test_any_other_token_sets_no_password(
     app: APIFlask, client: FlaskClient, ann: Person, bob: Person
 ) -> None:
-    made, moment = services_of(app).tokens, now(app)
-    cid = make_account(app, "cid")
-    of_due, of_purged = (make_account(app, name) for name in ("dan", "eve"))
+    made, moment = services_of(app).tokens, now(services_of(app))
+    cid = make_account(services_of(app), "cid")
+    of_due, of_purged = (make_account(services_of(app), name) for name in ("dan", "eve"))
     tokens = {"access": ann.token, "refresh": made.refresh(cid, now=moment)}
     tokens["before deactivation"] = made.password_reset(cid, now=moment)
-    cid = deactivate(app, cid.id)
+    cid = deactivate(services_of(app), cid.id)
     tokens["recovery"] = made.recovery(cid, now=moment)
     tokens["mailed"] = made.mailed(cid, now=moment)
-    tokens["purged"] = made.password_reset(deactivate(app, of_purged.id), now=moment)
+    tokens["purged"] = made.password_reset(deactivate(services_of(app), of_purged.id), now=moment)
     end_grace(app, of_purged.id)
     assert services_of(app).sweep().purged == 1
-    tokens["due"] = made.password_reset(deactivate(app, of_due.id), now=moment)
+    tokens["due"] = made.password_reset(deactivate(services_of(app), of_due.id), now=moment)
     end_grace(app, of_due.id)
     good = reset_token(app, ann)
     head, body, signature = good.split(".")
@@ -386,19 +384,19 @@ def test_any_other_token_sets_no_password(
     tokens["another's claims"] = f"{head}.{other_body}.{signature}"
     tokens["unsigned"] = f"{head}.{body}."
     tokens |= {"null": "null", "no token": "a.b.c", "long": "x" * 5000, "spaced": f" {good}"}
-    before = everything(app)
+    before = everything(services_of(app))
 
     answers = {name: confirm(client, token) for name, token in tokens.items()}
 
     assert answers == dict.fromkeys(tokens, (401, NOT_VALID))
-    assert everything(app) == before
+    assert everything(services_of(app)) == before
 
 
 def test_a_weak_password_is_a_bad_field_and_does_not_use_the_token_up(
     app: APIFlask, client: FlaskClient, ann: Person
 ) -> None:
     token = reset_token(app, ann)
-    before = everything(app)
+    before = everything(services_of(app))
     weak = {
         "": "This field may not be blank.",
         "x7$kq!z": "Use at least 8 characters.",
@@ -412,7 +410,7 @@ def test_a_weak_password_is_a_bad_field_and_does_not_use_the_token_up(
 
         assert (password, response.status_code) == (password, 400)
         assert response.json == {"new_password": [sentence]}
-    assert everything(app) == before
+    assert everything(services_of(app)) == before
     assert confirm(client, token) == (200, CHANGED)
 
 
@@ -420,9 +418,9 @@ def test_a_reset_lets_no_fresh_thief_purge_at_once(
     app: APIFlask, client: FlaskClient, ann: Person
 ) -> None:
     """Who has the mailbox can set a password; for a day that is not enough to end the account."""
-    deactivate(app, ann.id)
+    deactivate(services_of(app), ann.id)
     confirm(client, reset_token(app, ann))
-    mailed = services_of(app).tokens.mailed(account_of(app, ann), now=now(app))
+    mailed = services_of(app).tokens.mailed(account_of(app, ann), now=now(services_of(app)))
     due_at: datetime | None = account_of(app, ann).purge_at
 
     response = client.post(

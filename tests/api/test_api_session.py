@@ -18,12 +18,11 @@ from tests.support.factories import (
     access_token,
     bearer,
     deactivate,
-    everything,
     make_account,
-    now,
-    read_account,
     services_of,
 )
+from tests.support.moments import now
+from tests.support.state import everything, read_account
 
 SIGN_UP = {
     "username": "Ann",
@@ -40,7 +39,7 @@ def test_sign_up_answers_with_tokens_and_the_user(app: APIFlask, client: FlaskCl
 
     document = response.json
     assert document is not None
-    account = read_account(app, document["user"]["id"])
+    account = read_account(services_of(app), document["user"]["id"])
     assert account is not None
     assert response.status_code == 201
     assert response.headers["Cache-Control"] == "no-store"
@@ -52,9 +51,11 @@ def test_sign_up_answers_with_tokens_and_the_user(app: APIFlask, client: FlaskCl
         f'"avatar": null, "is_staff": false, '
         f'"date_joined": "{account.joined_at:%Y-%m-%dT%H:%M:%SZ}"}}}}'
     )
-    access = services_of(app).tokens.read(document["access"], tokens.ACCESS, now=now(app))
+    access = services_of(app).tokens.read(
+        document["access"], tokens.ACCESS, now=now(services_of(app))
+    )
     assert access.fresh
-    services_of(app).tokens.read(document["refresh"], tokens.REFRESH, now=now(app))
+    services_of(app).tokens.read(document["refresh"], tokens.REFRESH, now=now(services_of(app)))
 
 
 def test_what_nobody_asks_for_is_ignored(app: APIFlask, client: FlaskClient, bob: Person) -> None:
@@ -64,7 +65,7 @@ def test_what_nobody_asks_for_is_ignored(app: APIFlask, client: FlaskClient, bob
 
     assert response.status_code == 201
     assert response.json is not None
-    account = read_account(app, response.json["user"]["id"])
+    account = read_account(services_of(app), response.json["user"]["id"])
     assert account is not None
     assert (account.is_staff, account.epoch) == (False, 0)
     assert account.id != bob.id
@@ -93,13 +94,13 @@ def test_a_bad_field_is_named_with_a_sentence(
     field: str,
     sentence: str,
 ) -> None:
-    before = everything(app)
+    before = everything(services_of(app))
 
     response = client.post("/api/sign-up/", json={**SIGN_UP, **changes})
 
     assert response.status_code == 400
     assert response.data == f'{{"{field}": ["{sentence}"]}}'.encode()
-    assert everything(app) == before
+    assert everything(services_of(app)) == before
 
 
 def test_all_missing_fields_are_named_at_once(client: FlaskClient) -> None:
@@ -113,15 +114,15 @@ def test_all_missing_fields_are_named_at_once(client: FlaskClient) -> None:
 def test_names_compare_without_case_and_stay_taken_in_the_grace_period(
     app: APIFlask, client: FlaskClient
 ) -> None:
-    deactivate(app, make_account(app, "ann").id)
-    before = everything(app)
+    deactivate(services_of(app), make_account(services_of(app), "ann").id)
+    before = everything(services_of(app))
 
     response = client.post("/api/sign-up/", json=SIGN_UP)
 
     assert response.status_code == 400
     assert response.json is not None
     assert sorted(response.json) == ["email", "username"]
-    assert everything(app) == before
+    assert everything(services_of(app)) == before
 
 
 def test_sign_in_answers_as_sign_up_does(app: APIFlask, client: FlaskClient, ann: Person) -> None:
@@ -174,7 +175,7 @@ def test_sign_in_without_its_fields_names_them(client: FlaskClient) -> None:
 def test_the_right_password_of_a_deactivated_account_tells_the_date_and_a_way_back(
     app: APIFlask, client: FlaskClient, ann: Person
 ) -> None:
-    account = deactivate(app, ann.id)
+    account = deactivate(services_of(app), ann.id)
     assert account.purge_at is not None
 
     response = client.post("/api/sign-in/", json={"email": ann.email, "password": PASSWORD})
@@ -188,14 +189,14 @@ def test_the_right_password_of_a_deactivated_account_tells_the_date_and_a_way_ba
         f'"code": "account_deactivated", "purge_at": "{account.purge_at:%Y-%m-%dT%H:%M:%SZ}", '
         f'"recovery_token": "{token}"}}'
     )
-    claims = services_of(app).tokens.read(token, tokens.RECOVERY, now=now(app))
+    claims = services_of(app).tokens.read(token, tokens.RECOVERY, now=now(services_of(app)))
     assert (claims.public_id, claims.epoch) == (ann.public_id, account.epoch)
 
 
 def test_the_wrong_password_of_a_deactivated_account_tells_nothing(
     app: APIFlask, client: FlaskClient, ann: Person
 ) -> None:
-    deactivate(app, ann.id)
+    deactivate(services_of(app), ann.id)
 
     response = client.post("/api/sign-in/", json={"email": ann.email, "password": "wrong"})
 
@@ -231,28 +232,30 @@ def test_many_sign_ups_from_one_address_are_throttled(new_app: NewApp) -> None:
 def test_a_refresh_token_yields_an_access_token_that_is_not_fresh(
     app: APIFlask, client: FlaskClient, ann: Person
 ) -> None:
-    account = read_account(app, ann.id)
+    account = read_account(services_of(app), ann.id)
     assert account is not None
-    refresh = services_of(app).tokens.refresh(account, now=now(app))
+    refresh = services_of(app).tokens.refresh(account, now=now(services_of(app)))
 
     response = client.post("/api/token/refresh/", json={"refresh": refresh})
 
     assert response.status_code == 200
     assert response.json is not None
     assert list(response.json) == ["access"]
-    claims = services_of(app).tokens.read(response.json["access"], tokens.ACCESS, now=now(app))
+    claims = services_of(app).tokens.read(
+        response.json["access"], tokens.ACCESS, now=now(services_of(app))
+    )
     assert not claims.fresh
 
 
 def test_only_a_living_refresh_token_refreshes(
     app: APIFlask, client: FlaskClient, ann: Person
 ) -> None:
-    account = read_account(app, ann.id)
+    account = read_account(services_of(app), ann.id)
     assert account is not None
-    made, moment = services_of(app).tokens, now(app)
+    made, moment = services_of(app).tokens, now(services_of(app))
     old = made.refresh(account, now=moment - timedelta(days=31))
     living = made.refresh(account, now=moment)
-    deactivate(app, ann.id)
+    deactivate(services_of(app), ann.id)
 
     for token in (ann.token, old, living, "null", "a.b.c", "[" * 3000):
         response = client.post("/api/token/refresh/", json={"refresh": token})
@@ -276,9 +279,9 @@ def test_tokens_of_a_sign_in_die_with_the_password_that_was_proved(
     app: APIFlask, client: FlaskClient, ann: Person
 ) -> None:
     """A sign-in that is overtaken by a change of the password must not end up with a session."""
-    account = read_account(app, ann.id)
+    account = read_account(services_of(app), ann.id)
     assert account is not None
-    overtaken = access_token(app, account)
+    overtaken = access_token(services_of(app), account)
     body = {"password": PASSWORD, "new_password": "another horse, another battery"}
     client.post(f"/api/profile/{ann.id}/password/", headers=ann.auth, json=body)
 

@@ -25,18 +25,15 @@ from tests.support.factories import (
     Person,
     access_token,
     bearer,
-    belongings,
     deactivate,
-    events,
-    everything,
     make_account,
     make_person,
     new_name,
-    now,
-    read_account,
     run_sql,
     services_of,
 )
+from tests.support.moments import now
+from tests.support.state import belongings, events, everything, read_account
 
 NO_HOLD = b'{"error": "No open hold with this id on this account.", "code": "hold_not_found"}'
 DELETIONS, AUDIT = "/api/admin/deletions/", "/api/admin/audit/"
@@ -83,13 +80,13 @@ def promise(app: APIFlask, account_id: int, purge_at: datetime) -> datetime:
 
 
 def promised(app: APIFlask, account_id: int) -> datetime | None:
-    account = read_account(app, account_id)
+    account = read_account(services_of(app), account_id)
     assert account is not None
     return account.purge_at
 
 
 def make_deactivated(app: APIFlask, name: str, purge_at: datetime) -> int:
-    account_id = make_account(app, name).id
+    account_id = make_account(services_of(app), name).id
     promise(app, account_id, purge_at)
     return account_id
 
@@ -124,9 +121,9 @@ def z(moment: datetime | None) -> str:
 
 
 def test_a_hold_is_placed(app: APIFlask, client: FlaskClient, ann: Person, sue: Person) -> None:
-    deactivate(app, ann.id)
+    deactivate(services_of(app), ann.id)
     due_at = promised(app, ann.id)
-    before = now(app).replace(microsecond=0)
+    before = now(services_of(app)).replace(microsecond=0)
 
     response = client.post(
         url(ann.id), headers=sue.auth, json={"reason": "Fall 12, Straße", "id": 5, "user": sue.id}
@@ -139,10 +136,10 @@ def test_a_hold_is_placed(app: APIFlask, client: FlaskClient, ann: Person, sue: 
         response.data.decode() == f'{{"id": {number}, "reason": "Fall 12, Stra\\u00dfe", '
         f'"placed_at": "{placed_at}", "released_at": null}}'
     )
-    assert z(before) <= placed_at <= z(now(app))
+    assert z(before) <= placed_at <= z(now(services_of(app)))
     assert response.headers["Location"] == f"/api/profile/{ann.id}/holds/{number}/"
     assert response.headers["Cache-Control"] == "no-store"
-    (event,) = events(app, "hold.placed")
+    (event,) = events(services_of(app), "hold.placed")
     assert (event.subject, event.actor, event.actor_kind) == (ann.public_id, sue.public_id, "staff")
     assert event.details == {"hold": number}
     assert promised(app, ann.id) == due_at
@@ -183,40 +180,40 @@ def test_a_hold_is_released_once(
     assert (response.status_code, response.data) == (204, b"")
     assert "Content-Type" not in response.headers
     assert "Content-Length" not in response.headers
-    (event,) = events(app, "hold.released")
+    (event,) = events(services_of(app), "hold.released")
     assert (event.subject, event.actor, event.actor_kind) == (ann.public_id, sue.public_id, "staff")
     assert event.details == {"hold": number}
     with services_of(app).reading() as session:
         assert session.get_one(LegalHold, number).released_by == sue.public_id
-    before = everything(app)
+    before = everything(services_of(app))
     again = client.delete(url(ann.id, number), headers=sue.auth)
     assert (again.status_code, again.data) == (404, NO_HOLD)
-    assert everything(app) == before
+    assert everything(services_of(app)) == before
 
 
 def test_a_hold_that_is_not_there_is_not_released(
     app: APIFlask, client: FlaskClient, ann: Person, bob: Person, sue: Person
 ) -> None:
-    deactivate(app, ann.id)
+    deactivate(services_of(app), ann.id)
     elsewhere = place(client, sue, bob.id)
     place(client, sue, ann.id)
-    before = everything(app)
+    before = everything(services_of(app))
     ids = [0, 4711, 2**63 - 1, 2**63, "9" * 40, elsewhere]
 
     answers = [client.delete(url(ann.id, number), headers=sue.auth) for number in ids]
 
     assert [(got.status_code, got.data) for got in answers] == [(404, NO_HOLD)] * len(ids)
-    assert everything(app) == before
+    assert everything(services_of(app)) == before
 
 
 @pytest.mark.parametrize("away", [-HOUR, HOUR, 30 * HOUR], ids=["due", "soon", "later"])
 def test_releasing_the_last_hold_leaves_time_to_notice_a_mistake(
     app: APIFlask, client: FlaskClient, ann: Person, sue: Person, away: timedelta
 ) -> None:
-    deactivate(app, ann.id)
-    due_at = promise(app, ann.id, now(app) + away)
+    deactivate(services_of(app), ann.id)
+    due_at = promise(app, ann.id, now(services_of(app)) + away)
     number = place(client, sue, ann.id)
-    before = now(app)
+    before = now(services_of(app))
 
     client.delete(url(ann.id, number), headers=sue.auth)
 
@@ -225,7 +222,7 @@ def test_releasing_the_last_hold_leaves_time_to_notice_a_mistake(
     if away > DAY:
         assert moved == due_at
     else:
-        assert before + DAY <= moved <= now(app) + DAY + timedelta(seconds=1)
+        assert before + DAY <= moved <= now(services_of(app)) + DAY + timedelta(seconds=1)
         assert moved.microsecond == 0
 
 
@@ -234,21 +231,23 @@ def test_only_the_last_release_moves_the_purge_and_by_the_setting(
 ) -> None:
     app = new_app(HOLD_RELEASE_DELAY="3h")
     client = app.test_client()
-    deactivate(app, ann.id)
-    due_at = promise(app, ann.id, now(app) + HOUR)
+    deactivate(services_of(app), ann.id)
+    due_at = promise(app, ann.id, now(services_of(app)) + HOUR)
     first, second = place(client, sue, ann.id), place(client, sue, ann.id)
 
     client.delete(url(ann.id, second), headers=sue.auth)
     after_one = promised(app, ann.id)
-    before = now(app)
+    before = now(services_of(app))
     client.delete(url(ann.id, first), headers=sue.auth)
     after_both = promised(app, ann.id)
 
     assert after_one == due_at
     assert after_both is not None
-    assert before + 3 * HOUR <= after_both <= now(app) + 3 * HOUR + timedelta(seconds=1)
+    assert (
+        before + 3 * HOUR <= after_both <= now(services_of(app)) + 3 * HOUR + timedelta(seconds=1)
+    )
     # Placed again and released again: it is never moved back.
-    promise(app, ann.id, now(app) + 5 * HOUR)
+    promise(app, ann.id, now(services_of(app)) + 5 * HOUR)
     again = promised(app, ann.id)
     client.delete(url(ann.id, place(client, sue, ann.id)), headers=sue.auth)
     assert promised(app, ann.id) == again
@@ -292,16 +291,16 @@ def test_staff_hold_their_own_account_too(app: APIFlask, client: FlaskClient, su
 
     assert [one["id"] for one in shown] == [number]
     assert released.status_code == 204
-    assert [one.actor_kind for one in events(app, "hold.placed")] == ["staff"]
+    assert [one.actor_kind for one in events(services_of(app), "hold.placed")] == ["staff"]
 
 
 def test_a_held_account_waits_past_its_date_and_nobody_brings_it_back_or_ends_it(
     app: APIFlask, client: FlaskClient, ann: Person, sue: Person
 ) -> None:
-    deactivate(app, ann.id)
-    due_at = promise(app, ann.id, now(app) - HOUR)
+    deactivate(services_of(app), ann.id)
+    due_at = promise(app, ann.id, now(services_of(app)) - HOUR)
     place(client, sue, ann.id)
-    before = everything(app)
+    before = everything(services_of(app))
 
     owner = client.post("/api/profile/reactivate/", json={"email": ann.email, "password": PASSWORD})
     staff = client.post(f"/api/profile/{ann.id}/reactivate/", headers=sue.auth)
@@ -312,7 +311,7 @@ def test_a_held_account_waits_past_its_date_and_nobody_brings_it_back_or_ends_it
     answers = [(got.status_code, (got.json or {})["code"]) for got in (owner, staff, at_once)]
     assert answers == [(409, "grace_over"), (409, "grace_over"), (409, "legal_hold")]
     assert "hold" not in owner.text
-    assert everything(app) == before
+    assert everything(services_of(app)) == before
     shown = staff_document(client, sue, ann.id)
     assert (shown["state"], shown["purge_at"]) == ("due", z(due_at))
     assert (shown["blocked_by"], shown["can_reactivate"]) == ("hold", False)
@@ -321,22 +320,22 @@ def test_a_held_account_waits_past_its_date_and_nobody_brings_it_back_or_ends_it
 def test_the_sweep_never_purges_a_held_account_and_does_so_when_the_delay_is_over(
     app: APIFlask, client: FlaskClient, ann: Person, bob: Person, sue: Person
 ) -> None:
-    deactivate(app, ann.id)
-    due_at = promise(app, ann.id, now(app) - HOUR)
+    deactivate(services_of(app), ann.id)
+    due_at = promise(app, ann.id, now(services_of(app)) - HOUR)
     other = make_deactivated(app, "cid", due_at)
     number = place(client, sue, ann.id)
-    hers, others = belongings(app, ann), belongings(app, bob)
+    hers, others = belongings(services_of(app), ann), belongings(services_of(app), bob)
 
     assert sweep(app, due_at + 1000 * DAY) == [other]
-    assert belongings(app, ann) == hers
+    assert belongings(services_of(app), ann) == hers
     client.delete(url(ann.id, number), headers=sue.auth)
     released_until = promised(app, ann.id)
     assert released_until is not None
     assert sweep(app, released_until - timedelta(microseconds=1)) == []
-    assert belongings(app, ann)["passwords"] == hers["passwords"]
+    assert belongings(services_of(app), ann)["passwords"] == hers["passwords"]
     assert sweep(app, released_until) == [ann.id]
-    assert read_account(app, ann.id) is None
-    assert belongings(app, bob) == others
+    assert read_account(services_of(app), ann.id) is None
+    assert belongings(services_of(app), bob) == others
     for response in every_call_on_holds(client, ann.id, number, sue.auth):
         assert (response.status_code, response.data) == (404, NOT_FOUND)
 
@@ -345,7 +344,7 @@ def test_a_reason_that_cannot_be_kept_is_named_and_nothing_is_held(
     shared_app: APIFlask,
 ) -> None:
     client, ann, sue = make_three(shared_app)
-    before = everything(shared_app)
+    before = everything(services_of(shared_app))
     bad: list[tuple[Any, str]] = [
         ({}, "This field is required."),
         ({"reason": None}, "This field may not be null."),
@@ -365,16 +364,18 @@ def test_a_reason_that_cannot_be_kept_is_named_and_nothing_is_held(
         assert (body, response.status_code) == (body, 400)
         assert response.json == {"reason": [sentence]}
     assert (no_object.status_code, no_json.status_code) == (400, 415)
-    assert everything(shared_app) == before
+    assert everything(services_of(shared_app)) == before
     longest = client.post(url(ann.id), headers=sue.auth, json={"reason": "x" * 1000})
     assert longest.status_code == 201
 
 
 def make_three(app: APIFlask) -> tuple[FlaskClient, Person, Person]:
     """A client, somebody, and one of the staff, in an application that others use too."""
-    staff = make_account(app, new_name("sue"), staff=True)
-    sue = Person(staff.id, staff.email, staff.public_id, access_token(app, staff), "", ())
-    return app.test_client(), make_person(app, new_name("ann")), sue
+    staff = make_account(services_of(app), new_name("sue"), staff=True)
+    sue = Person(
+        staff.id, staff.email, staff.public_id, access_token(services_of(app), staff), "", ()
+    )
+    return app.test_client(), make_person(services_of(app), new_name("ann")), sue
 
 
 def every_call_on_holds(
@@ -389,16 +390,20 @@ def every_call_on_holds(
 
 def test_holds_are_for_the_staff_alone(shared_app: APIFlask) -> None:
     client, ann, sue = make_three(shared_app)
-    bob = make_person(shared_app, new_name("bob"))
-    away, former, gone = (make_account(shared_app, new_name("cid"), staff=True) for _ in range(3))
-    former_auth = bearer(access_token(shared_app, former))
-    gone_auth = bearer(access_token(shared_app, gone))
-    refresh = services_of(shared_app).tokens.refresh(away, now=now(shared_app))
-    deactivate(shared_app, away.id)
-    deactivate(shared_app, gone.id)
-    run_sql(shared_app, "UPDATE accounts SET is_staff = false WHERE id = :id", id=former.id)
+    bob = make_person(services_of(shared_app), new_name("bob"))
+    away, former, gone = (
+        make_account(services_of(shared_app), new_name("cid"), staff=True) for _ in range(3)
+    )
+    former_auth = bearer(access_token(services_of(shared_app), former))
+    gone_auth = bearer(access_token(services_of(shared_app), gone))
+    refresh = services_of(shared_app).tokens.refresh(away, now=now(services_of(shared_app)))
+    deactivate(services_of(shared_app), away.id)
+    deactivate(services_of(shared_app), gone.id)
+    run_sql(
+        services_of(shared_app), "UPDATE accounts SET is_staff = false WHERE id = :id", id=former.id
+    )
     number, hidden = place(client, sue, ann.id), place(client, sue, away.id)
-    before = everything(shared_app)
+    before = everything(services_of(shared_app))
 
     def ask(
         account_id: object, hold_id: int, headers: Mapping[str, str]
@@ -417,7 +422,7 @@ def test_holds_are_for_the_staff_alone(shared_app: APIFlask) -> None:
     for nobody in (0, 2**63, "9" * 40):
         assert ask(nobody, number, bob.auth) == [(404, NOT_FOUND)] * 3
         assert ask(nobody, number, sue.auth) == [(404, NOT_FOUND)] * 3
-    assert everything(shared_app) == before
+    assert everything(services_of(shared_app)) == before
 
 
 # What the staff see of a deletion
@@ -428,7 +433,7 @@ def fail(app: APIFlask, account_id: int, attempts: int) -> None:
     with services_of(app).writing() as session:
         failure = session.get(PurgeFailure, account_id)
         if failure is None:
-            moment = now(app)
+            moment = now(services_of(app))
             failure = PurgeFailure(
                 account_id=account_id, failed_at=moment, retry_at=moment + HOUR, error="Fault"
             )
@@ -441,7 +446,7 @@ def test_the_staff_see_why_an_account_has_not_been_purged(
 ) -> None:
     app = new_app(PURGE_MAX_ATTEMPTS="3")
     client = app.test_client()
-    deactivate(app, ann.id)
+    deactivate(services_of(app), ann.id)
     seen = []
 
     def look() -> None:
@@ -470,8 +475,8 @@ def test_the_staff_see_why_an_account_has_not_been_purged(
 def test_deletions_are_listed_by_the_time_of_their_purge(
     app: APIFlask, client: FlaskClient, ann: Person, bob: Person, sue: Person
 ) -> None:
-    moment = now(app)
-    deactivate(app, ann.id, by="staff")
+    moment = now(services_of(app))
+    deactivate(services_of(app), ann.id, by="staff")
     promise(app, ann.id, moment + 3 * DAY)
     first = make_deactivated(app, "cid", moment - DAY)
     tied = [make_deactivated(app, name, moment + DAY) for name in ("dan", "eve")]
@@ -496,7 +501,7 @@ def test_deletions_are_listed_by_the_time_of_their_purge(
 def test_the_list_of_deletions_is_filtered(
     app: APIFlask, client: FlaskClient, ann: Person, sue: Person
 ) -> None:
-    moment = now(app).replace(microsecond=0)
+    moment = now(services_of(app)).replace(microsecond=0)
     overdue = make_deactivated(app, "cid", moment - DAY)
     overdue_held = make_deactivated(app, "dan", moment - HOUR)
     soon = make_deactivated(app, "eve", moment + DAY)
@@ -537,7 +542,7 @@ def test_the_list_of_deletions_is_filtered(
 def test_the_links_lead_to_every_deletion_once(
     app: APIFlask, client: FlaskClient, sue: Person
 ) -> None:
-    moment = now(app)
+    moment = now(services_of(app))
     away = [*[DAY] * 3, 2 * DAY, *[3 * DAY] * 3]
     made = [
         make_deactivated(app, f"person{number}", moment + one) for number, one in enumerate(away)
@@ -561,7 +566,7 @@ def test_the_links_lead_to_every_deletion_once(
 def test_what_comes_and_goes_between_two_pages_hides_and_repeats_nobody(
     app: APIFlask, client: FlaskClient, sue: Person
 ) -> None:
-    moment = now(app)
+    moment = now(services_of(app))
     made = [
         make_deactivated(app, f"person{number}", moment + number * HOUR - 3 * HOUR)
         for number in range(6)
@@ -664,7 +669,7 @@ def test_a_time_outside_the_calendar_of_utc_is_no_fault_of_ours(
 def test_the_ends_of_the_calendar_and_of_the_ids_are_only_far_away(
     app: APIFlask, client: FlaskClient, ann: Person, sue: Person
 ) -> None:
-    deactivate(app, ann.id)
+    deactivate(services_of(app), ann.id)
     expected = {
         f"{DELETIONS}?due_before=9999-12-31T23:59:59Z": 1,
         f"{DELETIONS}?due_before=0001-01-01T00:00:00Z": 0,
@@ -688,9 +693,11 @@ def test_the_ends_of_the_calendar_and_of_the_ids_are_only_far_away(
 @pytest.mark.parametrize("path", [DELETIONS, AUDIT])
 def test_the_lists_are_for_the_staff_alone(shared_app: APIFlask, path: str) -> None:
     client, ann, _ = make_three(shared_app)
-    former = make_account(shared_app, new_name("cid"), staff=True)
-    former_auth = bearer(access_token(shared_app, former))
-    run_sql(shared_app, "UPDATE accounts SET is_staff = false WHERE id = :id", id=former.id)
+    former = make_account(services_of(shared_app), new_name("cid"), staff=True)
+    former_auth = bearer(access_token(services_of(shared_app), former))
+    run_sql(
+        services_of(shared_app), "UPDATE accounts SET is_staff = false WHERE id = :id", id=former.id
+    )
 
     # Who may not ask is told so before the question is looked at.
     for query in ("", "?limit=0", f"?subject={ann.public_id}"):
@@ -756,8 +763,8 @@ def test_what_happened_to_somebody_is_listed_in_order(
 def test_a_purged_account_is_found_by_its_public_id_only(
     app: APIFlask, client: FlaskClient, ann: Person, sue: Person
 ) -> None:
-    deactivate(app, ann.id)
-    purge_at = promise(app, ann.id, now(app) - HOUR)
+    deactivate(services_of(app), ann.id)
+    purge_at = promise(app, ann.id, now(services_of(app)) - HOUR)
     assert sweep(app, purge_at) == [ann.id]
 
     by_public_id = client.get(f"{AUDIT}?subject={ann.public_id}", headers=sue.auth)
@@ -775,9 +782,9 @@ def test_a_purged_account_is_found_by_its_public_id_only(
 
 def test_events_are_filtered(app: APIFlask, client: FlaskClient, ann: Person, sue: Person) -> None:
     for name in ("bob", "cid"):
-        place(client, sue, make_account(app, name).id)
+        place(client, sue, make_account(services_of(app), name).id)
     place(client, sue, ann.id)
-    placed = events(app, "hold.placed")
+    placed = events(services_of(app), "hold.placed")
     last = quote(placed[-1].at.isoformat())
     after = quote((placed[-1].at + timedelta(microseconds=1)).isoformat())
 
@@ -796,17 +803,17 @@ def test_the_links_lead_to_every_event_once_while_more_are_written(
     app: APIFlask, client: FlaskClient, sue: Person
 ) -> None:
     for number in range(5):
-        make_account(app, f"person{number}")
-    since = quote((now(app) - DAY).isoformat())
+        make_account(services_of(app), f"person{number}")
+    since = quote((now(services_of(app)) - DAY).isoformat())
     query = f"action=account.created&since={since}&limit=2"
 
     first = client.get(f"{AUDIT}?{query}", headers=sue.auth)
-    make_account(app, "another")
+    make_account(services_of(app), "another")
     pages = [first, *walk(client, sue, *next_page(first).split("?"))]
 
     assert [len(results(page)) for page in pages] == [2, 2, 2, 1]
     seen = [one["id"] for page in pages for one in results(page)]
-    assert seen == [one.id for one in events(app, "account.created")]
+    assert seen == [one.id for one in events(services_of(app), "account.created")]
     for page in pages[:-1]:
         link = urlsplit(next_page(page))
         kept = parse_qs(link.query)
@@ -818,7 +825,7 @@ def test_the_links_lead_to_every_event_once_while_more_are_written(
 def test_nothing_that_the_staff_list_holds_personal_data(
     app: APIFlask, client: FlaskClient, sue: Person
 ) -> None:
-    zelda = make_person(app, "zelda")
+    zelda = make_person(services_of(app), "zelda")
     client.patch(
         f"/api/profile/{zelda.id}/update/",
         headers=zelda.auth,
@@ -863,8 +870,8 @@ def test_the_staff_neither_open_a_vault_nor_write_a_profile(
     app: APIFlask, client: FlaskClient, ann: Person, sue: Person, state: str
 ) -> None:
     if state == "deactivated":
-        deactivate(app, ann.id)
-    hers, before = belongings(app, ann), everything(app)
+        deactivate(services_of(app), ann.id)
+    hers, before = belongings(services_of(app), ann), everything(services_of(app))
     vault, profile = "/api/view-all-saved-passwords/", f"/api/profile/{ann.id}/"
     body = {
         "password": PASSWORD,
@@ -911,9 +918,9 @@ def test_the_staff_neither_open_a_vault_nor_write_a_profile(
     for secret in ("ann@example.org", "ann 0", "+1 (2) 3", ann.avatar):
         for response in (own, *entries, *theirs, *nowhere):
             assert secret not in response.text
-    assert belongings(app, ann) == hers
-    assert everything(app) == before
-    denied = events(app, "access.denied")
+    assert belongings(services_of(app), ann) == hers
+    assert everything(services_of(app)) == before
+    denied = events(services_of(app), "access.denied")
     assert {(one.subject, one.actor) for one in denied} == {(ann.public_id, sue.public_id)}
     assert len(denied) == len(theirs)
 
@@ -943,15 +950,15 @@ def test_a_token_that_dies_before_the_lock_is_had_does_nothing(
     app: APIFlask, client: FlaskClient, sue: Person, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
     """Whoever takes a staff member's access away must not wait for what they have sent already."""
-    eve = make_person(app, "eve")
+    eve = make_person(services_of(app), "eve")
     hold = place(client, sue, eve.id)
     if what == "purge":
         client.delete(url(eve.id, hold), headers=sue.auth)
-    deactivate(app, eve.id)
-    before = staff_document(client, sue, eve.id), len(everything(app)["audit_events"])
+    deactivate(services_of(app), eve.id)
+    before = staff_document(client, sue, eve.id), len(everything(services_of(app))["audit_events"])
 
     def late(work: Callable[[Session], Any]) -> Any:
-        run_sql(app, "UPDATE accounts SET epoch = epoch + 1 WHERE id = :id", id=sue.id)
+        run_sql(services_of(app), "UPDATE accounts SET epoch = epoch + 1 WHERE id = :id", id=sue.id)
         return committed(work)
 
     for name in ("staff", "grace"):
@@ -959,8 +966,8 @@ def test_a_token_that_dies_before_the_lock_is_had_does_nothing(
     response = ASKED[what](client, sue.auth, eve.id, hold)
 
     assert (response.status_code, response.data) == (401, NOT_VALID)
-    account = read_account(app, sue.id)
+    account = read_account(services_of(app), sue.id)
     assert account is not None
-    auth = bearer(access_token(app, account))
+    auth = bearer(access_token(services_of(app), account))
     after = client.get(f"/api/profile/{eve.id}/deletion/", headers=auth).json
-    assert (after, len(everything(app)["audit_events"])) == before
+    assert (after, len(everything(services_of(app))["audit_events"])) == before

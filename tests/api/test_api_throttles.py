@@ -28,14 +28,12 @@ from tests.support.factories import (
     access_token,
     bearer,
     deactivate,
-    effects,
-    events,
     make_account,
-    now,
-    read_account,
     services_of,
 )
+from tests.support.moments import now
 from tests.support.servers import ValkeyServer, free_port
+from tests.support.state import effects, events, read_account
 
 PROBLEM = "application/problem+json"
 HERE, ELSEWHERE, FAR_AWAY = "203.0.113.7", "198.51.100.8", "192.0.2.9"
@@ -56,7 +54,7 @@ def app(new_app: NewApp) -> APIFlask:
 @pytest.fixture
 def cid(app: APIFlask) -> Account:
     """Whose password somebody guesses."""
-    return make_account(app, "cid")
+    return make_account(services_of(app), "cid")
 
 
 def from_(address: str) -> dict[str, Any]:
@@ -109,7 +107,7 @@ def check_throttled(send: Callable[[dict[str, str]], TestResponse], longest: int
 def test_after_ten_wrong_passwords_an_e_mail_has_to_wait_known_or_not(
     app: APIFlask, client: FlaskClient, cid: Account
 ) -> None:
-    make_account(app, "dan")
+    make_account(services_of(app), "dan")
     refused = []
 
     for email in ("cid@example.org", "nobody@example.org"):
@@ -131,7 +129,7 @@ def test_all_places_that_take_a_password_share_one_count(
     app: APIFlask, client: FlaskClient, cid: Account
 ) -> None:
     profile = f"/api/profile/{cid.id}/"
-    stale = bearer(access_token(app, cid, fresh=False))
+    stale = bearer(access_token(services_of(app), cid, fresh=False))
 
     def call(method: str, what: str, headers: dict[str, str], body: dict[str, str]) -> int:
         return client.open(profile + what, method=method, headers=headers, json=body).status_code
@@ -149,8 +147,8 @@ def test_all_places_that_take_a_password_share_one_count(
 
     tried = while_active("wrong") + while_active("wrong")
     blocked = while_active(PASSWORD)
-    account = deactivate(app, cid.id)
-    mailed = bearer(services_of(app).tokens.mailed(account, now=now(app)))
+    account = deactivate(services_of(app), cid.id)
+    mailed = bearer(services_of(app).tokens.mailed(account, now=now(services_of(app))))
     come_back = {"email": "CID@example.org", "password": PASSWORD}
     blocked_away = [
         sign_in(client, cid.email, PASSWORD).status_code,
@@ -161,7 +159,7 @@ def test_all_places_that_take_a_password_share_one_count(
 
     assert tried == [403, 403, 403, 403, 401] * 2
     assert (blocked, blocked_away) == ([429] * 5, [429] * 4)
-    after = read_account(app, cid.id)
+    after = read_account(services_of(app), cid.id)
     assert after is not None
     assert (after.password_hash, after.email) == (cid.password_hash, cid.email)
     assert after.purge_at == account.purge_at
@@ -170,8 +168,8 @@ def test_all_places_that_take_a_password_share_one_count(
 def test_wrong_passwords_of_the_grace_period_count_for_the_sign_in(
     app: APIFlask, client: FlaskClient, cid: Account
 ) -> None:
-    account = deactivate(app, cid.id)
-    mailed = bearer(services_of(app).tokens.mailed(account, now=now(app)))
+    account = deactivate(services_of(app), cid.id)
+    mailed = bearer(services_of(app).tokens.mailed(account, now=now(services_of(app))))
     body = {"email": cid.email, "password": "wrong"}
 
     tried = [
@@ -191,10 +189,15 @@ def test_wrong_passwords_of_the_grace_period_count_for_the_sign_in(
 def test_a_right_password_is_forgiven_what_came_before_it(
     app: APIFlask, client: FlaskClient
 ) -> None:
-    people = {name: make_account(app, name) for name in ("cid", "dan", "eve", "fay", "gil")}
+    people = {
+        name: make_account(services_of(app), name) for name in ("cid", "dan", "eve", "fay", "gil")
+    }
     for name in ("fay", "gil"):
-        deactivate(app, people[name].id)
-    stale = {name: bearer(access_token(app, one, fresh=False)) for name, one in people.items()}
+        deactivate(services_of(app), people[name].id)
+    stale = {
+        name: bearer(access_token(services_of(app), one, fresh=False))
+        for name, one in people.items()
+    }
 
     def right(name: str) -> TestResponse:
         person = people[name]
@@ -274,7 +277,7 @@ def test_many_people_behind_one_address_sign_in_and_nobody_who_guesses_is_helped
 def test_an_address_changes_five_times_an_hour_and_takes_few_new_counts_along(
     app: APIFlask, client: FlaskClient, cid: Account
 ) -> None:
-    auth, url = bearer(access_token(app, cid)), f"/api/profile/{cid.id}/update/"
+    auth, url = bearer(access_token(services_of(app), cid)), f"/api/profile/{cid.id}/update/"
 
     def move(headers: dict[str, str], number: int = 9) -> TestResponse:
         body = {"email": f"cid{number}@example.org"}
@@ -395,7 +398,7 @@ def test_one_address_may_sign_up_thirty_times_an_hour(app: APIFlask, client: Fla
         lambda headers: client.post("/api/sign-up/", json=body, headers=headers, **from_(HERE)),
         HOUR,
     )
-    assert events(app, "account.created") == []
+    assert events(services_of(app), "account.created") == []
     assert client.post("/api/sign-up/", json=body, **from_(ELSEWHERE)).status_code == 201
     # Each kind of try has a count of its own.
     assert sign_in(client, "eve@example.org", PASSWORD).status_code == 200
@@ -407,9 +410,9 @@ def test_one_address_may_sign_up_thirty_times_an_hour(app: APIFlask, client: Fla
 def test_tokens_are_counted_by_address_only(
     app: APIFlask, client: FlaskClient, cid: Account
 ) -> None:
-    account = deactivate(app, cid.id)
-    mailed = services_of(app).tokens.mailed(account, now=now(app))
-    reset = services_of(app).tokens.password_reset(account, now=now(app))
+    account = deactivate(services_of(app), cid.id)
+    mailed = services_of(app).tokens.mailed(account, now=now(services_of(app)))
+    reset = services_of(app).tokens.password_reset(account, now=now(services_of(app)))
     calls: list[tuple[str, dict[str, str]]] = [
         ("/api/profile/reactivate/", {"token": "x"}),
         ("/api/password-reset/confirm/", {"token": "x", "new_password": PASSWORD}),
@@ -431,11 +434,11 @@ def test_tokens_are_counted_by_address_only(
 
 
 def test_nobody_can_lock_the_owner_out_of_coming_back(app: APIFlask, client: FlaskClient) -> None:
-    people = [make_account(app, name) for name in ("cid", "dan")]
-    accounts = [deactivate(app, one.id) for one in people]
+    people = [make_account(services_of(app), name) for name in ("cid", "dan")]
+    accounts = [deactivate(services_of(app), one.id) for one in people]
     by_mail, by_recovery = (
-        services_of(app).tokens.mailed(accounts[0], now=now(app)),
-        services_of(app).tokens.recovery(accounts[1], now=now(app)),
+        services_of(app).tokens.mailed(accounts[0], now=now(services_of(app))),
+        services_of(app).tokens.recovery(accounts[1], now=now(services_of(app))),
     )
     for person in people:
         for number in range(40):
@@ -459,25 +462,25 @@ def test_nobody_can_lock_the_owner_out_of_coming_back(app: APIFlask, client: Fla
 def test_more_than_three_mails_an_hour_are_silently_not_sent(
     app: APIFlask, client: FlaskClient, cid: Account
 ) -> None:
-    make_account(app, "dan")
+    make_account(services_of(app), "dan")
 
     def ask(email: str, address: str = HERE) -> tuple[int, bytes]:
         response = client.post("/api/password-reset/", json={"email": email}, **from_(address))
         return response.status_code, response.data
 
     three = [ask(one) for one in ("cid@example.org", "CID@example.org", " Cid@Example.org")]
-    owed = [one.uid for one in effects(app, "mail.password_reset")]
+    owed = [one.uid for one in effects(services_of(app), "mail.password_reset")]
     more = [ask(cid.email, address) for address in (HERE, ELSEWHERE, FAR_AWAY)]
     unknown = [ask("nobody@example.org") for _ in range(5)]
 
     assert {*three, *more, *unknown} == {(202, three[0][1])}
-    assert [one.subject for one in events(app, "account.password_reset_requested")] == [
-        cid.public_id
-    ] * 3
-    assert [one.uid for one in effects(app, "mail.password_reset")] == owed
+    assert [
+        one.subject for one in events(services_of(app), "account.password_reset_requested")
+    ] == [cid.public_id] * 3
+    assert [one.uid for one in effects(services_of(app), "mail.password_reset")] == owed
     assert len(owed) == 1
     ask("dan@example.org")
-    assert len(effects(app, "mail.password_reset")) == 2
+    assert len(effects(services_of(app), "mail.password_reset")) == 2
 
 
 def test_one_address_may_ask_for_thirty_mails_an_hour(
@@ -497,9 +500,9 @@ def test_one_address_may_ask_for_thirty_mails_an_hour(
         ),
         HOUR,
     )
-    assert effects(app, "mail.password_reset") == []
+    assert effects(services_of(app), "mail.password_reset") == []
     client.post("/api/password-reset/", json={"email": cid.email}, **from_(ELSEWHERE))
-    assert len(effects(app, "mail.password_reset")) == 1
+    assert len(effects(services_of(app), "mail.password_reset")) == 1
 
 
 # The trail
@@ -508,7 +511,7 @@ def test_one_address_may_ask_for_thirty_mails_an_hour(
 def test_nobody_fills_the_audit_trail_with_wrong_passwords(
     app: APIFlask, client: FlaskClient, cid: Account
 ) -> None:
-    deactivate(app, cid.id)
+    deactivate(services_of(app), cid.id)
     # A right password in between, so that the tries themselves are never stopped.
     for _ in range(3):
         for _ in range(9):
@@ -518,25 +521,25 @@ def test_nobody_fills_the_audit_trail_with_wrong_passwords(
         sign_in(client, "nobody@example.org")
     client.post("/api/profile/reactivate/", json={"email": cid.email, "password": "wrong"})
 
-    failed = [one.subject for one in events(app, "sign_in.failed")]
+    failed = [one.subject for one in events(services_of(app), "sign_in.failed")]
 
     assert failed == [cid.public_id] * 20 + [None] * 3
-    assert len(events(app, "reactivation.failed")) == 1
+    assert len(events(services_of(app), "reactivation.failed")) == 1
 
 
 def test_nobody_fills_the_audit_trail_by_reaching_for_what_is_not_theirs(
     app: APIFlask, client: FlaskClient, cid: Account
 ) -> None:
-    dan, eve = make_account(app, "dan"), make_account(app, "eve")
+    dan, eve = make_account(services_of(app), "dan"), make_account(services_of(app), "eve")
 
     for person, times in ((dan, 25), (eve, 2)):
-        headers = bearer(access_token(app, person))
+        headers = bearer(access_token(services_of(app), person))
         answers = [
             client.delete(f"/api/profile/{cid.id}/delete/", headers=headers) for _ in range(times)
         ]
         assert [got.status_code for got in answers] == [403] * times
 
-    denied = [(one.subject, one.actor) for one in events(app, "access.denied")]
+    denied = [(one.subject, one.actor) for one in events(services_of(app), "access.denied")]
     assert denied == [(cid.public_id, dan.public_id)] * 20 + [(cid.public_id, eve.public_id)] * 2
 
 
@@ -558,7 +561,7 @@ def test_two_processes_count_together_in_redis_and_name_nobody_there(
     environment = {"RATE_LIMITS": "on", "REDIS_URL": url, "SECRET_KEY": f"a secret {uuid4()}"}
     before = set(server.scan_iter())
     one, other = new_app(**environment), new_app(**environment)
-    cid = make_account(one, "cid")
+    cid = make_account(services_of(one), "cid")
     first, second = one.test_client(), other.test_client()
 
     tried = [sign_in(client, cid.email).status_code for client in (first, second) * 5]
@@ -591,7 +594,7 @@ def test_a_redis_that_is_not_there_stops_nobody_and_the_log_says_so(
 ) -> None:
     url = f"redis://:s3cret@127.0.0.1:{free_port()}/0"
     app = new_app(RATE_LIMITS="on", REDIS_URL=url)
-    cid, client = make_account(app, "cid"), app.test_client()
+    cid, client = make_account(services_of(app), "cid"), app.test_client()
     capsys.readouterr()
 
     right = sign_in(client, cid.email, PASSWORD)
@@ -617,7 +620,10 @@ def test_a_redis_that_comes_back_counts_again(
     server = ValkeyServer()
     try:
         apps = [new_app(RATE_LIMITS="on", REDIS_URL=server.url) for _ in range(2)]
-        cid, clients = make_account(apps[0], "cid"), [one.test_client() for one in apps]
+        cid, clients = (
+            make_account(services_of(apps[0]), "cid"),
+            [one.test_client() for one in apps],
+        )
         alone = [sign_in(one, cid.email).status_code for one in clients * 6]
         server.start()
 
@@ -634,7 +640,7 @@ def test_a_redis_that_comes_back_counts_again(
 
 def test_a_count_ends_with_its_window(new_app: NewApp, monkeypatch: pytest.MonkeyPatch) -> None:
     app = new_app(RATE_LIMITS="on")
-    cid, client = make_account(app, "cid"), app.test_client()
+    cid, client = make_account(services_of(app), "cid"), app.test_client()
     real = throttle.time.time
     for _ in range(10):
         sign_in(client, cid.email)

@@ -15,7 +15,8 @@ from flask.testing import FlaskClient
 from accountsvc import generator
 from tests.api.answers import NO_TOKEN
 from tests.conftest import NewApp
-from tests.support.factories import Person, belongings, everything, make_person
+from tests.support.factories import Person, make_person, services_of
+from tests.support.state import belongings, everything
 
 PASSWORD_NOT_FOUND = b'{"error": "Password not found."}'
 ALL = "/api/view-all-saved-passwords/"
@@ -24,9 +25,9 @@ NASTY = ['"; DROP TABLE accounts;--', "=1+1", "\n\t\r", "🔑 пароль", "\x
 
 @pytest.fixture(autouse=True)
 def bystander(app: APIFlask, bob: Person) -> Iterator[Person]:
-    before = belongings(app, bob)
+    before = belongings(services_of(app), bob)
     yield bob
-    assert belongings(app, bob) == before
+    assert belongings(services_of(app), bob) == before
 
 
 def test_a_password_is_saved(
@@ -78,7 +79,7 @@ def test_any_text_comes_back_as_it_was_saved(client: FlaskClient, ann: Person) -
 def test_what_cannot_be_saved_is_named_and_changes_nothing(
     app: APIFlask, client: FlaskClient, ann: Person
 ) -> None:
-    before = everything(app)
+    before = everything(services_of(app))
     bad: list[dict[str, Any]] = [
         {},
         {"password_saved": ""},
@@ -98,7 +99,7 @@ def test_what_cannot_be_saved_is_named_and_changes_nothing(
         assert (body, response.status_code) == (body, 400)
         assert response.json is not None
         assert set(response.json) <= {"password_saved", "url", "name_pages"}
-    assert everything(app) == before
+    assert everything(services_of(app)) == before
 
 
 def test_all_passwords_are_shown_with_texts_and_never_null(
@@ -177,7 +178,7 @@ def test_an_entry_is_deleted(client: FlaskClient, ann: Person) -> None:
 def test_another_persons_entry_is_not_found(
     app: APIFlask, client: FlaskClient, ann: Person, sue: Person, bystander: Person
 ) -> None:
-    before = everything(app)
+    before = everything(services_of(app))
     numbers = [*bystander.passwords, 4711, 0, 2**63, 10**5000]
 
     for who in (ann, sue):
@@ -189,7 +190,7 @@ def test_another_persons_entry_is_not_found(
 
             assert (changed.status_code, changed.data) == (404, PASSWORD_NOT_FOUND)
             assert (deleted.status_code, deleted.data) == (404, PASSWORD_NOT_FOUND)
-    assert everything(app) == before
+    assert everything(services_of(app)) == before
 
 
 def _text(number: int) -> str:
@@ -263,7 +264,7 @@ def test_a_process_that_has_not_got_the_new_key_yet_asks_to_wait(new_app: NewApp
     """While a rotation is rolled out the wrong way round: nothing is lost, and nothing is a fault."""
     old, new = (urlsafe_b64encode(os.urandom(32)).decode() for _ in range(2))
     behind, ahead = new_app(VAULT_KEYS=old), new_app(VAULT_KEYS=f"{new},{old}")
-    zoe = make_person(ahead, "zoe")
+    zoe = make_person(services_of(ahead), "zoe")
 
     shown = behind.test_client().get(ALL, headers=zoe.auth)
     saved = behind.test_client().post(

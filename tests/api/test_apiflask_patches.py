@@ -12,7 +12,7 @@ from flask import Response
 
 from accountsvc.api.http.apiflask_patches import keep_schema_names
 from tests.conftest import NewApp
-from tests.support.factories import make_person
+from tests.support.factories import make_person, services_of
 
 
 class Inner(Schema):
@@ -83,7 +83,7 @@ def test_a_fault_outside_a_view_is_logged_without_the_path(
 
 
 def test_a_body_is_read_by_the_loader_that_refuses_a_member_twice(app: APIFlask) -> None:
-    person = make_person(app, "ann")
+    person = make_person(services_of(app), "ann")
 
     response = app.test_client().put(
         f"/api/profile/{person.id}/update/",

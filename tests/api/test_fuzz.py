@@ -18,7 +18,8 @@ from schemathesis import Case, GenerationMode
 from schemathesis.config import SchemathesisConfig
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 
-from tests.support.factories import Person, make_person, new_name, read_account
+from tests.support.factories import Person, make_person, new_name, services_of
+from tests.support.state import read_account
 
 EXAMPLES = int(os.environ.get("TEST_FUZZ_EXAMPLES", "2"))
 # How strong a password is, or whether a name is taken, no schema can say: right data may be refused.
@@ -50,10 +51,10 @@ class Somebody:
         self._person = self._new()
 
     def _new(self) -> Person:
-        return make_person(self._app, new_name("fuzz"), staff=self._staff)
+        return make_person(services_of(self._app), new_name("fuzz"), staff=self._staff)
 
     def now(self) -> Person:
-        account = read_account(self._app, self._person.id)
+        account = read_account(services_of(self._app), self._person.id)
         if account is None or not account.is_active or account.epoch > 0:
             self._person = self._new()
         return self._person

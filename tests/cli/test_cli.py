@@ -35,23 +35,28 @@ from tests.support.factories import (
     SECRET_KEY,
     VAULT_KEY,
     Person,
-    belongings,
     deactivate,
     dispose,
-    effects,
-    events,
-    everything,
+    insert_accounts,
     make_account,
     make_app,
     make_due,
     make_person,
-    read_account,
+    numbered,
     run_sql,
     services_of,
-    waits_for_a_lock,
 )
+from tests.support.moments import now
 from tests.support.processes import INHERITED, START, eventually
 from tests.support.servers import free_port
+from tests.support.state import (
+    belongings,
+    effects,
+    events,
+    everything,
+    read_account,
+    waits_for_a_lock,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 STRAY = "CREATE TABLE stray (account_id BIGINT NOT NULL REFERENCES accounts (id))"
@@ -77,13 +82,13 @@ def run(app: APIFlask) -> Run:
 
 @pytest.fixture
 def ann(app: APIFlask) -> Person:
-    return make_person(app, "ann")
+    return make_person(services_of(app), "ann")
 
 
 @pytest.fixture
 def bob(app: APIFlask) -> Person:
     """The bystander, who must keep everything."""
-    return make_person(app, "bob")
+    return make_person(services_of(app), "bob")
 
 
 def hold(app: APIFlask, account_id: int) -> int:
@@ -110,31 +115,33 @@ def document(result: Result) -> Any:
 def test_purge_destroys_a_named_deactivated_account_at_once(
     app: APIFlask, run: Run, ann: Person, bob: Person
 ) -> None:
-    deactivate(app, ann.id)
-    before = belongings(app, bob)
+    deactivate(services_of(app), ann.id)
+    before = belongings(services_of(app), bob)
 
     result = run("accounts", "purge", str(ann.id), "--yes")
 
     assert result.exit_code == 0, result.output
     assert "Purged: 1 account, 3 saved passwords and 1 file." in result.stdout
-    assert read_account(app, ann.id) is None
+    assert read_account(services_of(app), ann.id) is None
     assert services_of(app).avatars.open(ann.avatar) is None
     receipt = receipt_of(app, ann)
     assert receipt is not None
     assert (receipt.saved_passwords, receipt.files) == (3, 1)
-    assert belongings(app, bob) == before
+    assert belongings(services_of(app), bob) == before
     # All that was owed is done, so nothing waits for a worker.
-    assert effects(app, "file.delete") == effects(app, "ledger.append") == []
-    assert effects(app, "mail.purged") == []
+    assert (
+        effects(services_of(app), "file.delete") == effects(services_of(app), "ledger.append") == []
+    )
+    assert effects(services_of(app), "mail.purged") == []
     assert [line["public_id"] for line in services_of(app).ledger.read()] == [str(ann.public_id)]
 
 
 def test_purge_scrubs_the_embedded_database_at_once(sqlite_url: str, tmp_path: Path) -> None:
     app = make_app(sqlite_url, tmp_path)
-    ann = make_person(app, "annabella")
-    bob = make_person(app, "bob")
-    deactivate(app, ann.id)
-    before = belongings(app, bob)
+    ann = make_person(services_of(app), "annabella")
+    bob = make_person(services_of(app), "bob")
+    deactivate(services_of(app), ann.id)
+    before = belongings(services_of(app), bob)
 
     result = app.test_cli_runner().invoke(args=["accounts", "purge", ann.email, "--yes"])
 
@@ -144,12 +151,12 @@ def test_purge_scrubs_the_embedded_database_at_once(sqlite_url: str, tmp_path: P
     assert receipt.scrubbed_at is not None
     for path in tmp_path.glob("*.db*"):
         assert b"annabella" not in path.read_bytes(), path
-    assert belongings(app, bob) == before
+    assert belongings(services_of(app), bob) == before
     dispose(app)
 
 
 def test_purge_prints_nobodys_address(app: APIFlask, run: Run, ann: Person) -> None:
-    deactivate(app, ann.id)
+    deactivate(services_of(app), ann.id)
 
     result = run("accounts", "purge", str(ann.id), "--yes")
 
@@ -159,20 +166,20 @@ def test_purge_prints_nobodys_address(app: APIFlask, run: Run, ann: Person) -> N
 def test_purge_refuses_an_active_account_and_touches_no_other(
     app: APIFlask, run: Run, ann: Person, bob: Person
 ) -> None:
-    deactivate(app, ann.id)
-    before = everything(app)
+    deactivate(services_of(app), ann.id)
+    before = everything(services_of(app))
 
     result = run("accounts", "purge", str(ann.id), bob.email, "--yes")
 
     assert result.exit_code == 1
     assert f"Account {bob.id}: It is active." in result.stderr
-    assert everything(app) == before
+    assert everything(services_of(app)) == before
 
 
 def test_purge_with_force_deactivates_an_active_account_first(
     app: APIFlask, run: Run, ann: Person, bob: Person
 ) -> None:
-    before = belongings(app, bob)
+    before = belongings(services_of(app), bob)
 
     result = run("accounts", "purge", ann.email, "--force", "--yes")
 
@@ -180,65 +187,67 @@ def test_purge_with_force_deactivates_an_active_account_first(
     receipt = receipt_of(app, ann)
     assert receipt is not None
     assert receipt.deactivated_by == "operator"
-    assert [one.actor_kind for one in events(app, "account.deactivated")] == ["operator"]
-    assert belongings(app, bob) == before
+    assert [one.actor_kind for one in events(services_of(app), "account.deactivated")] == [
+        "operator"
+    ]
+    assert belongings(services_of(app), bob) == before
 
 
 def test_purge_with_an_unknown_name_destroys_nothing(app: APIFlask, run: Run, ann: Person) -> None:
-    deactivate(app, ann.id)
-    before = everything(app)
+    deactivate(services_of(app), ann.id)
+    before = everything(services_of(app))
 
     for unknown in ("9" * 30, "777", "nobody@example.org", "ann", "\udcff@example.org", "-0", ""):
         result = run("accounts", "purge", "--yes", "--", str(ann.id), unknown)
         assert result.exit_code == 1, unknown
         assert "Not found" in result.stderr
 
-    assert everything(app) == before
+    assert everything(services_of(app)) == before
 
 
 def test_purge_refuses_a_held_account_and_touches_no_other(
     app: APIFlask, run: Run, ann: Person, bob: Person
 ) -> None:
-    deactivate(app, ann.id)
-    make_due(app, bob)
+    deactivate(services_of(app), ann.id)
+    make_due(services_of(app), bob)
     hold(app, bob.id)
-    before = everything(app)
+    before = everything(services_of(app))
 
     for options in ([], ["--force"], ["--dry-run"]):
         result = run("accounts", "purge", str(ann.id), str(bob.id), "--yes", *options)
         assert result.exit_code == 1
         assert "legal hold" in result.stderr
 
-    assert everything(app) == before
+    assert everything(services_of(app)) == before
 
 
 def test_purge_refuses_the_last_active_staff_account_even_with_force(
     app: APIFlask, run: Run, ann: Person
 ) -> None:
-    sue = make_person(app, "sue", staff=True)
-    before = everything(app)
+    sue = make_person(services_of(app), "sue", staff=True)
+    before = everything(services_of(app))
 
     for option in ("--yes", "--dry-run"):
         result = run("accounts", "purge", str(ann.id), str(sue.id), "--force", option)
         assert result.exit_code == 1
         assert "last active staff" in result.stderr
 
-    assert everything(app) == before
+    assert everything(services_of(app)) == before
 
 
 @pytest.mark.parametrize("force", [[], ["--force"]])
 def test_a_dry_run_of_named_accounts_prints_exactly_what_the_real_run_destroys(
     app: APIFlask, run: Run, ann: Person, bob: Person, force: list[str]
 ) -> None:
-    eve = make_account(app, "eve")
+    eve = make_account(services_of(app), "eve")
     for account_id in (ann.id, eve.id):
         if not force:
-            deactivate(app, account_id)
+            deactivate(services_of(app), account_id)
     names = [ann.email, str(eve.id), str(ann.id)]
-    before = everything(app)
+    before = everything(services_of(app))
 
     planned = document(run("accounts", "purge", *names, *force, "--dry-run", "--json"))
-    unchanged = everything(app)
+    unchanged = everything(services_of(app))
     real = document(run("accounts", "purge", *names, *force, "--yes", "--json"))
 
     assert unchanged == before
@@ -247,22 +256,22 @@ def test_a_dry_run_of_named_accounts_prints_exactly_what_the_real_run_destroys(
     assert {one["id"] for one in real["purged"]} == {ann.id, eve.id}
     totals = ("accounts", "saved_passwords", "files")
     assert [real[name] for name in totals] == [planned[name] for name in totals] == [2, 3, 1]
-    assert read_account(app, bob.id) is not None
+    assert read_account(services_of(app), bob.id) is not None
 
 
 def test_a_dry_run_of_what_is_due_prints_exactly_what_the_real_run_destroys(
     app: APIFlask, run: Run, bob: Person
 ) -> None:
-    due = [make_person(app, name) for name in ("ann", "eve", "kim")]
+    due = [make_person(services_of(app), name) for name in ("ann", "eve", "kim")]
     for person in due:
-        make_due(app, person)
-    waiting = make_person(app, "waiting")
-    deactivate(app, waiting.id)
+        make_due(services_of(app), person)
+    waiting = make_person(services_of(app), "waiting")
+    deactivate(services_of(app), waiting.id)
     hold(app, due[2].id)
-    before = everything(app)
+    before = everything(services_of(app))
 
     planned = document(run("accounts", "purge", "--expired", "--dry-run", "--json"))
-    unchanged = everything(app)
+    unchanged = everything(services_of(app))
     result = run("accounts", "purge", "--expired", "--yes", "--json")
 
     assert unchanged == before
@@ -270,20 +279,20 @@ def test_a_dry_run_of_what_is_due_prints_exactly_what_the_real_run_destroys(
     assert document(result)["purged"] == planned["would_purge"]
     assert [one["id"] for one in planned["would_purge"]] == [due[0].id, due[1].id]
     for person in (due[2], waiting, bob):
-        assert len(belongings(app, person)["passwords"]) == 3
+        assert len(belongings(services_of(app), person)["passwords"]) == 3
 
 
 def test_a_dry_run_in_words_names_every_account_and_the_totals(
     app: APIFlask, run: Run, ann: Person
 ) -> None:
-    make_due(app, ann)
+    make_due(services_of(app), ann)
 
     result = run("accounts", "purge", "--expired", "--dry-run")
 
     assert result.exit_code == 0
     assert str(ann.public_id) in result.stdout
     assert "1 account, 3 saved passwords and 1 file" in result.stdout
-    assert read_account(app, ann.id) is not None
+    assert read_account(services_of(app), ann.id) is not None
 
 
 def test_purge_of_what_is_due_says_when_nothing_is(run: Run, bob: Person) -> None:
@@ -297,40 +306,25 @@ def test_purge_goes_beyond_a_page_of_ids(
     app: APIFlask, run: Run, bob: Person, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(rows, "CHUNK", 5)
-    before = belongings(app, bob)
-    insert_due(app, 11)
+    before = belongings(services_of(app), bob)
+    services = services_of(app)
+    insert_accounts(services, numbered("due", 11), purge_at=now(services))
 
     result = run("accounts", "purge", "--expired", "--yes", "--json")
 
     assert result.exit_code == 0, result.output[-500:]
     assert document(result)["accounts"] == 11
-    assert belongings(app, bob) == before
-
-
-def insert_due(app: APIFlask, count: int) -> None:
-    """Insert bare accounts that are due."""
-    services = services_of(app)
-    numbers = ", ".join(f"({number})" for number in range(count))
-    uid = "lower(hex(randomblob(16)))" if services.settings.is_sqlite else "gen_random_uuid()"
-    run_sql(
-        app,
-        "WITH numbers (n) AS (VALUES " + numbers + ") "
-        "INSERT INTO accounts (public_id, username, username_key, email, email_key, first_name,"
-        " last_name, number_phone, password_hash, joined_at, deactivated_at, purge_at, deactivated_by)"
-        f" SELECT {uid}, 'p' || n, 'p' || n, 'p' || n || '@example.org', 'p' || n || '@example.org',"
-        " '', '', '', '!', :then, :then, :then, 'owner' FROM numbers",
-        then="2026-01-01 00:00:00.000000" if services.settings.is_sqlite else "2026-01-01Z",
-    )
+    assert belongings(services, bob) == before
 
 
 def test_an_account_that_cannot_be_purged_is_named_and_the_others_are_purged(
     app: APIFlask, run: Run, ann: Person, bob: Person
 ) -> None:
-    run_sql(app, STRAY)
-    run_sql(app, "INSERT INTO stray VALUES (:id)", id=ann.id)
-    eve = make_person(app, "eve")
+    run_sql(services_of(app), STRAY)
+    run_sql(services_of(app), "INSERT INTO stray VALUES (:id)", id=ann.id)
+    eve = make_person(services_of(app), "eve")
     for person in (ann, eve):
-        make_due(app, person)
+        make_due(services_of(app), person)
 
     first = run("accounts", "purge", "--expired", "--yes", "--json")
     again = run("accounts", "purge", "--expired", "--yes")
@@ -345,18 +339,18 @@ def test_an_account_that_cannot_be_purged_is_named_and_the_others_are_purged(
     assert f"Left: account {ann.id}." in again.stderr
     assert document(status)["failing"] == 1
     assert document(status)["troubled"] == [ann.id]
-    assert len(belongings(app, ann)["passwords"]) == 3
+    assert len(belongings(services_of(app), ann)["passwords"]) == 3
 
-    run_sql(app, "DELETE FROM stray")
+    run_sql(services_of(app), "DELETE FROM stray")
     mended = run("accounts", "purge", str(ann.id), "--yes")
     assert mended.exit_code == 0, mended.output
-    assert read_account(app, ann.id) is None
+    assert read_account(services_of(app), ann.id) is None
 
 
 def test_files_that_cannot_be_deleted_are_said_to_be_left(
     app: APIFlask, run: Run, ann: Person
 ) -> None:
-    deactivate(app, ann.id)
+    deactivate(services_of(app), ann.id)
     path = next((services_of(app).settings.instance_path / "media").rglob(f"*{ann.avatar}*"))
     image = path.read_bytes()
     path.unlink()
@@ -378,16 +372,16 @@ def test_purge_stops_when_the_ledger_takes_nothing(app: APIFlask, run: Run, ann:
     ledger = services_of(app).settings.instance_path / "ledger"
     ledger.parent.mkdir(exist_ok=True)
     ledger.touch()
-    eve = make_person(app, "eve")
+    eve = make_person(services_of(app), "eve")
     for person in (ann, eve):
-        deactivate(app, person.id)
+        deactivate(services_of(app), person.id)
     run("accounts", "purge", str(eve.id), "--yes")
 
     result = run("accounts", "purge", str(ann.id), "--yes")
 
     assert result.exit_code == 1
     assert f"Left: account {ann.id}. The ledger cannot be read or written." in result.stderr
-    assert read_account(app, ann.id) is not None
+    assert read_account(services_of(app), ann.id) is not None
 
 
 def test_an_account_that_the_worker_purged_meanwhile_counts_as_purged(
@@ -395,8 +389,8 @@ def test_an_account_that_the_worker_purged_meanwhile_counts_as_purged(
 ) -> None:
     # given: another process holds the row's lock, so that the command has to pass it over
     app = make_app(postgresql_url, tmp_path)
-    ann = make_person(app, "ann")
-    make_due(app, ann)
+    ann = make_person(services_of(app), "ann")
+    make_due(services_of(app), ann)
     services = services_of(app)
     locked, purged = threading.Event(), threading.Event()
 
@@ -429,9 +423,9 @@ def test_a_pause_while_the_command_waits_is_a_sentence_and_loses_no_report(
 ) -> None:
     # given: one of two that are due is locked by another process, so that the command waits for it
     app = make_app(postgresql_url, tmp_path)
-    ann, eve = make_person(app, "ann"), make_person(app, "eve")
+    ann, eve = make_person(services_of(app), "ann"), make_person(services_of(app), "eve")
     for person in (ann, eve):
-        make_due(app, person)
+        make_due(services_of(app), person)
     results: list[Result] = []
 
     def purge() -> None:
@@ -442,7 +436,7 @@ def test_a_pause_while_the_command_waits_is_a_sentence_and_loses_no_report(
     with services_of(app).writing() as session:
         rows.lock(session, ann.id)
         thread.start()
-        eventually(lambda: read_account(app, eve.id) is None)
+        eventually(lambda: read_account(services_of(app), eve.id) is None)
 
         # when
         app.test_cli_runner().invoke(args=["sweeps", "pause"])
@@ -475,27 +469,27 @@ def test_a_pause_while_the_command_waits_is_a_sentence_and_loses_no_report(
     ],
 )
 def test_bad_usage_ends_with_2_and_a_sentence(app: APIFlask, run: Run, words: list[str]) -> None:
-    before = everything(app)
+    before = everything(services_of(app))
 
     result = run("accounts", *words)
 
     assert result.exit_code == 2
     assert "Error:" in result.stderr
-    assert everything(app) == before
+    assert everything(services_of(app)) == before
 
 
 def test_purge_without_a_terminal_and_without_yes_asks_for_yes(
     app: APIFlask, run: Run, ann: Person
 ) -> None:
-    make_due(app, ann)
-    before = everything(app)
+    make_due(services_of(app), ann)
+    before = everything(services_of(app))
 
     for words in (["--expired"], [str(ann.id)]):
         result = run("accounts", "purge", *words, stdin="y\n")
         assert result.exit_code == 2
         assert "--yes" in result.stderr
 
-    assert everything(app) == before
+    assert everything(services_of(app)) == before
 
 
 # Deactivate, reactivate, show, list, create -----------------------------------------------------
@@ -504,10 +498,10 @@ def test_purge_without_a_terminal_and_without_yes_asks_for_yes(
 def test_deactivate_says_done_then_already_so(
     app: APIFlask, run: Run, ann: Person, bob: Person
 ) -> None:
-    before = belongings(app, bob)
+    before = belongings(services_of(app), bob)
 
     first = run("accounts", "deactivate", ann.email, "--json")
-    promised = read_account(app, ann.id)
+    promised = read_account(services_of(app), ann.id)
     second = run("accounts", "deactivate", str(ann.id))
 
     assert first.exit_code == second.exit_code == 0
@@ -515,11 +509,11 @@ def test_deactivate_says_done_then_already_so(
     assert document(first)[0]["state"] == "deactivated"
     assert f"Account {ann.id} was deactivated already" in second.stdout
     assert promised is not None
-    now = read_account(app, ann.id)
+    now = read_account(services_of(app), ann.id)
     assert now is not None
     assert (now.purge_at, now.deactivated_by) == (promised.purge_at, "operator")
-    assert len(events(app, "account.deactivated")) == 1
-    assert belongings(app, bob) == before
+    assert len(events(services_of(app), "account.deactivated")) == 1
+    assert belongings(services_of(app), bob) == before
 
 
 def test_reactivate_says_done_then_already_so(app: APIFlask, run: Run, ann: Person) -> None:
@@ -531,42 +525,42 @@ def test_reactivate_says_done_then_already_so(app: APIFlask, run: Run, ann: Pers
     assert first.exit_code == second.exit_code == 0
     assert f"Account {ann.id} is active again." in first.stdout
     assert document(second)[0]["changed"] is False
-    assert len(belongings(app, ann)["passwords"]) == 3
+    assert len(belongings(services_of(app), ann)["passwords"]) == 3
 
 
 @pytest.mark.parametrize("command", ["deactivate", "reactivate", "show", "retry"])
 def test_an_unknown_account_is_not_found_and_nothing_changes(
     app: APIFlask, run: Run, ann: Person, command: str
 ) -> None:
-    before = everything(app)
+    before = everything(services_of(app))
 
     result = run("accounts", command, "nobody@example.org")
 
     assert result.exit_code == 1
     assert "Not found: nobody@example.org" in result.stderr
-    assert everything(app) == before
+    assert everything(services_of(app)) == before
 
 
 def test_deactivating_several_is_all_or_nothing(app: APIFlask, run: Run, ann: Person) -> None:
-    sue = make_person(app, "sue", staff=True)
-    before = everything(app)
+    sue = make_person(services_of(app), "sue", staff=True)
+    before = everything(services_of(app))
 
     result = run("accounts", "deactivate", str(ann.id), str(sue.id))
 
     assert result.exit_code == 1
     assert f"Account {sue.id}: This is the last active staff account." in result.stderr
-    assert everything(app) == before
+    assert everything(services_of(app)) == before
 
 
 def test_a_due_account_cannot_be_reactivated(app: APIFlask, run: Run, ann: Person) -> None:
-    make_due(app, ann)
-    before = everything(app)
+    make_due(services_of(app), ann)
+    before = everything(services_of(app))
 
     result = run("accounts", "reactivate", str(ann.id))
 
     assert result.exit_code == 1
     assert "grace period is over" in result.stderr
-    assert everything(app) == before
+    assert everything(services_of(app)) == before
 
 
 def test_show_tells_state_and_dates_and_never_the_hash(
@@ -585,7 +579,7 @@ def test_show_tells_state_and_dates_and_never_the_hash(
 
 
 def test_list_pages_by_id(app: APIFlask, run: Run, ann: Person, bob: Person) -> None:
-    deactivate(app, bob.id)
+    deactivate(services_of(app), bob.id)
 
     first = run("accounts", "list", "--limit", "1", "--json")
     rest = run("accounts", "list", "--after", str(ann.id))
@@ -607,11 +601,11 @@ def test_create_reads_the_password_from_standard_input(
 
     assert result.exit_code == 0, result.output
     made = document(result)
-    account = read_account(app, made["id"])
+    account = read_account(services_of(app), made["id"])
     assert account is not None
     assert account.is_staff
     assert services.hasher.verify(account.password_hash, PASSWORD)
-    assert [one.actor_kind for one in events(app, "account.created")] == ["operator"]
+    assert [one.actor_kind for one in events(services_of(app), "account.created")] == ["operator"]
     assert PASSWORD not in result.output
 
 
@@ -627,20 +621,20 @@ def test_create_reads_the_password_from_standard_input(
 def test_create_refuses_what_sign_up_refuses(
     app: APIFlask, run: Run, ann: Person, email: str, password: str, sentence: str
 ) -> None:
-    before = everything(app)
+    before = everything(services_of(app))
 
     result = run("accounts", "create", "--username", "kim", "--email", email, stdin=password)
 
     assert result.exit_code == 1
     assert sentence in result.stderr
-    assert everything(app) == before
+    assert everything(services_of(app)) == before
 
 
 # Holds, failures, status ------------------------------------------------------------------------
 
 
 def test_a_hold_keeps_an_account_until_it_is_released(app: APIFlask, run: Run, ann: Person) -> None:
-    make_due(app, ann)
+    make_due(services_of(app), ann)
 
     placed = document(run("accounts", "hold", ann.email, "--reason", "court", "--json"))
     kept = run("accounts", "purge", "--expired", "--yes", "--json")
@@ -670,27 +664,27 @@ def test_a_hold_keeps_an_account_until_it_is_released(app: APIFlask, run: Run, a
 def test_a_reason_that_http_would_refuse_is_refused(
     app: APIFlask, run: Run, ann: Person, reason: str, said: str
 ) -> None:
-    before = everything(app)
+    before = everything(services_of(app))
 
     result = run("accounts", "hold", ann.email, "--reason", reason)
 
     assert result.exit_code == 1
     assert said in result.stderr
-    assert everything(app) == before
+    assert everything(services_of(app)) == before
 
 
 def test_a_reason_can_be_given_later(app: APIFlask, run: Run, ann: Person) -> None:
-    deactivate(app, ann.id)
-    promised = read_account(app, ann.id)
+    deactivate(services_of(app), ann.id)
+    promised = read_account(services_of(app), ann.id)
     assert promised is not None
 
     told = document(run("accounts", "deactivate", ann.email, "--reason", "by letter", "--json"))
 
-    after = read_account(app, ann.id)
+    after = read_account(services_of(app), ann.id)
     assert after is not None
     assert (after.reason, after.purge_at) == ("by letter", promised.purge_at)
     assert told[0]["changed"] is True
-    assert len(events(app, "deletion.reason_changed")) == 1
+    assert len(events(services_of(app), "deletion.reason_changed")) == 1
 
 
 def test_an_id_beyond_all_ids_is_bad_usage(run: Run) -> None:
@@ -699,8 +693,8 @@ def test_an_id_beyond_all_ids_is_bad_usage(run: Run) -> None:
 
 def test_what_the_worker_has_purged_is_scrubbed_too(sqlite_url: str, tmp_path: Path) -> None:
     app = make_app(sqlite_url, tmp_path)
-    ann = make_person(app, "ann")
-    make_due(app, ann)
+    ann = make_person(services_of(app), "ann")
+    make_due(services_of(app), ann)
     assert services_of(app).sweep().purged == 1
     services_of(app).deliver()
 
@@ -715,9 +709,9 @@ def test_what_the_worker_has_purged_is_scrubbed_too(sqlite_url: str, tmp_path: P
 
 
 def test_retry_lets_a_stuck_account_be_tried_again(app: APIFlask, run: Run, ann: Person) -> None:
-    make_due(app, ann)
+    make_due(services_of(app), ann)
     run_sql(
-        app,
+        services_of(app),
         "INSERT INTO purge_failures (account_id, attempts, failed_at, retry_at, error)"
         " SELECT id, 8, purge_at, purge_at, 'IntegrityError' FROM accounts WHERE id = :id",
         id=ann.id,
@@ -737,15 +731,15 @@ def test_retry_lets_a_stuck_account_be_tried_again(app: APIFlask, run: Run, ann:
     assert second.exit_code == 0
     assert document(second)[0]["changed"] is False
     assert purged.exit_code == 0, purged.output
-    assert read_account(app, ann.id) is None
+    assert read_account(services_of(app), ann.id) is None
 
 
 def test_status_counts_what_is_due_overdue_held_and_owed(
     app: APIFlask, run: Run, ann: Person, bob: Person
 ) -> None:
-    eve = make_person(app, "eve")
-    make_due(app, ann, since="2026-01-01 00:00:00.000000")
-    make_due(app, eve)
+    eve = make_person(services_of(app), "eve")
+    make_due(services_of(app), ann, since="2026-01-01 00:00:00.000000")
+    make_due(services_of(app), eve)
     hold(app, eve.id)
 
     shown = document(run("accounts", "status", "--json"))
@@ -761,10 +755,10 @@ def test_status_counts_what_is_due_overdue_held_and_owed(
 def test_the_commands_say_what_they_did_and_purge_says_why_it_does_not(
     app: APIFlask, run: Run, ann: Person
 ) -> None:
-    make_due(app, ann)
+    make_due(services_of(app), ann)
     assert run("sweeps", "pause").stdout == "Purging is paused.\n"
     assert run("sweeps", "pause").stdout == "Purging was paused already.\n"
-    before = everything(app)
+    before = everything(services_of(app))
 
     refused = [
         run("accounts", "purge", "--expired", "--yes"),
@@ -782,19 +776,19 @@ def test_the_commands_say_what_they_did_and_purge_says_why_it_does_not(
     assert "1 account," in planned.stdout
     assert "Purging is paused since" in status.stderr
     assert shown["paused_at"].endswith("Z")
-    assert everything(app) == before
+    assert everything(services_of(app)) == before
 
     resumed = document(run("sweeps", "resume", "--json"))
     assert resumed == {"changed": True, "paused_at": None}
     assert run("sweeps", "resume").stdout == "Purging was not paused.\n"
     assert run("accounts", "purge", "--expired", "--yes").exit_code == 0
-    assert read_account(app, ann.id) is None
+    assert read_account(services_of(app), ann.id) is None
 
 
 def test_rewrap_wraps_every_key_by_the_newest(database_url: str, tmp_path: Path) -> None:
     old = make_app(database_url, tmp_path)
-    ann = make_person(old, "ann")
-    saved = belongings(old, ann)["passwords"]
+    ann = make_person(services_of(old), "ann")
+    saved = belongings(services_of(old), ann)["passwords"]
     dispose(old)
     newest = "bmV3" + VAULT_KEY[4:]
     app = make_app(database_url, tmp_path, VAULT_KEYS=f"{newest},{VAULT_KEY}")
@@ -808,7 +802,7 @@ def test_rewrap_wraps_every_key_by_the_newest(database_url: str, tmp_path: Path)
     assert "0 keys" in second.stdout
     only_newest = make_app(database_url, tmp_path, VAULT_KEYS=newest)
     with services_of(only_newest).reading() as session:
-        account = session.merge(read_account(only_newest, ann.id))
+        account = session.merge(read_account(services_of(only_newest), ann.id))
         entries = list(vault.entries(session, services_of(only_newest).keyring, account))
     assert [one.entry for one in entries] == [entry for _, entry, _ in saved]
     dispose(only_newest)
@@ -816,7 +810,7 @@ def test_rewrap_wraps_every_key_by_the_newest(database_url: str, tmp_path: Path)
 
 def test_rewrap_says_which_key_is_missing(database_url: str, tmp_path: Path) -> None:
     app = make_app(database_url, tmp_path)
-    make_person(app, "ann")
+    make_person(services_of(app), "ann")
     dispose(app)
     other = make_app(database_url, tmp_path, VAULT_KEYS="bmV3" + VAULT_KEY[4:])
 
@@ -836,13 +830,18 @@ def restore(app: APIFlask, person: Person, run: Run) -> None:
     run("accounts", "purge", str(person.id), "--force", "--yes")
     if services_of(app).settings.is_sqlite:
         public_id = person.public_id.hex
-        run_sql(app, "DROP TRIGGER receipts_refuse_delete")
+        run_sql(services_of(app), "DROP TRIGGER receipts_refuse_delete")
     else:
-        run_sql(app, "DROP TRIGGER receipts_refuse_delete ON receipts")
-    run_sql(app, "DELETE FROM receipts WHERE public_id = :id", id=public_id)
+        run_sql(services_of(app), "DROP TRIGGER receipts_refuse_delete ON receipts")
+    run_sql(services_of(app), "DELETE FROM receipts WHERE public_id = :id", id=public_id)
     # Somebody else has got the name and the number since; the public id alone says who it is.
-    back = make_person(app, "back")
-    run_sql(app, "UPDATE accounts SET public_id = :id WHERE id = :back", id=public_id, back=back.id)
+    back = make_person(services_of(app), "back")
+    run_sql(
+        services_of(app),
+        "UPDATE accounts SET public_id = :id WHERE id = :back",
+        id=public_id,
+        back=back.id,
+    )
     # The ciphertext belongs to the old public id; nothing here reads it.
 
 
@@ -850,7 +849,7 @@ def test_replay_purges_again_whom_a_restore_brought_back_and_nobody_else(
     app: APIFlask, run: Run, ann: Person, bob: Person
 ) -> None:
     restore(app, ann, run)
-    before = belongings(app, bob)
+    before = belongings(services_of(app), bob)
 
     verified = run("ledger", "verify", "--json")
     planned = document(run("ledger", "replay", "--dry-run", "--json"))
@@ -866,14 +865,14 @@ def test_replay_purges_again_whom_a_restore_brought_back_and_nobody_else(
     assert document(real)["purged"] == planned["would_purge"]
     assert receipt_of(app, ann) is not None
     assert verified_again.exit_code == 0, verified_again.output
-    assert belongings(app, bob) == before
+    assert belongings(services_of(app), bob) == before
 
 
 def test_replay_works_while_everything_else_is_paused(
     app: APIFlask, run: Run, ann: Person, bob: Person
 ) -> None:
     restore(app, ann, run)
-    make_due(app, bob)
+    make_due(services_of(app), bob)
     run("sweeps", "pause")
 
     real = run("ledger", "replay", "--yes", "--json")
@@ -881,7 +880,7 @@ def test_replay_works_while_everything_else_is_paused(
     assert real.exit_code == 0, real.output
     assert [one["public_id"] for one in document(real)["purged"]] == [str(ann.public_id)]
     # Who is due waits until somebody has looked: a hold or a return may be lost with the backup.
-    assert read_account(app, bob.id) is not None
+    assert read_account(services_of(app), bob.id) is not None
 
 
 def test_somebody_of_whom_a_receipt_is_left_is_purged_again(
@@ -889,16 +888,21 @@ def test_somebody_of_whom_a_receipt_is_left_is_purged_again(
 ) -> None:
     """Only the row was brought back: a part of a backup."""
     run("accounts", "purge", str(ann.id), "--force", "--yes")
-    back = make_person(app, "back")
+    back = make_person(services_of(app), "back")
     public_id = ann.public_id.hex if services_of(app).settings.is_sqlite else str(ann.public_id)
-    run_sql(app, "UPDATE accounts SET public_id = :id WHERE id = :back", id=public_id, back=back.id)
+    run_sql(
+        services_of(app),
+        "UPDATE accounts SET public_id = :id WHERE id = :back",
+        id=public_id,
+        back=back.id,
+    )
 
     result = run("ledger", "replay", "--yes", "--json")
 
     assert result.exit_code == 0, result.output
     assert [one["id"] for one in document(result)["purged"]] == [back.id]
-    assert read_account(app, back.id) is None
-    assert len(events(app, "account.purged")) == 2
+    assert read_account(services_of(app), back.id) is None
+    assert len(events(services_of(app), "account.purged")) == 2
 
 
 def test_replay_leaves_who_is_on_hold_and_says_so(app: APIFlask, run: Run, ann: Person) -> None:
@@ -916,7 +920,7 @@ def test_replay_leaves_who_is_on_hold_and_says_so(app: APIFlask, run: Run, ann: 
 def test_verify_misses_a_receipt_that_is_not_in_the_ledger(
     app: APIFlask, run: Run, ann: Person
 ) -> None:
-    deactivate(app, ann.id)
+    deactivate(services_of(app), ann.id)
     run("accounts", "purge", str(ann.id), "--yes")
     for path in (services_of(app).settings.instance_path / "ledger").rglob("*.jsonl"):
         path.unlink()
@@ -1006,8 +1010,8 @@ def test_purge_asks_at_a_terminal_and_does_what_is_answered(
 ) -> None:
     # given
     app = make_app(sqlite_url, tmp_path)
-    ann = make_person(app, "ann")
-    make_due(app, ann)
+    ann = make_person(services_of(app), "ann")
+    make_due(services_of(app), ann)
     ours, theirs = pty.openpty()
 
     # when
@@ -1031,7 +1035,7 @@ def test_purge_asks_at_a_terminal_and_does_what_is_answered(
     assert process.wait(60) == code, said
     assert str(ann.public_id).encode() in said
     assert b"1 account, 3 saved passwords and 1 file" in said
-    assert (read_account(app, ann.id) is None) == (code == 0)
+    assert (read_account(services_of(app), ann.id) is None) == (code == 0)
     # The bar that counts accounts up is for terminals.
     assert (b"Purging" in said) == (code == 0)
     dispose(app)
@@ -1091,19 +1095,19 @@ def test_the_password_of_create_is_asked_for_at_a_terminal_and_not_shown(
 def test_no_command_leaves_a_receipt_behind_for_somebody_who_was_not_named(
     app: APIFlask, run: Run, ann: Person, bob: Person
 ) -> None:
-    make_due(app, bob)
+    make_due(services_of(app), bob)
 
     run("accounts", "purge", ann.email, "--force", "--yes")
 
     with services_of(app).reading() as session:
         assert session.scalars(select(Receipt.public_id)).all() == [ann.public_id]
-    assert len(belongings(app, bob)["passwords"]) == 3
+    assert len(belongings(services_of(app), bob)["passwords"]) == 3
 
 
 def test_the_rows_that_decide_are_locked_in_id_order(postgresql_url: str, tmp_path: Path) -> None:
     """As every request locks them; else the two could wait for each other."""
     app = make_app(postgresql_url, tmp_path)
-    sam, sue = (make_account(app, name, staff=True) for name in ("sam", "sue"))
+    sam, sue = (make_account(services_of(app), name, staff=True) for name in ("sam", "sue"))
     services = services_of(app)
     results: list[Result] = []
 
@@ -1123,7 +1127,7 @@ def test_the_rows_that_decide_are_locked_in_id_order(postgresql_url: str, tmp_pa
     thread.join(timeout=120)
 
     assert [result.exit_code for result in results] == [0], results[0].output
-    assert read_account(app, sue.id) is None
+    assert read_account(services_of(app), sue.id) is None
     dispose(app)
 
 
@@ -1150,7 +1154,7 @@ def test_orphans_are_the_files_that_nobody_shows_and_nothing_deletes(
     with services_of(app).writing() as session:
         later = database_now(session) + timedelta(hours=1)
         queue.record(session, "file.delete", subject=None, now=later, payload=FileDeletion(owed))
-    before = everything(app)
+    before = everything(services_of(app))
 
     shown = run("avatars", "orphans")
     asked = run("avatars", "orphans", "--delete")
@@ -1158,7 +1162,7 @@ def test_orphans_are_the_files_that_nobody_shows_and_nothing_deletes(
     assert shown.exit_code == 1
     assert lost in shown.stdout
     assert "5 files: 1 nobody's, 2 shown by an account." in shown.stdout
-    assert (asked.exit_code, everything(app)) == (2, before)
+    assert (asked.exit_code, everything(services_of(app))) == (2, before)
     assert {key for key, _ in store.listing()} == {lost, fresh, owed, ann.avatar, bob.avatar}
 
     # when: told to
@@ -1169,7 +1173,7 @@ def test_orphans_are_the_files_that_nobody_shows_and_nothing_deletes(
     (orphan,) = document(result)["orphans"]
     assert (orphan["key"], document(result)["deleted"]) == (lost, 1)
     assert {key for key, _ in store.listing()} == {fresh, owed, ann.avatar, bob.avatar}
-    (event,) = events(app, "avatar.orphans_deleted")
+    (event,) = events(services_of(app), "avatar.orphans_deleted")
     assert (event.subject, event.actor_kind, event.details) == (None, "operator", {"count": 1})
     assert (again.exit_code, document(again)) == (
         0,

@@ -66,9 +66,9 @@ def run(app: APIFlask) -> Run:
 @pytest.fixture
 def ann(app: APIFlask) -> Person:
     """Somebody who has been due since THEN."""
-    person = make_person(app, "ann")
-    make_due(app, person, since=THEN)
-    run_sql(app, "UPDATE accounts SET joined_at = :then", then=THEN)
+    person = make_person(services_of(app), "ann")
+    make_due(services_of(app), person, since=THEN)
+    run_sql(services_of(app), "UPDATE accounts SET joined_at = :then", then=THEN)
     return person
 
 
@@ -86,7 +86,7 @@ def sign_up(app: APIFlask, name: str, email: str, *, staff: bool = False) -> Acc
 def fail_to_purge(app: APIFlask, account_id: int, *, attempts: int = 1) -> None:
     """Let the purge of an account have failed, with the next try far away."""
     run_sql(
-        app,
+        services_of(app),
         "INSERT INTO purge_failures"
         " (account_id, attempts, failed_at, retry_at, error, constraint_name)"
         " VALUES (:id, :attempts, :then, :later, 'IntegrityError', 'stray_account_id_fkey')",
@@ -99,7 +99,7 @@ def fail_to_purge(app: APIFlask, account_id: int, *, attempts: int = 1) -> None:
 
 def hold(app: APIFlask, run: Run, account_id: int, reason: str) -> None:
     assert run("accounts", "hold", str(account_id), "--reason", reason).exit_code == 0
-    run_sql(app, "UPDATE legal_holds SET placed_at = :then", then=THEN)
+    run_sql(services_of(app), "UPDATE legal_holds SET placed_at = :then", then=THEN)
 
 
 def lines(result: Result) -> list[str]:
@@ -144,7 +144,7 @@ def test_show_has_a_line_for_each_hold_and_no_python(app: APIFlask, run: Run, an
     hold(app, run, ann.id, "court")
     hold(app, run, ann.id, "police\nof 法院")
     fail_to_purge(app, ann.id)
-    run_sql(app, "UPDATE accounts SET reason = :reason", reason="by\nletter")
+    run_sql(services_of(app), "UPDATE accounts SET reason = :reason", reason="by\nletter")
 
     result = run("accounts", "show", str(ann.id))
 
@@ -178,7 +178,7 @@ def test_show_has_a_line_for_each_hold_and_no_python(app: APIFlask, run: Run, an
 def test_show_says_what_ends_a_failure(app: APIFlask, run: Run, ann: Person) -> None:
     fail_to_purge(app, ann.id)
     failing = run("accounts", "show", str(ann.id))
-    run_sql(app, "UPDATE purge_failures SET attempts = 8")
+    run_sql(services_of(app), "UPDATE purge_failures SET attempts = 8")
     stuck = run("accounts", "show", str(ann.id))
 
     assert "blocked by       a failure: it is tried again by itself" in lines(failing)
@@ -189,23 +189,23 @@ def test_show_says_what_ends_a_failure(app: APIFlask, run: Run, ann: Person) -> 
 
 def test_status_counts_in_words(app: APIFlask, run: Run, ann: Person) -> None:
     for name in ("bob", "eve", "kim"):
-        make_due(app, make_person(app, name), since=THEN)
+        make_due(services_of(app), make_person(services_of(app), name), since=THEN)
     hold(app, run, 2, "court")
     fail_to_purge(app, 3)
     fail_to_purge(app, 4, attempts=8)
-    make_account(app, "bystander")
+    make_account(services_of(app), "bystander")
     long_ago = "datetime('now', '-2 hours', '-5 minutes', '-20 seconds') || '.000000'"
     run_sql(
-        app,
+        services_of(app),
         f"UPDATE accounts SET purge_at = {long_ago}, deactivated_at = {long_ago} WHERE id = 1",
     )
     run_sql(
-        app,
+        services_of(app),
         "DELETE FROM outbox WHERE id NOT IN"
         " (SELECT id FROM outbox WHERE kind = 'mail.scheduled' LIMIT 2)",
     )
     run("sweeps", "pause")
-    run_sql(app, "UPDATE sweep_marks SET at = :then", then=THEN)
+    run_sql(services_of(app), "UPDATE sweep_marks SET at = :then", then=THEN)
 
     result = run("accounts", "status")
 
@@ -235,9 +235,9 @@ def test_status_counts_in_words(app: APIFlask, run: Run, ann: Person) -> None:
 
 def test_status_names_some_of_many_troubled_accounts(app: APIFlask, run: Run) -> None:
     for number in range(23):
-        account = make_account(app, f"p{number}")
+        account = make_account(services_of(app), f"p{number}")
         run_sql(
-            app,
+            services_of(app),
             "UPDATE accounts SET deactivated_at = :then, purge_at = :then, deactivated_by = 'owner'"
             " WHERE id = :id",
             then=THEN,
@@ -277,7 +277,7 @@ def test_a_plan_is_a_table_with_a_total(app: APIFlask, run: Run, ann: Person) ->
 def test_who_is_left_is_said_in_words(app: APIFlask, run: Run, ann: Person) -> None:
     fail_to_purge(app, ann.id)
     once = run("accounts", "purge", "--expired", "--yes")
-    run_sql(app, "UPDATE purge_failures SET attempts = 2")
+    run_sql(services_of(app), "UPDATE purge_failures SET attempts = 2")
     twice = run("accounts", "purge", "--expired", "--yes")
 
     said = "Left: account 1. It failed with IntegrityError (stray_account_id_fkey)"
@@ -502,8 +502,8 @@ def test_json_of_status_keeps_every_byte(app: APIFlask, run: Run, ann: Person) -
 
 
 def test_json_of_a_purge_keeps_every_byte(app: APIFlask, run: Run, ann: Person) -> None:
-    eve = make_person(app, "eve")
-    make_due(app, eve)
+    eve = make_person(services_of(app), "eve")
+    make_due(services_of(app), eve)
     fail_to_purge(app, ann.id)
     purged = {"id": eve.id, "public_id": str(eve.public_id), "saved_passwords": 3, "files": 1}
     totals = {"accounts": 1, "saved_passwords": 3, "files": 1}

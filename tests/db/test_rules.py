@@ -10,16 +10,18 @@ from sqlalchemy import select
 from accountsvc.db import rules
 from accountsvc.db.models import ACTIVE, DEACTIVATED, DUE, Account
 from accountsvc.services import Services
-from tests.support.core import BOUNDARY, GRACE, NOW, deactivate, get, sign_up
+from tests.support.factories import deactivate, make_account
+from tests.support.moments import BOUNDARY, GRACE, NOW
+from tests.support.state import get_account
 
 
 @pytest.mark.parametrize("since", BOUNDARY)
 def test_the_rules_in_sql_agree_with_the_state_of_the_row(
     services: Services, since: timedelta
 ) -> None:
-    active, away = sign_up(services, "ann"), sign_up(services, "bob")
+    active, away = make_account(services, "ann", now=NOW), make_account(services, "bob", now=NOW)
     deactivate(services, away.id, now=NOW - GRACE)
-    purge_at = get(services, away.id).purge_at
+    purge_at = get_account(services, away.id).purge_at
     assert purge_at is not None
     now = purge_at + since
 
@@ -36,7 +38,7 @@ def test_the_rules_in_sql_agree_with_the_state_of_the_row(
     assert found == {
         state: {
             account.id
-            for account in (get(services, active.id), get(services, away.id))
+            for account in (get_account(services, active.id), get_account(services, away.id))
             if account.state(now) == state
         }
         for state in (ACTIVE, DEACTIVATED, DUE)

@@ -22,16 +22,17 @@ from accountsvc.db.schema import upgrade
 from accountsvc.services import Services
 from tests.support.deploy import compose_command
 from tests.support.factories import (
-    belongings,
     dispose,
-    insert_due,
+    insert_accounts,
     make_app,
     make_person,
-    now,
+    numbered,
     services_of,
 )
+from tests.support.moments import now
 from tests.support.processes import Running, environment, eventually
 from tests.support.servers import PostgresServer, ValkeyServer
+from tests.support.state import belongings, public_ids
 
 DUE = int(os.environ.get("TEST_DRAIN", "20000"))
 WORKERS, BEATS, HELD = 4, 2, 50
@@ -48,15 +49,23 @@ def test_four_workers_and_two_beats_share_a_backlog(
         app = make_app(url, tmp_path)
         stack.callback(dispose, app)
         services = services_of(app)
-        bystander = make_person(app, "bob")
-        before = belongings(app, bystander)
-        insert_due(services, HELD, passwords=1, held=True)
-        due = insert_due(services, DUE, passwords=2)
+        bystander = make_person(services_of(app), "bob")
+        before = belongings(services_of(app), bystander)
+        hour = timedelta(hours=1)
+        insert_accounts(
+            services,
+            numbered("held", HELD),
+            purge_at=now(services) - 2 * hour,
+            passwords=1,
+            held=True,
+        )
+        names, purge_at = numbered("due", DUE), now(services) - hour
+        due = public_ids(services, insert_accounts(services, names, purge_at=purge_at, passwords=2))
         with services.writing() as session:
             session.execute(
                 update(Account)
                 .where(Account.public_id.in_(due))
-                .values(purge_at=now(app) + timedelta(days=30))
+                .values(purge_at=now(services_of(app)) + timedelta(days=30))
             )
         # Batches and slices are small, so that there is something to share.
         env = environment(
@@ -100,7 +109,7 @@ def test_four_workers_and_two_beats_share_a_backlog(
             assert session.scalar(select(func.count()).select_from(LegalHold)) == HELD
             assert session.scalar(select(func.count()).select_from(SavedPassword)) == HELD + 3
         eventually(lambda: ledger_lines(services) == Counter(due), pause=1)
-        assert belongings(app, bystander) == before
+        assert belongings(services_of(app), bystander) == before
         for worker in workers:
             worker.stop()
             assert "Traceback" not in worker.log

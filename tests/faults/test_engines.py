@@ -30,12 +30,13 @@ from tests.support.factories import (
     make_app,
     make_due,
     make_person,
-    read_account,
+    services_of,
 )
 from tests.support.processes import Running, client_of, eventually, is_ready, production
 from tests.support.s3 import S3Server, error, start_moto
 from tests.support.servers import PostgresServer, ServerError, ValkeyServer
 from tests.support.smtp import Inbox, smtp_server
+from tests.support.state import read_account
 
 SEED = int(os.environ.get("TEST_FAULT_SEED", "20261207"))
 pytestmark = pytest.mark.timeout(1800)
@@ -303,8 +304,10 @@ def test_without_redis_people_leave_and_come_back_and_purges_resume_with_it(
     site: Site, world: SiteWorld
 ) -> None:
     app, client = world.outside, site.client
-    leaver, returner, due = (make_person(app, name) for name in ("leaver", "returner", "gone"))
-    deactivate(app, returner.id)
+    leaver, returner, due = (
+        make_person(services_of(app), name) for name in ("leaver", "returner", "gone")
+    )
+    deactivate(services_of(app), returner.id)
     lost = "Connection to broker lost"
     before = site.running["worker"].log.count(lost)
     site.redis.stop("kill")
@@ -325,18 +328,18 @@ def test_without_redis_people_leave_and_come_back_and_purges_resume_with_it(
         json={"email": returner.email, "password": PASSWORD},
         headers=world.headers(),
     )
-    make_due(app, due)
+    make_due(services_of(app), due)
 
     # then
     assert deleted.status_code == 204
     assert (told.status_code, "recovery_token" in told.json()) == (403, True), told.text
     assert back.status_code == 200
     assert "throttles are counted in this process only" in site.running["web"].log
-    assert read_account(app, due.id) is not None
+    assert read_account(services_of(app), due.id) is not None
 
     # when
     site.redis.start()
 
     # then
-    site.eventually(lambda: read_account(app, due.id) is None)
-    assert read_account(app, leaver.id) is not None
+    site.eventually(lambda: read_account(services_of(app), due.id) is None)
+    assert read_account(services_of(app), leaver.id) is not None

@@ -29,7 +29,7 @@ from accountsvc.db.models import (
 from accountsvc.outbox.queue import DELETE_FILE, LEDGER
 from accountsvc.services import Services
 from tests.faults.injection import Operation
-from tests.support.factories import png, services_of
+from tests.support.factories import insert_accounts_in, png, put_files, services_of
 
 PASSWORDS = 2
 MAIL = "mail.purged"
@@ -69,54 +69,35 @@ class World:
         with services.reading() as session:
             now = database_now(session)
         past, future = now - timedelta(hours=1), now + timedelta(days=7)
-        gone = {"deactivated_by": "owner", "deactivated_at": past}
         roles: list[tuple[str, dict[str, Any]]] = [
-            *[("due", {"purge_at": past, **gone})] * 3,
-            ("held", {"purge_at": past, **gone}),
-            ("returner", {"purge_at": future, **gone}),
-            ("waiting", {"purge_at": future, **gone}),
+            *[("due", {"purge_at": past})] * 3,
+            ("held", {"purge_at": past}),
+            ("returner", {"purge_at": future}),
+            ("waiting", {"purge_at": future}),
             ("leaver", {}),
             ("uploader", {}),
             ("bystander", {}),
         ]
         with services.writing() as session:
-            self.members = [self._add(session, role, now, **state) for role, state in roles]
-            (held,) = self._of("held")
-            session.add(
-                LegalHold(
-                    account_id=held.id, reason="court", placed_at=past, placed_by_kind="operator"
-                )
-            )
+            self.members = [self._add(session, role, **state) for role, state in roles]
         return self._operations(now)
 
-    def _add(self, session: Session, role: str, now: datetime, **state: Any) -> Member:
+    def _add(self, session: Session, role: str, **state: Any) -> Member:
         public_id, key = uuid.uuid4(), new_key()
-        name = f"{role}-{public_id.hex[:12]}"
         self._put(key)
-        account = Account(
+        (account_id,) = insert_accounts_in(
+            session,
+            [f"{role}-{public_id.hex[:12]}"],
+            passwords=PASSWORDS,
+            avatar_key=lambda _name: key,
+            held=role == "held",
             public_id=public_id,
-            username=name,
-            username_key=name,
-            email=f"{name}@example.org",
-            email_key=f"{name}@example.org",
-            password_hash="!",
-            avatar_key=key,
-            joined_at=now,
             **state,
         )
-        session.add(account)
-        session.flush()
-        session.add(VaultKey(account_id=account.id, wrapped_key=b"k", wrapped_by="none"))
-        session.add_all(
-            SavedPassword(account_id=account.id, ciphertext=b"c", created_at=now, updated_at=now)
-            for _ in range(PASSWORDS)
-        )
-        return Member(account.id, public_id, key, role)
+        return Member(account_id, public_id, key, role)
 
     def _put(self, key: str) -> None:
-        path = self.folder / key[:2] / key
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(b"an image")
+        put_files(self.folder, [key])
 
     def _of(self, *roles: str) -> list[Member]:
         return [one for one in self.members if one.role in roles]

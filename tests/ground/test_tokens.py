@@ -18,8 +18,7 @@ from accountsvc import tokens
 from accountsvc.db.models import Account
 from accountsvc.errors import TokenNotValid
 from accountsvc.tokens import ACCESS, KINDS, MAILED, PASSWORD_RESET, RECOVERY, REFRESH, Tokens
-
-from ..support.core import MICROSECOND, NOW, SECOND
+from tests.support.moments import MICROSECOND, NOW, SECOND
 
 SECRET = "a secret of the tests, which is long enough"
 PURGE_AT = NOW + timedelta(days=14)

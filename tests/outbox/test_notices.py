@@ -22,15 +22,13 @@ from tests.support.factories import (
     deactivate,
     deliver_after,
     dispose,
-    effects,
-    events,
     make_app,
     make_person,
     make_promise,
-    read_account,
     services_of,
 )
 from tests.support.smtp import Inbox, smtp_server, text_of
+from tests.support.state import effects, events, read_account
 from tests.support.sweeps import sweep
 
 DAY = timedelta(days=1)
@@ -59,7 +57,7 @@ class Post:
         self, pause: timedelta = SOON, *, kinds: tuple[str, ...] | None = None
     ) -> DeliveryResult:
         self.ahead += pause
-        return deliver_after(self.app, self.ahead, kinds=kinds)
+        return deliver_after(services_of(self.app), self.ahead, kinds=kinds)
 
     def new(self) -> list[tuple[str, str]]:
         """Return recipient and subject of what has come since the last call."""
@@ -76,7 +74,12 @@ class Post:
     def leave(self, person: Person, *, by: str = "owner") -> Account:
         """Deactivate *person* now, by the moved clock, and return the row."""
         return deactivate(
-            self.app, person.id, by=by, grace=GRACE, reminders=REMINDERS, ahead=self.ahead
+            services_of(self.app),
+            person.id,
+            by=by,
+            grace=GRACE,
+            reminders=REMINDERS,
+            ahead=self.ahead,
         )
 
     def come_back(self, person: Person) -> None:
@@ -118,7 +121,7 @@ def post(database_url: str, tmp_path: Path) -> Iterator[Post]:
 
 @pytest.fixture
 def ann(post: Post) -> Person:
-    return make_person(post.app, "ann")
+    return make_person(services_of(post.app), "ann")
 
 
 def dated(words: str, account: Account) -> str:
@@ -141,7 +144,7 @@ def test_each_reminder_comes_once_and_at_its_time(post: Post, ann: Person) -> No
         came += [(day, one) for one in post.new()]
 
     assert came == [(7, reminder), (13, reminder)]
-    assert effects(post.app, notices.REMINDER) == []
+    assert effects(services_of(post.app), notices.REMINDER) == []
 
 
 def test_after_a_long_outage_only_the_latest_reminder_comes(post: Post, ann: Person) -> None:
@@ -153,7 +156,7 @@ def test_after_a_long_outage_only_the_latest_reminder_comes(post: Post, ann: Per
     post.later()
 
     assert post.new() == [(ann.email, dated(REMINDER, account))]
-    assert effects(post.app, notices.REMINDER) == []
+    assert effects(services_of(post.app), notices.REMINDER) == []
 
 
 def test_the_first_mail_says_what_overdue_reminders_would(post: Post, ann: Person) -> None:
@@ -175,7 +178,7 @@ def test_while_the_mail_server_is_away_nothing_is_lost_and_nothing_doubled(
     for _ in range(5):
         assert post.later(timedelta(hours=2)).failed == 1
     assert post.new() == []
-    assert len(effects(post.app, notices.REMINDER)) == 2
+    assert len(effects(services_of(post.app), notices.REMINDER)) == 2
 
     post.inbox.answers.clear()
     post.later(timedelta(hours=2))
@@ -183,7 +186,7 @@ def test_while_the_mail_server_is_away_nothing_is_lost_and_nothing_doubled(
     assert post.new() == [(ann.email, dated(SCHEDULED, account))]
     post.later(timedelta(hours=2))
     assert post.new() == []
-    assert len(effects(post.app, notices.REMINDER)) == 2
+    assert len(effects(services_of(post.app), notices.REMINDER)) == 2
 
 
 def test_who_is_back_is_not_reminded(post: Post, ann: Person) -> None:
@@ -197,7 +200,7 @@ def test_who_is_back_is_not_reminded(post: Post, ann: Person) -> None:
     assert post.new() == [(ann.email, BACK)]
     post.later(GRACE)
     assert post.new() == []
-    assert effects(post.app, notices.REMINDER) == []
+    assert effects(services_of(post.app), notices.REMINDER) == []
 
 
 def test_a_mail_that_waits_says_nothing_that_is_no_longer_so(post: Post, ann: Person) -> None:
@@ -219,7 +222,7 @@ def test_a_moved_date_moves_the_reminders(post: Post, ann: Person) -> None:
         assert account.purge_at is not None
         row.purge_at = account.purge_at + 10 * DAY
         notices.date_moved(session, row, now=post.clock(session), reminders=REMINDERS)
-    moved = read_account(post.app, ann.id)
+    moved = read_account(services_of(post.app), ann.id)
     assert moved is not None
 
     post.later()
@@ -241,7 +244,7 @@ def test_a_reminder_that_would_come_after_the_purge_is_never_sent(post: Post, an
     post.later(GRACE + timedelta(hours=1))
 
     assert post.new() == []
-    assert effects(post.app, notices.REMINDER) == []
+    assert effects(services_of(post.app), notices.REMINDER) == []
 
 
 # To whom ----------------------------------------------------------------------------------------
@@ -335,11 +338,11 @@ def test_a_refused_address_is_given_up_after_three_tries_with_an_event_that_name
         tried.append(len(post.inbox.tried))
 
     assert tried[-1] == 3
-    assert effects(post.app, notices.SCHEDULED) == []
-    (event,) = events(post.app, "mail.given_up")
+    assert effects(services_of(post.app), notices.SCHEDULED) == []
+    (event,) = events(services_of(post.app), "mail.given_up")
     assert (event.subject, event.details) == (ann.public_id, {"kind": "mail.scheduled"})
     # The account's own time goes on.
-    account = read_account(post.app, ann.id)
+    account = read_account(services_of(post.app), ann.id)
     assert account is not None
     assert not account.is_active
 
@@ -360,8 +363,8 @@ def test_an_outage_is_no_refusal_of_the_address(post: Post, ann: Person) -> None
     post.later(timedelta(hours=1), kinds=(notices.SCHEDULED,))
 
     assert "/recover/" in post.text()
-    assert effects(post.app, notices.SCHEDULED) == []
-    assert events(post.app, "mail.given_up") == []
+    assert effects(services_of(post.app), notices.SCHEDULED) == []
+    assert events(services_of(post.app), "mail.given_up") == []
 
 
 def test_a_mail_that_is_lost_after_data_comes_again_as_the_same_one(
@@ -376,7 +379,7 @@ def test_a_mail_that_is_lost_after_data_comes_again_as_the_same_one(
 
     first, second = post.inbox.messages
     assert first["Message-ID"] == second["Message-ID"]
-    assert effects(post.app, notices.SCHEDULED) == []
+    assert effects(services_of(post.app), notices.SCHEDULED) == []
 
 
 def test_the_purged_address_is_kept_until_it_is_told_and_no_longer_than_three_days(
@@ -388,14 +391,14 @@ def test_the_purged_address_is_kept_until_it_is_told_and_no_longer_than_three_da
     post.inbox.answers["MAIL"] = "451 later"
     post.ahead += GRACE + SOON
     assert post.sweep() == 1
-    (owed,) = effects(post.app, notices.PURGED)
+    (owed,) = effects(services_of(post.app), notices.PURGED)
     assert owed.payload["address"] == ann.email
 
     post.later(timedelta(hours=71))
-    assert len(effects(post.app, notices.PURGED)) == 1
+    assert len(effects(services_of(post.app), notices.PURGED)) == 1
     post.later(timedelta(hours=2))
 
-    assert effects(post.app, notices.PURGED) == []
+    assert effects(services_of(post.app), notices.PURGED) == []
     post.inbox.answers.clear()
     post.later(DAY)
     assert post.new() == []
@@ -410,7 +413,7 @@ def test_who_is_purged_gets_one_mail_and_nothing_of_before(post: Post, ann: Pers
     post.later()
 
     assert post.new() == [(ann.email, PURGED)]
-    assert effects(post.app, notices.SCHEDULED) == []
+    assert effects(services_of(post.app), notices.SCHEDULED) == []
 
 
 def test_a_kind_of_mail_without_a_decision_is_not_sent_by_the_rules_of_another(
@@ -422,5 +425,5 @@ def test_a_kind_of_mail_without_a_decision_is_not_sent_by_the_rules_of_another(
     assert post.later().failed == 1
 
     assert post.new() == []
-    (owed,) = effects(post.app, notices.SCHEDULED)
+    (owed,) = effects(services_of(post.app), notices.SCHEDULED)
     assert owed.last_error == "LookupError"

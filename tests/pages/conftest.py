@@ -12,43 +12,38 @@ from werkzeug.test import TestResponse
 
 from accountsvc.db.models import Account
 from accountsvc.db.rows import find
-from tests.support.factories import (
-    Person,
-    deactivate,
-    make_person,
-    now,
-    read_account,
-    services_of,
-)
+from tests.support.factories import Person, deactivate, make_person, services_of
+from tests.support.moments import now
+from tests.support.state import read_account
 
 
 @pytest.fixture
 def ann(app: APIFlask) -> Person:
     """Who has deleted her account."""
-    person = make_person(app, "ann")
-    deactivate(app, person.id)
+    person = make_person(services_of(app), "ann")
+    deactivate(services_of(app), person.id)
     return person
 
 
 @pytest.fixture
 def bob(app: APIFlask) -> Person:
     """The bystander, who must keep everything."""
-    return make_person(app, "bob")
+    return make_person(services_of(app), "bob")
 
 
 def account_of(app: APIFlask, person: Person) -> Account:
-    account = read_account(app, person.id)
+    account = read_account(services_of(app), person.id)
     assert account is not None
     return account
 
 
 def mailed_token(app: APIFlask, person: Person) -> str:
     """The token of the link that was mailed when *person*'s account was deactivated."""
-    return services_of(app).tokens.mailed(account_of(app, person), now=now(app))
+    return services_of(app).tokens.mailed(account_of(app, person), now=now(services_of(app)))
 
 
 def reset_token(app: APIFlask, person: Person, *, age: timedelta = timedelta()) -> str:
-    made_at = now(app) - age
+    made_at = now(services_of(app)) - age
     return services_of(app).tokens.password_reset(account_of(app, person), now=made_at)
 
 
@@ -57,7 +52,7 @@ def promise(app: APIFlask, person: Person, *, purge_in: timedelta) -> datetime:
     with services_of(app).writing() as session:
         account = find(session, person.id)
         assert account is not None
-        purge_at = (now(app) + purge_in).replace(microsecond=0)
+        purge_at = (now(services_of(app)) + purge_in).replace(microsecond=0)
         account.deactivated_at = purge_at - timedelta(days=14)
         account.purge_at = purge_at
     return purge_at

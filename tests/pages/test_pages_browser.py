@@ -26,15 +26,14 @@ from tests.support.factories import (
     deactivate,
     deliver_after,
     dispose,
-    effects,
-    everything,
     make_app,
     make_due,
     make_person,
-    now,
     services_of,
 )
+from tests.support.moments import now
 from tests.support.smtp import Inbox, smtp_server, text_of
+from tests.support.state import effects, everything
 
 from .conftest import account_of, mailed_token, reset_token
 
@@ -152,8 +151,8 @@ def site(sqlite_url: str, tmp_path: Path) -> Iterator[Site]:
 @pytest.fixture
 def ann(site: Site) -> Person:
     """Who has deleted her account."""
-    person = make_person(site.app, "ann")
-    deactivate(site.app, person.id)
+    person = make_person(services_of(site.app), "ann")
+    deactivate(services_of(site.app), person.id)
     return person
 
 
@@ -205,7 +204,7 @@ def test_the_mails_of_a_whole_grace_period_and_the_link_in_the_first(
     with smtp_server(inbox) as port:
         app = make_app(sqlite_url, tmp_path, MAIL_URL=f"smtp://127.0.0.1:{port}/?tls=none")
         with served(app) as url, window(chromium) as page:
-            ann = make_person(app, "ann")
+            ann = make_person(services_of(app), "ann")
 
             def ask(method: str, path: str, **options: Any) -> int:
                 return page.request.fetch(f"{url}/api/{path}", method=method, **options).status
@@ -213,21 +212,21 @@ def test_the_mails_of_a_whole_grace_period_and_the_link_in_the_first(
             # when: she leaves while the mail server is away, and it comes back
             assert ask("DELETE", f"profile/{ann.id}/delete/", headers=ann.auth) == 204
             inbox.answers["MAIL"] = "451 later"
-            deliver_after(app, timedelta())
+            deliver_after(services_of(app), timedelta())
             inbox.answers.clear()
             # Soon: the link may not be from the future.
-            deliver_after(app, timedelta(seconds=20))
-            deliver_after(app, timedelta(seconds=40))
+            deliver_after(services_of(app), timedelta(seconds=20))
+            deliver_after(services_of(app), timedelta(seconds=40))
             # and a reminder is due
-            assert len(effects(app, notices.REMINDER)) == 2
-            deliver_after(app, timedelta(days=8))
-            deliver_after(app, timedelta(days=9))
+            assert len(effects(services_of(app), notices.REMINDER)) == 2
+            deliver_after(services_of(app), timedelta(days=8))
+            deliver_after(services_of(app), timedelta(days=9))
 
             # then
             scheduled, reminder = (str(one["Subject"]) for one in inbox.messages)
             assert scheduled.startswith("Your account will be deleted on ")
             assert reminder.startswith("Reminder: ")
-            assert len(effects(app, notices.REMINDER)) == 1
+            assert len(effects(services_of(app), notices.REMINDER)) == 1
 
             # when
             (link,) = re.findall(r"https?://\S+/(recover/\S+)", text_of(inbox.messages[0]))
@@ -240,13 +239,13 @@ def test_the_mails_of_a_whole_grace_period_and_the_link_in_the_first(
             assert ask("POST", "sign-in/", data=known) == 200
             page.goto(f"{url}/{link}")
             expect(page.get_by_role("main")).to_contain_text("used already")
-            deliver_after(app, timedelta(minutes=1))
-            deliver_after(app, timedelta(days=20))
+            deliver_after(services_of(app), timedelta(minutes=1))
+            deliver_after(services_of(app), timedelta(days=20))
 
             # when: she leaves again, and for good
-            make_due(app, ann)
+            make_due(services_of(app), ann)
             assert services_of(app).sweep().purged == 1
-            deliver_after(app, timedelta(minutes=1))
+            deliver_after(services_of(app), timedelta(minutes=1))
 
             # then
             subjects = [str(one["Subject"]) for one in inbox.messages[2:]]
@@ -298,7 +297,7 @@ def test_a_form_on_another_site_changes_nothing(chromium: Browser, site: Site, a
     with window(chromium) as page:
         page.goto(site.mailed_link(ann))
         key = page.locator('form:has-text("Keep my account") input[name=form_key]').input_value()
-        before = everything(site.app)
+        before = everything(services_of(site.app))
 
         @Request.application
         def evil(_request: Request) -> Response:
@@ -316,7 +315,7 @@ def test_a_form_on_another_site_changes_nothing(chromium: Browser, site: Site, a
 
             assert navigation.value is not None
             assert navigation.value.status in {400, 403}
-        assert everything(site.app) == before
+        assert everything(services_of(site.app)) == before
 
 
 def test_without_javascript_the_account_is_deleted_now_after_a_wrong_password(
@@ -334,7 +333,7 @@ def test_without_javascript_the_account_is_deleted_now_after_a_wrong_password(
         expect(page.locator("#delete-password")).to_have_accessible_description(
             "Error: This is not the password of this account."
         )
-        assert account_of(site.app, ann).state(now(site.app)) == "deactivated"
+        assert account_of(site.app, ann).state(now(services_of(site.app))) == "deactivated"
 
         page.get_by_role("alert").get_by_role("link").click()
         expect(page.locator("#delete-password")).to_be_focused()
@@ -342,7 +341,7 @@ def test_without_javascript_the_account_is_deleted_now_after_a_wrong_password(
         page.get_by_role("button", name="Delete it now, for good").click()
 
         expect(page.get_by_role("heading", level=1)).to_have_text("Your account is being deleted")
-        assert account_of(site.app, ann).state(now(site.app)) == "due"
+        assert account_of(site.app, ann).state(now(services_of(site.app))) == "due"
 
 
 def test_the_keyboard_alone_is_enough(chromium: Browser, site: Site, ann: Person) -> None:

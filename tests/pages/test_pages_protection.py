@@ -13,14 +13,8 @@ from apiflask import APIFlask
 from flask.testing import FlaskClient
 
 from tests.conftest import NewApp
-from tests.support.factories import (
-    PASSWORD,
-    Person,
-    deactivate,
-    everything,
-    make_person,
-    run_sql,
-)
+from tests.support.factories import PASSWORD, Person, deactivate, make_person, run_sql, services_of
+from tests.support.state import everything
 
 from .conftest import Browser, account_of, follow, follow_mailed, heading, mailed_token, reset_token
 
@@ -33,7 +27,7 @@ UNREACHABLE = "postgresql://nobody@127.0.0.1:1/nothing"
 
 def test_a_form_without_the_key_of_our_page_is_refused(app: APIFlask, ann: Person) -> None:
     browser = follow_mailed(app, ann)
-    before = everything(app)
+    before = everything(services_of(app))
 
     for form in ({"action": "keep"}, {"action": "keep", "form_key": "ü"}, SURE):
         response = browser.client.post("/recover/", data=form)
@@ -41,23 +35,23 @@ def test_a_form_without_the_key_of_our_page_is_refused(app: APIFlask, ann: Perso
         assert response.status_code == 403
         assert heading(response) == "Nothing was changed"
         assert '<a href="/recover/">' in response.text
-    assert everything(app) == before
+    assert everything(services_of(app)) == before
 
 
 def test_a_page_left_open_never_acts_on_the_account_of_another_link(
     app: APIFlask, ann: Person
 ) -> None:
-    cid = make_person(app, "cid")
-    deactivate(app, cid.id)
+    cid = make_person(services_of(app), "cid")
+    deactivate(services_of(app), cid.id)
     browser = follow_mailed(app, ann)
     old_key = browser.form_key()
     follow(browser.client, "/recover/", mailed_token(app, cid))
-    before = everything(app)
+    before = everything(services_of(app))
 
     response = browser.client.post("/recover/", data={"form_key": old_key, "action": "keep"})
 
     assert response.status_code == 403
-    assert everything(app) == before
+    assert everything(services_of(app)) == before
 
 
 @pytest.mark.parametrize(
@@ -76,13 +70,13 @@ def test_a_form_that_another_site_sent_is_refused_even_with_the_key(
     app: APIFlask, ann: Person, headers: dict[str, str]
 ) -> None:
     browser = follow_mailed(app, ann)
-    before = everything(app)
+    before = everything(services_of(app))
 
     response = browser.send(headers, action="keep")
 
     assert response.status_code == 403
     assert heading(response) == "Nothing was changed"
-    assert everything(app) == before
+    assert everything(services_of(app)) == before
 
 
 @pytest.mark.parametrize(
@@ -98,8 +92,8 @@ def test_a_form_that_another_site_sent_is_refused_even_with_the_key(
 )
 def test_a_form_of_our_own_page_is_taken(new_app: NewApp, headers: dict[str, str]) -> None:
     app = new_app(PUBLIC_URL="https://accounts.example.org")
-    ann = make_person(app)
-    deactivate(app, ann.id)
+    ann = make_person(services_of(app))
+    deactivate(services_of(app), ann.id)
     client = app.test_client()
     token = mailed_token(app, ann)
     client.set_cookie("recover", token, path="/recover/")
@@ -112,12 +106,12 @@ def test_a_form_of_our_own_page_is_taken(new_app: NewApp, headers: dict[str, str
 
 def test_a_form_without_the_cookie_is_refused(app: APIFlask, ann: Person) -> None:
     key = follow_mailed(app, ann).form_key()
-    before = everything(app)
+    before = everything(services_of(app))
 
     response = app.test_client().post("/recover/", data={"form_key": key, "action": "keep"})
 
     assert response.status_code == 400
-    assert everything(app) == before
+    assert everything(services_of(app)) == before
 
 
 # Headers
@@ -206,10 +200,10 @@ def test_a_fault_of_ours_is_a_page_without_its_text(
     new_app: NewApp, postgresql_url: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     app = new_app(DATABASE_URL=postgresql_url)
-    ann = make_person(app)
-    deactivate(app, ann.id)
+    ann = make_person(services_of(app))
+    deactivate(services_of(app), ann.id)
     browser = follow_mailed(app, ann)
-    run_sql(app, "ALTER TABLE accounts RENAME COLUMN username TO nickname")
+    run_sql(services_of(app), "ALTER TABLE accounts RENAME COLUMN username TO nickname")
 
     response = browser.open()
 

@@ -20,17 +20,13 @@ from tests.conftest import NewApp
 from tests.support.factories import (
     PASSWORD,
     Person,
-    belongings,
     deactivate,
-    effects,
-    events,
-    everything,
     make_person,
     make_promise,
-    now,
-    read_account,
     services_of,
 )
+from tests.support.moments import now
+from tests.support.state import belongings, effects, events, everything, read_account
 
 from .conftest import (
     account_of,
@@ -82,8 +78,8 @@ def test_the_cookie_is_out_of_reach_of_scripts_and_other_sites_and_lasts_until_t
 
 def test_the_cookie_is_secure_where_the_public_url_is(new_app: NewApp) -> None:
     app = new_app(PUBLIC_URL="https://accounts.example.org")
-    ann = make_person(app)
-    deactivate(app, ann.id)
+    ann = make_person(services_of(app))
+    deactivate(services_of(app), ann.id)
 
     response = app.test_client().get(f"/recover/{mailed_token(app, ann)}")
 
@@ -94,7 +90,7 @@ def test_a_mail_scanner_that_opens_the_link_ten_times_changes_nothing(
     app: APIFlask, ann: Person
 ) -> None:
     token = mailed_token(app, ann)
-    before = everything(app)
+    before = everything(services_of(app))
 
     for _ in range(10):
         scanner = app.test_client()
@@ -106,7 +102,7 @@ def test_a_mail_scanner_that_opens_the_link_ten_times_changes_nothing(
         scanner.get("/recover/?action=keep&action=delete")
 
     assert page.status_code == 200
-    assert everything(app) == before
+    assert everything(services_of(app)) == before
 
 
 def test_a_link_without_its_token_says_to_open_it_again(client: FlaskClient) -> None:
@@ -147,7 +143,7 @@ def test_a_token_of_another_kind_opens_nothing(
     app: APIFlask, client: FlaskClient, ann: Person
 ) -> None:
     made, account = services_of(app), account_of(app, ann)
-    recovery = made.tokens.recovery(account, now=now(app))
+    recovery = made.tokens.recovery(account, now=now(services_of(app)))
     for path, token in (
         ("/recover/", recovery),
         ("/recover/", reset_token(app, ann)),
@@ -196,10 +192,10 @@ def test_the_link_alone_shows_nothing_of_what_is_in_the_account(app: APIFlask, a
 def test_what_the_staff_deactivated_cannot_be_kept_but_deleted_and_the_page_says_whom_to_ask(
     app: APIFlask, by: str
 ) -> None:
-    ann = make_person(app)
-    deactivate(app, ann.id, by=by)
+    ann = make_person(services_of(app))
+    deactivate(services_of(app), ann.id, by=by)
     browser = follow_mailed(app, ann)
-    before = everything(app)
+    before = everything(services_of(app))
 
     page = browser.open()
     refused = browser.send(action="keep")
@@ -208,7 +204,7 @@ def test_what_the_staff_deactivated_cannot_be_kept_but_deleted_and_the_page_says
     assert "Keep my account" not in words(page)
     assert refused.status_code == 403
     assert "by the staff" in words(refused)
-    assert everything(app) == before
+    assert everything(services_of(app)) == before
     assert browser.send(**SURE).status_code == 202
 
 
@@ -232,9 +228,9 @@ def test_the_time_left_is_never_said_to_be_more_than_it_is(span: timedelta, said
 
 
 def test_the_link_is_enough_to_keep_the_account(app: APIFlask, ann: Person, bob: Person) -> None:
-    others = belongings(app, bob)
+    others = belongings(services_of(app), bob)
     browser = follow_mailed(app, ann)
-    before = belongings(app, ann)
+    before = belongings(services_of(app), ann)
 
     response = browser.send(action="keep")
 
@@ -243,18 +239,18 @@ def test_the_link_is_enough_to_keep_the_account(app: APIFlask, ann: Person, bob:
     account = account_of(app, ann)
     assert account.is_active
     assert account.epoch == before["row"]["epoch"] + 1
-    after = belongings(app, ann)
+    after = belongings(services_of(app), ann)
     assert (after["passwords"], after["avatar"]) == (before["passwords"], before["avatar"])
-    assert len(events(app, "account.reactivated")) == 1
-    assert len(effects(app, "mail.reactivated")) == 1
-    assert belongings(app, bob) == others
+    assert len(events(services_of(app), "account.reactivated")) == 1
+    assert len(effects(services_of(app), "mail.reactivated")) == 1
+    assert belongings(services_of(app), bob) == others
 
 
 def test_a_second_visit_says_that_the_link_is_used(app: APIFlask, ann: Person) -> None:
     browser = follow_mailed(app, ann)
     key = browser.form_key()
     browser.send(action="keep")
-    before = everything(app)
+    before = everything(services_of(app))
 
     for response in (
         browser.open(),
@@ -265,20 +261,20 @@ def test_a_second_visit_says_that_the_link_is_used(app: APIFlask, ann: Person) -
         assert heading(response) == "Your account is active"
         assert "used already" in words(response)
         assert "Sign in" in words(response)
-    assert everything(app) == before
+    assert everything(services_of(app)) == before
 
 
 def test_a_used_link_never_ends_a_later_grace_period(app: APIFlask, ann: Person) -> None:
     first = follow_mailed(app, ann)
     first.send(action="keep")
-    deactivate(app, ann.id)
-    before = everything(app)
+    deactivate(services_of(app), ann.id)
+    before = everything(services_of(app))
 
     response = first.open()
 
     assert response.status_code == 410
     assert heading(response) == "This link is out of date"
-    assert everything(app) == before
+    assert everything(services_of(app)) == before
 
 
 def test_of_many_presses_at_once_one_reactivates_and_the_others_say_so(
@@ -305,7 +301,7 @@ def test_of_many_presses_at_once_one_reactivates_and_the_others_say_so(
         (200, "Your account is back"),
         *[(409, "Your account is active")] * (len(browsers) - 1),
     ]
-    assert len(events(app, "account.reactivated")) == 1
+    assert len(events(services_of(app), "account.reactivated")) == 1
 
 
 # Links that open nothing any more
@@ -315,7 +311,7 @@ def test_a_due_account_cannot_be_kept_any_more(app: APIFlask, ann: Person) -> No
     browser = follow_mailed(app, ann)
     key = browser.form_key()
     promise(app, ann, purge_in=timedelta(0))
-    before = everything(app)
+    before = everything(services_of(app))
 
     for response in (
         browser.open(),
@@ -324,7 +320,7 @@ def test_a_due_account_cannot_be_kept_any_more(app: APIFlask, ann: Person) -> No
     ):
         assert response.status_code == 410
         assert heading(response) == "Your account is being deleted"
-    assert everything(app) == before
+    assert everything(services_of(app)) == before
 
 
 def test_an_open_hold_is_hidden_from_the_owner(app: APIFlask, ann: Person) -> None:
@@ -369,22 +365,26 @@ def test_an_expired_link_of_an_account_that_was_given_more_time_says_where_to_go
     expired = mailed_token(app, ann)
     promise(app, ann, purge_in=timedelta(days=5))
     browser = follow(app.test_client(), "/recover/", expired)
-    before = everything(app)
+    before = everything(services_of(app))
 
     response = browser.open()
 
     assert response.status_code == 410
     assert heading(response) == "This link is out of date"
     assert "our newest mail" in words(response)
-    assert everything(app) == before
+    assert everything(services_of(app)) == before
 
 
 def test_a_link_from_before_a_password_reset_says_where_to_go(app: APIFlask, ann: Person) -> None:
     browser = follow_mailed(app, ann)
-    made = services_of(app)
-    claims = made.tokens.read(reset_token(app, ann), "password_reset", now=now(app))
+    services = services_of(app)
+    claims = services.tokens.read(reset_token(app, ann), "password_reset", now=now(services))
     credentials.reset_password(
-        made.database, made.hasher, claims, "another long pass phrase", promise=make_promise()
+        services.database,
+        services.hasher,
+        claims,
+        "another long pass phrase",
+        promise=make_promise(),
     )
 
     response = browser.open()
@@ -401,7 +401,7 @@ def test_the_password_opens_the_download_and_changes_nothing_else(
     app: APIFlask, ann: Person
 ) -> None:
     browser = follow_mailed(app, ann)
-    before = {**everything(app), "audit_events": None}
+    before = {**everything(services_of(app)), "audit_events": None}
 
     response = browser.send(action="download", password=PASSWORD)
 
@@ -413,8 +413,8 @@ def test_the_password_opens_the_download_and_changes_nothing_else(
         assert archive.testzip() is None
         assert ann.email in archive.read("account.json").decode()
         assert "ann 2" in archive.read("saved_passwords.csv").decode()
-    assert {**everything(app), "audit_events": None} == before
-    assert len(events(app, "account.exported")) == 1
+    assert {**everything(services_of(app)), "audit_events": None} == before
+    assert len(events(services_of(app), "account.exported")) == 1
     assert browser.send(action="keep").status_code == 200
 
 
@@ -429,12 +429,12 @@ def test_without_the_right_password_nothing_is_exported(app: APIFlask, ann: Pers
         assert response.mimetype == "text/html"
         assert re.search(r"<details open>\s*<summary>Download my data", response.text)
         assert 'href="#download-password"' in response.text
-    assert events(app, "account.exported") == []
+    assert events(services_of(app), "account.exported") == []
 
 
 def test_what_the_staff_deactivated_can_be_downloaded(app: APIFlask) -> None:
-    ann = make_person(app)
-    deactivate(app, ann.id, by="staff")
+    ann = make_person(services_of(app))
+    deactivate(services_of(app), ann.id, by="staff")
 
     response = follow_mailed(app, ann).send(action="download", password=PASSWORD)
 
@@ -443,8 +443,8 @@ def test_what_the_staff_deactivated_can_be_downloaded(app: APIFlask) -> None:
 
 def test_after_ten_downloads_one_has_to_wait(new_app: NewApp) -> None:
     app = new_app(RATE_LIMITS="on")
-    ann = make_person(app)
-    deactivate(app, ann.id)
+    ann = make_person(services_of(app))
+    deactivate(services_of(app), ann.id)
     browser = follow_mailed(app, ann)
     form = {"form_key": browser.form_key(), "action": "download", "password": PASSWORD}
 
@@ -459,30 +459,30 @@ def test_after_ten_downloads_one_has_to_wait(new_app: NewApp) -> None:
 def test_the_password_and_a_tick_give_up_the_rest_of_the_grace_period(
     app: APIFlask, ann: Person, bob: Person
 ) -> None:
-    others = belongings(app, bob)
+    others = belongings(services_of(app), bob)
     browser = follow_mailed(app, ann)
 
     response = browser.send(**SURE)
 
     assert response.status_code == 202
     assert heading(response) == "Your account is being deleted"
-    assert account_of(app, ann).state(now(app)) == "due"
+    assert account_of(app, ann).state(now(services_of(app))) == "due"
     assert browser.open().status_code == 410
     assert services_of(app).sweep().purged == 1
-    assert read_account(app, ann.id) is None
-    assert belongings(app, bob) == others
+    assert read_account(services_of(app), ann.id) is None
+    assert belongings(services_of(app), bob) == others
 
 
 def test_a_wrong_password_changes_nothing_and_is_said_next_to_its_field(
     app: APIFlask, ann: Person
 ) -> None:
     browser = follow_mailed(app, ann)
-    before = {**everything(app), "audit_events": None}
+    before = {**everything(services_of(app)), "audit_events": None}
 
     response = browser.send(**{**SURE, "password": "not the password"})
 
     assert response.status_code == 403
-    assert {**everything(app), "audit_events": None} == before
+    assert {**everything(services_of(app)), "audit_events": None} == before
     assert "<title>Error: Your account will be deleted</title>" in response.text
     summary = re.search(r'<div class="summary" role="alert"[^>]*autofocus', response.text)
     assert summary is not None
@@ -502,13 +502,13 @@ def test_a_wrong_password_changes_nothing_and_is_said_next_to_its_field(
 def test_a_wrong_password_is_audited_without_the_password(app: APIFlask, ann: Person) -> None:
     follow_mailed(app, ann).send(**{**SURE, "password": "not the password"})
 
-    [event] = events(app, "confirmation.failed")
+    [event] = events(services_of(app), "confirmation.failed")
     assert (event.subject, event.actor, event.details) == (ann.public_id, None, {})
 
 
 def test_what_is_missing_in_the_form_is_said_all_at_once(app: APIFlask, ann: Person) -> None:
     browser = follow_mailed(app, ann)
-    before = everything(app)
+    before = everything(services_of(app))
 
     nothing = browser.send(action="delete")
     no_tick = browser.send(action="delete", password=PASSWORD)
@@ -521,7 +521,7 @@ def test_what_is_missing_in_the_form_is_said_all_at_once(app: APIFlask, ann: Per
     assert 'href="#delete-sure"' in no_tick.text
     assert 'href="#delete-password"' in no_password.text
     assert 'href="#delete-sure"' not in no_password.text
-    assert everything(app) == before
+    assert everything(services_of(app)) == before
 
 
 @pytest.mark.parametrize("changed", ["email_changed_at", "password_changed_at"])
@@ -530,26 +530,26 @@ def test_within_a_day_of_a_change_of_email_or_password_it_cannot_be_deleted_now(
 ) -> None:
     browser = follow_mailed(app, ann)
     with services_of(app).writing() as session:
-        setattr(find(session, ann.id), changed, now(app) - timedelta(hours=23))
-    before = everything(app)
+        setattr(find(session, ann.id), changed, now(services_of(app)) - timedelta(hours=23))
+    before = everything(services_of(app))
 
     response = browser.send(**SURE)
 
     assert response.status_code == 409
     assert "changed within the last 24 hours" in words(response)
-    assert everything(app) == before
+    assert everything(services_of(app)) == before
 
 
 def test_an_action_that_the_page_does_not_have_changes_nothing(app: APIFlask, ann: Person) -> None:
     browser = follow_mailed(app, ann)
-    before = everything(app)
+    before = everything(services_of(app))
 
     for action in ("", "purge", "__class__"):
         response = browser.send(action=action)
 
         assert response.status_code == 400
         assert heading(response) == "Nothing was changed"
-    assert everything(app) == before
+    assert everything(services_of(app)) == before
 
 
 # Throttles
@@ -559,8 +559,8 @@ def test_after_ten_wrong_passwords_the_right_one_has_to_wait_but_keeping_does_no
     new_app: NewApp,
 ) -> None:
     app = new_app(RATE_LIMITS="on")
-    ann = make_person(app)
-    deactivate(app, ann.id)
+    ann = make_person(services_of(app))
+    deactivate(services_of(app), ann.id)
     browser = follow_mailed(app, ann)
     for _ in range(10):
         assert browser.send(**{**SURE, "password": "wrong"}).status_code == 403
@@ -570,14 +570,14 @@ def test_after_ten_wrong_passwords_the_right_one_has_to_wait_but_keeping_does_no
     assert response.status_code == 429
     assert 1 <= int(response.headers["Retry-After"]) <= 900
     assert re.search(r"Too many tries\. Wait \d+ minutes?, then try again\.", words(response))
-    assert account_of(app, ann).state(now(app)) == "deactivated"
+    assert account_of(app, ann).state(now(services_of(app))) == "deactivated"
     assert browser.send(action="keep").status_code == 200
 
 
 def test_the_wrong_passwords_of_the_page_and_of_the_sign_in_are_one_count(new_app: NewApp) -> None:
     app = new_app(RATE_LIMITS="on")
-    ann = make_person(app)
-    deactivate(app, ann.id)
+    ann = make_person(services_of(app))
+    deactivate(services_of(app), ann.id)
     browser = follow_mailed(app, ann)
     for _ in range(10):
         browser.send(**{**SURE, "password": "wrong"})
@@ -593,12 +593,12 @@ def test_a_right_password_is_counted_neither_for_the_account_nor_for_the_address
     new_app: NewApp,
 ) -> None:
     app = new_app(RATE_LIMITS="on")
-    ann = make_person(app)
-    deactivate(app, ann.id)
+    ann = make_person(services_of(app))
+    deactivate(services_of(app), ann.id)
     with services_of(app).writing() as session:
         account = find(session, ann.id)
         assert account is not None
-        account.email_changed_at = now(app)
+        account.email_changed_at = now(services_of(app))
     browser = follow_mailed(app, ann)
 
     statuses = [browser.send(**SURE).status_code for _ in range(12)]

@@ -21,31 +21,29 @@ from accountsvc.purge.at_once import Kept, NotPurgeable, Obstacle
 from accountsvc.purge.claim import PlannedPurge
 from tests.support.factories import (
     Person,
-    belongings,
     deactivate,
     dispose,
-    effects,
-    everything,
     make_app,
     make_due,
     make_person,
     run_sql,
     services_of,
 )
+from tests.support.state import belongings, effects, everything
 
 
 @pytest.fixture
 def ann(app: APIFlask) -> Person:
     """Somebody who is due."""
-    person = make_person(app, "ann")
-    make_due(app, person)
+    person = make_person(services_of(app), "ann")
+    make_due(services_of(app), person)
     return person
 
 
 @pytest.fixture
 def bob(app: APIFlask) -> Person:
     """The bystander, who must keep everything."""
-    return make_person(app, "bob")
+    return make_person(services_of(app), "bob")
 
 
 def pause(app: APIFlask, _gone: Person) -> None:
@@ -59,9 +57,14 @@ def spoil_the_ledger(app: APIFlask, _gone: Person) -> None:
 
 
 def bring_back(app: APIFlask, gone: Person) -> None:
-    back = make_person(app, "back")
+    back = make_person(services_of(app), "back")
     public_id = gone.public_id.hex if services_of(app).settings.is_sqlite else str(gone.public_id)
-    run_sql(app, "UPDATE accounts SET public_id = :id WHERE id = :back", id=public_id, back=back.id)
+    run_sql(
+        services_of(app),
+        "UPDATE accounts SET public_id = :id WHERE id = :back",
+        id=public_id,
+        back=back.id,
+    )
 
 
 @pytest.mark.parametrize(
@@ -80,12 +83,12 @@ def test_a_stop_between_two_tries_loses_nothing_of_what_was_purged_before(
     obstacle: Obstacle,
 ) -> None:
     # given: one who was purged before; ann and eve are due, and another process has ann locked
-    gone, eve = make_person(app, "gone"), make_person(app, "eve")
+    gone, eve = make_person(services_of(app), "gone"), make_person(services_of(app), "eve")
     services = services_of(app)
-    make_due(app, gone)
+    make_due(services, gone)
     services.sweep(only=[gone.id])
-    make_due(app, eve)
-    before = belongings(app, bob)
+    make_due(services, eve)
+    before = belongings(services, bob)
     tries = []
 
     def sweep(*, only: Sequence[int], **options: Any) -> object:
@@ -105,11 +108,11 @@ def test_a_stop_between_two_tries_loses_nothing_of_what_was_purged_before(
     assert report.kept == {ann.id: Kept(obstacle)}
     assert (report.owed, report.scrubbed) == ({}, True)
     assert services.avatars.open(eve.avatar) is None
-    assert effects(app, "mail.purged") == []
+    assert effects(services, "mail.purged") == []
     with services.reading() as session:
         receipt = session.get_one(Receipt, eve.public_id)
     assert (receipt.scrubbed_at is not None) == services.settings.is_sqlite
-    assert belongings(app, bob) == before
+    assert belongings(services, bob) == before
 
 
 def test_an_account_that_stays_locked_is_kept_and_the_others_are_purged(
@@ -117,9 +120,9 @@ def test_an_account_that_stays_locked_is_kept_and_the_others_are_purged(
 ) -> None:
     monkeypatch.setattr(at_once, "LOCK_PATIENCE", timedelta())
     app = make_app(postgresql_url, tmp_path)
-    ann, eve = make_person(app, "ann"), make_person(app, "eve")
+    ann, eve = make_person(services_of(app), "ann"), make_person(services_of(app), "eve")
     for person in (ann, eve):
-        make_due(app, person)
+        make_due(services_of(app), person)
     purge_now = services_of(app).purge_now
     planned = purge_now.plan_due()
 
@@ -135,25 +138,25 @@ def test_an_account_that_stays_locked_is_kept_and_the_others_are_purged(
 def test_whoever_is_reactivated_or_held_meanwhile_is_kept(
     app: APIFlask, ann: Person, bob: Person
 ) -> None:
-    eve = make_person(app, "eve")
-    make_due(app, eve)
+    eve = make_person(services_of(app), "eve")
+    make_due(services_of(app), eve)
     purge_now = services_of(app).purge_now
     planned = purge_now.plan_due()
     run_sql(
-        app,
+        services_of(app),
         "UPDATE accounts SET deactivated_at = NULL, purge_at = NULL, deactivated_by = NULL"
         " WHERE id = :id",
         id=ann.id,
     )
     with services_of(app).writing() as session:
         lifecycle.place_hold(session, eve.id, reason="court", by=OPERATOR_ACTOR)
-    before = [belongings(app, person) for person in (ann, bob, eve)]
+    before = [belongings(services_of(app), person) for person in (ann, bob, eve)]
 
     report = purge_now.purge_due(planned)
 
     assert report.purged == []
     assert report.kept == {ann.id: Kept(Obstacle.REACTIVATED), eve.id: Kept(Obstacle.HELD)}
-    assert [belongings(app, person) for person in (ann, bob, eve)] == before
+    assert [belongings(services_of(app), person) for person in (ann, bob, eve)] == before
 
 
 def test_an_account_that_vanished_without_a_receipt_is_not_reported_as_purged(
@@ -168,13 +171,13 @@ def test_an_account_that_vanished_without_a_receipt_is_not_reported_as_purged(
 
 
 def test_named_accounts_are_purged_all_or_none(app: APIFlask, ann: Person, bob: Person) -> None:
-    eve = make_person(app, "eve")
-    deactivate(app, eve.id)
+    eve = make_person(services_of(app), "eve")
+    deactivate(services_of(app), eve.id)
     purge_now = services_of(app).purge_now
     planned = purge_now.plan_named([eve.id, ann.id], force=False)
     with services_of(app).writing() as session:
         lifecycle.place_hold(session, ann.id, reason="court", by=OPERATOR_ACTOR)
-    before = everything(app)
+    before = everything(services_of(app))
 
     with pytest.raises(NotPurgeable) as refusal:
         purge_now.purge_named(planned, force=False)
@@ -186,12 +189,12 @@ def test_named_accounts_are_purged_all_or_none(app: APIFlask, ann: Person, bob: 
         ann.id: Kept(Obstacle.HELD),
         bob.id: Kept(Obstacle.ACTIVE),
     }
-    assert everything(app) == before
+    assert everything(services_of(app)) == before
 
 
 def test_progress_counts_everybody_once(app: APIFlask, ann: Person) -> None:
-    eve = make_person(app, "eve")
-    make_due(app, eve)
+    eve = make_person(services_of(app), "eve")
+    make_due(services_of(app), eve)
     purge_now = services_of(app).purge_now
     counted: list[int] = []
 

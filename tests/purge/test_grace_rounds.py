@@ -23,16 +23,9 @@ from accountsvc.db.models import Account, Receipt, SavedPassword, VaultKey
 from accountsvc.errors import AccountError
 from accountsvc.services import Services
 from tests.support import sweeps
-from tests.support.factories import (
-    Person,
-    at,
-    belongings,
-    deactivate,
-    make_person,
-    make_promise,
-    read_account,
-    services_of,
-)
+from tests.support.factories import Person, deactivate, make_person, make_promise, services_of
+from tests.support.moments import at
+from tests.support.state import belongings, read_account
 
 ROUNDS = int(os.environ.get("TEST_ROUNDS", "30"))
 MICROSECOND = timedelta(microseconds=1)
@@ -45,16 +38,16 @@ def database_url(postgresql_url: str) -> str:
 
 def test_an_account_ends_whole_or_wholly_gone_and_every_yes_was_true(app: APIFlask) -> None:
     services = services_of(app)
-    bob = make_person(app, "bob")
-    before = belongings(app, bob)
+    bob = make_person(services, "bob")
+    before = belongings(services, bob)
     ends: Counter[str] = Counter()
 
     for number in range(ROUNDS):
-        ann = make_person(app, f"ann{number}")
-        owned = belongings(app, ann)
-        account = deactivate(app, ann.id)
+        ann = make_person(services, f"ann{number}")
+        owned = belongings(services, ann)
+        account = deactivate(services, ann.id)
         came_back, was_purged, was_held = fight_over(services, account, number)
-        after = read_account(app, ann.id)
+        after = read_account(services, ann.id)
 
         assert not (came_back and was_purged)
         if came_back:
@@ -62,7 +55,7 @@ def test_an_account_ends_whole_or_wholly_gone_and_every_yes_was_true(app: APIFla
             assert sweep(services, account) == 0
             assert after is not None
             assert after.is_active
-            assert kept(belongings(app, ann)) == kept(owned)
+            assert kept(belongings(services, ann)) == kept(owned)
             ends["active"] += 1
         elif was_purged:
             assert not was_held
@@ -74,13 +67,13 @@ def test_an_account_ends_whole_or_wholly_gone_and_every_yes_was_true(app: APIFla
             assert after is not None
             assert not after.is_active
             assert sweep(services, account) == 0
-            assert kept(belongings(app, ann)) == kept(owned)
+            assert kept(belongings(services, ann)) == kept(owned)
             release(services, account)
             assert sweep(services, account, later=timedelta(hours=24)) == 1
             assert_gone(services, ann)
             ends["held"] += 1
 
-    assert belongings(app, bob) == before
+    assert belongings(services, bob) == before
     assert set(ends) == {"active", "purged", "held"}, ends
 
 

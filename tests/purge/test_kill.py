@@ -9,24 +9,29 @@ import os
 import random
 import time
 import uuid
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 
 import pytest
 from sqlalchemy import func, select, update
 
+from accountsvc.adapters.avatarstore import new_key
 from accountsvc.db.models import Effect, Receipt, SavedPassword
 from accountsvc.outbox.queue import DELETE_FILE, LEDGER
 from accountsvc.services import Services
 from tests.support.factories import (
-    belongings,
     dispose,
-    insert_due,
+    insert_accounts,
     make_app,
     make_person,
+    numbered,
+    put_files,
     services_of,
 )
+from tests.support.moments import now
 from tests.support.processes import environment, eventually, worker
+from tests.support.state import belongings, files, public_ids
 
 DUE, PASSWORDS = 2000, 10
 # Each costs the start of a worker; ten are for `make faults`.
@@ -42,10 +47,18 @@ def test_a_worker_killed_at_random_moments_purges_everybody_once_and_nobody_else
     chance = random.Random(seed)
     app = make_app(sqlite_url, tmp_path)
     services = services_of(app)
-    bystanders = [make_person(app, f"bystander{number}") for number in range(3)]
-    before = [belongings(app, person) for person in bystanders]
-    due = insert_due(services, DUE, passwords=PASSWORDS, avatars=True)
+    bystanders = [make_person(services_of(app), f"bystander{number}") for number in range(3)]
+    before = [belongings(services_of(app), person) for person in bystanders]
+    keys = [new_key() for _ in range(DUE)]
+    names, purge_at = numbered("due", DUE), now(services) - timedelta(hours=1)
+    key_of = dict(zip(names, keys, strict=True)).__getitem__
+    due = public_ids(
+        services,
+        insert_accounts(services, names, purge_at=purge_at, passwords=PASSWORDS, avatar_key=key_of),
+    )
     media = tmp_path / "instance" / "media"
+    put_files(media, keys)
+    assert files(services) >= set(keys)
     assert count_files(media) == DUE + len(bystanders)
     # Small batches, so that there are many moments; a mail is a matter of its own.
     env = environment(tmp_path, sqlite_url, SWEEP_INTERVAL="1s", PURGE_BATCH_SIZE="20")
@@ -74,7 +87,7 @@ def test_a_worker_killed_at_random_moments_purges_everybody_once_and_nobody_else
         left = session.scalar(select(func.count()).select_from(SavedPassword))
     assert left == 3 * len(bystanders)
     assert count_files(media) == len(bystanders)
-    assert [belongings(app, person) for person in bystanders] == before
+    assert [belongings(services_of(app), person) for person in bystanders] == before
     assert {uuid.UUID(line["public_id"]) for line in services.ledger.read()} == due
     dispose(app)
 

@@ -16,17 +16,10 @@ from sqlalchemy import insert
 
 from accountsvc.db.models import Account, SavedPassword
 from accountsvc.db.schema import upgrade
-from tests.support.factories import (
-    belongings,
-    dispose,
-    make_app,
-    make_person,
-    now,
-    png,
-    run_sql,
-    services_of,
-)
+from tests.support.factories import dispose, make_app, make_person, png, run_sql, services_of
+from tests.support.moments import now
 from tests.support.servers import PostgresServer
+from tests.support.state import belongings
 
 # Words that stand in no code, no key and no hash.
 USERNAME, FIRST, LAST, PHONE = "Wilhelminka", "Adelgundis", "Quarringtonov", "+49 30 7788 9911"
@@ -60,8 +53,8 @@ def test_nothing_personal_is_found_after_a_whole_life(
         url = request.getfixturevalue("server").create_database("life")
         upgrade(url)
     app = make_app(url, tmp_path)
-    bob = make_person(app, "bob")
-    before = belongings(app, bob)
+    bob = make_person(services_of(app), "bob")
+    before = belongings(services_of(app), bob)
 
     # when
     live(app)
@@ -96,7 +89,7 @@ def test_nothing_personal_is_found_after_a_whole_life(
     mails = b"".join(path.read_bytes() for path in (instance / "mail").rglob("*.eml"))
     assert EMAIL.encode() in mails
     assert NEW_EMAIL.encode() in mails
-    after = belongings(app, bob)
+    after = belongings(services_of(app), bob)
     assert (after["passwords"], after["avatar"]) == (before["passwords"], before["avatar"])
     dispose(app)
 
@@ -133,7 +126,7 @@ def live(app: APIFlask) -> None:
     assert exported.data.startswith(b"PK")
     made.deliver(seconds=60)
     # Whoever has just changed the address or the password cannot waive the rest.
-    run_sql(app, "UPDATE accounts SET password_changed_at = NULL")
+    run_sql(services_of(app), "UPDATE accounts SET password_changed_at = NULL")
     deleted = client.delete(
         f"/api/profile/{user_id}/delete/", json={"password": WRONG}, headers=auth
     )
@@ -166,21 +159,21 @@ def mailed_token(instance_path: str) -> str:
 
 def purge(app: APIFlask) -> None:
     """Let the grace period end, and do all that the worker does then."""
-    made = services_of(app)
+    services = services_of(app)
     run_sql(
-        app,
+        services,
         "UPDATE accounts SET deactivated_at = :then, purge_at = :then"
         " WHERE deactivated_at IS NOT NULL",
         then=then(app, timedelta(hours=1)),
     )
-    assert made.sweep().purged == 1
-    run_sql(app, "UPDATE outbox SET deliver_after = created_at")
-    made.deliver(seconds=60)
-    assert made.scrub(at_most_every=None)
+    assert services.sweep().purged == 1
+    run_sql(services, "UPDATE outbox SET deliver_after = created_at")
+    services.deliver(seconds=60)
+    assert services.scrub(at_most_every=None)
 
 
 def then(app: APIFlask, ago: timedelta) -> object:
-    moment = now(app) - ago
+    moment = now(services_of(app)) - ago
     if services_of(app).settings.is_sqlite:
         return f"{moment:%Y-%m-%d %H:%M:%S}.000000"
     return moment
@@ -192,7 +185,7 @@ def test_the_file_of_sqlite_holds_no_byte_of_those_who_are_purged(
     # given: three thousand accounts, every second of them due
     app = make_app(sqlite_url, tmp_path)
     made = services_of(app)
-    moment = now(app) - timedelta(hours=1)
+    moment = now(services_of(app)) - timedelta(hours=1)
     names = {False: "stays", True: "vanishes"}
     people = [
         {
@@ -230,7 +223,7 @@ def test_the_file_of_sqlite_holds_no_byte_of_those_who_are_purged(
     # when
     assert made.sweep().purged == 1500
     # Mails hold the addresses until they are sent; that they are is another test's matter.
-    run_sql(app, "DELETE FROM outbox WHERE kind = 'mail.purged'")
+    run_sql(services_of(app), "DELETE FROM outbox WHERE kind = 'mail.purged'")
     assert made.scrub(at_most_every=None)
 
     # then

@@ -11,23 +11,17 @@ from accountsvc.db.engine import database_now
 from accountsvc.db.models import AuditEvent
 from accountsvc.purge import brake
 from accountsvc.purge.brake import PurgingPaused
-from tests.support.factories import (
-    Person,
-    everything,
-    make_due,
-    make_person,
-    now,
-    read_account,
-    services_of,
-)
+from tests.support.factories import Person, make_due, make_person, services_of
+from tests.support.moments import now
+from tests.support.state import everything, read_account
 from tests.support.sweeps import sweep
 
 
 @pytest.fixture
 def ann(app: APIFlask) -> Person:
     """Somebody who is due."""
-    person = make_person(app, "ann")
-    make_due(app, person)
+    person = make_person(services_of(app), "ann")
+    make_due(services_of(app), person)
     return person
 
 
@@ -43,36 +37,36 @@ def resume(app: APIFlask) -> bool:
 
 def test_a_pause_stops_sweeps_until_it_is_ended(app: APIFlask, ann: Person) -> None:
     assert pause(app)
-    before = everything(app)
+    before = everything(services_of(app))
 
     with pytest.raises(PurgingPaused):
         services_of(app).sweep()
     with pytest.raises(PurgingPaused):
         services_of(app).sweep(only=[ann.id])
-    assert everything(app) == before
+    assert everything(services_of(app)) == before
 
     assert resume(app)
     assert services_of(app).sweep().purged == 1
-    assert read_account(app, ann.id) is None
+    assert read_account(services_of(app), ann.id) is None
 
 
 def test_a_pause_stops_a_sweep_between_two_batches(app: APIFlask, ann: Person) -> None:
-    bob = make_person(app, "bob")
-    make_due(app, bob)
-    made = services_of(app)
+    bob = make_person(services_of(app), "bob")
+    make_due(services_of(app), bob)
+    services = services_of(app)
 
     with pytest.raises(PurgingPaused):
         sweep(
-            made,
+            services,
             database_now,
             batch_size=1,
-            write_ledger=made.write_ledger,
+            write_ledger=services.write_ledger,
             progress=lambda _count: pause(app) and None,
         )
 
-    assert read_account(app, ann.id) is None
-    assert read_account(app, bob.id) is not None
-    with made.reading() as session:
+    assert read_account(services, ann.id) is None
+    assert read_account(services, bob.id) is not None
+    with services.reading() as session:
         assert brake.swept_at(session) is None
 
 
@@ -90,16 +84,16 @@ def test_pausing_twice_is_one_pause_and_one_event_each(app: APIFlask) -> None:
 
 
 def test_the_end_of_a_sweep_over_everything_is_kept(app: APIFlask) -> None:
-    made = services_of(app)
+    services = services_of(app)
 
     def swept_at() -> object:
-        with made.reading() as session:
+        with services.reading() as session:
             return brake.swept_at(session)
 
-    made.sweep(only=[1])
+    services.sweep(only=[1])
     assert swept_at() is None
-    before = now(app)
-    made.sweep()
+    before = now(services)
+    services.sweep()
     first = swept_at()
-    made.sweep()
-    assert before <= first <= swept_at() <= now(app)  # type: ignore[operator]
+    services.sweep()
+    assert before <= first <= swept_at() <= now(services)  # type: ignore[operator]

@@ -5,13 +5,12 @@ from __future__ import annotations
 import dataclasses
 import threading
 import time
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import Connection, event, func, insert, select, text
+from sqlalchemy import Connection, event, func, select, text
 from sqlalchemy.exc import DatabaseError
 from sqlalchemy.orm import Session
 
@@ -34,18 +33,15 @@ from accountsvc.outbox import queue
 from accountsvc.purge import brake, claim, failures, scrub
 from accountsvc.purge.sweep import Sweep, SweepResult
 from accountsvc.services import Services, build_services
-from tests.support.factories import at, make_promise, make_settings, stored_tables
+from tests.support import state
+from tests.support.factories import insert_accounts, make_promise, make_settings, numbered
+from tests.support.moments import at
+from tests.support.processes import Crash
+from tests.support.state import stored_tables
 from tests.support.sweeps import sweep
 
 NOW = datetime(2026, 12, 7, 9, 30, tzinfo=UTC)
 MICROSECOND = timedelta(microseconds=1)
-
-
-@pytest.fixture
-def services(database_url: str, tmp_path: Path) -> Iterator[Services]:
-    engine = make_engine(database_url)
-    yield build_services(make_settings(database_url, tmp_path), Database(engine))
-    engine.dispose()
 
 
 def add_accounts(
@@ -57,48 +53,18 @@ def add_accounts(
     passwords: int = 2,
     avatar: bool = True,
 ) -> list[int]:
-    """Insert accounts with saved passwords, a key and an avatar key each; no *purge_at*: active ones."""
-    deactivated = purge_at is not None
-    with services.writing() as session:
-        rows = [
-            {
-                "username": f"{name}{number}",
-                "username_key": f"{name}{number}",
-                "email": f"{name}{number}@mail.example",
-                "email_key": f"{name}{number}@mail.example",
-                "password_hash": "x",
-                "avatar_key": f"{name}{number}.webp" if avatar else None,
-                "joined_at": NOW - timedelta(days=100),
-                "deactivated_at": NOW - timedelta(days=14) if deactivated else None,
-                "purge_at": purge_at,
-                "deactivated_by": "owner" if deactivated else None,
-            }
-            for number in range(count)
-        ]
-        session.execute(insert(Account), rows)
-        ids = list(
-            session.scalars(
-                select(Account.id).where(Account.username.startswith(name)).order_by(Account.id)
-            )
-        )
-        session.execute(
-            insert(SavedPassword),
-            [
-                {"account_id": i, "ciphertext": b"c", "created_at": NOW, "updated_at": NOW}
-                for i in ids
-                for _ in range(passwords)
-            ],
-        )
-        session.execute(
-            insert(VaultKey),
-            [{"account_id": i, "wrapped_key": b"k", "wrapped_by": "w"} for i in ids],
-        )
-    return ids
+    """Insert accounts whose avatars are named after them; without *purge_at* they are active."""
+    return insert_accounts(
+        services,
+        numbered(name, count),
+        purge_at=purge_at,
+        passwords=passwords,
+        avatar_key="{}.webp".format if avatar else None,
+    )
 
 
 def ids_left(services: Services) -> set[int]:
-    with services.reading() as session:
-        return set(session.scalars(select(Account.id)))
+    return set(state.ids_left(services))
 
 
 def count(services: Services, model: type[Base]) -> int:
@@ -358,10 +324,6 @@ def test_two_sweeps_at_once_share_the_work(services: Services) -> None:
 
     assert sorted(one for result in results for one in result.purged_ids) == ids
     assert count(services, Receipt) == 200
-
-
-class Crash(BaseException):
-    """Not an Exception: the process is gone, nothing of the sweep's own handling runs."""
 
 
 def test_a_crash_at_any_statement_leaves_all_or_nothing(services: Services) -> None:

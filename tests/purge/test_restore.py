@@ -13,30 +13,29 @@ from accountsvc.adapters.ledger import FileLedger
 from accountsvc.purge.brake import LedgerBehind, PurgedAreBack
 from accountsvc.purge.restore import Restore
 from accountsvc.services import Services
-from tests.support.factories import (
-    Person,
-    everything,
-    make_due,
-    make_person,
-    run_sql,
-    services_of,
-)
+from tests.support.factories import Person, make_due, make_person, run_sql, services_of
+from tests.support.state import everything
 
 
 @pytest.fixture
 def ann(app: APIFlask) -> Person:
     """Somebody who is due."""
-    person = make_person(app, "ann")
-    make_due(app, person)
+    person = make_person(services_of(app), "ann")
+    make_due(services_of(app), person)
     return person
 
 
 def bring_back(app: APIFlask, person: Person) -> int:
     """Give the public id of *person*, who was purged, to a new account, as a restore does."""
-    back = make_person(app, "back")
+    back = make_person(services_of(app), "back")
     sqlite = services_of(app).settings.is_sqlite
     public_id = person.public_id.hex if sqlite else str(person.public_id)
-    run_sql(app, "UPDATE accounts SET public_id = :id WHERE id = :back", id=public_id, back=back.id)
+    run_sql(
+        services_of(app),
+        "UPDATE accounts SET public_id = :id WHERE id = :back",
+        id=public_id,
+        back=back.id,
+    )
     return back.id
 
 
@@ -47,13 +46,13 @@ def test_nothing_is_refused_until_somebody_is_back(app: APIFlask, ann: Person) -
     assert restore.plan() == []
 
     account_id = bring_back(app, ann)
-    before = everything(app)
+    before = everything(services_of(app))
 
     with pytest.raises(PurgedAreBack):
         restore.refuse_after_restore()
     assert [planned.account_id for planned in restore.plan()] == [account_id]
     assert restore.verify().back == [account_id]
-    assert everything(app) == before
+    assert everything(services_of(app)) == before
 
 
 def test_a_ledger_that_cannot_be_read_refuses_as_one_that_is_behind(
@@ -101,8 +100,8 @@ class BusyLedger(FileLedger):
 def test_a_purge_while_the_ledger_is_read_is_no_disagreement(app: APIFlask, ann: Person) -> None:
     services = services_of(app)
     services.sweep()
-    bob = make_person(app, "bob")
-    make_due(app, bob)
+    bob = make_person(services, "bob")
+    make_due(services, bob)
 
     found = Restore(services.database, BusyLedger(services)).verify()
 

@@ -29,7 +29,7 @@ class ConformingClient(FlaskClient):
 
 
 def check(app: Any, response: TestResponse) -> None:
-    """Raise AssertionError unless *response* is described; addresses that are not, are passed over."""
+    """Raise AssertionError unless *response* is described; unknown addresses are passed over."""
     method, path = response.request.method, response.request.path
     for found, pattern, operations in _operations(app):
         if pattern.fullmatch(path) and method.lower() in operations:

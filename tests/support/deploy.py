@@ -1,4 +1,4 @@
-"""What the files for deployment say: they are read by tests, so that nothing else is tested than is run."""
+"""What the files for deployment say, read by tests, so that what is tested is what is run."""
 
 from __future__ import annotations
 

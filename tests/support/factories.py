@@ -1,6 +1,8 @@
-"""Applications, people and what they own, as plain functions.
+"""Applications, people and what they own and do, as plain functions.
 
-The names hold no hash and no random part: a test that searches for them finds only what it made.
+Functions over :class:`Services`; a test of an application passes ``services_of(app)``. Each takes a
+moment as *now*, and asks the database's clock without one. The names hold no hash and no random
+part: a test that searches for them finds only what it made.
 """
 
 from __future__ import annotations
@@ -8,7 +10,7 @@ from __future__ import annotations
 import base64
 import itertools
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from io import BytesIO
@@ -17,28 +19,31 @@ from typing import Any
 
 from apiflask import APIFlask
 from PIL import Image
-from sqlalchemy import Engine, Table, func, insert, inspect, select, text
+from sqlalchemy import insert, text
 from sqlalchemy.orm import Session
 
 from accountsvc import create_app
 from accountsvc.accounts import avatars, lifecycle, profiles, vault
 from accountsvc.accounts.lifecycle import Promise
 from accountsvc.accounts.vault import Entry
-from accountsvc.adapters import avatarstore, images
-from accountsvc.adapters.avatarstore import new_key
+from accountsvc.adapters import images
 from accountsvc.config import Settings, load_settings
-from accountsvc.db import audit
-from accountsvc.db.engine import Clock, database_now
-from accountsvc.db.models import Account, AuditEvent, Effect, LegalHold, SavedPassword, VaultKey
+from accountsvc.db.audit import OPERATOR_ACTOR, Actor
+from accountsvc.db.engine import database_now
+from accountsvc.db.models import Account, LegalHold, SavedPassword, VaultKey
 from accountsvc.db.rows import find
 from accountsvc.outbox import delivery, queue
 from accountsvc.outbox.queue import DeliveryResult
 from accountsvc.services import Services
+from tests.support import moments
 from tests.support.conformance import ConformingClient
+from tests.support.moments import GRACE, NOW, clock_of
 
 PASSWORD = "correct horse battery staple"
 SECRET_KEY = "a secret for tests, which is long enough"
 VAULT_KEY = base64.urlsafe_b64encode(b"k" * 32).decode()
+
+# Applications
 
 
 def make_settings(database_url: str, folder: Path, **changes: str) -> Settings:
@@ -72,18 +77,13 @@ def dispose(app: APIFlask) -> None:
     services_of(app).database.engine.dispose()
 
 
-def make_account(
-    app: APIFlask, name: str = "ann", *, staff: bool = False, **fields: str
-) -> Account:
-    """An active account *name* with the e-mail ``<name>@example.org`` and ``PASSWORD``."""
-    made = services_of(app)
-    return profiles.sign_up(
-        made.database,
-        made.hasher,
-        made.keyring,
-        {"username": name, "email": f"{name}@example.org", "password": PASSWORD, **fields},
-        is_staff=staff,
-    )
+def run_sql(services: Services, statement: str, **values: Any) -> None:
+    """Do by hand what no code of ours would."""
+    with services.writing() as session:
+        session.execute(text(statement), values)
+
+
+# People
 
 
 _NUMBERS = itertools.count()
@@ -92,6 +92,68 @@ _NUMBERS = itertools.count()
 def new_name(beginning: str) -> str:
     """A name that nobody in this process has, for tests that share a database."""
     return f"{beginning}{next(_NUMBERS)}"
+
+
+def owner(account: Account) -> Actor:
+    """The actor that an account is for itself."""
+    return Actor("owner", account.public_id)
+
+
+def make_account(
+    services: Services,
+    name: str = "ann",
+    *,
+    staff: bool = False,
+    now: datetime | None = None,
+    **fields: Any,
+) -> Account:
+    """A real sign-up of *name* with the e-mail ``<name>@example.org`` and ``PASSWORD``."""
+    return profiles.sign_up(
+        services.database,
+        services.hasher,
+        services.keyring,
+        {"username": name, "email": f"{name}@example.org", "password": PASSWORD, **fields},
+        is_staff=staff,
+        clock=clock_of(now),
+    )
+
+
+def save_password(
+    services: Services,
+    account: Account,
+    secret: str = "hunter2",
+    *,
+    now: datetime | None = None,
+    **fields: str,
+) -> int:
+    """Save a password in the vault of *account*; return its id."""
+    entry = Entry(fields.get("name_pages", "site"), fields.get("url", "https://x.example"), secret)
+    with services.writing() as session:
+        return vault.save(
+            session,
+            services.keyring,
+            account.id,
+            epoch=account.epoch,
+            entry=entry,
+            clock=clock_of(now),
+        ).id
+
+
+def set_avatar(
+    services: Services, account: Account, image: bytes = b"an image", *, now: datetime | None = None
+) -> str:
+    """Replace the avatar of *account* by the file *image*; return its key."""
+    changed = avatars.replace_avatar(
+        services.database,
+        services.avatars,
+        account.id,
+        epoch=account.epoch,
+        image=image,
+        by=owner(account),
+        clock=clock_of(now),
+    )
+    assert changed.avatar_key is not None
+    return changed.avatar_key
 
 
 @dataclass(frozen=True)
@@ -110,36 +172,29 @@ class Person:
         return bearer(self.token)
 
 
-def make_person(app: APIFlask, name: str = "ann", *, staff: bool = False) -> Person:
+def make_person(services: Services, name: str = "ann", *, staff: bool = False) -> Person:
     """Somebody who has everything that an account can own."""
-    account = make_account(app, name, staff=staff, first_name=name.title(), number_phone="+1 (2) 3")
-    made = services_of(app)
-    with made.writing() as session:
+    account = make_account(
+        services, name, staff=staff, first_name=name.title(), number_phone="+1 (2) 3"
+    )
+    with services.writing() as session:
         saved = tuple(
             vault.save(
                 session,
-                made.keyring,
+                services.keyring,
                 account.id,
                 epoch=account.epoch,
                 entry=Entry(f"site {number}", "https://example.org", f"{name} {number}"),
             ).id
             for number in range(3)
         )
-    account = avatars.replace_avatar(
-        made.database,
-        made.avatars,
-        account.id,
-        epoch=account.epoch,
-        image=images.normalise(png()),
-        by=audit.Actor("owner", account.public_id),
-    )
-    assert account.avatar_key is not None
+    avatar = set_avatar(services, account, images.normalise(png()))
     return Person(
         id=account.id,
         email=account.email,
         public_id=account.public_id,
-        token=access_token(app, account),
-        avatar=account.avatar_key,
+        token=access_token(services, account),
+        avatar=avatar,
         passwords=saved,
     )
 
@@ -150,23 +205,109 @@ def bearer(token: str) -> dict[str, str]:
 
 
 def access_token(
-    app: APIFlask, account: Account, *, fresh: bool = True, age: timedelta = timedelta()
+    services: Services, account: Account, *, fresh: bool = True, age: timedelta = timedelta()
 ) -> str:
     """An access token that was made *age* ago by the database's clock."""
-    return services_of(app).tokens.access(account, now=now(app) - age, fresh=fresh)
+    return services.tokens.access(account, now=moments.now(services) - age, fresh=fresh)
 
 
-def read_account(app: APIFlask, account_id: int) -> Account | None:
-    with services_of(app).reading() as session:
-        account = find(session, account_id)
-        if account is not None:
-            session.expunge(account)
-        return account
+def png(side: int = 16, colour: str = "red", mode: str = "RGB") -> bytes:
+    file = BytesIO()
+    Image.new(mode, (side, side), colour).save(file, "PNG")
+    return file.getvalue()
+
+
+# Many at once
+
+
+def numbered(name: str, count: int) -> list[str]:
+    """*count* names that begin with *name*, in order from 0."""
+    return [f"{name}{number}" for number in range(count)]
+
+
+def insert_accounts(services: Services, names: Sequence[str], **options: Any) -> list[int]:
+    """Insert accounts in one transaction, with the options of :func:`insert_accounts_in`."""
+    with services.writing() as session:
+        return insert_accounts_in(session, names, **options)
+
+
+def insert_account(services: Services, name: str = "ann", **options: Any) -> Account:
+    """Insert one account, with the options of :func:`insert_accounts_in`."""
+    with services.writing() as session:
+        (account_id,) = insert_accounts_in(session, [name], **options)
+        return session.get_one(Account, account_id)
+
+
+def insert_accounts_in(
+    session: Session,
+    names: Sequence[str],
+    *,
+    purge_at: datetime | None = None,
+    passwords: int = 0,
+    avatar_key: Callable[[str], str] | None = None,
+    held: bool = False,
+    **columns: Any,
+) -> list[int]:
+    """Insert accounts with a vault key each, quickly, and return their ids in the order of *names*.
+
+    Nothing is hashed or encrypted, no event is written and no file made. Who has a *purge_at* was
+    deactivated by the owner ``GRACE`` before; *held* ones have an open hold. Each has *passwords*
+    saved passwords, and *avatar_key* makes the key of its avatar from its name. *columns* are the
+    same for all.
+    """
+    then = NOW if purge_at is None else purge_at - GRACE
+    if purge_at is not None:
+        away = {"deactivated_at": then, "purge_at": purge_at, "deactivated_by": "owner"}
+        columns = {**away, **columns}
+    people = [
+        {
+            "public_id": uuid.uuid4(),
+            "username": name,
+            "username_key": name,
+            "email": f"{name}@example.org",
+            "email_key": f"{name}@example.org",
+            "password_hash": "!",
+            "joined_at": then - timedelta(days=86),
+            "avatar_key": None if avatar_key is None else avatar_key(name),
+            **columns,
+        }
+        for name in names
+    ]
+    added = insert(Account).returning(Account.id, sort_by_parameter_order=True)
+    ids = list(session.scalars(added, people))
+    keys = [{"account_id": number, "wrapped_key": b"k", "wrapped_by": "none"} for number in ids]
+    session.execute(insert(VaultKey), keys)
+    entries = [
+        {
+            "account_id": number,
+            "ciphertext": f"sealed for {name}".encode(),
+            "created_at": then,
+            "updated_at": then,
+        }
+        for number, name in zip(ids, names, strict=True)
+        for _ in range(passwords)
+    ]
+    if entries:
+        session.execute(insert(SavedPassword), entries)
+    if held:
+        hold = {"reason": "court", "placed_at": then, "placed_by_kind": "operator"}
+        session.execute(insert(LegalHold), [{"account_id": number, **hold} for number in ids])
+    return ids
+
+
+def put_files(folder: Path, keys: Sequence[str]) -> None:
+    """Write an avatar's file for each key, laid out as the store does, without its care."""
+    for key in keys:
+        (folder / key[:2]).mkdir(parents=True, exist_ok=True)
+        (folder / key[:2] / key).write_bytes(b"an image")
+
+
+# What is done to an account
 
 
 def make_promise(
     *,
-    grace: timedelta = timedelta(days=14),
+    grace: timedelta = GRACE,
     reminders: Sequence[timedelta] = (),
     hold_release_delay: timedelta = timedelta(hours=24),
 ) -> Promise:
@@ -180,212 +321,105 @@ def make_promise(
 
 
 def deactivate(
-    app: APIFlask,
+    services: Services,
     account_id: int,
     *,
-    by: str = "owner",
-    grace: timedelta = timedelta(days=14),
+    by: str | Actor = "owner",
+    grace: timedelta = GRACE,
     reminders: Sequence[timedelta] = (),
+    now: datetime | None = None,
     ahead: timedelta = timedelta(),
+    **options: Any,
 ) -> Account:
-    """Deactivate without HTTP, *ahead* of now."""
-    with services_of(app).writing() as session:
-        found = find(session, account_id)
-        assert found is not None
+    """Deactivate at *now*, or *ahead* of the database's clock, by the owner unless *by* differs."""
+    with services.writing() as session:
+        if isinstance(by, str):
+            found = find(session, account_id)
+            by = Actor(by, found.public_id if found is not None and by == "owner" else None)
         account = lifecycle.deactivate(
             session,
             account_id,
-            clock=lambda session: database_now(session) + ahead,
+            clock=clock_of(now, ahead=ahead),
             promise=make_promise(grace=grace, reminders=reminders),
-            by=audit.Actor(by, found.public_id if by == "owner" else None),
+            by=by,
+            **options,
         )
         session.flush()
         session.expunge(account)
     return account
 
 
-def deliver_after(
-    app: APIFlask, pause: timedelta, *, kinds: Sequence[str] | None = None
-) -> DeliveryResult:
-    """Deliver what will be due *pause* from now, as if it was then."""
-    made = services_of(app)
-    return queue.deliver(
-        made.database,
-        lambda session: database_now(session) + pause,
-        made.handlers,
-        kinds=kinds,
-        seconds=60,
-        on_given_up=delivery.on_given_up,
-    )
-
-
-def make_due(app: APIFlask, person: Person, *, since: str | None = None) -> None:
+def make_due(services: Services, person: Person, *, since: str | None = None) -> None:
     """Deactivate *person* with a purge time that has come: now, or at the moment *since*."""
-    deactivate(app, person.id, by="operator", grace=timedelta())
+    deactivate(services, person.id, by="operator", grace=timedelta())
     # The promise is rounded up to a whole second.
-    run_sql(app, "UPDATE accounts SET purge_at = deactivated_at WHERE id = :id", id=person.id)
+    run_sql(services, "UPDATE accounts SET purge_at = deactivated_at WHERE id = :id", id=person.id)
     if since is not None:
         run_sql(
-            app,
+            services,
             "UPDATE accounts SET deactivated_at = :since, purge_at = :since WHERE id = :id",
             since=since,
             id=person.id,
         )
 
 
-def insert_due(
-    services: Services, count: int, *, passwords: int, avatars: bool = False, held: bool = False
-) -> set[uuid.UUID]:
-    """Insert many accounts that were due an hour ago and return their public ids; hash and encrypt nothing.
-
-    Those under a hold are older than the others.
-    """
-    with services.reading() as session:
-        first = (session.scalar(select(func.max(Account.id))) or 0) + 1
-        then = database_now(session) - timedelta(hours=2 if held else 1)
-    people = [
-        {
-            "public_id": uuid.uuid4(),
-            "username": f"due{number}",
-            "username_key": f"due{number}",
-            "email": f"due{number}@example.net",
-            "email_key": f"due{number}@example.net",
-            "password_hash": "!",
-            "avatar_key": new_key() if avatarstore else None,
-            "joined_at": then,
-            "deactivated_at": then,
-            "purge_at": then,
-            "deactivated_by": "owner",
-        }
-        for number in range(first, first + count)
-    ]
+def reactivate(
+    services: Services,
+    account_id: int,
+    *,
+    by: Actor | None = None,
+    now: datetime | None = None,
+    **options: Any,
+) -> Account:
+    """Reactivate, by the staff unless *by* is another."""
     with services.writing() as session:
-        ids = session.scalars(insert(Account).returning(Account.id), people).all()
-        keys = [{"account_id": one, "wrapped_key": b"k", "wrapped_by": "none"} for one in ids]
-        session.execute(insert(VaultKey), keys)
-        saved = {"ciphertext": b"c" * 100, "created_at": then, "updated_at": then}
-        if entries := [{"account_id": one, **saved} for one in ids for _ in range(passwords)]:
-            session.execute(insert(SavedPassword), entries)
-        if held:
-            hold = {"reason": "court", "placed_at": then, "placed_by_kind": "operator"}
-            session.execute(insert(LegalHold), [{"account_id": one, **hold} for one in ids])
-    if avatarstore:
-        media = services.settings.instance_path / "media"
-        for person in people:
-            key = str(person["avatar_key"])
-            # As the store lays them out, but without its care for power cuts, many times.
-            (media / key[:2]).mkdir(parents=True, exist_ok=True)
-            (media / key[:2] / key).write_bytes(b"an image")
-            with services.avatars.open(key) as file:  # type: ignore[union-attr]
-                assert file.read() == b"an image"
-    return {person["public_id"] for person in people}  # type: ignore[misc]
+        return lifecycle.reactivate(
+            session,
+            account_id,
+            clock=clock_of(now),
+            promise=make_promise(),
+            by=Actor("staff") if by is None else by,
+            **options,
+        )
 
 
-def stored_tables(session: Session) -> list[Table]:
-    """The tables of the models that the database has, parents first.
-
-    A table without a revision is missing in it: that is the matter of the migrations' tests alone.
-    """
-    there = set(inspect(session.connection()).get_table_names())
-    return [table for table in Account.metadata.sorted_tables if table.name in there]
-
-
-def at(moment: datetime) -> Clock:
-    """A clock that stands at *moment*."""
-    return lambda _session: moment
+def place_hold(services: Services, account_id: int, *, now: datetime | None = None) -> int:
+    """Suspend the purge of an account; return the hold's id."""
+    with services.writing() as session:
+        return lifecycle.place_hold(
+            session, account_id, reason="court", clock=clock_of(now), by=OPERATOR_ACTOR
+        ).id
 
 
-def waits_for_a_lock(engine: Engine) -> bool:
-    """Say whether a connection to this PostgreSQL database waits for a row.
+def release_hold(
+    services: Services,
+    account_id: int,
+    hold_id: int,
+    *,
+    now: datetime | None = None,
+    delay: timedelta = timedelta(hours=24),
+) -> None:
+    """End a hold; the purge waits for *delay* from then on."""
+    with services.writing() as session:
+        lifecycle.release_hold(
+            session,
+            account_id,
+            hold_id,
+            clock=clock_of(now),
+            promise=make_promise(hold_release_delay=delay),
+            by=OPERATOR_ACTOR,
+        )
 
-    In a transaction of its own each time: within one, PostgreSQL shows what it showed first.
-    """
-    query = (
-        "SELECT count(*) FROM pg_stat_activity "
-        "WHERE wait_event_type = 'Lock' AND datname = current_database()"
+
+def deliver_after(
+    services: Services, pause: timedelta, *, kinds: Sequence[str] | None = None
+) -> DeliveryResult:
+    """Deliver what will be due *pause* from now, as if it was then."""
+    return queue.deliver(
+        services.database,
+        lambda session: database_now(session) + pause,
+        services.handlers,
+        kinds=kinds,
+        seconds=60,
+        on_given_up=delivery.on_given_up,
     )
-    with engine.connect() as watcher:
-        return bool(watcher.scalar(text(query)))
-
-
-def now(app: APIFlask) -> datetime:
-    with services_of(app).reading() as session:
-        return database_now(session)
-
-
-# What is written of an attempt that was refused: it is no change to anybody's data.
-ATTEMPTS = (
-    "access.denied",
-    "confirmation.failed",
-    "deletion.denied",
-    "reactivation.failed",
-    "sign_in.failed",
-)
-
-
-def belongings(app: APIFlask, person: Person) -> Mapping[str, Any]:
-    """Everything that *person* has, to be compared before and after what must not touch it."""
-    made = services_of(app)
-    with made.reading() as session:
-        account = find(session, person.id)
-        assert account is not None, "the account is gone"
-        file = made.avatars.open(person.avatar)
-        assert file is not None, "the avatar is gone"
-        with file:
-            image = file.read()
-        return {
-            "row": {
-                column.name: getattr(account, column.name) for column in Account.__table__.columns
-            },
-            "passwords": [
-                (one.id, one.entry, one.updated_at)
-                for one in vault.entries(session, made.keyring, account)
-            ],
-            "avatar": image,
-            "events": session.scalars(
-                select(AuditEvent.id).where(
-                    AuditEvent.subject == account.public_id, AuditEvent.action.not_in(ATTEMPTS)
-                )
-            ).all(),
-        }
-
-
-def everything(app: APIFlask) -> Mapping[str, list[Any]]:
-    """Every row but those of attempts: equal before and after means that nothing was changed."""
-    found = {}
-    with services_of(app).reading() as session:
-        for table in stored_tables(session):
-            query = table.select()
-            if table.name == AuditEvent.__tablename__:
-                query = query.where(table.c.action.not_in(ATTEMPTS))
-            found[table.name] = sorted(session.execute(query).all(), key=repr)
-    return found
-
-
-def events(app: APIFlask, action: str) -> list[AuditEvent]:
-    """The audit events of one *action*, oldest first."""
-    return _all(app, select(AuditEvent).where(AuditEvent.action == action).order_by(AuditEvent.id))
-
-
-def effects(app: APIFlask, kind: str) -> list[Effect]:
-    """What the outbox owes of one *kind*."""
-    return _all(app, select(Effect).where(Effect.kind == kind).order_by(Effect.id))
-
-
-def _all(app: APIFlask, query: Any) -> list[Any]:
-    with services_of(app).reading() as session:
-        found = list(session.scalars(query))
-        session.expunge_all()
-    return found
-
-
-def run_sql(app: APIFlask, statement: str, **values: Any) -> None:
-    """Do by hand what no code of ours would."""
-    with services_of(app).writing() as session:
-        session.execute(text(statement), values)
-
-
-def png(side: int = 16, colour: str = "red", mode: str = "RGB") -> bytes:
-    file = BytesIO()
-    Image.new(mode, (side, side), colour).save(file, "PNG")
-    return file.getvalue()

@@ -1,4 +1,4 @@
-"""Real processes of the service: started as an operator starts them, watched, and ended by their pid."""
+"""Real processes of the service: started as an operator does, watched, and ended by their pid."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from tests.support.servers import free_port
 ROOT = Path(__file__).resolve().parent.parent.parent
 PYTHON = sys.executable
 
-# Guards against hanging, not measures: a busy machine takes its time to import everything and start.
+# These are bounds against hanging, not measures: on a busy machine a start takes minutes.
 START = 300.0
 STOP = 120.0
 
-# What a process of ours inherits: where programs are, and how memory is taken, which `.ci/run` says.
+# Variables that our processes inherit: where programs are, and how `.ci/run` lets memory be taken.
 INHERITED = {"PATH", "HOME", "LANG", "PYTHONMALLOC", "GLIBC_TUNABLES"}
 
 _MARK = "ACCOUNTSVC_TEST_PROCESS"
@@ -35,8 +35,12 @@ _MARK = "ACCOUNTSVC_TEST_PROCESS"
 T = TypeVar("T")
 
 
+class Crash(BaseException):
+    """The process is gone: not an Exception, so that nothing of the code's own handling runs."""
+
+
 def environment(folder: Path, database_url: str = "", **changes: str) -> dict[str, str]:
-    """An environment with nothing of ours in it but what a test says: its instance lies in *folder*."""
+    """An environment that holds nothing of ours but what a test says; its instance is in *folder*."""
     given = {name: value for name, value in os.environ.items() if name in INHERITED}
     return {
         **given,
@@ -174,7 +178,7 @@ class Running:
         self.process.wait(STOP)
 
     def ended_well(self) -> bool:
-        """Say whether it ended in order, or else by itself and saying so, as a worker does on a slow machine."""
+        """Say whether it ended in order, or cut itself off and said so, as on a slow machine."""
         cut_off = "the stop takes too long" in self.log
         return self.process.returncode == (-signal.SIGKILL if cut_off else 0)
 

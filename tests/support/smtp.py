@@ -29,7 +29,7 @@ USER, PASSWORD = "accountsvc", "s3cret/@:#%"
 
 
 class Inbox:
-    """Takes mail for everybody. ``answers`` by command (``MAIL``, ``RCPT``, ``DATA``, ``QUIT``) refuse it.
+    """Takes mail for everybody; ``answers`` by command (``MAIL``, ``RCPT``, ``DATA``, ``QUIT``) refuse.
 
     With ``drop_after_data`` the message is taken and the connection cut before that is said; while it
     ``hangs`` nothing is answered.
@@ -139,7 +139,7 @@ def silent_server() -> Iterator[int]:
 
 
 def make_certificate(folder: Path, *, name: str = "localhost") -> tuple[Path, ssl.SSLContext]:
-    """Return a file that makes a client trust the certificate of *name*, and the server's side of it."""
+    """Return a file by which a client trusts the certificate of *name*, and the server's side."""
     key = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
     now = datetime.now(UTC)

@@ -10,7 +10,7 @@ import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from queue import Empty
 from types import ModuleType
@@ -26,18 +26,20 @@ from accountsvc.db.models import Account, Effect, Receipt
 from accountsvc.db.schema import upgrade
 from tests.support.factories import (
     Person,
-    belongings,
     deactivate,
     dispose,
+    insert_accounts,
     make_app,
     make_person,
     make_settings,
-    read_account,
-    run_sql,
+    numbered,
     services_of,
 )
 from tests.support.processes import START, environment, eventually, run, worker
 from tests.support.servers import PostgresServer, ValkeyServer
+from tests.support.state import belongings, read_account
+
+LONG_AGO = datetime(2026, 1, 1, tzinfo=UTC)
 
 
 @contextmanager
@@ -49,7 +51,7 @@ def application(database_url: str, folder: Path, **changes: str) -> Iterator[API
 
 def make_due(app: APIFlask, *people: Person) -> None:
     for person in people:
-        deactivate(app, person.id, by="owner", grace=timedelta())
+        deactivate(services_of(app), person.id, by="owner", grace=timedelta())
 
 
 def is_purged(app: APIFlask, person: Person) -> bool:
@@ -61,7 +63,7 @@ def is_purged(app: APIFlask, person: Person) -> bool:
     return (
         receipt is not None
         and owed == 0
-        and read_account(app, person.id) is None
+        and read_account(services, person.id) is None
         and services.avatars.open(person.avatar) is None
     )
 
@@ -87,11 +89,11 @@ def test_a_due_account_goes_while_a_worker_runs(
         redis = request.getfixturevalue("redis_server")
         env["REDIS_URL"] = redis.url
     with application(url, tmp_path) as app, worker(env) as running:
-        bystander = make_person(app, "bob")
-        waiting = make_person(app, "waiting")
-        deactivate(app, waiting.id)
-        gone = make_person(app, "annabella")
-        before = [belongings(app, person) for person in (bystander, waiting)]
+        bystander = make_person(services_of(app), "bob")
+        waiting = make_person(services_of(app), "waiting")
+        deactivate(services_of(app), waiting.id)
+        gone = make_person(services_of(app), "annabella")
+        before = [belongings(services_of(app), person) for person in (bystander, waiting)]
         running.wait_for("worker is ready")
 
         # when
@@ -105,7 +107,7 @@ def test_a_due_account_goes_while_a_worker_runs(
         if engine_name == "sqlite":
             eventually(lambda: is_scrubbed(app, gone))
             assert_no_byte_is_left_of(b"annabella", tmp_path)
-        assert [belongings(app, person) for person in (bystander, waiting)] == before
+        assert [belongings(services_of(app), person) for person in (bystander, waiting)] == before
         running.stop()
         assert running.ended_well()
         eventually(lambda: running.alive() == [])
@@ -147,7 +149,7 @@ def test_sigterm_in_the_middle_of_a_backlog_ends_in_time_and_leaves_nothing_half
     # given: so many accounts, one by one, that a sweep is always under way
     env = environment(tmp_path, sqlite_url, SWEEP_INTERVAL="1s", PURGE_BATCH_SIZE="1")
     with application(sqlite_url, tmp_path) as app, worker(env) as running:
-        insert_due(app, 1500)
+        insert_accounts(services_of(app), numbered("due", 1500), purge_at=LONG_AGO)
         eventually(lambda: count(app, Receipt) > 20)
 
         # when
@@ -168,7 +170,7 @@ def test_sigterm_ends_a_worker_in_time_whose_mail_server_hangs(
         url = f"smtp://127.0.0.1:{server.getsockname()[1]}/?tls=none"
         env = environment(tmp_path, sqlite_url, SWEEP_INTERVAL="1s", MAIL_URL=url)
         with application(sqlite_url, tmp_path) as app, worker(env) as running:
-            deactivate(app, make_person(app, "ann").id)
+            deactivate(services_of(app), make_person(services_of(app), "ann").id)
             server.settimeout(START)
             connection, _ = server.accept()
 
@@ -189,12 +191,12 @@ def test_a_backlog_neither_piles_up_messages_nor_keeps_mails_waiting(
     env = environment(tmp_path, sqlite_url, SWEEP_INTERVAL="1s", PURGE_BATCH_SIZE="1")
     broker = tmp_path / "instance" / "broker"
     with application(sqlite_url, tmp_path) as app, worker(env) as running:
-        insert_due(app, 1500)
+        insert_accounts(services_of(app), numbered("due", 1500), purge_at=LONG_AGO)
         eventually(lambda: count(app, Receipt) > 0)
         mails = tmp_path / "instance" / "mail"
 
         # when
-        deactivate(app, make_person(app, "ann").id)
+        deactivate(services_of(app), make_person(services_of(app), "ann").id)
         most = 0
 
         def is_mailed() -> bool:
@@ -218,7 +220,7 @@ def test_a_database_that_comes_back_is_swept_again_and_its_absence_is_one_line_a
         upgrade(url)
         env = environment(tmp_path, url, SWEEP_INTERVAL="1s")
         with application(url, tmp_path) as app, worker(env) as running:
-            gone = make_person(app, "ann")
+            gone = make_person(services_of(app), "ann")
             make_due(app, gone)
             running.wait_for("worker is ready")
             eventually(lambda: is_purged(app, gone))
@@ -230,7 +232,7 @@ def test_a_database_that_comes_back_is_swept_again_and_its_absence_is_one_line_a
 
             # then
             services_of(app).database.engine.dispose()
-            again = make_person(app, "again")
+            again = make_person(services_of(app), "again")
             make_due(app, again)
             eventually(lambda: is_purged(app, again))
             assert "Traceback" not in running.log
@@ -391,17 +393,3 @@ def test_no_message_is_torn_or_taken_twice_however_hard_is_polled(
 def count(app: APIFlask, model: type[Any]) -> int:
     with services_of(app).reading() as session:
         return session.scalar(select(func.count()).select_from(model)) or 0
-
-
-def insert_due(app: APIFlask, number: int) -> None:
-    """Insert bare accounts that are due, on SQLite."""
-    run_sql(
-        app,
-        "WITH RECURSIVE numbers (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM numbers WHERE n < :most)"
-        " INSERT INTO accounts (public_id, username, username_key, email, email_key, first_name,"
-        " last_name, number_phone, password_hash, joined_at, deactivated_at, purge_at, deactivated_by)"
-        " SELECT lower(hex(randomblob(16))), 'p' || n, 'p' || n, 'p' || n || '@example.net',"
-        " 'p' || n || '@example.net', '', '', '', '!', :then, :then, :then, 'owner' FROM numbers",
-        most=number,
-        then="2026-01-01 00:00:00.000000",
-    )

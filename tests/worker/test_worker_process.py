@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 
 from accountsvc import logs
-from tests.support.factories import deactivate, make_person, read_account
+from tests.support.factories import deactivate, make_person, services_of
 from tests.support.processes import ROOT, START, Running, environment, eventually
 from tests.support.servers import ValkeyServer
+from tests.support.state import read_account
 
 from .test_worker import application, is_purged, make_due
 
@@ -92,7 +93,7 @@ def test_no_process_of_a_worker_that_has_swept_has_loaded_a_web_framework(
         LOADED_MODULES=str(loaded),
     )
     with application(sqlite_url, tmp_path) as app, bare_worker(env) as running:
-        gone = make_person(app, "ann")
+        gone = make_person(services_of(app), "ann")
         make_due(app, gone)
         eventually(lambda: is_purged(app, gone))
 
@@ -118,7 +119,7 @@ def test_a_worker_prints_nothing_but_its_log(sqlite_url: str, tmp_path: Path) ->
     env = environment(tmp_path, sqlite_url, SWEEP_INTERVAL="1s")
     with application(sqlite_url, tmp_path) as app, bare_worker(env) as running:
         running.wait_for("worker is ready")
-        gone = make_person(app, "ann")
+        gone = make_person(services_of(app), "ann")
         make_due(app, gone)
         eventually(lambda: is_purged(app, gone))
         running.stop()
@@ -133,9 +134,9 @@ def test_a_person_is_told_by_the_worker_in_words(sqlite_url: str, tmp_path: Path
     env = environment(tmp_path, sqlite_url, SWEEP_INTERVAL="1s", **{logs.CONSOLE: "1"})
     with application(sqlite_url, tmp_path) as app, bare_worker(env) as running:
         running.wait_for("worker is ready")
-        gone = make_person(app, "ann")
-        deactivate(app, gone.id, by="owner", grace=timedelta())
-        eventually(lambda: read_account(app, gone.id) is None)
+        gone = make_person(services_of(app), "ann")
+        deactivate(services_of(app), gone.id, by="owner", grace=timedelta())
+        eventually(lambda: read_account(services_of(app), gone.id) is None)
         running.wait_for("swept")
         running.stop()
 
