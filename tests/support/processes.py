@@ -40,7 +40,7 @@ class Crash(BaseException):
 
 
 def environment(folder: Path, database_url: str = "", **changes: str) -> dict[str, str]:
-    """An environment that holds nothing of ours but what a test says; its instance is in *folder*."""
+    """An environment with nothing of ours but what a test says; its instance is in *folder*."""
     given = {name: value for name, value in os.environ.items() if name in INHERITED}
     return {
         **given,

@@ -30,8 +30,8 @@ Answer = tuple[int, bytes]
 class S3Server:
     """A running server; ``env`` is what a process needs to find it.
 
-    While ``fault`` is set, it is asked before each request (method and path): it returns an answer that
-    is given instead, or None.
+    While ``fault`` is set, it is asked before each request (method and path): it returns an answer
+    that is given instead, or None.
     """
 
     host: str
@@ -94,8 +94,8 @@ def start_moto() -> Iterator[S3Server]:
 
     server._server.app = application
     try:
-        # Its first answer waits for all of moto's S3 to be imported: longer, on a busy machine, than
-        # the service is patient.
+        # The first answer waits until all of moto's S3 is imported. On a busy machine that takes
+        # longer than the service waits for a store, so that its first upload would fail.
         urlopen(found.url, timeout=120).close()
         yield found
     finally:

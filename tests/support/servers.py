@@ -136,7 +136,7 @@ class PostgresServer(_Server):
             "wal_writer_delay=10s",
         ]
         if not fsync:
-            # Commits stay in the system's memory: they outlive the server's crash, not the machine's.
+            # Commits stay in the system's memory: they outlive a crash of the server alone.
             self._options += ["fsync=off", "full_page_writes=off"]
         super().__init__("PostgreSQL")
         self._user = pwd.getpwnam("nobody") if os.geteuid() == 0 else None

@@ -29,10 +29,11 @@ USER, PASSWORD = "accountsvc", "s3cret/@:#%"
 
 
 class Inbox:
-    """Takes mail for everybody; ``answers`` by command (``MAIL``, ``RCPT``, ``DATA``, ``QUIT``) refuse.
+    """Takes mail for everybody.
 
-    With ``drop_after_data`` the message is taken and the connection cut before that is said; while it
-    ``hangs`` nothing is answered.
+    ``answers`` refuse by command (``MAIL``, ``RCPT``, ``DATA``, ``QUIT``). With ``drop_after_data``
+    the message is taken and the connection cut before that is said; while it ``hangs`` nothing is
+    answered.
     """
 
     def __init__(self) -> None:
