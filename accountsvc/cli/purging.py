@@ -11,7 +11,6 @@ import click
 from flask.cli import AppGroup
 
 from ..db.audit import OPERATOR_ACTOR
-from ..db.engine import database_now
 from ..errors import LastStaff, LegalHold
 from ..outbox import notices, queue
 from ..purge import brake
@@ -292,7 +291,7 @@ def resume(*, as_json: bool) -> None:
 
 def _change_pause(change: Callable[..., bool], *, done: str, already: str, as_json: bool) -> None:
     with services().writing() as session:
-        changed = change(session, now=database_now(session), by=OPERATOR_ACTOR)
+        changed = change(session, by=OPERATOR_ACTOR)
         since = brake.paused_at(session)
     if as_json:
         show_json({"changed": changed, "paused_at": stamp(since)})
