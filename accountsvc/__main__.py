@@ -87,8 +87,18 @@ def _commands_of_flask() -> dict[str, click.Command]:
         commands[plugin.name] = plugin.load()
     for group in cli.groups():
         assert group.name is not None
+        _name_this_program(group)
         commands[group.name] = group
     return commands
+
+
+def _name_this_program(command: click.Command) -> None:
+    """Name ``accountsvc`` in the examples: an installed service has no ``wsgi`` for ``flask``."""
+    if command.help:
+        command.help = command.help.replace("flask --app wsgi ", "accountsvc ")
+    if isinstance(command, click.Group):
+        for part in command.commands.values():
+            _name_this_program(part)
 
 
 def _create_app() -> Flask:

@@ -29,9 +29,7 @@ from . import status
 from .status import Status
 
 OK = "ok"
-PURGED_ARE_BACK = (
-    "purged accounts are back, as after a restore: run `flask --app wsgi ledger replay`"
-)
+PURGED_ARE_BACK = "purged accounts are back, as after a restore: run `accountsvc ledger replay`"
 
 # How long all probes of one request may take together. A load balancer waits longer for its answer:
 # otherwise a hanging part would look like a dead process, which would be restarted for nothing.

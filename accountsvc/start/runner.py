@@ -153,12 +153,15 @@ class Runner:
             self._print(name, line)
 
     def _print(self, name: str, line: str) -> None:
-        sys.stdout.write(f"{name:6} | {line}")
+        shown = f"{name:6} | {line}"
         if name in self._not_ready and _READY[name] in line:
             self._not_ready.discard(name)
             if not self._not_ready:
-                sys.stdout.write(self._ready)
-        sys.stdout.flush()
+                shown += self._ready
+        # The terminal may be closed by now; an error here would keep the end from being orderly.
+        with suppress(OSError):
+            sys.stdout.write(shown)
+            sys.stdout.flush()
 
     def _end_all(self) -> None:
         children = self._children.values()

@@ -1,4 +1,4 @@
-"""The wheel and the sdist: what they hold, and that the service runs from them in an empty folder."""
+"""The wheel and the sdist: what is in them, and that they serve from an empty folder."""
 
 from __future__ import annotations
 
@@ -156,6 +156,7 @@ assert pathlib.Path(accountsvc.__file__).is_relative_to(sys.prefix), accountsvc.
 for command in words(commands):
     result = CliRunner().invoke(commands, [*command, "--help"])
     assert result.exit_code == 0 and "sage: " in result.stdout, (command, result.output)
+    assert "flask --app" not in result.stdout, command
     print(*command)
 """
 

@@ -252,7 +252,7 @@ def test_one_process_that_dies_stops_the_others(
 
 
 def is_worker(pid: int) -> bool:
-    """Say whether this is the worker itself; what it forks is in its session, whose leader it is."""
+    """Say whether this is the worker itself, which leads the session of all that it forks."""
     words = Path(f"/proc/{pid}/cmdline").read_bytes()
     return b"celery" in words and os.getsid(pid) == pid
 
