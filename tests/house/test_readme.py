@@ -15,7 +15,8 @@ from tests.support.servers import free_port
 
 README = (ROOT / "README.md").read_text()
 # The status of each answer is written to stderr, beside the answer, which the commands read.
-SHOW_STATUS = r"""curl() { command curl -w '%{stderr}status %{http_code}\n' "$@"; }"""
+PROGRAM = "command curl" if shutil.which("curl") else f"{sys.executable} -m tests.support.curl"
+SHOW_STATUS = rf"""curl() {{ {PROGRAM} -w '%{{stderr}}status %{{http_code}}\n' "$@"; }}"""
 
 
 def transcript() -> tuple[list[str], str]:
@@ -53,7 +54,6 @@ def test_the_transcript_works_again_and_again(tmp_path: Path) -> None:
         del env[name]
     prepared = run("python", "-m", "accountsvc", "prepare", env=env)
     assert prepared.returncode == 0, prepared.stderr
-    assert shutil.which("curl"), "install curl, which the README uses"
     commands, status = transcript()
     with Running("python", "-m", "accountsvc", "run", env=env) as running:
         running.wait_for("worker is ready")
