@@ -28,12 +28,12 @@ def transcript() -> tuple[list[str], str]:
 
 def type_in(commands: list[str], env: dict[str, str]) -> subprocess.CompletedProcess[str]:
     """Type *commands* into a shell, in the clone, for the service that *env* is for."""
-    script = "\n".join([SHOW_STATUS, *commands])
+    script = "\n".join(commands)
     script = script.replace("localhost:8000", f"localhost:{env['PORT']}")
     # The virtual environment of this run, which is the clone's for everybody but some of our tools.
     script = script.replace(".venv/bin/", f"{Path(sys.executable).parent}/")
     return subprocess.run(
-        ["bash", "-euc", script],
+        ["bash", "-euc", f"{SHOW_STATUS}\n{script}"],
         capture_output=True,
         text=True,
         cwd=ROOT,
