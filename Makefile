@@ -31,12 +31,10 @@ $(STAMP): requirements-dev.lock setup.cfg pyproject.toml
 	@touch $@
 
 run: install ## Serve: web, worker and beat together; Ctrl-C stops them
-	@$(BIN)/python -m accountsvc prepare
-	@exec $(BIN)/python -m accountsvc run
+	@exec $(BIN)/python -m accountsvc run --prepare
 
 dev: install ## The same, and the web process starts anew when code changes (the worker does not)
-	@$(BIN)/python -m accountsvc prepare
-	@GUNICORN_CMD_ARGS="--reload $$GUNICORN_CMD_ARGS" exec $(BIN)/python -m accountsvc run
+	@GUNICORN_CMD_ARGS="--reload $$GUNICORN_CMD_ARGS" exec $(BIN)/python -m accountsvc run --prepare
 
 test: install ## Run all tests, on real servers from wheels and in a browser
 	@$(BIN)/python -m tests.support.browser

@@ -131,15 +131,16 @@ def prepare() -> None:
 
 
 @commands.command()
+@click.option("--prepare", "prepare_first", is_flag=True, help="First make what is missing.")
 @click.pass_context
-def run(ctx: click.Context) -> None:
+def run(ctx: click.Context, *, prepare_first: bool) -> None:
     """Serve: web, worker and beat together.
 
     Ctrl-C stops them all. In production each has a supervisor of its own.
     """
     from .start.runner import run
 
-    ctx.exit(run(ctx.command_path))
+    ctx.exit(run(ctx.command_path, prepare_first=prepare_first))
 
 
 # What follows one of these commands is for the program that it becomes.

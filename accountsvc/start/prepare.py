@@ -7,7 +7,7 @@ import sys
 from alembic.util import CommandError
 from sqlalchemy.exc import DBAPIError
 
-from ..config import Sources, load_settings, make_keys
+from ..config import Settings, Sources, load_settings, make_keys
 from ..db import schema
 from . import Failure
 
@@ -17,6 +17,11 @@ def prepare() -> None:
 
     Raises ConfigError for a wrong setting, Failure if the folder or the database refuses.
     """
+    upgrade_schema(make_folder_and_keys())
+
+
+def make_folder_and_keys() -> Settings:
+    """Make the instance folder and, in development, keys; return the settings, now complete."""
     try:
         names = make_keys(Sources.of_this_process().given)
         settings = load_settings()
@@ -25,6 +30,11 @@ def prepare() -> None:
         raise Failure(f"the instance folder cannot be written: {exc.strerror}") from exc
     for name in names:
         sys.stdout.write(f"accountsvc: made {name} in {settings.instance_path}\n")
+    return settings
+
+
+def upgrade_schema(settings: Settings) -> None:
+    """Bring the schema up to date, and say so."""
     try:
         schema.upgrade(settings.database_url)
     except DBAPIError as exc:

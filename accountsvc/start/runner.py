@@ -23,7 +23,7 @@ from urllib.parse import urlsplit
 
 from .. import logs
 from ..config import Settings, load_settings
-from . import Failure, processes
+from . import Failure, prepare, processes
 
 # gunicorn and the worker end within ten seconds of SIGTERM, or cut off by themselves what is left.
 _END_SECONDS = 12.0
@@ -32,15 +32,19 @@ _END_SECONDS = 12.0
 _READY = {"web": "accountsvc: serving ", "worker": "worker is ready"}
 
 
-def run(program: str) -> int:
+def run(program: str, *, prepare_first: bool = False) -> int:
     """Run web, worker and beat until a signal comes or one of them ends; then end them all.
 
-    *program* is how this was called, for the advice to call it again. Returns the exit code: 0 if a
-    signal asked for the end. Raises ConfigError for a wrong setting, Failure if the port is taken.
+    *program* is how this was called, for the advice to call it again. *prepare_first* makes what is
+    missing, as ``accountsvc prepare`` does. Returns the exit code: 0 if a signal asked for the end.
+    Raises ConfigError for a wrong setting, Failure if the port is taken; prepare's too.
     """
-    settings = load_settings()
+    settings = prepare.make_folder_and_keys() if prepare_first else load_settings()
     host = os.environ.get("HOST") or "127.0.0.1"
+    # The port is looked at before the schema, which may take minutes to bring up to date.
     _refuse_taken(host, settings.port, program)
+    if prepare_first:
+        prepare.upgrade_schema(settings)
     environ = {
         **os.environ,
         "PORT": str(settings.port),

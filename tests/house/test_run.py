@@ -327,5 +327,25 @@ def test_every_process_knows_the_port_and_none_tells_its_version(
 def test_make_run_prepares_and_runs_what_is_tested_here() -> None:
     recipe = (ROOT / "Makefile").read_text().partition("\nrun: ")[2].partition("\n\n")[0]
 
-    assert "python -m accountsvc prepare" in recipe
-    assert "python -m accountsvc run" in recipe
+    assert "python -m accountsvc run --prepare" in recipe
+
+
+def test_a_taken_port_is_said_before_a_schema_is_made(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+
+        result = run(
+            "python", "-m", "accountsvc", "run", "--prepare", env=fresh(tmp_path, PORT=str(port))
+        )
+
+    assert result.returncode == 1
+    assert f"accountsvc: port {port} is taken; for example: PORT=" in result.stderr
+    assert not list(tmp_path.rglob("*.db"))
+
+
+def test_run_prepares_first_if_asked(tmp_path: Path) -> None:
+    with Running(
+        "python", "-m", "accountsvc", "run", "--prepare", env=fresh(tmp_path, PORT=str(free_port()))
+    ) as running:
+        running.wait_for("the database has the current schema")
+        running.wait_for("everything runs")
