@@ -1,1 +1,1 @@
-"""What is stored, and how it is locked."""
+"""The database: tables, triggers, transactions, row locks, the audit trail, migrations."""

@@ -32,12 +32,12 @@ class Actor:
 
 OPERATOR_ACTOR = Actor(OPERATOR)
 SYSTEM_ACTOR = Actor(SYSTEM)
-# The actor of a refused attempt, who has not proved to be anyone: were the owner named, the trail
+# A refused attempt has this actor, who has not proved to be anyone: were the owner named, the trail
 # would say that they had attacked themselves.
 ANYBODY = Actor("anybody")
 
-# The closed list of actions. Every event is made by ``row``, which refuses any other action: a
-# misspelt one would be missed by every program that reads the trail.
+# Every action is one of these. ``row`` makes every event and refuses any other action: a misspelt
+# one would be missed by every program that reads the trail.
 ACTIONS = frozenset(
     {
         "account.created",

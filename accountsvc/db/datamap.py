@@ -1,7 +1,7 @@
 """The places where an account's data lives: each table and file set once.
 
-For every place: how it is purged, which file of the export shows it, and how long it is kept. The
-purge, the export and the completeness test read this map. A new table that is not in it fails
+It says of every place how it is purged, which file of the export shows it, and how long it is kept.
+The purge, the export and the completeness test read this map. A new table that is not in it fails
 ``tests/purge/test_purge_promises.py``, which names this file.
 """
 
@@ -147,26 +147,26 @@ def gaps(base: type[Base] = Base) -> list[str]:
     Every table must be in the map; one that holds account ids must be purged by them.
     """
     known = {place.model.__tablename__: place for place in PLACES if place.model is not None}
-    found = []
+    sentences = []
     for table in base.metadata.sorted_tables:
         place = known.get(table.name)
         if place is None:
-            found.append(
+            sentences.append(
                 f"table {table.name} is not in accountsvc/db/datamap.py: add a Place for it"
             )
             continue
-        refers = "account_id" in table.c or any(
+        refers_to_accounts = "account_id" in table.c or any(
             key.column.table.name == "accounts" for key in table.foreign_keys
         )
-        if refers and place.purge is not Purge.BY_ACCOUNT:
-            found.append(
+        if refers_to_accounts and place.purge is not Purge.BY_ACCOUNT:
+            sentences.append(
                 f"table {table.name} refers to accounts, so in accountsvc/db/datamap.py "
                 "it must be purged BY_ACCOUNT"
             )
         if place.exported is None and not place.not_exported_because:
-            found.append(
+            sentences.append(
                 f"table {table.name}: say in accountsvc/db/datamap.py why it is not exported"
             )
     if not any(place.purge is Purge.FILES for place in PLACES):
-        found.append("avatar files are not in accountsvc/db/datamap.py: add a Place for them")
-    return found
+        sentences.append("avatar files are not in accountsvc/db/datamap.py: add a Place for them")
+    return sentences

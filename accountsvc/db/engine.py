@@ -19,7 +19,7 @@ from sqlalchemy.types import TypeDecorator
 
 Clock = Callable[[Session], datetime]
 
-# How long SQLite waits for the write lock. No transaction of the service takes as long; a longer
+# SQLite waits so long for the write lock. No transaction of the service takes as long; a longer
 # wait would end in the client's time-out instead of a 503 that says when to try again.
 BUSY_TIMEOUT_MS = 5_000
 

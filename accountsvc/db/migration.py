@@ -20,12 +20,14 @@ from alembic.util import CommandError
 from sqlalchemy import Connection, Engine, NullPool, create_engine, event, text
 from sqlalchemy.engine import make_url
 
-# How long a statement waits for a table's lock on PostgreSQL. Every request that wants the table
+# A statement waits so long for a table's lock on PostgreSQL. Every request that wants the table
 # queues up behind it meanwhile: without a limit, one long report would stop the whole service.
 LOCK_TIMEOUT_MS = 5_000
-# How long a second deploy waits for the first, which is longer than any revision takes.
+# A second deploy waits so long for the first. With less than the longest revision takes, it would
+# fail while the first does well.
 TURN_PATIENCE = timedelta(minutes=15)
-# The key of the advisory lock, which PostgreSQL keeps per database: "accounts" in ASCII.
+# Every deploy takes the advisory lock of this key, which PostgreSQL keeps for each database: with
+# keys of their own, two would migrate at once. It is "accounts" in ASCII.
 TURN_KEY = 0x6163636F756E7473
 
 # A statement may take as long as a big table needs; a limit would break off every large migration
@@ -63,8 +65,8 @@ def make_engine(url: str) -> Engine:
 
 
 def _set_pragmas(connection: Any, _record: object) -> None:
-    # ``secure_delete`` and ``temp_store``: the old pages of a rebuilt table, and the files of its
-    # sorting, would otherwise leave personal data on the disk.
+    # Without ``secure_delete`` and ``temp_store`` the old pages of a rebuilt table, and the files
+    # of its sorting, would leave personal data on the disk.
     for pragma in ("foreign_keys = OFF", "secure_delete = ON", "temp_store = MEMORY"):
         connection.execute(f"PRAGMA {pragma}")
 
@@ -169,11 +171,9 @@ def create_index(name: str, table: str, columns: list[str], **options: Any) -> N
     if op.get_context().dialect.name == "sqlite":
         op.create_index(name, table, columns, if_not_exists=True, **options)
         return
-    with op.get_context().autocommit_block():
-        op.execute("SET lock_timeout = 0")
+    with _outside_transaction():
         op.drop_index(name, table, if_exists=True, postgresql_concurrently=True)
         op.create_index(name, table, columns, postgresql_concurrently=True, **options)
-        op.execute(f"SET lock_timeout = {LOCK_TIMEOUT_MS}")
 
 
 def drop_index(name: str, table: str) -> None:
@@ -181,7 +181,14 @@ def drop_index(name: str, table: str) -> None:
     if op.get_context().dialect.name == "sqlite":
         op.drop_index(name, table, if_exists=True)
         return
+    with _outside_transaction():
+        op.drop_index(name, table, if_exists=True, postgresql_concurrently=True)
+
+
+@contextmanager
+def _outside_transaction() -> Iterator[None]:
+    """Run statements on PostgreSQL outside a transaction, each waiting for locks without end."""
     with op.get_context().autocommit_block():
         op.execute("SET lock_timeout = 0")
-        op.drop_index(name, table, if_exists=True, postgresql_concurrently=True)
+        yield
         op.execute(f"SET lock_timeout = {LOCK_TIMEOUT_MS}")

@@ -51,6 +51,8 @@ _Json = JSON().with_variant(JSONB, "postgresql")
 
 
 class Base(DeclarativeBase):
+    """The tables, with the names of constraints and indexes that the migrations give them too."""
+
     metadata = MetaData(
         naming_convention={
             "ix": "ix_%(table_name)s_%(column_0_N_name)s",
@@ -136,8 +138,8 @@ class SavedPassword(Base):
     __table_args__ = ({"sqlite_autoincrement": True},)
 
     id: Mapped[int] = mapped_column(_Id, Identity(), primary_key=True)
-    # A part of the encryption's associated data, so that a ciphertext that somebody copies to
-    # another row does not open there.
+    # The uid is a part of the encryption's associated data, so that a ciphertext that somebody
+    # copies to another row does not open there.
     uid: Mapped[uuid.UUID] = mapped_column(unique=True, default=uuid.uuid4)
     account_id: Mapped[int] = mapped_column(
         _Id, ForeignKey("accounts.id", ondelete="CASCADE"), index=True
@@ -159,8 +161,8 @@ class VaultKey(Base):
         autoincrement=False,
     )
     wrapped_key: Mapped[bytes] = mapped_column(LargeBinary)
-    # The first bytes of the SHA-256 of the key out of VAULT_KEYS that wrapped it. Without them each
-    # key would have to be tried, and nobody could say when an old one is needed no longer.
+    # The name of the key out of VAULT_KEYS that wrapped it: the first bytes of its SHA-256. Without
+    # it each key would have to be tried, and nobody could say when an old one is needed no longer.
     wrapped_by: Mapped[str] = mapped_column(String(16), index=True)
 
 
@@ -181,8 +183,8 @@ class LegalHold(Base):
     )
 
     id: Mapped[int] = mapped_column(_Id, Identity(), primary_key=True)
-    # NO ACTION, so that an open hold makes the account undeletable: a cascade would delete the hold
-    # with it. The purge deletes released ones itself.
+    # The foreign key has NO ACTION, so that an open hold makes the account undeletable: a cascade
+    # would delete the hold with it. The purge deletes released ones itself.
     account_id: Mapped[int] = mapped_column(_Id, ForeignKey("accounts.id"), index=True)
     reason: Mapped[str] = mapped_column(Text)
     placed_at: Mapped[datetime]
@@ -226,7 +228,7 @@ class Effect(Base):
     id: Mapped[int] = mapped_column(_Id, Identity(), primary_key=True)
     uid: Mapped[uuid.UUID] = mapped_column(unique=True, default=uuid.uuid4)
     kind: Mapped[str] = mapped_column(String(40))
-    # Without a foreign key: the effects that a purge owes outlive the account.
+    # The subject has no foreign key: the effects that a purge owes outlive the account.
     subject: Mapped[uuid.UUID | None] = mapped_column(index=True)
     payload: Mapped[dict[str, Any]] = mapped_column(default=dict)
     created_at: Mapped[datetime]
@@ -257,15 +259,16 @@ class Receipt(Base):
     purged_at: Mapped[datetime]
     saved_passwords: Mapped[int] = mapped_column(Integer)
     files: Mapped[int] = mapped_column(Integer)
-    # On SQLite, when the freed pages of the file had become unreadable; always null on PostgreSQL.
+    # A scrub of the SQLite file sets this when the freed pages have become unreadable. It stays
+    # null on PostgreSQL, so nothing there may wait for it.
     scrubbed_at: Mapped[datetime | None]
 
 
 class SweepMark(Base):
     """A moment of the sweeps as a whole.
 
-    ``swept`` is when one last ended; ``paused`` is since when nobody may purge, and is missing
-    otherwise.
+    ``swept`` is the end of the last one; ``paused`` is the beginning of a pause, and is missing
+    while there is none.
     """
 
     __tablename__ = "sweep_marks"
@@ -291,7 +294,8 @@ class AuditEvent(Base):
     subject: Mapped[uuid.UUID | None]
     actor: Mapped[uuid.UUID | None]
     actor_kind: Mapped[str] = mapped_column(String(8))
-    # Counts, ids and words from closed lists only: personal data in here would outlive the purge.
+    # Details are counts, ids and words from closed lists: personal data in here would outlive the
+    # purge.
     details: Mapped[dict[str, Any]] = mapped_column(default=dict)
 
 
@@ -306,4 +310,6 @@ def _create_triggers(_metadata: MetaData, connection: Any, **_options: object) -
 
 event.listen(Base.metadata, "after_create", _create_triggers)
 
+# SQLAlchemy declares ``__table__`` as any FromClause; of a class with a ``__tablename__`` it is a
+# Table.
 ACCOUNTS: Table = Account.__table__  # type: ignore[assignment]

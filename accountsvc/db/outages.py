@@ -7,7 +7,8 @@ import sqlite3
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
-# The beginnings of PostgreSQL's SQLSTATEs after which a repetition may succeed.
+# A fault passes whose SQLSTATE on PostgreSQL begins with one of these: given up at once, a request
+# would fail that a repetition could answer.
 _PASSING_STATES = (
     "08",  # the connection
     "25006",  # read only, as a server is that has just become a standby
@@ -17,14 +18,14 @@ _PASSING_STATES = (
     "57",  # shut down, or cancelled
     "58",  # input and output
 )
-# Those of them that every statement would meet. A statement that was cancelled (57014) is not among
-# them: it may have been slow because of its own rows, and a sweep that took it for an outage would
-# stop for one account.
+# Every statement would meet these faults. One that was cancelled (57014) is no such fault: it may
+# have been slow because of its own rows, and a sweep that took it for an outage would stop for one
+# account.
 _OUTAGE_STATES = ("08", "25006", "53", "57")
 _STATEMENT_CANCELLED = "57014"
 
-# SQLite's primary codes that concern the whole file. SQLITE_ERROR and SQLITE_CONSTRAINT are about
-# one statement.
+# These primary codes of SQLite concern the whole file. SQLITE_ERROR and SQLITE_CONSTRAINT are about
+# one statement: taken for outages, they would stop a sweep for one account.
 _SQLITE_OUTAGES = {
     sqlite3.SQLITE_PERM,
     sqlite3.SQLITE_BUSY,

@@ -1,16 +1,16 @@
 """Finding and locking account rows: the locking rules of the whole service, in one place.
 
-Whoever writes for an account locks its row first and decides by the locked row. Several rows are
-locked in id order, so that two transactions never wait for each other.
+A transaction that writes for an account locks its row first and decides by the locked row. Several
+rows are locked in id order, so that two transactions never wait for each other.
 """
 
 from __future__ import annotations
 
 import uuid
 from collections.abc import Collection, Iterator, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar, cast
 
-from sqlalchemy import select
+from sqlalchemy import CursorResult, Delete, Update, select
 from sqlalchemy.orm import Session
 
 from ..errors import AccountNotFound, TokenNotValid
@@ -19,12 +19,12 @@ from .text import is_text, unique_key
 
 T = TypeVar("T")
 
-# Ids of one statement; SQLite takes 32,766 at most.
+# One statement gets so many ids at most: SQLite refuses one with more than 32,766 values.
 CHUNK = 500
 
 
 def chunks(ids: Sequence[T]) -> Iterator[Sequence[T]]:
-    """Cut *ids* into as many as one statement takes."""
+    """Cut *ids* into chunks, each as many as one statement takes."""
     for start in range(0, len(ids), CHUNK):
         yield ids[start : start + CHUNK]
 
@@ -42,6 +42,7 @@ def find(session: Session, account_id: int) -> Account | None:
 
 
 def find_by_public_id(session: Session, public_id: uuid.UUID) -> Account | None:
+    """Return the account of this public id without locking it; None if there is none."""
     return session.scalar(select(Account).where(Account.public_id == public_id))
 
 
@@ -92,6 +93,15 @@ def lock_many(session: Session, account_ids: Collection[int]) -> dict[int, Accou
             .execution_options(populate_existing=True)
         )
     }
+
+
+def change(session: Session, statement: Delete | Update) -> int:
+    """Run *statement* and return how many rows it has changed.
+
+    Objects that the session has loaded already do not show the change.
+    """
+    statement = statement.execution_options(synchronize_session=False)
+    return cast(CursorResult[Any], session.execute(statement)).rowcount
 
 
 def check_writable(account: Account, epoch: int) -> None:

@@ -12,7 +12,8 @@ from sqlalchemy import ColumnElement, Exists, exists
 
 from .models import Account, LegalHold
 
-# A place in the purge's order: accounts are purged, and listed, in this order.
+# Accounts are purged, and listed, in this order, and a position is one account's sort key in it.
+# The id is a part of it: of two accounts that are due at once, a page's end would skip the second.
 Position = tuple[datetime, int]
 PURGE_ORDER = (Account.purge_at, Account.id)
 

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from alembic import command
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from alembic.script.revision import RevisionError
+from alembic.util import CommandError
 from sqlalchemy.engine import make_url
 
 from ..config import Sources
-
-if TYPE_CHECKING:
-    from alembic.config import Config
+from . import migration
 
 
 def upgrade(url: str, revision: str = "head") -> None:
     """Bring the schema of the database at *url* to *revision* by the migrations; idempotent."""
-    from alembic import command
-
     command.upgrade(alembic_config(url), revision)
 
 
@@ -25,8 +26,6 @@ def downgrade(url: str, revision: str, *, lose_data: bool = False) -> None:
 
     Raises CommandError as :func:`refuse_loss` does, unless *lose_data* allows the loss.
     """
-    from alembic import command
-
     config = alembic_config(url)
     if not lose_data:
         refuse_loss(config, revision)
@@ -36,15 +35,8 @@ def downgrade(url: str, revision: str, *, lose_data: bool = False) -> None:
 def refuse_loss(config: Config, revision: str) -> None:
     """Raise CommandError in production if going back to *revision* would lose rows; change nothing.
 
-    What a step loses is what its revision says of itself in ``lost_by_downgrade``.
+    Each revision says of itself, in ``lost_by_downgrade``, which rows its step back loses.
     """
-    from alembic.runtime.migration import MigrationContext
-    from alembic.script import ScriptDirectory
-    from alembic.script.revision import RevisionError
-    from alembic.util import CommandError
-
-    from . import migration
-
     if not Sources.of_this_process().is_production:
         return
     with migration.make_engine(config.attributes["url"]).connect() as connection:
@@ -68,8 +60,6 @@ def refuse_loss(config: Config, revision: str) -> None:
 
 def alembic_config(url: str) -> Config:
     """Return Alembic's configuration for the database at *url*."""
-    from alembic.config import Config
-
     config = Config()
     # Alembic interpolates its options: a percent sign in the folder's name must be doubled, or it
     # is taken for the beginning of a variable.
@@ -82,8 +72,8 @@ def alembic_config(url: str) -> Config:
 def migrations_path() -> Path:
     """Return the folder of the migrations: inside an installed package, beside it in a clone."""
     package = Path(__file__).resolve().parents[1]
-    packed = package / "migrations"
-    return packed if packed.is_dir() else package.parent / "migrations"
+    installed = package / "migrations"
+    return installed if installed.is_dir() else package.parent / "migrations"
 
 
 def ensure_folder(url: str) -> None:

@@ -6,8 +6,8 @@ import hashlib
 import unicodedata
 from datetime import UTC, datetime
 
-# A key of more bytes is replaced by its hash. The shorter of the two key columns holds as many
-# characters.
+# A key of more bytes is replaced by its hash: the shorter of the two key columns holds no more
+# characters, and PostgreSQL would refuse the row.
 MAX_KEY_BYTES = 600
 
 

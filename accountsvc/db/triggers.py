@@ -5,7 +5,8 @@ The migrations have copies of their own, which are frozen; a test compares the o
 
 from __future__ import annotations
 
-# The columns of a receipt that nobody may change; only ``scrubbed_at`` may be set, once.
+# Nobody may change these columns of a receipt, or it would prove nothing; only ``scrubbed_at`` may
+# be set, once.
 _RECEIPT_COLUMNS = (
     "public_id",
     "deactivated_at",
