@@ -1,1 +1,1 @@
-"""Side effects are rows until they have happened."""
+"""The outbox: the queue of effects, the mails that changes owe, and the handlers of both."""

@@ -1,4 +1,4 @@
-"""Doing what is owed: the handlers of files, of ledger lines and of every kind of mail.
+"""The handlers of effects: they delete files, append ledger lines and send every kind of mail.
 
 A handler may meet the same effect again after a crash, so doing it twice does no harm: a file that
 is gone counts as deleted, a ledger object has the same name and bytes, a mail the same Message-ID.
@@ -12,6 +12,7 @@ from datetime import datetime, timedelta
 from typing import Any
 from urllib.parse import urlsplit
 
+import structlog
 from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
@@ -37,7 +38,6 @@ from .notices import (
     REACTIVATED,
     REMINDER,
     SCHEDULED,
-    log,
 )
 from .payloads import (
     CURRENT,
@@ -53,9 +53,11 @@ from .payloads import (
 )
 from .queue import Outcome, Owed
 
-# The pauses after a refusal; a mail that is refused once more is given up. A mail server with a
-# wrong set-up refuses everybody: with shorter pauses all mails would be lost before somebody has
-# noticed it.
+log = structlog.get_logger(__name__)
+
+# A mail that was refused is tried again after each of these pauses, and then given up. A mail
+# server with a wrong set-up refuses everybody: with shorter pauses all mails would be lost before
+# somebody has noticed it.
 REFUSED_PAUSES = (timedelta(hours=1), timedelta(days=1))
 
 
@@ -76,8 +78,8 @@ def handlers(
     Mails: whether one still applies is decided by the account's row at delivery, in a transaction
     that ends before anything is sent; what no longer applies counts as done. A refused address is
     given up after ``REFUSED_PAUSES``; after any other failure the mail is tried again until it no
-    longer applies. Links begin with *public_url*; *sender* is one mail
-    address, as ``readers.read_sender`` reads it.
+    longer applies. Links begin with *public_url*; *sender* is one mail address, as
+    ``readers.read_sender`` reads it.
     """
     mails = _Mails(database, mailer, tokens, public_url.rstrip("/"), sender)
     return {
@@ -140,8 +142,8 @@ class _Letter:
     covers: list[int] = field(default_factory=list)
 
 
-# A letter to send, a time before which there is nothing to do, or None for a mail that no longer
-# applies.
+# A decision is a letter to send, a time before which there is nothing to do, or None for a mail
+# that no longer applies: sent all the same, it would tell people something that is not so.
 _Decision = _Letter | datetime | None
 
 
@@ -248,8 +250,8 @@ class _Mails:
         return _addressed(case) if case.account.is_active else None
 
     def _password_reset(self, case: _Case) -> _Decision:
-        # A moved epoch has ended every session since the request, and would void the link too: who
-        # still wants a new password asks again.
+        # A moved epoch has ended every session since the request, and has voided the link: the mail
+        # would hold one that does not open.
         account = case.account
         if account.epoch != ResetMail.read(case.effect.payload).epoch:
             return None
@@ -303,8 +305,8 @@ class _Mails:
         return letter
 
 
-# The decision about each kind of mail whose account is still there; about PURGED, whose account is
-# gone, ``_decide`` decides by itself.
+# Every kind of mail has its decision here, except for PURGED: its account is gone, so ``_decide``
+# asks no row. A kind without a decision would never be sent.
 DECISIONS: Mapping[str, Callable[[_Mails, _Case], _Decision]] = {
     SCHEDULED: _Mails._date,
     DATE_MOVED: _Mails._date,
@@ -317,7 +319,7 @@ DECISIONS: Mapping[str, Callable[[_Mails, _Case], _Decision]] = {
 
 
 def _next_try(effect: Owed, refused: int, now: datetime) -> datetime | None:
-    """Return when to try a mail again that was *refused* so often; None: never."""
+    """Return the time to try a mail again that was *refused* so often; None: never."""
     if refused > len(REFUSED_PAUSES):
         return None
     again_at = now + REFUSED_PAUSES[refused - 1]

@@ -34,7 +34,8 @@ _templates = Environment(
 
 _templates.filters.update(words=in_words, day=day)
 
-# The columns of a plain text (RFC 3676, section 4.2, asks for less than 78).
+# A plain text has lines of this many columns at most: mail programs would break those of 78 and
+# more once again (RFC 3676, section 4.2).
 _WIDTH = 72
 
 

@@ -1,4 +1,4 @@
-"""Notices: the mails that a change owes, and when they are due.
+"""Notices: the mails that a change owes, each with the time at which it is due.
 
 The functions that take a Session add mails to its transaction. A row holds a kind and ids; the
 address, the dates and the link are made at delivery (``delivery.py``), which looks at the account
@@ -14,29 +14,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 
-import structlog
 from sqlalchemy.orm import Session
 
 from ..db.models import Account
 from . import queue
 from .payloads import CURRENT, PREVIOUS, AccountMail, AddressedMail, ReminderMail, ResetMail
 
-log = structlog.get_logger(__name__)
-
 SCHEDULED = "mail.scheduled"
-
 DATE_MOVED = "mail.date_moved"
-
 REMINDER = "mail.reminder"
-
 REACTIVATED = "mail.reactivated"
-
 PURGED = "mail.purged"
-
 ADDRESS_CHANGED = "mail.address_changed"
-
 PASSWORD_CHANGED = "mail.password_changed"
-
 PASSWORD_RESET = "mail.password_reset"
 
 KINDS = (
@@ -54,17 +44,17 @@ KINDS = (
 # after an outage of the mail server, people would otherwise get several at once.
 OF_THE_DATE = (SCHEDULED, DATE_MOVED, REMINDER)
 
-# How long a row of the outbox may hold an address while the mail server does not answer: it is the
-# last trace of a person who has been purged.
+# A row of the outbox may hold an address so long while the mail server does not answer: it would
+# otherwise be the last trace of a person who has been purged, for as long as the outage lasts.
 ADDRESS_KEPT = timedelta(hours=72)
 
-# How long other news waits for the mail server (RFC 5321, section 4.5.4.1). A mail that says a week
+# Other news waits so long for the mail server (RFC 5321, section 4.5.4.1). A mail that says a week
 # later that the password was changed would be taken for a second change. Mails about the date wait
 # for as long as the date is to come.
 NEWS_KEPT = timedelta(days=5)
 
-# How long the mail with a reset link waits. The link is made at delivery and works for an hour from
-# then; the day after, nobody remembers that they asked for one.
+# The mail with a reset link waits so long for the mail server. The link is made at delivery and
+# works for an hour from then; the day after, nobody remembers that they asked for one.
 RESET_KEPT = timedelta(hours=12)
 
 
@@ -80,9 +70,7 @@ def scheduled(
 
     If the address was changed within the last grace period, the previous one is told too.
     """
-    _owe(session, SCHEDULED, account, now=now)
-    if recently_moved(account, now=now, within=grace):
-        _owe(session, SCHEDULED, account, now=now, to=PREVIOUS)
+    _owe_every_address(session, SCHEDULED, account, now=now, grace=grace)
     _remind(session, account, now=now, reminders=reminders)
 
 
@@ -98,9 +86,7 @@ def date_moved(
 def reactivated(session: Session, account: Account, *, now: datetime, grace: timedelta) -> None:
     """Owe the mail that the account is back, with what to do if it was somebody else's doing."""
     queue.forget(session, subject=account.public_id, kinds=OF_THE_DATE)
-    _owe(session, REACTIVATED, account, now=now, kept=NEWS_KEPT)
-    if recently_moved(account, now=now, within=grace):
-        _owe(session, REACTIVATED, account, now=now, to=PREVIOUS, kept=NEWS_KEPT)
+    _owe_every_address(session, REACTIVATED, account, now=now, grace=grace, lifetime=NEWS_KEPT)
 
 
 def address_changed(session: Session, account: Account, *, previous: str, now: datetime) -> None:
@@ -119,9 +105,7 @@ def password_changed(
     session: Session, account: Account, *, now: datetime, grace: timedelta
 ) -> None:
     """Owe every known address the news that the password is another."""
-    _owe(session, PASSWORD_CHANGED, account, now=now, kept=NEWS_KEPT)
-    if recently_moved(account, now=now, within=grace):
-        _owe(session, PASSWORD_CHANGED, account, now=now, to=PREVIOUS, kept=NEWS_KEPT)
+    _owe_every_address(session, PASSWORD_CHANGED, account, now=now, grace=grace, lifetime=NEWS_KEPT)
 
 
 def password_reset(session: Session, account: Account, *, now: datetime) -> None:
@@ -137,6 +121,21 @@ def password_reset(session: Session, account: Account, *, now: datetime) -> None
     )
 
 
+def _owe_every_address(
+    session: Session,
+    kind: str,
+    account: Account,
+    *,
+    now: datetime,
+    grace: timedelta,
+    lifetime: timedelta | None = None,
+) -> None:
+    """Owe a mail to the account's address, and to the previous one for one grace period."""
+    _owe(session, kind, account, now=now, lifetime=lifetime)
+    if recently_moved(account, now=now, within=grace):
+        _owe(session, kind, account, now=now, to=PREVIOUS, lifetime=lifetime)
+
+
 def _owe(
     session: Session,
     kind: str,
@@ -144,7 +143,7 @@ def _owe(
     *,
     now: datetime,
     to: str = CURRENT,
-    kept: timedelta | None = None,
+    lifetime: timedelta | None = None,
 ) -> None:
     queue.record(
         session,
@@ -152,7 +151,7 @@ def _owe(
         subject=account.public_id,
         payload=AccountMail(account.epoch, to),
         now=now,
-        expires_at=None if kept is None else now + kept,
+        expires_at=None if lifetime is None else now + lifetime,
     )
 
 
@@ -161,17 +160,17 @@ def _remind(
 ) -> None:
     assert account.purge_at is not None
     for before in reminders:
-        at = account.purge_at - before
+        remind_at = account.purge_at - before
         # A reminder whose time has passed would be sent together with the first mail, and say the
         # same.
-        if at > now:
+        if remind_at > now:
             queue.record(
                 session,
                 REMINDER,
                 subject=account.public_id,
                 payload=ReminderMail(account.epoch, int(before.total_seconds())),
                 now=now,
-                after=at,
+                after=remind_at,
                 expires_at=account.purge_at,
             )
 

@@ -1,4 +1,4 @@
-"""The payloads of effects: which keys a row of the outbox holds, named once for each kind.
+"""The payloads of effects: the keys that a row of the outbox holds, named once for each kind.
 
 A payload is stored as a JSON object with the names of its fields as keys, in their order. Rows
 outlive a release: a field that the previous one did not write needs a default, and a field whose
@@ -14,7 +14,8 @@ from typing import Any, Self
 from sqlalchemy import ColumnElement
 from sqlalchemy.orm import InstrumentedAttribute
 
-# The two addresses of an account that a mail can be for, as they are stored.
+# A mail is for one of an account's two addresses, which is stored by these words: with another
+# word, rows of an earlier release would be sent to the wrong one.
 CURRENT, PREVIOUS = "current", "previous"
 
 _REFUSALS = "refusals"
@@ -22,7 +23,7 @@ _REFUSALS = "refusals"
 
 @dataclass(frozen=True)
 class Payload:
-    """What a kind of effect needs to know at delivery; each subclass is one row's JSON object."""
+    """The values that a kind of effect needs at delivery; a subclass is one row's JSON object."""
 
     def stored(self) -> dict[str, Any]:
         """Return the object to store."""

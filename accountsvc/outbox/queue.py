@@ -21,6 +21,7 @@ from sqlalchemy.orm import Session
 
 from ..db.engine import Clock, Database
 from ..db.models import Effect
+from ..db.rows import change
 from ..errors import Unavailable
 from .payloads import FileDeletion, Payload
 
@@ -30,13 +31,14 @@ DELETE_FILE = "file.delete"
 LEDGER = "ledger.append"
 MAIL_PREFIX = "mail."
 
-# How long a claim is the claimer's alone. All time-outs of a handler together are shorter: a lease
-# that ran out during the work would have another worker do it at the same time.
+# A claim is the claimer's alone for this time. All time-outs of a handler together are shorter: a
+# lease that ran out during the work would have another worker do it at the same time.
 LEASE = timedelta(minutes=5)
-# How long one try takes at most; see :func:`is_behind`.
+# A try takes this long at most. :func:`is_behind` counts a longer one as in vain; without that, a
+# worker that was killed would leave the ledger looking fine.
 LONGEST_TRY = timedelta(minutes=1)
-# How many effects of a kind are claimed at once, if fewer than a batch. A store that keeps versions
-# is asked about each file by itself: a whole batch would outlast the task's slice of time.
+# At most so many effects of a kind are claimed at once, if fewer than a batch. A store that keeps
+# versions is asked about each file by itself: a whole batch would outlast the task's slice of time.
 _CLAIM_SIZES = {DELETE_FILE: 100}
 FIRST_RETRY = timedelta(seconds=5)
 LONGEST_RETRY = timedelta(hours=1)
@@ -74,13 +76,14 @@ class Outcome:
 
 
 Handler = Callable[[Sequence[Owed], datetime], Outcome]
-# A function to call in the transaction that drops an effect for good, with the reason and the time.
+# Such a function is called with the reason and the time in the transaction that drops an effect for
+# good: called after it, a crash in between would lose the audit event.
 OnGivenUp = Callable[[Session, Owed, str, datetime], None]
 
 
 @dataclass
 class DeliveryResult:
-    """How many effects a delivery has dealt with; ``more`` says that others may be due."""
+    """The counts of effects that a delivery has dealt with; ``more``: others may be due."""
 
     delivered: int = 0
     failed: int = 0
@@ -142,12 +145,12 @@ def is_behind(session: Session, kind: str, now: datetime) -> bool:
     hangs.
     """
     overlong = (Effect.attempts > 0) & (Effect.created_at <= now - LONGEST_TRY)
-    found = session.scalar(
+    effect_id = session.scalar(
         select(Effect.id)
         .where(Effect.kind == kind, Effect.last_error.is_not(None) | overlong)
         .limit(1)
     )
-    return found is not None
+    return effect_id is not None
 
 
 def deliver(
@@ -232,11 +235,11 @@ def _claim(database: Database, clock: Clock, kind: str, size: int) -> dict[int, 
             log.warning("effects expired undelivered", kind=kind, count=len(expired))
         claimed = [row for row in rows if row.id not in expired]
         if claimed:
-            session.execute(
+            change(
+                session,
                 update(Effect)
                 .where(Effect.id.in_([row.id for row in claimed]))
-                .values(deliver_after=now + LEASE, attempts=Effect.attempts + 1)
-                .execution_options(synchronize_session=False)
+                .values(deliver_after=now + LEASE, attempts=Effect.attempts + 1),
             )
         return {
             row.id: Owed(
@@ -288,11 +291,11 @@ def _settle(
                 if dropped and on_given_up is not None:
                     on_given_up(session, effect, outcome.given_up[effect.uid], now)
             elif effect.uid in named:
-                session.execute(
+                change(
+                    session,
                     update(Effect)
                     .where(Effect.id == row_id, Effect.attempts == effect.attempts)
-                    .values(**_rescheduled(effect, outcome, now))
-                    .execution_options(synchronize_session=False)
+                    .values(**_rescheduled(effect, outcome, now)),
                 )
     if outcome.failed:
         log.warning(
@@ -325,12 +328,7 @@ def _drop(session: Session, leases: Sequence[tuple[int, int]]) -> int:
     """Delete the rows whose lease (id and attempts) is still the given one; return how many."""
     if not leases:
         return 0
-    deleted = session.execute(
-        delete(Effect)
-        .where(tuple_(Effect.id, Effect.attempts).in_(leases))
-        .execution_options(synchronize_session=False)
-    )
-    return int(deleted.rowcount)  # type: ignore[attr-defined]
+    return change(session, delete(Effect).where(tuple_(Effect.id, Effect.attempts).in_(leases)))
 
 
 def growing_pause(attempts: int, *, first: timedelta, longest: timedelta) -> timedelta:

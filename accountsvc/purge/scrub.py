@@ -9,7 +9,7 @@ from sqlalchemy import ColumnElement, Engine, exists, func, select, update
 
 from ..db.engine import Clock, Database
 from ..db.models import Effect, Receipt
-from ..db.rows import chunks
+from ..db.rows import change, chunks
 from ..outbox import notices
 
 log = structlog.get_logger(__name__)
@@ -40,11 +40,11 @@ def scrub(database: Database, clock: Clock, *, at_most_every: timedelta | None) 
     with database.writing() as session:
         now = clock(session)
         for chunk in chunks(coverable):
-            session.execute(
+            change(
+                session,
                 update(Receipt)
                 .where(Receipt.public_id.in_(chunk), Receipt.scrubbed_at.is_(None))
-                .values(scrubbed_at=now)
-                .execution_options(synchronize_session=False)
+                .values(scrubbed_at=now),
             )
         return not session.scalar(select(exists().where(Receipt.scrubbed_at.is_(None))))
 
