@@ -1,1 +1,1 @@
-"""What happens to an account until its end."""
+"""The life of an account: from sign-up to deactivation, and back."""

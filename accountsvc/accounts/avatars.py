@@ -56,7 +56,7 @@ def replace_avatar(
     with database.writing() as session:
         account = rows.lock_for_write(session, account_id, epoch=epoch)
         now = clock(session)
-        pending = queue.record(
+        deletion = queue.record(
             session,
             queue.DELETE_FILE,
             subject=account.public_id,
@@ -64,16 +64,16 @@ def replace_avatar(
             now=now,
             after=now + UPLOAD_TIME,
         )
-        pending_uid, subject = pending.uid, account.public_id
+        deletion_uid, subject = deletion.uid, account.public_id
     store.put(key, image)
     try:
         with database.writing() as session:
             account = rows.lock_for_write(session, account_id, epoch=epoch, share=False)
             now = clock(session)
-            withdrawn = session.execute(
-                delete(Effect).where(Effect.uid == pending_uid, Effect.attempts == 0)
+            withdrawn = rows.change(
+                session, delete(Effect).where(Effect.uid == deletion_uid, Effect.attempts == 0)
             )
-            if withdrawn.rowcount != 1:  # type: ignore[attr-defined]
+            if not withdrawn:
                 # The upload took so long that the worker has claimed the deletion: the account
                 # would show a file that is about to go.
                 raise StoreUnavailable
@@ -89,7 +89,7 @@ def replace_avatar(
             audit.record(session, "avatar.replaced", subject=account.public_id, by=by, now=now)
             session.flush()
     except Exception:
-        _hasten(database, pending_uid, subject, key, clock)
+        _hasten(database, deletion_uid, subject, key, clock)
         raise
     return account
 
@@ -124,7 +124,7 @@ def stored_avatars(
             # account's row to the outbox, and would be taken for an orphan.
             shown = select(Account.avatar_key, true()).where(Account.avatar_key.in_(keys))
             owed = queue.files_owed(keys).add_columns(false())
-            # Iterate over the result: it has a method `keys`, so dict() would take it for a
+            # Iterate over the result: it has a method ``keys``, so dict() would take it for a
             # mapping.
             is_shown: dict[str, bool] = dict(iter(session.execute(union_all(owed, shown))))
         for key, written_at in page:
@@ -147,7 +147,7 @@ def delete_orphaned_avatars(
 
 
 def _hasten(
-    database: Database, pending_uid: uuid.UUID, subject: uuid.UUID, key: str, clock: Clock
+    database: Database, deletion_uid: uuid.UUID, subject: uuid.UUID, key: str, clock: Clock
 ) -> None:
     """Have the file of a failed replacement deleted at once instead of after ``UPLOAD_TIME``.
 
@@ -156,13 +156,13 @@ def _hasten(
     try:
         with database.writing() as session:
             now = clock(session)
-            hastened = session.execute(
+            hastened = rows.change(
+                session,
                 update(Effect)
-                .where(Effect.uid == pending_uid, Effect.attempts == 0)
-                .values(deliver_after=now)
-                .execution_options(synchronize_session=False)
+                .where(Effect.uid == deletion_uid, Effect.attempts == 0)
+                .values(deliver_after=now),
             )
-            if hastened.rowcount != 1:  # type: ignore[attr-defined]
+            if not hastened:
                 # The worker has claimed the deletion, perhaps before the file was there. Owe it
                 # once more, or the file would stay for ever.
                 payload = FileDeletion(key)

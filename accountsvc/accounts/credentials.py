@@ -35,14 +35,15 @@ from ..tokens import Claims
 from .fields import password_problems, profile_of
 from .lifecycle import Promise
 
-# By the setting PASSWORD_HASH_COST. "normal" is the second recommendation of RFC 9106 (section 4).
+# The setting PASSWORD_HASH_COST names one of these. "normal" is the second recommendation of RFC
+# 9106 (section 4); with "cheap", which tests use, a stolen table of hashes would soon be guessed.
 _PARAMETERS = {
     "normal": RFC_9106_LOW_MEMORY,
     "cheap": replace(RFC_9106_LOW_MEMORY, time_cost=1, memory_cost=8, parallelism=1),
 }
 
-# Hashes of random passwords that nobody knows, made with the parameters above. Were they made anew
-# at each start, every command of the CLI would begin with half a second of hashing; were their
+# These are hashes of random passwords that nobody knows, of the parameters above. Were they made
+# anew at each start, every command of the CLI would begin with half a second of hashing; were their
 # parameters others, the time of an answer would tell which e-mail addresses have an account.
 _DECOYS = {
     "normal": "$argon2id$v=19$m=65536,t=3,p=4$mnAXIctJH7qXm1X/YCeKEQ"
@@ -304,9 +305,9 @@ def _set_password(
 def _renew_hash(database: Database, account_id: int, *, old: str, new: str) -> None:
     """Replace the hash *old* by *new*, one of the same password; do nothing if it has changed."""
     with database.writing() as session:
-        session.execute(
+        rows.change(
+            session,
             update(Account)
             .where(Account.id == account_id, Account.password_hash == old)
-            .values(password_hash=new)
-            .execution_options(synchronize_session=False)
+            .values(password_hash=new),
         )

@@ -34,11 +34,12 @@ from .vault import Keyring, StoredEntry
 CONTENT_TYPE = "application/zip"
 DISPOSITION = 'attachment; filename="account-data.zip"'
 
-# Rows that one transaction reads and memory holds: a few megabytes, should all be of the longest.
+# One transaction reads, and memory holds, so many rows: a few megabytes, should all be of the
+# longest. With more, a few exports at once would exhaust the memory of a small host.
 PAGE_SIZE = 200
 
-# Columns of the account's row that are not in account.json, each with the reason that the README
-# gives.
+# These columns of the account's row are not in account.json, for the reasons that the README gives.
+# A column that is not listed here is exported, also one that nobody has thought about.
 WITHHELD: Mapping[str, str] = {
     "password_hash": "it proves nothing about you, and helps whoever wants to guess your password",
     "username_key": "your username once more, in the form in which we compare it",
@@ -155,7 +156,8 @@ class _Source:
             after = page[-1].id
 
 
-# The name of a file in the ZIP, and its content in pieces.
+# A file of the ZIP is its name and its content, in pieces: whole, a large vault would fill the
+# memory.
 _File = tuple[str, Iterable[bytes]]
 
 
@@ -235,8 +237,8 @@ def _by(event: AuditEvent, subject: uuid.UUID) -> str:
     return event.actor_kind
 
 
-# Writers by the name that the data map gives as `exported`. A name without one breaks every export
-# in the middle of its stream; `gaps` tells of it.
+# The data map names these writers as `exported`. A name without one breaks every export in the
+# middle of its stream; `gaps` tells of it.
 _WRITERS: Mapping[str, Callable[[_Source], Iterator[_File]]] = {
     "account.json": _account,
     "saved_passwords.json": _saved_passwords,
@@ -244,7 +246,8 @@ _WRITERS: Mapping[str, Callable[[_Source], Iterator[_File]]] = {
     "activity.json": _activity,
 }
 
-# One line of the README for each of them.
+# The README has a line about each of these files. A file without one breaks every export, as a
+# missing writer does.
 _ABOUT = {
     "account.json": "your account: names, email address, telephone number, "
     "and the times that matter",

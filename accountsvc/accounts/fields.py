@@ -74,7 +74,7 @@ def cleaned(values: Mapping[str, str]) -> dict[str, str]:
 
 
 def password_problems(name: str, password: str, profile: Mapping[str, str]) -> dict[str, list[str]]:
-    """Return what is wrong with *password*, given in the field *name*; {} if nothing is.
+    """Return the problems of *password*, by *name*, the field that it came in; {} if it has none.
 
     It must not be easy to guess (NIST SP 800-63B, section 3.1.1.2), also for somebody who knows the
     values of *profile*.

@@ -45,6 +45,7 @@ from ..outbox import notices
 # change.
 SETTLING = timedelta(hours=24)
 
+# A reason may have so many characters; the staff's lists show it whole.
 REASON_LENGTH = 1000
 
 

@@ -27,7 +27,7 @@ from ..db.rows import is_id, lock_for_write
 from ..errors import PasswordNotFound, VaultKeyMissing
 
 _NONCE_BYTES = 12
-# Rows that are decrypted at once: a whole large vault in memory could end the process.
+# So many rows are read and decrypted at once: a whole large vault in memory could end the process.
 _PAGE_SIZE = 500
 
 
@@ -58,13 +58,13 @@ def _key_name(key: bytes) -> str:
     return hashlib.sha256(key).hexdigest()[:16]
 
 
-def _seal(key: bytes, plain: bytes, bound_to: bytes) -> bytes:
+def _encrypt(key: bytes, plain: bytes, bound_to: bytes) -> bytes:
     nonce = os.urandom(_NONCE_BYTES)
     return nonce + AESGCM(key).encrypt(nonce, plain, bound_to)
 
 
-def _open(key: bytes, sealed: bytes, bound_to: bytes) -> bytes:
-    return AESGCM(key).decrypt(sealed[:_NONCE_BYTES], sealed[_NONCE_BYTES:], bound_to)
+def _decrypt(key: bytes, encrypted: bytes, bound_to: bytes) -> bytes:
+    return AESGCM(key).decrypt(encrypted[:_NONCE_BYTES], encrypted[_NONCE_BYTES:], bound_to)
 
 
 class Keyring:
@@ -94,7 +94,7 @@ class Keyring:
         if key is None:
             raise VaultKeyMissing(row.wrapped_by)
         try:
-            return _open(key, row.wrapped_key, b"vault key " + public_id.bytes)
+            return _decrypt(key, row.wrapped_key, b"vault key " + public_id.bytes)
         except InvalidTag as exc:
             raise VaultKeyMissing(row.wrapped_by) from exc
 
@@ -104,7 +104,7 @@ class Keyring:
         row.wrapped_by = self.newest
 
     def _wrap(self, key: bytes, public_id: uuid.UUID) -> bytes:
-        return _seal(self._keys[self.newest], key, b"vault key " + public_id.bytes)
+        return _encrypt(self._keys[self.newest], key, b"vault key " + public_id.bytes)
 
 
 def save(
@@ -130,7 +130,7 @@ def save(
         updated_at=now,
         ciphertext=b"",
     )
-    row.ciphertext = _seal_entry(open_key(session, keyring, account), account, row, entry)
+    row.ciphertext = _encrypt_entry(open_key(session, keyring, account), account, row, entry)
     session.add(row)
     session.flush()
     return row
@@ -167,7 +167,7 @@ def entries(
             return
         for row in page:
             yield StoredEntry(
-                row.id, _open_entry(key, account, row), row.created_at, row.updated_at
+                row.id, _decrypt_entry(key, account, row), row.created_at, row.updated_at
             )
             session.expunge(row)
         after = page[-1].id
@@ -193,8 +193,8 @@ def update(
     row = _lock_owned(session, account, entry_id)
     now = clock(session)
     key = open_key(session, keyring, account)
-    entry = replace(_open_entry(key, account, row), **changes)
-    row.ciphertext = _seal_entry(key, account, row, entry)
+    entry = replace(_decrypt_entry(key, account, row), **changes)
+    row.ciphertext = _encrypt_entry(key, account, row, entry)
     row.updated_at = now
     return StoredEntry(row.id, entry, row.created_at, row.updated_at)
 
@@ -214,7 +214,7 @@ def rewrap(session: Session, keyring: Keyring, *, limit: int) -> int:
     Keys that another transaction has locked are passed over, so several can work at once.
     Raises VaultKeyMissing if a key was wrapped by one that ``VAULT_KEYS`` no longer lists.
     """
-    found = session.execute(
+    keys = session.execute(
         select(VaultKey, Account.public_id)
         .join(Account, Account.id == VaultKey.account_id)
         .where(VaultKey.wrapped_by != keyring.newest)
@@ -222,9 +222,9 @@ def rewrap(session: Session, keyring: Keyring, *, limit: int) -> int:
         .limit(limit)
         .with_for_update(of=VaultKey, skip_locked=True)
     ).all()
-    for row, public_id in found:
+    for row, public_id in keys:
         keyring.rewrap(row, public_id)
-    return len(found)
+    return len(keys)
 
 
 def _lock_owned(session: Session, account: Account, entry_id: int) -> SavedPassword:
@@ -245,10 +245,10 @@ def _bound_to(account: Account, row: SavedPassword) -> bytes:
     return b"saved password " + account.public_id.bytes + row.uid.bytes
 
 
-def _seal_entry(key: bytes, account: Account, row: SavedPassword, entry: Entry) -> bytes:
+def _encrypt_entry(key: bytes, account: Account, row: SavedPassword, entry: Entry) -> bytes:
     plain = json.dumps([entry.name_pages, entry.url, entry.password_saved], ensure_ascii=False)
-    return _seal(key, plain.encode(), _bound_to(account, row))
+    return _encrypt(key, plain.encode(), _bound_to(account, row))
 
 
-def _open_entry(key: bytes, account: Account, row: SavedPassword) -> Entry:
-    return Entry(*json.loads(_open(key, row.ciphertext, _bound_to(account, row))))
+def _decrypt_entry(key: bytes, account: Account, row: SavedPassword) -> Entry:
+    return Entry(*json.loads(_decrypt(key, row.ciphertext, _bound_to(account, row))))

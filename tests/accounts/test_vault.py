@@ -347,7 +347,7 @@ def people(services: Services) -> list[Account]:
         for one in made:
             row = session.get_one(VaultKey, one.id)
             key = services.keyring.unwrap(row, one.public_id)
-            row.wrapped_key = vault._seal(OLD, key, b"vault key " + one.public_id.bytes)
+            row.wrapped_key = vault._encrypt(OLD, key, b"vault key " + one.public_id.bytes)
             row.wrapped_by = old.newest
     with services.writing() as session:
         for one in made:

@@ -149,7 +149,7 @@ def save(app: APIFlask, person: Person | Account, entries: Iterable[Entry]) -> N
             row = SavedPassword(
                 uid=uuid.uuid4(), account_id=account.id, created_at=moment, updated_at=moment
             )
-            row.ciphertext = vault._seal_entry(key, account, row, entry)
+            row.ciphertext = vault._encrypt_entry(key, account, row, entry)
             session.add(row)
 
 
