@@ -26,12 +26,13 @@ CONSOLE = "ACCOUNTSVC_CONSOLE"
 
 # The lines of these loggers are shown from LOG_LEVEL on, those of libraries from WARNING on.
 _OURS = ("accountsvc", "worker")
-# The logger of the line that each request leaves.
+# Each request leaves a line by this logger. Under another name a person would see it as a heap of
+# fields.
 _ACCESS = "accountsvc.access"
 
 
 class _Stdout(logging.StreamHandler[TextIO]):
-    """Writes to whatever ``sys.stdout`` is at the time; a captured one is replaced under us."""
+    """Write to the ``sys.stdout`` of the moment, which a test or a command may have replaced."""
 
     def __init__(self) -> None:
         logging.Handler.__init__(self)
@@ -134,7 +135,7 @@ def _value(value: object) -> str:
 
 
 def _without_text(_logger: WrappedLogger, _method: str, line: EventDict) -> EventDict:
-    """Replace an exception by its class and where it passed."""
+    """Replace an exception by its class and the frames that it passed."""
     given = line.pop("exc_info", None)
     exc = sys.exception() if given is True else given
     if isinstance(exc, tuple):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import partial
 from typing import TypeVar
@@ -33,13 +33,13 @@ from .tokens import Tokens, derive_key
 
 _Part = TypeVar("_Part")
 
-# How often an idle worker scrubs at most: each time the whole SQLite file is rewritten.
+# An idle worker scrubs no sooner again: each time the whole SQLite file is rewritten.
 SCRUB_AT_MOST_EVERY = timedelta(hours=1)
 
 
 @dataclass(frozen=True)
 class Services:
-    """What a doorway needs. Engines connect lazily, so it can be made before a fork."""
+    """The parts that a doorway needs. Engines connect lazily, so it can be made before a fork."""
 
     settings: Settings
     promise: lifecycle.Promise
@@ -56,7 +56,7 @@ class Services:
 
     @property
     def sweep_rules(self) -> Rules:
-        """What every sweep of this process heeds, by its settings."""
+        """The rules that every sweep of this process heeds, by its settings."""
         settings = self.settings
         return Rules(
             batch_size=settings.purge_batch_size,
@@ -100,12 +100,12 @@ class Services:
 
     @property
     def restore(self) -> Restore:
-        """What a restore from a backup has brought back, by this process's ledger."""
+        """The database beside its ledger, to find whom a restore from a backup has brought back."""
         return Restore(self.database, self.ledger)
 
     @property
     def purge_now(self) -> PurgeNow:
-        """What purges at once, because an operator asks for it."""
+        """The purge that an operator asks for, by the parts and settings of this process."""
         return PurgeNow(
             self.database,
             self.restore,
@@ -134,8 +134,8 @@ class Services:
     ) -> Iterator[bytes]:
         """Return all of the account's data as a ZIP, as ``exports.export`` promises.
 
-        To be called after the confirmation: an export counts against the account, and somebody else
-        could otherwise use up how often its owner may take the data along. Raises Throttled too.
+        Call it after the confirmation: an export counts against the account, so that somebody else
+        could otherwise use up its owner's exports. Raises Throttled too.
         """
         self.throttle.spend(EXPORT, account=account.email_key, address=address)
         return exports.export(
@@ -157,7 +157,7 @@ class Services:
 def build_services(settings: Settings, database: Database | None = None) -> Services:
     """Wire the parts for *settings*, on *database* or, by default, with an engine of their own.
 
-    Raises ConfigError for what only the part itself finds wrong with its setting.
+    Raises ConfigError for a setting with which only its own part finds a fault.
     """
     database = database or Database(make_engine(settings.database_url))
     avatars = _read("STORAGE_URL", store_from_url, settings.storage_url)
@@ -169,15 +169,25 @@ def build_services(settings: Settings, database: Database | None = None) -> Serv
         redis_url=settings.redis_url,
         enabled=settings.rate_limits,
     )
-    services = Services(
+    tokens = Tokens(
+        settings.secret_key,
+        access=settings.access_token_lifetime,
+        refresh=settings.refresh_token_lifetime,
+    )
+    handlers = delivery.handlers(
+        database,
+        avatars,
+        ledger,
+        mailer,
+        tokens,
+        public_url=settings.public_url,
+        sender=settings.mail_from,
+    )
+    return Services(
         settings=settings,
         promise=lifecycle.Promise.from_settings(settings),
         database=database,
-        tokens=Tokens(
-            settings.secret_key,
-            access=settings.access_token_lifetime,
-            refresh=settings.refresh_token_lifetime,
-        ),
+        tokens=tokens,
         hasher=hasher,
         keyring=Keyring(settings.vault_keys),
         avatars=avatars,
@@ -185,18 +195,8 @@ def build_services(settings: Settings, database: Database | None = None) -> Serv
         mailer=mailer,
         throttle=throttle,
         attempts=Attempts(database, throttle, hasher),
-        handlers={},
+        handlers=handlers,
     )
-    handlers = delivery.handlers(
-        database,
-        avatars,
-        ledger,
-        mailer,
-        services.tokens,
-        public_url=settings.public_url,
-        sender=settings.mail_from,
-    )
-    return replace(services, handlers=handlers)
 
 
 def _read(name: str, read: Callable[[str], _Part], text: str) -> _Part:

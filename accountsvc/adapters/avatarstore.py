@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 
 CONTENT_TYPE = "image/webp"
 
-# The code of S3's error for a missing permission.
+# S3 answers a missing permission with this code. Any other error is no reason to advise a
+# permission.
 _DENIED = "AccessDenied"
 
 
@@ -43,7 +44,7 @@ def new_key() -> str:
 
 
 def is_key(text: str) -> bool:
-    """Tell whether *text* is exactly of ``new_key``'s form, which cannot lead out of a folder."""
+    """Say whether *text* is exactly of ``new_key``'s form, which cannot lead out of a folder."""
     return re.fullmatch(r"[0-9a-f]{32}\.webp", text) is not None
 
 
@@ -164,7 +165,8 @@ def _part(path: Path) -> Path:
     return path.with_name(f".{path.name}.part")
 
 
-# A key and the version of its object; None stands for the current version.
+# A version is a key and the id of one version of its object; None stands for the current one, whose
+# deletion would leave the others in a bucket that keeps versions.
 _Version = tuple[str, str | None]
 
 
@@ -176,7 +178,7 @@ class S3Store:
     ``s3:GetBucketVersioning`` if ``check`` shall notice that they are missing.
     """
 
-    # The most objects of one DeleteObjects request; S3 refuses more as a whole.
+    # One DeleteObjects request names so many objects at most: S3 refuses one with more as a whole.
     BULK = 1000
 
     def __init__(self, bucket: Bucket) -> None:
@@ -197,11 +199,11 @@ class S3Store:
         failed.update(refused)
         versions: list[_Version] = []
         for key in hidden:
-            known = self._versions(key)
-            if known is None:
+            versions_of_key = self._versions(key)
+            if versions_of_key is None:
                 failed[key] = "AccessDenied: needs s3:ListBucketVersions"
             else:
-                versions += known
+                versions += versions_of_key
         refused, _ = self._delete(versions)
         for key, code in refused.items():
             needs = ": needs s3:DeleteObjectVersion" if code == _DENIED else ""

@@ -60,8 +60,8 @@ def normalise(data: bytes) -> bytes:
         raise InvalidImage from exc
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as exc:
         raise _too_many_pixels() from exc
-    # Any exception: Pillow's parsers answer hostile bytes with whatever they run into, such as
-    # OSError, SyntaxError, struct.error or OverflowError, and each would be a 500.
+    # Catch any exception: Pillow's parsers answer hostile bytes with whatever they run into, such
+    # as OSError, SyntaxError, struct.error or OverflowError, and each would be a 500.
     except Exception as exc:
         raise InvalidImage(
             "The image is damaged or incomplete. Open it, save it again and upload the new file."
@@ -95,7 +95,7 @@ def _reencode(image: Image.Image) -> bytes:
 
 
 def _eight_bit(image: Image.Image) -> Image.Image:
-    """Return it with 8 bits a channel, in a mode that can be resized smoothly."""
+    """Return *image* with 8 bits a channel, in a mode that can be resized smoothly."""
     if image.mode.startswith("I"):
         # These modes have 16 or 32 bits a pixel; ``convert`` alone would make all above 255 white.
         image = image.point(lambda value: value / 256).convert("L")

@@ -7,7 +7,6 @@ counts; no personal data.
 from __future__ import annotations
 
 import json
-import secrets
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
@@ -65,32 +64,28 @@ class FileLedger:
         data = _encode(lines)
         if not data:
             return
-        path = self._root / _object_name(name, at)
-        # The draft's name is this worker's alone: after a lease has run out, a second worker may
-        # write the same batch, and both would write into one file.
-        part = path.with_name(f".{name}.{secrets.token_hex(4)}.part")
         with file_errors():
-            write_file(path, data, part=part)
+            write_file(self._root / _object_name(name, at), data)
 
     def read(self) -> Iterator[dict[str, Any]]:
         with file_errors():
             # This raises if the folder is missing, which would look like an empty ledger: a replay
             # would then find nobody to purge.
             next(self._root.iterdir(), None)
-            found = sorted(self._root.glob("[0-9][0-9][0-9][0-9]/[0-9][0-9]/*.jsonl"))
+            paths = sorted(self._root.glob("[0-9][0-9][0-9][0-9]/[0-9][0-9]/*.jsonl"))
         yield from _receipts(
-            (path.relative_to(self._root).as_posix(), _read_file(path)) for path in found
+            (path.relative_to(self._root).as_posix(), _read_file(path)) for path in paths
         )
 
     def newest(self, now: datetime, *, objects: int = 5) -> list[dict[str, Any]]:
         with file_errors():
-            found = [
+            batches = [
                 (path.stat().st_mtime_ns, path)
                 for month in _months(now)
                 for path in (self._root / month).glob("*.jsonl")
             ]
-        found.sort(reverse=True)
-        return list(_receipts((path.name, _read_file(path)) for _, path in found[:objects]))
+        batches.sort(reverse=True)
+        return list(_receipts((path.name, _read_file(path)) for _, path in batches[:objects]))
 
     def check(self) -> None:
         with file_errors():
@@ -113,14 +108,14 @@ class S3Ledger:
         yield from _receipts((key, self._bucket.get(key)) for key in keys)
 
     def newest(self, now: datetime, *, objects: int = 5) -> list[dict[str, Any]]:
-        found = [
+        batches = [
             (written_at, key)
             for month in _months(now)
             for key, written_at in self._bucket.listing(f"{month}/")
             if key.endswith(".jsonl")
         ]
-        found.sort(reverse=True)
-        return list(_receipts((key, self._bucket.get(key)) for _, key in found[:objects]))
+        batches.sort(reverse=True)
+        return list(_receipts((key, self._bucket.get(key)) for _, key in batches[:objects]))
 
     def check(self) -> None:
         self._bucket.check()

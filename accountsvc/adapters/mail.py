@@ -8,7 +8,6 @@ host or a credential.
 from __future__ import annotations
 
 import re
-import secrets
 import smtplib
 import ssl
 import uuid
@@ -28,13 +27,14 @@ from ..errors import MailUnavailable
 from ..readers import is_plain_address, read_sender
 from .objectstore import check_folder, place_from_url, write_file
 
-# Seconds for each step of the dialogue with a server. All steps together stay below the outbox's
-# lease: a second worker would otherwise send the same mail meanwhile.
+# Each step of the dialogue with a server may take so many seconds. All steps together stay below
+# the outbox's lease: a second worker would otherwise send the same mail meanwhile.
 STEP_TIMEOUT = 10.0
-# Seconds for QUIT, when the server has the message already. Waiting longer would only hold up the
-# next mail.
+# QUIT may take so many seconds: the server has the message already, and waiting longer would hold
+# up the next mail.
 _QUIT_TIMEOUT = 2.0
-# The characters of a line that every server takes (RFC 5321, section 4.5.3.1.6), without its end.
+# Every server takes a line of so many characters, without its end (RFC 5321, section 4.5.3.1.6); a
+# longer one might be cut.
 _LONGEST_LINE = 998
 
 
@@ -130,12 +130,8 @@ class FileMailer:
         name = re.fullmatch(r"<([0-9a-f-]{36})@.+>", str(message["Message-ID"]))
         if name is None:
             raise ValueError("not a message of compose()")
-        path = self._root / f"{name[1]}.eml"
-        # The draft's name is this worker's alone: after a lease has run out, a second worker may
-        # write the same mail, and both would write into one file.
-        part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
         with _file_errors():
-            write_file(path, message.as_bytes(), part=part)
+            write_file(self._root / f"{name[1]}.eml", message.as_bytes())
 
     def check(self) -> None:
         with _file_errors():

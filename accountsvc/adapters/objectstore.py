@@ -1,12 +1,14 @@
 """A file written durably, and one S3 bucket: shared by the avatar store, the ledger and the mailer.
 
 Every failure leaves as :class:`~accountsvc.errors.StoreUnavailable` with the cause chained; no
-message holds a path, a key or a credential.
+message holds a path, a key or a credential. boto3 is imported where it is first used: a command
+that needs no bucket would wait for a large part of a second longer.
 """
 
 from __future__ import annotations
 
 import os
+import secrets
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -50,14 +52,19 @@ def s3_errors() -> Iterator[None]:
         ) from exc
 
 
-def write_file(path: Path, data: bytes, *, part: Path) -> None:
-    """Put *data* at *path* durably: whoever reads, also after a crash, finds all of it or the old.
+def write_file(path: Path, data: bytes, *, part: Path | None = None) -> None:
+    """Put *data* at *path* durably: a reader, also one after a crash, finds all of it or the old.
 
-    Missing folders are made. *part* is where it is written first, a name in the same folder that
-    nobody else writes at the same time; it is gone afterwards unless the process was killed.
+    Missing folders are made. *part* is the draft that is written first, a path in the same folder
+    that nobody else writes at the same time; by default its name is of this call alone. It is gone
+    afterwards unless the process was killed.
 
     Raises OSError.
     """
+    if part is None:
+        # After a lease has run out, a second worker may write the same file: with one name for both
+        # drafts, both would write into one.
+        part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     _make_folder(path.parent)
     try:
         with open(part, "wb", opener=lambda name, flags: os.open(name, flags, _FILE_MODE)) as file:
@@ -113,7 +120,7 @@ def s3_client(*, read_timeout: float = 10) -> S3Client:
         # pauses between four tries are 7 seconds together at most.
         retries={"mode": "standard", "total_max_attempts": 4},
     )
-    # A session of its own: boto3's default one is not safe when several threads make clients.
+    # Make a session for each client: boto3's default one is not safe when several threads use it.
     return boto3.session.Session().client("s3", config=config)
 
 
@@ -131,9 +138,9 @@ class Bucket:
     @property
     def client(self) -> S3Client:
         """The client of this process, made when it is first needed."""
-        # A client of before a fork is not used: two processes would read each other's answers from
-        # its connections. No lock is taken, since one that is held during a fork stays locked in
-        # the child; that two threads may each make a client does no harm.
+        # Make another client after a fork: with one of before it, two processes would read each
+        # other's answers from its connections. No lock is taken, since one that is held during a
+        # fork stays locked in the child; that two threads may each make a client does no harm.
         if self._client is None or self._client[0] != os.getpid():
             self._client = (os.getpid(), self._client_factory())
         return self._client[1]
@@ -164,8 +171,8 @@ class Bucket:
                 Bucket=self.name, Prefix=self.prefix + below
             )
             for page in pages:
-                for found in page.get("Contents", []):
-                    yield found["Key"].removeprefix(self.prefix), found["LastModified"]
+                for entry in page.get("Contents", []):
+                    yield entry["Key"].removeprefix(self.prefix), entry["LastModified"]
 
     def check(self) -> None:
         """Raise StoreUnavailable unless the bucket exists, answers and lets us in."""

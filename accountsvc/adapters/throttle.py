@@ -1,4 +1,4 @@
-"""The throttle: how often somebody may try, by account and by client address (ASVS 5.0, 6.3.1).
+"""The throttle: it counts and limits tries by account and by client address (ASVS 5.0, 6.3.1).
 
 Counts live in Redis where there is one, else in this process. Keys are HMACs, so that neither an
 address nor an e-mail is written anywhere. If Redis does not answer, this process counts by itself
@@ -37,18 +37,14 @@ class Limit:
     address: RateLimitItem | None
 
 
+# Each kind of try has a name, which is a part of the keys in Redis: two kinds of one name would
+# share a count.
 PASSWORD = "password"
-
 SIGN_UP = "sign_up"
-
 EMAIL_CHANGE = "email_change"
-
 EXPORT = "export"
-
 TOKEN = "token"
-
 PASSWORD_RESET = "password_reset"
-
 AUDIT = "audit"
 
 LIMITS = {
@@ -60,14 +56,14 @@ LIMITS = {
     # kept by the e-mail: without a limit, guessing would have none either.
     EMAIL_CHANGE: Limit(parse("5/hour"), None),
     EXPORT: Limit(parse("10/hour"), parse("30/hour")),
-    # By address only: counted by account, anybody could lock the owner out of coming back.
+    # Tokens count by address only: by account, anybody could lock the owner out of coming back.
     TOKEN: Limit(None, parse("60/15minutes")),
     PASSWORD_RESET: Limit(parse("3/hour"), parse("30/hour")),
-    # The failed attempts that one caller can write into the audit trail, which nobody can empty.
+    # One caller writes no more failed attempts than this into the audit trail: nobody can empty it.
     AUDIT: Limit(parse("20/hour"), None),
 }
 
-# How long Redis is left alone after a failure: every request would otherwise wait for its time-out.
+# Redis is left alone so long after a failure: every request would otherwise wait for its time-out.
 _COOLDOWN_SECONDS = 5.0
 
 
