@@ -48,8 +48,8 @@ def deletion_documents(
 ) -> list[Document]:
     """Return the deletions of *accounts* as the staff see them at *now*, in the order given.
 
-    Reads the holds and failures of all of them in two statements. *max_attempts* says after how
-    many failures a purge is stuck.
+    Reads the holds and failures of all of them in two statements. After *max_attempts* failures a
+    purge is stuck.
     """
     ids = [account.id for account in accounts]
     holds: dict[int, list[LegalHold]] = {account_id: [] for account_id in ids}
@@ -104,7 +104,7 @@ def account_document(
 ) -> Document:
     """Return all that an operator may see of *account* at *now*, open holds and the last error too.
 
-    *max_attempts* says after how many failures a purge is stuck.
+    After *max_attempts* failures a purge is stuck.
     """
     failure = session.get(PurgeFailure, account.id)
     open_holds = lifecycle.open_holds(session, account.id)

@@ -1,1 +1,1 @@
-"""For machines that ask how everything stands."""
+"""The answers for machines: is it alive, may it serve, how does it stand."""

@@ -68,7 +68,7 @@ class Metrics:
 
 
 class _Standing(Collector):
-    """How everything stands, as gauges: what ``GET /statusz`` says in JSON."""
+    """The state of everything as gauges, which ``GET /statusz`` says in JSON."""
 
     def __init__(self, probes: Probes) -> None:
         self._probes = probes

@@ -31,15 +31,16 @@ from .status import Status
 OK = "ok"
 PURGED_ARE_BACK = "purged accounts are back, as after a restore: run `accountsvc ledger replay`"
 
-# How long all probes of one request may take together. A load balancer waits longer for its answer:
+# All probes of one request may take so long together. A load balancer waits longer for its answer:
 # otherwise a hanging part would look like a dead process, which would be restarted for nothing.
 PROBE_PATIENCE = timedelta(seconds=3)
-# How long an answer is given again without another look. A fault is looked at again sooner, so that
-# a part that is back is not called away for long.
+# An answer is given again for so long without another look. A fault is looked at again sooner:
+# otherwise a part that is back would be called away for long.
 ANSWER_KEPT = timedelta(seconds=5)
 FAULT_KEPT = timedelta(seconds=1)
-# The same for "are purged people back", which reads the ledger's newest objects and changes with a
-# restore only: asked every few seconds, it would be most of what the object store has to do.
+# The answer to "are purged people back" is given again for longer. Its probe reads the ledger's
+# newest objects and changes with a restore only: asked every few seconds, it would be most of what
+# the object store has to do.
 LEDGER_ANSWER_KEPT = timedelta(seconds=60)
 # Sweeps are late after this many of their intervals without one; a single slow sweep is no alarm.
 SWEEPS_MISSED = 5
@@ -87,8 +88,8 @@ class Probe:
         with self._lock:
             if self._answer is None or (self._answer.done() and self._is_old(self._answer)):
                 self._answer = Future()
-                # A daemon thread: a part that hangs would keep any other from ending, and the
-                # process with it.
+                # Look in a daemon thread: a part that hangs would keep any other thread from
+                # ending, and the process with it.
                 threading.Thread(target=self._look_for, args=(self._answer,), daemon=True).start()
             return self._answer
 
@@ -123,10 +124,11 @@ class Probes:
     def ready(self) -> dict[str, str]:
         """Return the parts that this process cannot serve without, each ``ok`` or what is wrong.
 
-        The database; its schema, unless it is newer than this code, as while a new version is
-        rolled out; and that nobody in the ledger is back, as after a restore that was not replayed.
-        A ledger that cannot be read says nothing about that, and no request needs it: then it is
-        ``ok``. What cannot be asked because the part before it is away is left out.
+        These are the database; its schema, unless that is newer than this code, as while a new
+        version is rolled out; and the ledger, if somebody in it is back, as after a restore that
+        was not replayed. A ledger that cannot be read says nothing about that, and no request needs
+        it: then it is ``ok``. A part that cannot be asked because the one before it is away is left
+        out.
         """
         deadline = _deadline()
         parts = {"database": self._database.read(deadline)}

@@ -30,18 +30,18 @@ from .claim import PlannedPurge
 from .restore import Restore
 from .sweep import Progress
 
-# How long to wait for what another process has locked, or is at work on: longer than any
-# transaction of ours, so that an account is not reported as kept while a worker purges it.
+# A purge waits so long for what another process has locked, or is at work on. That is longer than
+# any transaction of ours: with less, an account would be reported as kept while a worker purges it.
 LOCK_PATIENCE = timedelta(seconds=10)
 
-# A report names so many failing and stuck accounts; of an outage's thousands it would be too long.
+# A report names so many failing and stuck accounts at most: after an outage nobody could read it.
 MOST_TROUBLED = 1000
 
 _HAS_FAILED = exists().where(PurgeFailure.account_id == Account.id)
 
 
 class Sweep(Protocol):
-    """Purge those of *only* that are due, as ``purge.sweep`` promises."""
+    """Purge those of *only* that are due, as ``Services.sweep`` promises."""
 
     def __call__(
         self, *, only: Sequence[int], replaying: bool, by: Actor, progress: Progress | None
@@ -49,13 +49,13 @@ class Sweep(Protocol):
 
 
 class Deliver(Protocol):
-    """Deliver for about *seconds* what the outbox owes, as ``outbox.queue.deliver`` promises."""
+    """Deliver for about *seconds* what the outbox owes, as ``Services.deliver`` promises."""
 
     def __call__(self, *, seconds: float) -> object: ...
 
 
 class Obstacle(Enum):
-    """What keeps an account from being purged now."""
+    """A reason for which an account cannot be purged now."""
 
     ACTIVE = auto()
     LAST_STAFF = auto()
@@ -78,7 +78,7 @@ _STOPS: Mapping[type[brake.Refused], Obstacle] = {
 
 @dataclass(frozen=True)
 class Kept:
-    """Why an account is kept; ``failure`` is its last try, if that is why."""
+    """The reason why an account is kept; ``failure`` is its last try, if that is the reason."""
 
     obstacle: Obstacle
     failure: PurgeFailure | None = None
@@ -94,7 +94,7 @@ class NotPurgeable(Exception):
 
 @dataclass
 class PurgeReport:
-    """What became of a plan.
+    """The outcome of a plan.
 
     ``purged`` says by the receipts what was destroyed; ``kept`` names by id who was not purged, and
     why. ``owed`` counts by kind what is still to be delivered for those who were purged, and
@@ -109,10 +109,10 @@ class PurgeReport:
 
 @dataclass(frozen=True)
 class PurgeNow:
-    """Purges at once, as an operator.
+    """The purge at once, which an operator asks for.
 
-    *sweep*, *deliver* and *scrub* do their work with this process's settings, *scrub* however
-    young the last one is. *promise* has the terms of a deactivation that is needed first.
+    *sweep*, *deliver* and *scrub* do their work with this process's settings, *scrub* however young
+    the last scrub is. *promise* has the terms of a deactivation that is needed first.
     """
 
     database: Database

@@ -1,4 +1,4 @@
-"""What stops all purging, and the marks of the sweeps as a whole."""
+"""The pause of all purging, the other reasons to refuse it, and the marks of the sweeps."""
 
 from __future__ import annotations
 
@@ -55,12 +55,12 @@ def resume(session: Session, *, by: Actor, clock: Clock = database_now) -> bool:
 
 
 def paused_at(session: Session) -> datetime | None:
-    """Return since when purging is paused, None if it is not."""
+    """Return the time at which the pause of purging began, None if there is none."""
     return session.scalar(select(SweepMark.at).where(SweepMark.name == PAUSED))
 
 
 def swept_at(session: Session) -> datetime | None:
-    """Return when a sweep over all that is due last ended; None if none did.
+    """Return the end of the last sweep over all that is due; None if none has ended.
 
     A sweep that could not run, for want of the database or the ledger, has not ended.
     """

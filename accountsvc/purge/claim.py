@@ -1,4 +1,4 @@
-"""Which accounts a sweep takes: the query proposes, the locked row decides."""
+"""The accounts that a sweep takes: the query proposes, the locked row decides."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ..db.rows import chunks
 
 @dataclass(frozen=True)
 class PlannedPurge:
-    """What a purge of one account destroys; ``purge_at`` is None while it is active."""
+    """One account and what its purge destroys; ``purge_at`` is None while it is active."""
 
     account_id: int
     public_id: uuid.UUID
@@ -69,7 +69,7 @@ def lock_due(
 def decide(session: Session, proposed: Sequence[int], now: datetime) -> list[PlannedPurge]:
     """Return those of the locked *proposed* that may be purged, with what that destroys.
 
-    In statements of its own: the locking query sees what was committed before it began, so a hold
+    It asks in new statements: the locking query sees what was committed before it began, so a hold
     that was placed while the lock was waited for would be missed, and its account purged.
     """
     held = set(

@@ -16,17 +16,18 @@ from ..outbox.queue import growing_pause
 
 log = structlog.get_logger(__name__)
 
-# Pauses between two tries of the same account.
+# The pause between two tries of the same account grows from the first of these to the other.
+# Without it one account that always fails would be tried again by every sweep.
 FIRST_RETRY = timedelta(minutes=1)
 LONGEST_RETRY = timedelta(hours=6)
 
-# Why a due account has not been purged: a hold suspends it, it waits for its next try, or for a
-# person.
+# A due account is blocked by one of these: a hold suspends its purge, or it waits for its next try
+# or for a person. The words are on the wire: others would break the programs that compare them.
 HELD, WAITING, STUCK = "hold", "retry", "stuck"
 
 
 def blocked_by(failure: PurgeFailure | None, *, is_held: bool, max_attempts: int) -> str | None:
-    """Say what keeps a due account from its purge: ``hold``, ``retry``, ``stuck``, or nothing."""
+    """Return what keeps a due account from its purge: ``hold``, ``retry``, ``stuck`` or None."""
     if is_held:
         return HELD
     if failure is None:
@@ -53,7 +54,7 @@ def retry(session: Session, account_id: int, *, by: Actor, clock: Clock = databa
 def note(
     session: Session, account_id: int, exc: Exception, now: datetime, max_attempts: int
 ) -> PurgeFailure | None:
-    """Write down that the purge of an account has failed, and when it is tried again.
+    """Write down that the purge of an account has failed, with the time of the next try.
 
     Only the exception's class and the constraint's name are kept. Returns None, and writes nothing,
     if another sweep has the account locked: two that fail on it at once would otherwise both

@@ -1,4 +1,4 @@
-"""After a restore from a backup: who is back, what is refused meanwhile, whether all is recorded.
+"""A restore from a backup: find who is back, refuse to purge meanwhile, verify the ledger.
 
 The database is compared with its ledger by public id only, since somebody else may have got an
 account's number in the meantime.

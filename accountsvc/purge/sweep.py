@@ -34,13 +34,14 @@ from .restore import Restore
 
 log = structlog.get_logger(__name__)
 
-# Called after each batch with the number of accounts that it dealt with.
+# A sweep calls this after each batch with the number of accounts that it dealt with. It is outside
+# any transaction: a slow terminal would otherwise hold the batch's locks.
 Progress = Callable[[int], None]
 
 
 @dataclass(frozen=True)
 class Rules:
-    """What every sweep of a process heeds.
+    """The rules that every sweep of a process heeds.
 
     A batch has at most ``batch_size`` accounts, a sweep over all that is due at most ``limit``
     (None: no bound). An account that has failed ``max_attempts`` times is stuck and waits for a
@@ -54,7 +55,7 @@ class Rules:
 
 @dataclass
 class SweepResult:
-    """What a sweep did. ``more`` says that due accounts may remain which it had no time for."""
+    """The work of a sweep. ``more``: due accounts may remain for which it had no time."""
 
     purged: int = 0
     saved_passwords: int = 0
@@ -119,7 +120,8 @@ class Sweep:
         purged before stays purged.
         """
         stop_at = None if seconds is None else time.monotonic() + seconds
-        # The newest batches of the ledger are read for this, so not while nobody is due.
+        # This reads the newest batches of the ledger: with nobody due, a tick each minute would pay
+        # for nothing but that.
         if self.restore is not None and self._is_anybody_due():
             self.restore.refuse_after_restore()
         self._require_ledger()
@@ -186,12 +188,12 @@ class Sweep:
         return proposed
 
     def _purge_one_by_one(self, ids: Sequence[int]) -> None:
-        """Purge each account in a transaction of its own; write down who cannot be purged."""
+        """Purge each account in its own transaction; write down those that cannot be purged."""
         for account_id in ids:
             try:
                 with self.database.writing() as session:
-                    # Locked anew, by the same rules: another sweep may have written it down as
-                    # failing in between, and must not see it tried again at once.
+                    # Lock the account anew, by the same rules: another sweep may have written it
+                    # down as failing in between, and it would be tried again at once.
                     now, proposed = self._lock(session, 1, [account_id])
                     purged = self._erase(session, proposed, now)
             except Refused:
