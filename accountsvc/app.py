@@ -1,4 +1,4 @@
-"""The composition root: the Flask application, made of its parts."""
+"""The composition root, which makes the Flask application of its parts and does nothing else."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from .web import db, migrate
 
 
 def create_app(settings: Settings | None = None) -> APIFlask:
-    """Make the application: the composition root, nothing else.
+    """Make the application; connect to nothing yet.
 
-    *settings* default to the environment's. Raises ConfigError, with one line for a wrong setting.
+    Makes the folder of a SQLite file, and sends this process's logs to stdout. *settings* default
+    to the environment's. Raises ConfigError, with one line for a wrong setting.
     """
     settings = settings or load_settings()
     app = APIFlask(
@@ -25,7 +26,8 @@ def create_app(settings: Settings | None = None) -> APIFlask:
         spec_path="/api/openapi.json",
         docs_path=None,
         instance_path=str(settings.instance_path),
-        # By default Flask serves whatever file lies in a folder `static`.
+        # By default Flask would serve whatever file lies in a folder ``static``. APIFlask passes
+        # None on to Flask, though its own annotation forgets it.
         static_folder=None,  # type: ignore[arg-type]
     )
     app.config.update(

@@ -34,7 +34,7 @@ def _setting(
     *,
     secret: bool = False,
 ) -> Any:
-    # Secrets are left out of ``repr``, which may end up in a traceback or a log line.
+    # Leave secrets out of ``repr``, which may end up in a traceback or a log line.
     return field(
         repr=not secret,
         metadata={
@@ -258,7 +258,7 @@ class Settings:
         "RATE_LIMITS", "on", readers.switch, "on", "Whether guesses are throttled."
     )
     # ``normal`` is argon2id's recommended choice for constrained memory (RFC 9106, section 4);
-    # ``cheap`` is for tests, which would otherwise spend most of their time in it.
+    # ``cheap`` is for tests, which would otherwise spend most of their time on hashes.
     password_hash_cost: str = _setting(
         "PASSWORD_HASH_COST",
         "normal",
@@ -289,14 +289,14 @@ def wrong(name: str, why: object) -> ConfigError:
 
 @dataclass(frozen=True)
 class Found:
-    """The text of a setting, ``None`` if there is none, and in words where it came from."""
+    """The text of a setting, ``None`` if there is none, and its source in words."""
 
     text: str | None
     source: str
 
 
 class Sources:
-    """Where the settings of a process come from.
+    """The places from which the settings of a process come.
 
     *environ* wins over *dotenv*; an empty text counts as none.
     """
@@ -342,7 +342,7 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
     """Read and check every setting; write nothing.
 
     *environ* replaces the process environment and the ``.env`` file, for tests. Keys that are not
-    set are read from the instance folder, where ``python -m accountsvc prepare`` puts them.
+    set are read from the instance folder, where ``accountsvc prepare`` puts them.
 
     Raises :class:`ConfigError` with one line for the first wrong setting.
     """
@@ -450,7 +450,7 @@ def make_keys(environ: Mapping[str, str]) -> list[str]:
         if environ.get(name) or _read_key(instance, name):
             continue
         key = base64.urlsafe_b64encode(secrets.token_bytes(32)).decode()
-        # The key is written aside and linked into place, so that a process that dies here leaves no
+        # Write the key aside and link it into place, so that a process that dies here leaves no
         # half-written key behind, which every later start would refuse.
         draft = instance / f".{name.lower()}.{secrets.token_hex(8)}"
         descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)

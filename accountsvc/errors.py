@@ -1,4 +1,4 @@
-"""What can go wrong, as exceptions. No HTTP in here: ``api/errors.py`` maps each leaf to a status.
+"""The tree of exceptions. No HTTP in here: ``api/http/errors.py`` maps each leaf to a status.
 
 ::
 
@@ -42,7 +42,7 @@ from datetime import datetime
 
 
 class AccountError(Exception):
-    """Base of everything this service raises on purpose; ``str()`` says what to do."""
+    """The base of everything this service raises on purpose; ``str()`` says what to do."""
 
     message = "The request could not be carried out."
 
@@ -51,7 +51,7 @@ class AccountError(Exception):
 
 
 class InvalidInput(AccountError):
-    """Name every bad field with at least one sentence."""
+    """Some fields are bad; ``fields`` has at least one sentence for each."""
 
     message = "Some fields are not valid."
 
@@ -191,8 +191,8 @@ class MailUnavailable(Unavailable):
 class VaultKeyMissing(Unavailable):
     """None of ``VAULT_KEYS`` opens this account's key; nothing was lost.
 
-    This process has not got a new one yet, or an old one was removed before ``flask vault rewrap``
-    ended.
+    This process has not got a new one yet, or an old one was removed before ``accountsvc vault
+    rewrap`` ended.
     """
 
     def __init__(self, wrapped_by: str | None = None) -> None:

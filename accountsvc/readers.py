@@ -21,7 +21,8 @@ from sqlalchemy import make_url
 from sqlalchemy.exc import ArgumentError
 
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
-# A century: far beyond any grace period, and far from the largest date that Python can hold.
+# No duration is longer than a century, far beyond any grace period: added to today, a longer one
+# might pass the largest date that Python can hold.
 _LONGEST = timedelta(days=36525)
 
 IPNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -33,13 +34,14 @@ def duration(text: str) -> timedelta:
     if match is None:
         raise ValueError("is not a duration")
     unit, number = timedelta(**{_UNITS[match[2]]: 1}), int(match[1])
-    # The limit is divided by the unit, since the product may be more than a timedelta can hold.
+    # Divide the limit by the unit: the product may be more than a timedelta can hold.
     if number > _LONGEST // unit:
         raise ValueError("is longer than a century")
     return number * unit
 
 
 def positive_duration(text: str) -> timedelta:
+    """Read a duration, but not zero."""
     span = duration(text)
     if not span:
         raise ValueError("must be longer than zero")
@@ -47,11 +49,14 @@ def positive_duration(text: str) -> timedelta:
 
 
 def durations(text: str) -> tuple[timedelta, ...]:
+    """Read durations, separated by commas; return each once, the longest first."""
     spans = {positive_duration(part) for part in text.split(",") if part.strip()}
     return tuple(sorted(spans, reverse=True))
 
 
 def whole(least: int, most: int) -> Callable[[str], int]:
+    """Make a reader of whole numbers from *least* to *most*."""
+
     def read(text: str) -> int:
         if not re.fullmatch(r"[0-9]{1,9}", text.strip()):
             raise ValueError("is not a whole number")
@@ -64,6 +69,8 @@ def whole(least: int, most: int) -> Callable[[str], int]:
 
 
 def one_of(*words: str) -> Callable[[str], str]:
+    """Make a reader that takes one of *words*, exactly as it is written."""
+
     def read(text: str) -> str:
         if text not in words:
             raise ValueError("must be one of " + ", ".join(words))
@@ -73,6 +80,7 @@ def one_of(*words: str) -> Callable[[str], str]:
 
 
 def switch(text: str) -> bool:
+    """Read ``on`` or ``off`` (also ``1``, ``true``, ``yes``, ``0``, ``false``, ``no``, nothing)."""
     lowered = text.strip().lower()
     if lowered in {"1", "on", "true", "yes"}:
         return True
@@ -82,6 +90,7 @@ def switch(text: str) -> bool:
 
 
 def secret(text: str) -> str:
+    """Read a secret of at least 32 bytes, which a guesser cannot try through."""
     try:
         size = len(text.encode())
     except UnicodeEncodeError:
@@ -92,6 +101,7 @@ def secret(text: str) -> str:
 
 
 def wrapping_keys(text: str) -> tuple[bytes, ...]:
+    """Read keys of 32 bytes each in url-safe base64, separated by commas, in their order."""
     keys = []
     for part in text.split(","):
         try:
@@ -105,6 +115,7 @@ def wrapping_keys(text: str) -> tuple[bytes, ...]:
 
 
 def database_url(text: str) -> str:
+    """Read the URL of a PostgreSQL database or of a SQLite file."""
     if not re.match(r"(sqlite|postgresql(\+psycopg)?)://", text):
         raise ValueError("must begin with postgresql:// or sqlite:///")
     try:
@@ -179,6 +190,7 @@ def is_plain_address(address: Address) -> bool:
 
 
 def sender(text: str) -> str:
+    """Check a sender as :func:`read_sender` does, and return the text as it is."""
     try:
         read_sender(text)
     except ValueError:
@@ -187,16 +199,16 @@ def sender(text: str) -> str:
 
 
 def origins(text: str) -> tuple[str, ...]:
-    origins = tuple(part.strip().rstrip("/") for part in text.split(",") if part.strip())
-    for origin in origins:
+    """Read origins, separated by commas: ``https://app.example.org``, or ``*`` for any."""
+    values = tuple(part.strip().rstrip("/") for part in text.split(",") if part.strip())
+    for origin in values:
         if origin != "*" and not re.fullmatch(r"https?://[^/\s]+", origin):
             raise ValueError("holds an origin that is not scheme://host[:port]")
-    return origins
+    return values
 
 
-def networks(
-    text: str,
-) -> tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...]:
+def networks(text: str) -> tuple[IPNetwork, ...]:
+    """Read networks and single addresses, separated by commas."""
     try:
         return tuple(ipaddress.ip_network(part.strip()) for part in text.split(",") if part.strip())
     except ValueError:
@@ -204,6 +216,7 @@ def networks(
 
 
 def path(text: str) -> Path:
+    """Read a path and make it absolute; ``~`` is the home folder."""
     try:
         return Path(text).expanduser().resolve()
     except (RuntimeError, OSError):

@@ -2,10 +2,10 @@
 
 All are JWTs (RFC 7519, HS256). Each kind has a key of its own, derived from ``SECRET_KEY``, and a
 ``type`` and ``aud`` of its own, so that none can stand in for another. ``sub`` is the account's
-public id and ``epoch`` must equal the account's: raising the epoch ends every token at once.
-A signature proves origin only; callers compare epoch and state with the row, as
-``credentials.by_claims`` does. Access tokens of requests are verified by Flask-JWT-Extended, which
-``api/http/auth.py`` gives the key; every other token is read here.
+public id and ``epoch`` must equal the account's: raising the epoch ends every token at once. A
+signature proves origin only; callers compare epoch and state with the row, as
+``accounts.credentials.by_claims`` does. Access tokens of requests are verified by
+Flask-JWT-Extended, which ``api/http/auth.py`` gives the key; every other token is read here.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ LEEWAY_SECONDS = 60
 
 @dataclass(frozen=True)
 class Claims:
-    """What a token with a good signature says. Times are aware UTC, whole seconds."""
+    """The claims of a token with a good signature. Times are aware UTC, whole seconds."""
 
     kind: str
     public_id: uuid.UUID
@@ -60,7 +60,7 @@ class Claims:
 
 
 def claims_of(payload: Mapping[str, Any], kind: str) -> Claims | None:
-    """Return what the *payload* of a token says, or None if it is not one of exactly this *kind*.
+    """Return the claims in the *payload* of a token; None if it is not one of exactly this *kind*.
 
     Its signature and audience must have been verified. Times are read, not judged.
     """
@@ -128,7 +128,7 @@ class Tokens:
         return self._make(PASSWORD_RESET, account, now=now)
 
     def kind_of(self, token: str) -> str | None:
-        """Return of which kind *token* says it is, unverified: by which key it is to be read."""
+        """Return the kind that *token* claims, unverified; it says by which key to read the token."""
         payload = _decode(token, options={"verify_signature": False})
         kind = payload.get("type")
         return kind if kind in KINDS else None

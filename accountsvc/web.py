@@ -1,8 +1,4 @@
-"""What both doorways on the web share: extensions, services, transactions, the client, the log.
-
-In this order: the Flask extensions; the services of the process and the transactions of a request;
-whose tries are counted; one line in the access log for each request.
-"""
+"""The common ground of both web doorways: extensions, transactions, client and access log."""
 
 from __future__ import annotations
 
@@ -33,7 +29,7 @@ IPNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
 log = structlog.get_logger(__name__)
 access = structlog.get_logger("accountsvc.access")
 
-# The extensions, which `app.create_app` and the `init_app` of a doorway bind to an application.
+# ``app.create_app`` and the ``init_app`` of a doorway bind these extensions to an application.
 #
 # The models inherit from Base itself, so its metadata is all that Flask-SQLAlchemy needs. Given as
 # ``model_class``, Base would be copied, which SQLAlchemy refuses for its type_annotation_map.
@@ -47,8 +43,8 @@ cors = CORS()
 _EXTENSION = "accountsvc"
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
-# Seconds that a client is asked to wait while a part does not answer: about as long as a restart or
-# a failover takes, and short enough for a person to wait.
+# A client is asked to wait so many seconds while a part does not answer: about as long as a restart
+# or a failover takes. Asked for longer, people would leave.
 RETRY_AFTER = 5
 
 _TRANSACTION_ATTEMPTS = 3
@@ -58,8 +54,8 @@ _TRANSACTION_PAUSE_SECONDS = 0.05
 def init_app(app: Flask, services: Services) -> None:
     """Bind *services* to *app* and log its requests.
 
-    To be called before any other hook of a request is registered: the one that is registered first
-    starts first and ends last, so what came before would be missing in the measured time.
+    Call it before any other hook of a request is registered: the hook that is registered first
+    starts first and ends last, so an earlier one would be missing in the measured time.
     """
     app.extensions[_EXTENSION] = services
     app.before_request(_start)
@@ -110,7 +106,7 @@ def _may_pass_at_once(exc: DBAPIError) -> bool:
     return exc.connection_invalidated or state.startswith(("40", "57P0", "08"))
 
 
-# Whose tries are counted -----------------------------------------------------------------------
+# The client whose tries are counted ------------------------------------------------------------
 
 
 def client() -> str:
