@@ -288,7 +288,7 @@ def wrong(name: str, why: object) -> ConfigError:
 
 
 @dataclass(frozen=True)
-class Found:
+class SourcedText:
     """The text of a setting, ``None`` if there is none, and its source in words."""
 
     text: str | None
@@ -316,26 +316,26 @@ class Sources:
     def is_production(self) -> bool:
         return self.given.get("APP_ENV") == "production"
 
-    def find(self, name: str, default: str | None) -> Found:
+    def find(self, name: str, default: str | None) -> SourcedText:
         """Return the text of the setting *name*; it is not checked.
 
         Raises ConfigError if the instance folder, where it would be, cannot be named or read.
         """
         if self.environ.get(name):
-            return Found(self.environ[name], "environment")
+            return SourcedText(self.environ[name], "environment")
         if self.given.get(name):
-            return Found(self.given[name], ".env")
+            return SourcedText(self.given[name], ".env")
         if default is None:
             key = None if self.is_production else _read_key(_instance(self.given), name)
-            return Found(key, "instance folder" if key else "nowhere")
+            return SourcedText(key, "instance folder" if key else "nowhere")
         if name == "CELERY_BROKER_URL" and self.given.get("REDIS_URL"):
-            return Found(self.given["REDIS_URL"], "derived")
+            return SourcedText(self.given["REDIS_URL"], "derived")
         if "{" not in default:
-            return Found(default, "default")
+            return SourcedText(default, "default")
         # Look for the folder only where it is needed: a wrong one must not hide the other settings.
         folder = _instance(self.given) if "{INSTANCE_PATH}" in default else None
         port = self.given.get("PORT") or "8000"
-        return Found(default.format(INSTANCE_PATH=folder, PORT=port), "derived")
+        return SourcedText(default.format(INSTANCE_PATH=folder, PORT=port), "derived")
 
 
 def load_settings(environ: Mapping[str, str] | None = None) -> Settings:

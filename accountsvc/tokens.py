@@ -128,7 +128,7 @@ class Tokens:
         return self._make(PASSWORD_RESET, account, now=now)
 
     def kind_of(self, token: str) -> str | None:
-        """Return the kind that *token* claims, unverified; it says by which key to read the token."""
+        """Return the kind that *token* claims, unverified, which says by what key to read it."""
         payload = _decode(token, options={"verify_signature": False})
         kind = payload.get("type")
         return kind if kind in KINDS else None

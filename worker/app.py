@@ -19,6 +19,9 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import structlog
+
+# Celery and kombu have no types: every ``type: ignore`` of this module is about a class, a
+# decorator or a call of theirs.
 from celery import Celery
 from celery.apps import worker as celery_program
 from celery.beat import Scheduler
@@ -43,7 +46,8 @@ from accountsvc.tokens import LEEWAY_SECONDS
 
 log = structlog.get_logger(__name__)
 
-# The names of the tasks, and of the queue that each task has for itself.
+# A task has one of these names, and so has its queue: in a queue of both, a backlog of purges would
+# keep the mails waiting.
 SWEEP, DELIVER = "accountsvc.sweep", "accountsvc.deliver"
 
 # A task ends after this time and leaves the rest to its successor. Two slices, one running and one
@@ -117,8 +121,7 @@ def make_celery(settings: Settings) -> Celery:
         # worker_cancel_long_running_tasks_on_connection_loss stays off: a slice is over in seconds,
         # and killing it would leave its leases to run out, so that mails are five minutes late.
         #
-        # Each task has a queue of its own, and queues are served in turns; in one queue a backlog
-        # of purges would keep the mails waiting.
+        # Queues are served in turns, so each task has a queue of its own.
         task_queues=[Queue(name) for name in (SWEEP, DELIVER)],  # type: ignore[no-untyped-call]
         task_routes={name: {"queue": name} for name in (SWEEP, DELIVER)},
         # Sweeps wait for the database, not for processors, and SQLite has a single writer: more
@@ -143,7 +146,7 @@ def make_celery(settings: Settings) -> Celery:
 
 
 def expiry(interval: timedelta) -> float:
-    """Return after how many seconds a tick expires: when its successor comes, by any host's clock.
+    """Return the seconds after which a tick expires: its successor has come, by any host's clock.
 
     A stopped worker or a long sweep finds a few ticks, not a thousand. Beat writes down a time of
     its own clock, so to a worker whose clock is ahead every tick would otherwise be expired.

@@ -17,6 +17,7 @@ from pathlib import Path
 from queue import Empty
 from typing import Any, ClassVar
 
+# kombu has no types: every ``type: ignore`` of this module is about a call of it.
 from kombu.transport import virtual
 
 

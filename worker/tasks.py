@@ -1,4 +1,4 @@
-"""Doorways from Celery to the core: look what is due, do a slice of it, say what was done."""
+"""The tasks, doorways from Celery to the core: do a slice of what is due, and log the counts."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .app import DELIVER, SLICE, SWEEP, expiry
 
 log = structlog.get_logger(__name__)
 
-_SECONDS = SLICE.total_seconds()
+_SLICE_SECONDS = SLICE.total_seconds()
 
 
 @cache
@@ -56,11 +56,10 @@ def doorway(name: str) -> Callable[[Callable[[], bool]], Any]:
                 log.warning("the broker does not answer; the next tick goes on", task=name)
             except Exception as exc:
                 if is_passing_fault(exc):
-                    error = type(exc).__name__
                     log.warning(
                         "the database does not answer; the next tick repeats",
                         task=name,
-                        error=error,
+                        error=type(exc).__name__,
                     )
                 else:
                     # The exception goes no further: Celery would log its text, which may quote a
@@ -77,16 +76,22 @@ def doorway(name: str) -> Callable[[Callable[[], bool]], Any]:
 def sweep() -> bool:
     """Purge what is due for a slice of time; scrub when nothing is left."""
     try:
-        result = services().sweep(seconds=_SECONDS)
+        result = services().sweep(seconds=_SLICE_SECONDS)
     except Refused:
         # A refusal ends this task, but not what earlier ones owe: freed pages of accounts that are
         # purged already would stay readable for as long as the refusal lasts.
         services().scrub()
         raise
     if result.dealt_with:
-        counts = (result.purged, result.saved_passwords, result.files, result.failed, result.stuck)
-        names = ("purged", "saved_passwords", "files", "failed", "stuck")
-        log.info("swept", **dict(zip(names, counts, strict=True)), more=result.more)
+        log.info(
+            "swept",
+            purged=result.purged,
+            saved_passwords=result.saved_passwords,
+            files=result.files,
+            failed=result.failed,
+            stuck=result.stuck,
+            more=result.more,
+        )
     # With PURGE_MAX_PER_SWEEP the remainder waits for the next tick: a follow-up at once would make
     # the limit one of a batch, and no limit at all.
     again = result.more and not services().settings.purge_max_per_sweep
@@ -98,7 +103,7 @@ def sweep() -> bool:
 @doorway(DELIVER)
 def deliver() -> bool:
     """Do for a slice of time what is owed: delete files, send mails, write the ledger."""
-    result = services().deliver(seconds=_SECONDS)
+    result = services().deliver(seconds=_SLICE_SECONDS)
     if result.delivered or result.failed or result.given_up:
         log.info(
             "delivered",

@@ -1,4 +1,4 @@
-"""How the service is prepared and started: commands that need no application."""
+"""The commands that prepare and start the service; they need no application."""
 
 
 class Failure(Exception):

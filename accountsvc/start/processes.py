@@ -36,11 +36,11 @@ def _celery(*words: str) -> list[str]:
 
 
 def _python(module: str, *words: str) -> list[str]:
-    # Scripts like bin/celery may lie in another folder than this interpreter, the module does not.
+    # Name the module: scripts like bin/celery may lie in another folder than this interpreter.
     return [sys.executable, "-m", module, *words]
 
 
 def _worker_package() -> str:
     """Return the worker's name: it lies inside an installed package, beside it in a bare clone."""
-    packed = "accountsvc.worker"
-    return packed if find_spec(packed) else "worker"
+    installed = "accountsvc.worker"
+    return installed if find_spec(installed) else "worker"

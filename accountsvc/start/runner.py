@@ -25,10 +25,11 @@ from .. import logs
 from ..config import Settings, load_settings
 from . import Failure, prepare, processes
 
-# gunicorn and the worker end within ten seconds of SIGTERM, or cut off by themselves what is left.
+# gunicorn and the worker end within ten seconds of SIGTERM, and cut off by themselves what is left
+# then. With less, they would be killed while they do so.
 _END_SECONDS = 12.0
-# What a process prints when it is ready: by when_ready in gunicorn_conf.py, and by say_ready in
-# worker/app.py. Changed in one place only, the runner would never say where to look.
+# A process prints these words when it is ready, by when_ready in gunicorn_conf.py and by say_ready
+# in worker/app.py. Changed in one place only, the runner would never say where to look.
 _READY = {"web": "accountsvc: serving ", "worker": "worker is ready"}
 
 
@@ -88,7 +89,7 @@ def _where_to_look(settings: Settings) -> str:
 
 
 class Runner:
-    """Runs commands side by side, prints what they print, and ends all when one of them ends."""
+    """Run commands side by side, print what they print, and end all when one of them ends."""
 
     def __init__(self, environ: Mapping[str, str], *, ready: str) -> None:
         self._environ = environ

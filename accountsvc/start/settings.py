@@ -1,11 +1,11 @@
-"""``accountsvc settings``: what each setting is, and where that came from."""
+"""``accountsvc settings``: the list of all settings, each with its value and its source."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 
-from ..config import ConfigError, Found, Settings, Sources
+from ..config import ConfigError, Settings, SourcedText, Sources
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,7 +19,7 @@ class Row:
     meaning: str
 
 
-# gunicorn's configuration reads these from the environment alone.
+# gunicorn's configuration reads these from the environment alone: a .env file cannot set them.
 _OF_GUNICORN = (
     ("HOST", "127.0.0.1", "The address at which the web listens; 0.0.0.0 is every address."),
     ("WEB_CONCURRENCY", "2", "How many web processes there are; without Redis always one."),
@@ -31,13 +31,13 @@ def rows(sources: Sources) -> Iterator[Row]:
     for spec in fields(Settings):
         name, default = spec.metadata["name"], spec.metadata["default"]
         try:
-            found = sources.find(name, default)
+            setting = sources.find(name, default)
         except ConfigError:
-            found = Found(None, "nowhere")
+            setting = SourcedText(None, "nowhere")
         yield Row(
             name=name,
-            value=_shown(found, secret=not spec.repr, sources=sources),
-            source=found.source,
+            value=_shown(setting, secret=not spec.repr, sources=sources),
+            source=setting.source,
             default=default or "none",
             meaning=spec.metadata["meaning"],
         )
@@ -59,9 +59,10 @@ def table(described: Sequence[Row]) -> Iterator[str]:
             yield f"  {meaning}"
 
 
-def _shown(found: Found, *, secret: bool, sources: Sources) -> str:
-    if not found.text:
+def _shown(setting: SourcedText, *, secret: bool, sources: Sources) -> str:
+    if not setting.text:
         return "not set"
-    # What is derived from the instance folder holds no password; what REDIS_URL gives may.
-    is_given = found.source != "derived" or found.text == sources.given.get("REDIS_URL")
-    return "secret, set" if secret and is_given else found.text
+    # A text derived from the instance folder holds no password; one that REDIS_URL gives may, and
+    # would be printed.
+    is_given = setting.source != "derived" or setting.text == sources.given.get("REDIS_URL")
+    return "secret, set" if secret and is_given else setting.text
