@@ -12,8 +12,8 @@ from .http import auth, bodies, errors, headers, openapi, wire
 def init_app(app: APIFlask, services: Services) -> None:
     """Put the whole wire contract on *app*, whose services are *services*."""
     app.json = wire.Json(app)
-    # Replaced under its own name, because APIFlask knows that an "int" is an integer; a parameter
-    # of a converter with another name would be a text in the document.
+    # Replace the converter under its own name: APIFlask knows that an "int" is an integer, and
+    # would document a parameter of a converter with another name as a text.
     app.url_map.converters["int"] = wire.Id
     headers.init_app(app, services.settings)
     bodies.init_app(app)

@@ -1,4 +1,4 @@
-"""Taking one's data along."""
+"""The export of one's own data."""
 
 from __future__ import annotations
 

@@ -158,13 +158,7 @@ def status(user_id: int, *, caller: Caller) -> Response:
 @bp.output(schemas.Deletion)
 @takes("If-Match", _ETAG, "The state that the decision rests on; 428 without it")
 @sends(200, ETag=_ETAG)
-@raises(
-    InvalidInput,
-    GraceOver,
-    VersionMismatch,
-    InvalidSchedule,
-    VersionRequired,
-)
+@raises(InvalidInput, GraceOver, VersionMismatch, InvalidSchedule, VersionRequired)
 def change(user_id: int, *, caller: Caller, json_data: dict[str, Any]) -> Response:
     """Move the promised purge later, or store a reason, as staff
 
@@ -238,11 +232,11 @@ def purge_now(user_id: int, *, caller: Caller, json_data: dict[str, str]) -> Res
     return response
 
 
-def _with_etag(shown: dict[str, Any]) -> Response:
-    response = json_response(shown)
-    response.set_etag(_etag(shown))
+def _with_etag(body: dict[str, Any]) -> Response:
+    response = json_response(body)
+    response.set_etag(_etag(body))
     return response
 
 
-def _etag(shown: dict[str, Any]) -> str:
-    return hashlib.sha256(current_app.json.dumps(shown).encode()).hexdigest()[:32]
+def _etag(body: dict[str, Any]) -> str:
+    return hashlib.sha256(current_app.json.dumps(body).encode()).hexdigest()[:32]

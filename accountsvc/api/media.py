@@ -16,8 +16,8 @@ from .http.describe import raises, sends
 
 bp = APIBlueprint("media", __name__, tag="Media")
 
-# How long a cache may show an avatar without asking: so much longer that of a deactivated account
-# may be seen.
+# A cache may show an avatar for so many seconds without asking: for so much longer that of a
+# deactivated account may be seen.
 CACHED_SECONDS = 300
 _ETAG = '"f0090e27ab25c12f4e0a760c800e6341"'
 
@@ -33,10 +33,10 @@ def avatar(key: str) -> Response:
     if not avatarstore.is_key(key):
         raise NotFound
     with services().reading() as session:
-        shown = session.scalar(
+        account_id = session.scalar(
             select(Account.id).where(Account.avatar_key == key, Account.deactivated_at.is_(None))
         )
-    if shown is None:
+    if account_id is None:
         raise NotFound
     file = services().avatars.open(key)
     if file is None:

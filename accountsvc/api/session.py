@@ -1,4 +1,4 @@
-"""Signing up, signing in, and keeping a session going."""
+"""Sessions: sign-up, sign-in, and new access tokens."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def refresh(json_data: dict[str, str]) -> dict[str, str]:
 
 
 def signed_in(account: Account) -> dict[str, Any]:
-    """Return the answer of whoever has just proved a password of *account* (detached).
+    """Return the answer to a person who has just proved the password of *account* (detached).
 
     The tokens carry the epoch that was read with that password: if it was raised since, they are
     dead.

@@ -1,4 +1,4 @@
-"""For the staff: holds, and the lists of deletions and of what happened."""
+"""The staff's resources: holds, the list of deletions, and the audit trail."""
 
 from __future__ import annotations
 
@@ -39,18 +39,18 @@ def place(
 ) -> tuple[dict[str, Any], int, dict[str, str]]:
     """Place a legal hold: it blocks the purge, not the wish, and is hidden from the owner"""
 
-    def hold(session: Session) -> dict[str, Any]:
-        placed = lifecycle.place_hold(
+    def place_hold(session: Session) -> dict[str, Any]:
+        hold = lifecycle.place_hold(
             session,
             user_id,
             reason=json_data["reason"],
             by=caller.actor_as_staff(),
             epoch=caller.epoch,
         )
-        return documents.hold_document(placed)
+        return documents.hold_document(hold)
 
-    placed = committed(hold)
-    return placed, 201, {"Location": f"/api/profile/{user_id}/holds/{placed['id']}/"}
+    document = committed(place_hold)
+    return document, 201, {"Location": f"/api/profile/{user_id}/holds/{document['id']}/"}
 
 
 @bp.get("/profile/<int:user_id>/holds/")

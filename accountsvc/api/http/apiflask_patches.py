@@ -1,4 +1,4 @@
-"""What the API needs of APIFlask and Flask and they have no public name for, in one place.
+"""The uses of APIFlask and Flask for which they have no public name, in one place.
 
 ``tests/api/test_apiflask_patches.py`` has a test for each, which says what breaks without it. So an
 upgrade that takes one away is red there first.
@@ -14,8 +14,8 @@ from apiflask.schema_adapters import marshmallow
 from apispec import APISpec
 from apispec.ext.marshmallow.common import make_schema_key, resolve_schema_instance
 
-# Where ``@input`` looks up how a location is read. Its own loader of "json" would take the last of
-# two members of the same name, of which another reader may take the first.
+# ``@input`` asks this parser how a location is read. The parser's own loader of "json" would take
+# the last of two members of the same name, of which another reader may take the first.
 parser = marshmallow.parser
 
 
@@ -27,7 +27,7 @@ def keep_schema_names(app: APIFlask) -> None:
     """
     register = app._register_schema_and_get_ref
 
-    def once(spec: APISpec, registered: dict[int, str], schema: Any) -> dict[str, str]:
+    def register_once(spec: APISpec, registered: dict[int, str], schema: Any) -> dict[str, str]:
         converter = app._ma_plugin.converter
         assert converter is not None
         known = converter.refs.get(make_schema_key(resolve_schema_instance(schema)))
@@ -35,7 +35,7 @@ def keep_schema_names(app: APIFlask) -> None:
             return {"$ref": f"#/components/schemas/{known}"}
         return register(spec, registered, schema)
 
-    app._register_schema_and_get_ref = once  # type: ignore[method-assign,assignment]
+    app._register_schema_and_get_ref = register_once  # type: ignore[method-assign,assignment]
 
 
 def log_faults_by(app: APIFlask, log_fault: Callable[[Any], None]) -> None:

@@ -1,4 +1,4 @@
-"""Who sends a request, and whether that is enough for what they ask.
+"""The caller of a request, and the guards, which let in only those whom a view is for.
 
 Flask-JWT-Extended finds and verifies the access token of a request and remembers its account as
 ``current_user``; the loaders here add what it does not know: the exact type, the database's clock,
@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import wraps
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from apiflask import APIFlask
 from flask import Response, current_app, g, request
@@ -122,7 +122,7 @@ def staff_on_account(view: View) -> View:
 
 
 def signed_in_or_in_grace(view: View) -> View:
-    """Let in whoever is signed in or has a token of the grace period; otherwise :func:`signed_in`.
+    """Let in as :func:`signed_in` does, and also the owner of a token of the grace period.
 
     The caller of a recovery or mailed token is its account, which is deactivated. What the token
     opens is for the view to say, by ``caller.claims.kind``.
@@ -142,10 +142,10 @@ def _guard(view: View, admit: Callable[..., Caller], *refusals: type[AccountErro
         return view(*args, caller=admit(**kwargs), **kwargs)
 
     takes_token(guarded, NotAuthenticated, TokenNotValid, *refusals)
-    return guarded  # type: ignore[return-value]
+    return cast(View, guarded)
 
 
-# What a guard or a view asks about the caller --------------------------------------------------
+# Questions of guards and views about the caller ------------------------------------------------
 
 
 def reach(caller: Caller, account_id: int, *, staff_too: bool) -> Account:
@@ -201,10 +201,10 @@ def confirm(caller: Caller, mode: str, password: Callable[[], str | None]) -> No
     is_fresh = caller.claims.is_fresh(now=caller.now, max_age=window)
     if mode == "none" or (mode == "fresh" and is_fresh):
         return
-    given = password()
-    if given is None:
+    typed = password()
+    if typed is None:
         raise ConfirmationRequired(int(window.total_seconds()) if mode == "fresh" else None)
-    services().attempts.confirm(caller.account, given, address=client())
+    services().attempts.confirm(caller.account, typed, address=client())
 
 
 # Tokens ----------------------------------------------------------------------------------------

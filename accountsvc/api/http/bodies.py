@@ -20,7 +20,7 @@ from ...adapters import images
 from ...errors import InvalidInput
 from .apiflask_patches import parser
 
-# Limits in bytes.
+# Limits are in bytes. With a larger one for JSON, many requests at once would exhaust the memory.
 JSON_LIMIT = 64 * 1024
 # A form with an image has boundary lines and other fields around it: without room for them, an
 # image of just the size that is allowed would be refused.
@@ -48,11 +48,11 @@ class Request(FlaskRequest):
 def init_app(app: APIFlask) -> None:
     """Limit how much *app* reads of a body: 64 KiB, where a view does not take more or less."""
     app.request_class = Request
-    # One byte more than we take: Werkzeug silently cuts off a chunked body at its limit, and what
-    # is left could be valid JSON.
+    # Let Werkzeug read one byte more than we take: it silently cuts off a chunked body at its
+    # limit, and what is left could be valid JSON.
     app.config["MAX_CONTENT_LENGTH"] = JSON_LIMIT + 1
-    # Twice what we take, because Werkzeug also counts the piece of 64 KiB that it has just read,
-    # even if it is of a file: a form with fields of the full size would be refused.
+    # Let a form take twice the memory, because Werkzeug also counts the piece of 64 KiB that it has
+    # just read, even if it is of a file: a form with fields of the full size would be refused.
     app.config["MAX_FORM_MEMORY_SIZE"] = 2 * JSON_LIMIT
     app.config["MAX_FORM_PARTS"] = _MAX_FORM_PARTS
     app.after_request(_discard_rest)
@@ -64,7 +64,8 @@ def spare_password() -> str | None:
     None if there is no body, if it is longer than 16 KiB (the rest stays unread), or is not a JSON
     object in UTF-8 with a text as its ``password``. The Content-Type is not looked at.
     """
-    # Without this, Werkzeug would answer 413 for a body that is too long; here it counts as none.
+    # Without this, Werkzeug would answer 413 for a body that is too long, which counts as none
+    # here.
     request.max_content_length = sys.maxsize
     data = b""
     with _readable():

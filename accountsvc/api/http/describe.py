@@ -1,4 +1,4 @@
-"""Marks on views: what the OpenAPI document says of them beside what APIFlask reads off by itself.
+"""Marks on views: they tell the OpenAPI document what APIFlask does not read off by itself.
 
 Each mark is a decorator that leaves the view as it is; ``openapi`` completes the document by them.
 """
@@ -18,17 +18,18 @@ _ATTRIBUTE = "_marks"
 
 @dataclass
 class Marks:
-    """What has been said of a view."""
+    """All that the decorators of this module have said of one view."""
 
     takes_token: bool = False
     raises: tuple[type[AccountError], ...] = ()
     refuses: tuple[int, ...] = ()
     uploads: str | None = None
-    # The other status with which the view answers the body of its 200, and what that means.
+    # The view answers with the body of its 200 under this other status too; the text says what it
+    # means.
     also_answers: tuple[str, str] | None = None
-    # Headers of the request that the view looks at, as OpenAPI's parameters.
+    # The view looks at these headers of the request, as OpenAPI's parameters.
     takes: list[dict[str, Any]] = field(default_factory=list)
-    # Headers of the answer, by status: names and examples.
+    # The answer has these headers, by status: names and examples.
     sends: dict[str, dict[str, str]] = field(default_factory=dict)
 
 

@@ -1,4 +1,4 @@
-"""How an error looks on the wire: the one table of the exception tree, and what raises from it.
+"""The form of errors on the wire: the one table of the exception tree, and the answers by it.
 
 Sections 1 and 3 of the contract are literal; everything else is ``{"error": …, "code": …}``, fields
 are ``{"<field>": ["…"]}``. A client that asks for ``application/problem+json`` gets RFC 9457
@@ -66,7 +66,8 @@ def deactivated(exc: tree.AccountDeactivated, code: str) -> Body:
 
 
 def unavailable(exc: AccountError, code: str) -> Body:
-    # Not its own text, which may name what the store lacks: that is for the operator, in the log.
+    # Leave out the error's own text: it may name what the store lacks, which is for the operator
+    # only, in the log.
     return {"error": exc.message, "code": code}
 
 
@@ -83,8 +84,8 @@ def _invalid_token(_exc: AccountError) -> Mapping[str, str]:
 
 
 def _step_up(exc: tree.ConfirmationRequired) -> Mapping[str, str]:
-    # RFC 9470: a max_age says that a younger token would do. It is left out where only the password
-    # helps, or a client would fetch one fresh token after the other.
+    # A max_age says that a younger token would do (RFC 9470). It is left out where only the
+    # password helps, or a client would fetch one fresh token after the other.
     max_age = "" if exc.max_age is None else f", max_age={exc.max_age}"
     return {"WWW-Authenticate": f'Bearer error="insufficient_user_authentication"{max_age}'}
 
@@ -137,7 +138,8 @@ TABLE: Mapping[type[AccountError], Row] = {
     tree.VaultKeyMissing: Row(503, "unavailable", unavailable, _retry),
 }
 
-# By status, the errors that the framework raises: a code, and a sentence that says what to do.
+# The framework raises errors of these statuses: each gets a code, and a sentence that says what to
+# do, which the framework's own does not.
 FRAMEWORK: Mapping[int, tuple[str, str]] = {
     400: ("bad_request", "The request could not be understood. Check its form and send it again."),
     404: ("not_found", "There is nothing at this address. Paths under /api/ end with a slash."),
@@ -148,9 +150,10 @@ FRAMEWORK: Mapping[int, tuple[str, str]] = {
     415: ("unsupported_media_type", "Send JSON, with Content-Type: application/json."),
     429: ("throttled", "Too many requests. Try again later."),
 }
+# The answer keeps these headers of such an error. Its Content-Type would be that of a page.
+_FRAMEWORK_HEADERS = frozenset({"Allow", "Retry-After", "WWW-Authenticate"})
 
-
-# The body of the contract for any other fault: nothing in it may come from the exception.
+# Any other fault has this body, of the contract: the exception's own text may hold somebody's data.
 INTERNAL: Body = {"error": "Internal server error"}
 
 
@@ -189,15 +192,15 @@ def _log_fault(exc_info: Any) -> None:
 def unexpected(exc: Exception) -> Response:
     """Answer 503 for a passing fault of the database, wherever it came up, and 500 for the rest."""
     if is_passing_fault(exc):
-        unavailable_ = tree.DatabaseUnavailable()
-        unavailable_.__cause__ = exc
-        return answer(unavailable_)
+        fault = tree.DatabaseUnavailable()
+        fault.__cause__ = exc
+        return answer(fault)
     log.error("a request failed", **describe(exc))
     return _respond(500, "internal", INTERNAL)
 
 
 def _from_apiflask(error: HTTPError) -> Response:
-    """Answer what we refuse ourselves: some fields, which APIFlask nests by location, or all."""
+    """Answer a refused body or query: by its fields, which APIFlask nests, or as a whole."""
     refused: dict[str, list[str]] = {}
     for location, messages in error.detail.items():
         by_field = messages if isinstance(messages, dict) else {location: messages}
@@ -210,8 +213,8 @@ def _from_apiflask(error: HTTPError) -> Response:
 def _from_framework(exc: HTTPException) -> Response:
     if exc.code is None or exc.code >= HTTPStatus.INTERNAL_SERVER_ERROR:
         return unexpected(exc)
-    kept = {"Allow", "Retry-After", "WWW-Authenticate"}
-    return _plain(exc.code, None, {k: v for k, v in exc.get_headers() if k in kept})
+    headers = {name: value for name, value in exc.get_headers() if name in _FRAMEWORK_HEADERS}
+    return _plain(exc.code, None, headers)
 
 
 def _plain(status: int, text: str | None, headers: dict[str, str]) -> Response:

@@ -1,4 +1,4 @@
-"""What every answer carries: a request id, CORS, security headers, and how long it may be kept."""
+"""The headers of every answer: a request id, CORS, security, and how long it may be kept."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ _METHODS = "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"
 _CROSS_ORIGIN = ("/api/", "/media/")
 _PREFLIGHT_SECONDS = 600
 
-# Set by hand: they are a few fixed lines, of which pages and docs replace some. The presets of the
-# ``secure`` library would also upgrade plain HTTP in development.
+# These headers are set by hand: they are a few fixed lines, of which pages and docs replace some.
+# The presets of the ``secure`` library would also upgrade plain HTTP in development.
 _SECURITY = {
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
@@ -48,8 +48,8 @@ def init_app(app: APIFlask, settings: Settings) -> None:
 
 def _begin() -> None:
     given = request.headers.get("X-Request-ID", "")
-    sane = re.fullmatch(r"[A-Za-z0-9._-]{1,64}", given)
-    g.request_id = given if sane else uuid.uuid4().hex
+    is_plain = re.fullmatch(r"[A-Za-z0-9._-]{1,64}", given)
+    g.request_id = given if is_plain else uuid.uuid4().hex
     structlog.contextvars.clear_contextvars()
     structlog.contextvars.bind_contextvars(request_id=g.request_id)
 
@@ -62,8 +62,8 @@ def _refuse_redirects() -> None:
 
 
 def _answer_preflight() -> Response | None:
-    # Also for an address where nothing is: without it a browser would hide the 404 or the 405 of
-    # the call itself from the web app.
+    # Answer also for an address where nothing is: without it a browser would hide the 404 or the
+    # 405 of the call itself from the web app.
     if request.method == "OPTIONS" and "Access-Control-Request-Method" in request.headers:
         return Response(status=204)
     return None
@@ -87,8 +87,8 @@ def _finish(security: Mapping[str, str], response: Response) -> Response:
 
 
 def _allow_origins(app: APIFlask, settings: Settings) -> None:
-    # Compiled here: flask-cors guesses whether a text is an expression, and would match a prefix,
-    # so `https://example.org.evil.test` would be allowed too.
+    # Compile the origins here: flask-cors guesses whether a text is an expression, and would match
+    # a prefix, so `https://example.org.evil.test` would be allowed too.
     origins = [
         re.compile(re.escape(origin) + r"\Z", re.IGNORECASE) for origin in settings.cors_origins
     ]

@@ -1,4 +1,4 @@
-"""The OpenAPI document: what APIFlask reads off the views, completed from marks and errors."""
+"""The OpenAPI document, which APIFlask reads off the views, completed by marks and errors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the OpenAPI document shows by example: members of bodies, errors, and their schemas."""
+"""The examples of the OpenAPI document: members of bodies, errors, and their schemas."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from ...errors import AccountError
 
 TIME = "2026-12-07T09:30:00Z"
 TOKEN = "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIuLi4ifQ.c2ln"
-# Examples by the name of a member, which means the same in every body.
+# A member has its example by its name, which means the same in every body: with two meanings, one
+# of them would have a misleading example.
 EXAMPLES: dict[str, Any] = {
     "access": TOKEN,
     "action": "account.deactivated",
