@@ -247,7 +247,9 @@ def list_command(state: str | None, after: int, limit: int, *, as_json: bool) ->
     """
     with services().reading() as session:
         now = database_now(session)
-        found = profiles.list_accounts(session, now=now, state=state, after=after, limit=limit + 1)
+        accounts = profiles.list_accounts(
+            session, now=now, state=state, after=after, limit=limit + 1
+        )
         page = [
             {
                 "id": account.id,
@@ -257,7 +259,7 @@ def list_command(state: str | None, after: int, limit: int, *, as_json: bool) ->
                 "state": account.state(now),
                 "purge_at": stamp(account.purge_at),
             }
-            for account in found[:limit]
+            for account in accounts[:limit]
         ]
     if as_json:
         show_json(page)
@@ -267,7 +269,7 @@ def list_command(state: str | None, after: int, limit: int, *, as_json: bool) ->
         show_lines(table(titles, ([account[name] for name in names] for account in page)))
     else:
         click.echo("No accounts.")
-    if len(found) > limit:
+    if len(accounts) > limit:
         click.echo(f"More: repeat with --after {page[-1]['id']}.", err=True)
 
 
@@ -417,30 +419,30 @@ def status(*, as_json: bool) -> None:
     settings = services().settings
     with services().reading() as session:
         now = database_now(session)
-        found = read_status(session, now=now, max_attempts=settings.purge_max_attempts)
-    if found.paused_at is not None and not as_json:
-        click.echo(paused(found.paused_at), err=True)
+        counts = read_status(session, now=now, max_attempts=settings.purge_max_attempts)
+    if counts.paused_at is not None and not as_json:
+        click.echo(paused(counts.paused_at), err=True)
     shown = {
-        "active": found.active,
-        "deactivated": found.deactivated,
-        "due": found.due,
-        "held": found.held,
-        "failing": found.failing,
-        "stuck": found.stuck,
-        "overdue_seconds": round(found.overdue.total_seconds()),
-        "owed": dict(found.owed),
-        "last_purged_at": stamp(found.last_purged_at),
-        "swept_at": stamp(found.swept_at),
-        "paused_at": stamp(found.paused_at),
-        "unscrubbed": found.unscrubbed if settings.is_sqlite else 0,
-        "troubled": list(found.troubled_ids),
+        "active": counts.active,
+        "deactivated": counts.deactivated,
+        "due": counts.due,
+        "held": counts.held,
+        "failing": counts.failing,
+        "stuck": counts.stuck,
+        "overdue_seconds": round(counts.overdue.total_seconds()),
+        "owed": dict(counts.owed),
+        "last_purged_at": stamp(counts.last_purged_at),
+        "swept_at": stamp(counts.swept_at),
+        "paused_at": stamp(counts.paused_at),
+        "unscrubbed": counts.unscrubbed if settings.is_sqlite else 0,
+        "troubled": list(counts.troubled_ids),
     }
     if as_json:
         show_json(shown)
     else:
         show_lines(_status_lines(shown))
-    if found.stuck:
-        accounts = count(found.stuck, "account is", "accounts are")
+    if counts.stuck:
+        accounts = count(counts.stuck, "account is", "accounts are")
         fail(f"{accounts} stuck. `accounts show ID` says why.")
 
 
@@ -479,7 +481,7 @@ _STATES = {
     "stuck": "  of these stuck",
 }
 
-# Words for every kind of effect; a kind without words is shown with a dash.
+# Every kind of effect has its words; a kind without words is shown with a dash.
 EFFECTS = {
     queue.DELETE_FILE: "files to delete",
     queue.LEDGER: "batches for the ledger",

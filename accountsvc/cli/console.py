@@ -1,4 +1,4 @@
-"""What every command needs: accounts by their names, exit codes, questions, JSON."""
+"""The tools of every command: accounts by their names, exit codes, questions, JSON."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from functools import wraps
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar, cast
 
 import click
 from sqlalchemy import inspect
@@ -64,7 +64,7 @@ def sentences(command: F) -> F:
                 raise
             fail("The database does not answer. Nothing is half-done; repeat the command later.")
 
-    return guarded  # type: ignore[return-value]
+    return cast(F, guarded)
 
 
 def _lacks_tables() -> bool:
@@ -110,19 +110,20 @@ def _encoding() -> str:
 
 def find(names: Sequence[str]) -> list[int]:
     """Return the ids of the named accounts, each once; fail if any is unknown."""
-    found: dict[int, None] = {}
+    ids: dict[int, None] = {}
     unknown = []
     with services().reading() as session:
         for name in names:
-            # A database refuses a text that the shell could not decode, so it is not asked for one.
+            # Do not ask for a text that the shell could not decode: a database refuses it with an
+            # error.
             account = None if text_problem(name) else rows.locate(session, name)
             if account is None:
                 unknown.append(printable(name) or "an empty name")
             else:
-                found[account.id] = None
+                ids[account.id] = None
     if unknown:
         fail(f"Not found: {', '.join(unknown)}. Give ids or e-mails; nothing was changed.")
-    return list(found)
+    return list(ids)
 
 
 def account_document(session: Session, account: Account) -> dict[str, Any]:

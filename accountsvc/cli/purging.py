@@ -33,7 +33,8 @@ from .console import (
 )
 from .words import count, paused, stamp, table
 
-# A plan that somebody is asked about shows so many accounts; the totals are of all.
+# A plan that somebody is asked about shows so many accounts at most, or the question would scroll
+# its totals, which are of all, out of sight.
 MOST_SHOWN = 20
 
 sweeps_group = AppGroup(
@@ -119,8 +120,8 @@ def _refusals() -> Iterator[None]:
     try:
         yield
     except NotPurgeable as exc:
-        each = [f"Account {account_id}: {_why(kept)}" for account_id, kept in exc.kept.items()]
-        fail(f"{' '.join(each)} Nothing was changed.")
+        reasons = [f"Account {account_id}: {_why(kept)}" for account_id, kept in exc.kept.items()]
+        fail(f"{' '.join(reasons)} Nothing was changed.")
     except PurgingPaused:
         with services().reading() as session:
             since = brake.paused_at(session)
@@ -153,7 +154,7 @@ def progress_bar(planned: Sequence[PlannedPurge]) -> Iterator[Progress | None]:
 
 
 def confirm(planned: Sequence[PlannedPurge], *, dry_run: bool, yes: bool, as_json: bool) -> bool:
-    """Show what will be destroyed and ask; False if that is all that is to be done."""
+    """Show what will be destroyed, and ask; False if nothing is to be destroyed after that."""
     if dry_run and as_json:
         accounts = [_purge_document(plan) for plan in planned]
         show_json({"dry_run": True, **_totals(planned), "would_purge": accounts})
@@ -205,7 +206,7 @@ def _total(planned: Sequence[PlannedPurge]) -> str:
 
 
 def finish(report: PurgeReport, *, as_json: bool) -> None:
-    """Say what was done and what is left; exit code 1 if anything is."""
+    """Report a purge; exit with code 1 if anything of it is still to be done."""
     if as_json:
         show_json(
             {
@@ -235,7 +236,8 @@ def finish(report: PurgeReport, *, as_json: bool) -> None:
         sys.exit(1)
 
 
-# What a purge owes: one and several of it, and what is to be done with it.
+# A purge owes effects of these kinds: the words for one, for several, and for what is still to be
+# done. A kind without words would end the report with an error.
 _OWED = {
     queue.DELETE_FILE: (("file is", "files are"), "deleted"),
     queue.LEDGER: (("batch is", "batches are"), "written to the ledger"),

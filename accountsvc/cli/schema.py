@@ -39,7 +39,7 @@ def db_group() -> click.Group:
 
 def _begin(**options: Any) -> None:
     """Do what Flask-Migrate does before each of its commands, with an application for it."""
-    # A wrong setting is left to the command itself, so that its help can be read all the same.
+    # Leave a wrong setting to the command itself, so that its help can be read all the same.
     with suppress(ConfigError):
         flask_migrate.callback(**options)
 
@@ -55,7 +55,7 @@ class _Sentences(logging.Handler):
 @with_appcontext
 @sentences
 def downgrade(ctx: click.Context, /, *, revision: str, lose_data: bool, **options: Any) -> None:
-    # With --sql nothing is changed, only printed.
+    # With --sql the statements are only printed, so there is no loss to refuse.
     if not lose_data and not options["sql"]:
         try:
             config = schema.alembic_config(services().settings.database_url)

@@ -102,32 +102,33 @@ def orphans(*, delete: bool, force: bool, yes: bool, as_json: bool) -> None:
     with services().reading() as session:
         now = database_now(session)
     total = in_use = 0
-    found: list[avatars.StoredAvatar] = []
+    orphaned: list[avatars.StoredAvatar] = []
     with _store_of("STORAGE_URL"):
         for avatar in avatars.stored_avatars(services().database, services().avatars, now=now):
             total += 1
             in_use += avatar.is_shown
             if avatar.is_orphan:
-                found.append(avatar)
+                orphaned.append(avatar)
     if not as_json:
-        show_lines(_orphan_lines(found, total=total, in_use=in_use))
-    remaining = len(found)
-    if delete and found:
-        if len(found) > in_use and not force:
+        show_lines(_orphan_lines(orphaned, total=total, in_use=in_use))
+    remaining = len(orphaned)
+    if delete and orphaned:
+        if len(orphaned) > in_use and not force:
             fail(
                 "More files are nobody's than this database's accounts show: is it the right one? "
                 "Nothing was deleted; --force deletes them all the same."
             )
         ask("Delete these files for good?", yes=yes)
-        remaining = _delete_files([avatar.key for avatar in found])
-    deleted = len(found) - remaining
+        remaining = _delete_files([avatar.key for avatar in orphaned])
+    deleted = len(orphaned) - remaining
     if as_json:
         show_json(
             {
                 "files": total,
                 "shown": in_use,
                 "orphans": [
-                    {"key": avatar.key, "written_at": stamp(avatar.written_at)} for avatar in found
+                    {"key": avatar.key, "written_at": stamp(avatar.written_at)}
+                    for avatar in orphaned
                 ],
                 "deleted": deleted,
             }
@@ -142,12 +143,12 @@ def orphans(*, delete: bool, force: bool, yes: bool, as_json: bool) -> None:
 
 
 def _orphan_lines(
-    found: Sequence[avatars.StoredAvatar], *, total: int, in_use: int
+    orphaned: Sequence[avatars.StoredAvatar], *, total: int, in_use: int
 ) -> Iterator[str]:
-    if found:
-        files = ((avatar.key, stamp(avatar.written_at)) for avatar in found)
+    if orphaned:
+        files = ((avatar.key, stamp(avatar.written_at)) for avatar in orphaned)
         yield from table(["KEY", "WRITTEN AT"], files)
-    yield f"{count(total, 'file')}: {len(found)} nobody's, {in_use} shown by an account."
+    yield f"{count(total, 'file')}: {len(orphaned)} nobody's, {in_use} shown by an account."
 
 
 def _delete_files(keys: Sequence[str]) -> int:
@@ -229,31 +230,31 @@ def verify(*, as_json: bool) -> None:
     2 bad usage.
     """
     with _store_of("LEDGER_URL"):
-        found = services().restore.verify()
+        verification = services().restore.verify()
     if as_json:
         show_json(
             {
-                "lines": found.lines,
-                "receipts": found.receipts,
-                "owed": found.owed,
-                "back": found.back,
-                "missing": [str(public_id) for public_id in found.missing],
+                "lines": verification.lines,
+                "receipts": verification.receipts,
+                "owed": verification.owed,
+                "back": verification.back,
+                "missing": [str(public_id) for public_id in verification.missing],
             }
         )
     else:
-        lines = count(found.lines, "purged account")
-        click.echo(f"{lines} in the ledger, {count(found.receipts, 'receipt')}.")
-    if found.back:
-        back = count(len(found.back), "purged account is", "purged accounts are")
+        lines = count(verification.lines, "purged account")
+        click.echo(f"{lines} in the ledger, {count(verification.receipts, 'receipt')}.")
+    if verification.back:
+        back = count(len(verification.back), "purged account is", "purged accounts are")
         click.echo(f"{back} back: run `ledger replay`.", err=True)
-    if found.missing:
-        missing = count(len(found.missing), "receipt is", "receipts are")
+    if verification.missing:
+        missing = count(len(verification.missing), "receipt is", "receipts are")
         click.echo(
             f"{missing} not in the ledger: put its lost objects back from a copy. "
             "--json names the receipts.",
             err=True,
         )
-    if found.back or found.missing:
+    if verification.back or verification.missing:
         sys.exit(1)
 
 

@@ -1,7 +1,7 @@
-"""How values are shown to people: counted nouns, durations, fields and aligned tables.
+"""The forms in which people see values: counted nouns, durations, fields and aligned tables.
 
-Whatever people typed may be in it, so every text goes through :func:`printable`: nothing that is
-stored can move a terminal's cursor, turn a line around, or break a column.
+A value may hold anything that people have typed, so every text goes through :func:`printable`:
+nothing that is stored can move a terminal's cursor, turn a line around, or break a column.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ def duration(length: timedelta) -> str:
 def printable(text: str) -> str:
     """Return *text* as one line without control characters.
 
-    Line breaks and tabs become spaces; what would be invisible or act on the terminal (control and
-    bidirectional formatting characters, lone surrogates) is named: ``<U+202E>``.
+    Line breaks and tabs become spaces. Characters that would be invisible or act on the terminal
+    (control and bidirectional formatting characters, lone surrogates) are named: ``<U+202E>``.
     """
     return "".join(_printable(character) for character in text)
 
@@ -79,17 +79,17 @@ def cut(text: str, most: int) -> str:
     """Return *text*, or its beginning and ``…`` if it is wider than *most* columns."""
     if width(text) <= most:
         return text
-    taken, room = "", most - 1
+    beginning, room = "", most - 1
     for character in text:
         room -= _width(character)
         if room < 0:
             break
-        taken += character
-    return f"{taken}…"
+        beginning += character
+    return f"{beginning}…"
 
 
 def shown(value: object) -> str:
-    """Return a value in words: yes or no, a dash for what is not there, else :func:`printable`."""
+    """Return a value in words: yes or no, a dash for none, any other as :func:`printable` does."""
     if value is None or value == "":
         return DASH
     if isinstance(value, bool):
@@ -137,7 +137,7 @@ def _aligned(text: str, columns: int, is_number: bool) -> str:
 
 
 def fields(values: Mapping[str, object]) -> Iterator[str]:
-    """Yield a line for each value, behind its name; what is not there is left out."""
+    """Yield a line for each value, behind its name; those that are None or empty are left out."""
     present = {name: value for name, value in values.items() if value not in (None, "")}
     longest = max(map(width, present), default=0)
     for name, value in present.items():
@@ -145,5 +145,5 @@ def fields(values: Mapping[str, object]) -> Iterator[str]:
 
 
 def paused(since: datetime | None) -> str:
-    """Say since when purging is paused, and what ends it."""
+    """Return the sentence that purging is paused since a time, and what ends that."""
     return f"Purging is paused since {stamp(since)}. `sweeps resume` ends that."
