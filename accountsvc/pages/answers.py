@@ -20,12 +20,13 @@ from .messages import BROKEN, NOT_UNDERSTOOD, UNAVAILABLE, Message, ShowMessage
 
 log = structlog.get_logger(__name__)
 
-# Problems of a form: a sentence by the id of each field, or by "" for the whole form.
+# The problems of a form are sentences by the id of their field, or by "" for the whole form:
+# without the id, a page could not show a sentence beside its field.
 Problems = Mapping[str, str]
 
 
 def say(message: Message) -> Response:
-    """Answer with the page of *message*, and with when to come back if a part does not answer."""
+    """Answer with the page of *message*; if a part does not answer, with ``Retry-After`` too."""
     response = Response(render_template("message.html", message=message), message.status)
     if message.status == HTTPStatus.SERVICE_UNAVAILABLE:
         response.headers["Retry-After"] = str(RETRY_AFTER)

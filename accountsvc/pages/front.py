@@ -1,4 +1,4 @@
-"""The front page: which service runs here and where to look, for a person or for a program."""
+"""The front page, for a person or a program: it names the service, and where to look further."""
 
 from __future__ import annotations
 

@@ -62,8 +62,8 @@ def enter(link: Link, token: str) -> Response:
     if claims is None:
         raise ShowMessage(messages.INCOMPLETE)
     response = cast(Response, redirect(link.path, 303))
-    # Without an expiry if that has passed: the browser would drop the cookie at once, and the page
-    # could not say that the link has run out.
+    # Set no expiry that has passed: the browser would drop the cookie at once, and the page could
+    # not say that the link has run out.
     is_over = claims.expires_at <= datetime.now(UTC)
     response.set_cookie(
         link.cookie,
@@ -78,7 +78,7 @@ def enter(link: Link, token: str) -> Response:
 
 
 def visit(link: Link) -> Visit:
-    """Return who is here, by the cookie; a POST must be a form of our page.
+    """Return the visit of this request, by its cookie; a POST must be a form of our page.
 
     Raises ShowMessage if there is no link, the form is not ours, or the account is due or gone.
     """
@@ -103,7 +103,7 @@ def visit(link: Link) -> Visit:
 
 
 def form_key(token: str) -> str:
-    """Return what a form of the page must hold: known to whoever can read the page, and to us.
+    """Return the key that a form of the page must hold: only a reader of the page and we know it.
 
     It belongs to one token, so a page that was left open cannot act on the account of another link.
     """
@@ -112,12 +112,12 @@ def form_key(token: str) -> str:
 
 
 def _has_form_key(token: str) -> bool:
-    given = request.form.get("form_key", "")
-    return hmac.compare_digest(given.encode(), form_key(token).encode())
+    sent_key = request.form.get("form_key", "")
+    return hmac.compare_digest(sent_key.encode(), form_key(token).encode())
 
 
 def _from_here() -> bool:
-    """Say whether the browser does not deny that the form was sent by our own page."""
+    """Say whether the form may be one of our own page, by all that the browser says of it."""
     site = request.headers.get("Sec-Fetch-Site")
     if site is not None:
         return site in {"same-origin", "none"}

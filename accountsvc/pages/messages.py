@@ -1,4 +1,4 @@
-"""What a page says when there is nothing left to decide on it: why, and what to do."""
+"""The pages on which nothing is left to decide: each says why, and what to do."""
 
 from __future__ import annotations
 

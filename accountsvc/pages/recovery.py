@@ -1,4 +1,4 @@
-"""The page of the grace period: what happens when, and what the person can do until then.
+"""The page of the grace period: it shows what happens when, and lets the person change that.
 
 The link alone opens what the deletion document says, and *Keep my account*. Taking the data along
 and giving up the rest of the time need the password too, so that a mailbox alone never opens a
@@ -40,21 +40,21 @@ def show() -> Response:
 
 def act() -> Response:
     """Do what one of the page's forms asks for, or show the page again with what is wrong."""
-    who = _visit()
+    visitor = _visit()
     action = request.form.get("action", "")
     if action not in _ACTIONS:
         raise ShowMessage(messages.NOT_UNDERSTOOD)
     try:
-        return _ACTIONS[action](who)
+        return _ACTIONS[action](visitor)
     except WrongPassword:
         wrong = {f"{action}-password": "This is not the password of this account."}
-        return _page(who, 403, wrong)
+        return _page(visitor, 403, wrong)
     except Throttled as exc:
-        return too_many(exc, lambda problems: _page(who, 429, problems))
+        return too_many(exc, lambda problems: _page(visitor, 429, problems))
     except ReactivationForbidden as exc:
-        return _page(who, 403, {"": str(exc)})
+        return _page(visitor, 403, {"": str(exc)})
     except RecentChange as exc:
-        return _page(who, 409, {"": str(exc)})
+        return _page(visitor, 409, {"": str(exc)})
     except (AccountNotFound, TokenNotValid, NotDeactivated, GraceOver) as exc:
         # Another request was faster than this form: look again, so that the page says what it did.
         return _page(_visit(), 409, {"": str(exc)})
@@ -70,51 +70,53 @@ def time_left(span: timedelta) -> str:
 
 
 def _visit() -> Visit:
-    who = visit(RECOVER)
-    if who.account.is_active:
+    visitor = visit(RECOVER)
+    if visitor.account.is_active:
         raise ShowMessage(messages.USED)
-    if not who.is_current:
+    if not visitor.is_current:
         raise ShowMessage(messages.REPLACED)
-    return who
+    return visitor
 
 
-def _keep(who: Visit) -> Response:
+def _keep(visitor: Visit) -> Response:
     services().throttle.spend(throttle.TOKEN, address=client())
     with services().writing() as session:
         lifecycle.reactivate(
             session,
-            who.account.id,
+            visitor.account.id,
             promise=services().promise,
-            by=Actor(OWNER, who.account.public_id),
-            epoch=who.claims.epoch,
+            by=Actor(OWNER, visitor.account.public_id),
+            epoch=visitor.claims.epoch,
         )
     return say(messages.ACCOUNT_KEPT)
 
 
-def _download(who: Visit) -> Response:
+def _download(visitor: Visit) -> Response:
     problems = _without_password("download")
     if problems:
-        return _page(who, 400, problems)
-    services().attempts.confirm(who.account, request.form["password"], address=client())
-    pieces = services().export(who.account, epoch=who.claims.epoch, address=client(), now=who.now)
+        return _page(visitor, 400, problems)
+    services().attempts.confirm(visitor.account, request.form["password"], address=client())
+    pieces = services().export(
+        visitor.account, epoch=visitor.claims.epoch, address=client(), now=visitor.now
+    )
     response = Response(pieces, mimetype=exports.CONTENT_TYPE)
     response.headers["Content-Disposition"] = exports.DISPOSITION
     return response
 
 
-def _delete(who: Visit) -> Response:
+def _delete(visitor: Visit) -> Response:
     problems = _without_password("delete")
     if "sure" not in request.form:
         problems["delete-sure"] = "Tick the box if you are sure."
     if problems:
-        return _page(who, 400, problems)
-    services().attempts.confirm(who.account, request.form["password"], address=client())
+        return _page(visitor, 400, problems)
+    services().attempts.confirm(visitor.account, request.form["password"], address=client())
     with services().writing() as session:
         lifecycle.due_now(
             session,
-            who.account.id,
-            by=Actor(OWNER, who.account.public_id),
-            epoch=who.claims.epoch,
+            visitor.account.id,
+            by=Actor(OWNER, visitor.account.public_id),
+            epoch=visitor.claims.epoch,
         )
     return say(messages.DUE_NOW)
 
@@ -130,15 +132,15 @@ def _without_password(action: str) -> dict[str, str]:
     return {} if request.form.get("password") else {f"{action}-password": "Enter your password."}
 
 
-def _page(who: Visit, status: int = 200, problems: Problems | None = None) -> Response:
-    purge_at = who.account.purge_at
+def _page(visitor: Visit, status: int = 200, problems: Problems | None = None) -> Response:
+    purge_at = visitor.account.purge_at
     assert purge_at is not None
     text = render_template(
         "recover.html",
         purge_at=purge_at,
-        time_left=time_left(purge_at - who.now),
-        by_owner=who.account.deactivated_by == OWNER,
-        form_key=form_key(who.token),
+        time_left=time_left(purge_at - visitor.now),
+        by_owner=visitor.account.deactivated_by == OWNER,
+        form_key=form_key(visitor.token),
         problems=problems or {},
         opened=request.form.get("action"),
         sure="sure" in request.form,

@@ -21,38 +21,40 @@ def show() -> Response:
 
 def act() -> Response:
     """Set the password, or show the page again with what is wrong."""
-    who = _visit()
+    visitor = _visit()
     try:
         services().throttle.spend(throttle.TOKEN, address=client())
         credentials.reset_password(
             services().database,
             services().hasher,
-            who.claims,
+            visitor.claims,
             request.form.get("new_password", ""),
             promise=services().promise,
         )
-        services().throttle.forgive(throttle.PASSWORD, account=who.account.email_key)
+        services().throttle.forgive(throttle.PASSWORD, account=visitor.account.email_key)
     except InvalidInput as exc:
-        return _page(who, 400, {"new-password": " ".join(exc.fields["new_password"])})
+        return _page(visitor, 400, {"new-password": " ".join(exc.fields["new_password"])})
     except Throttled as exc:
-        return too_many(exc, lambda problems: _page(who, 429, problems))
+        return too_many(exc, lambda problems: _page(visitor, 429, problems))
     except TokenNotValid as exc:
         # Another request was faster than this form: look again, so that the page says what it did.
         return _page(_visit(), 409, {"": str(exc)})
-    return say(messages.PASSWORD_SET if who.account.is_active else messages.PASSWORD_SET_IN_GRACE)
+    return say(
+        messages.PASSWORD_SET if visitor.account.is_active else messages.PASSWORD_SET_IN_GRACE
+    )
 
 
 def _visit() -> Visit:
-    who = visit(RESET_PASSWORD)
-    if not credentials.reset_is_current(who.account, who.claims):
+    visitor = visit(RESET_PASSWORD)
+    if not credentials.reset_is_current(visitor.account, visitor.claims):
         raise ShowMessage(messages.RESET_USED)
-    if not who.is_current:
+    if not visitor.is_current:
         raise ShowMessage(messages.RESET_EXPIRED)
-    return who
+    return visitor
 
 
-def _page(who: Visit, status: int = 200, problems: Problems | None = None) -> Response:
+def _page(visitor: Visit, status: int = 200, problems: Problems | None = None) -> Response:
     text = render_template(
-        "reset_password.html", form_key=form_key(who.token), problems=problems or {}
+        "reset_password.html", form_key=form_key(visitor.token), problems=problems or {}
     )
     return Response(text, status)
