@@ -25,7 +25,7 @@ from .models import (
 
 
 class Purge(Enum):
-    """How a place is emptied when an account is purged."""
+    """The way in which a place is emptied when an account is purged."""
 
     BY_ACCOUNT = "deleted by account id, before the account's row"
     ACCOUNT = "the account's own row, deleted last"

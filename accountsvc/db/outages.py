@@ -1,4 +1,4 @@
-"""What an error of the database means: whether a repetition may help, and whom else it concerns."""
+"""The database's errors: whether a repetition may help, and whom else they concern."""
 
 from __future__ import annotations
 

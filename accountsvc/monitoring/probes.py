@@ -64,15 +64,17 @@ def _deadline() -> float:
 class Probe:
     """One look at a part: ``ok``, or what is wrong in words without any address or secret."""
 
-    def __init__(self, look: Callable[[], str | None], *, kept: timedelta | None = None) -> None:
+    def __init__(
+        self, look: Callable[[], str | None], *, lifetime: timedelta | None = None
+    ) -> None:
         self._look = look
-        self._kept = (ANSWER_KEPT if kept is None else kept).total_seconds()
+        self._lifetime = ANSWER_KEPT if lifetime is None else lifetime
         self._lock = threading.Lock()
         self._answer: Future[str] | None = None
         self._answered_at = 0.0
 
     def read(self, deadline: float | None = None) -> str:
-        """Return the answer, no older than it may be kept.
+        """Return the answer, no older than its lifetime.
 
         A part that has not answered by *deadline* (of the monotonic clock; default: in
         ``PROBE_PATIENCE``) is said to hang.
@@ -94,8 +96,8 @@ class Probe:
             return self._answer
 
     def _is_old(self, answer: Future[str]) -> bool:
-        kept = self._kept if answer.result() == OK else FAULT_KEPT.total_seconds()
-        return time.monotonic() - self._answered_at >= kept
+        lifetime = self._lifetime if answer.result() == OK else FAULT_KEPT
+        return time.monotonic() - self._answered_at >= lifetime.total_seconds()
 
     def _look_for(self, answer: Future[str]) -> None:
         try:
@@ -113,7 +115,7 @@ class Probes:
         self._services = services
         self._database = Probe(self._ask_database)
         self._schema = Probe(self._ask_schema)
-        self._purged_stay_purged = Probe(self._ask_ledger, kept=LEDGER_ANSWER_KEPT)
+        self._purged_stay_purged = Probe(self._ask_ledger, lifetime=LEDGER_ANSWER_KEPT)
         self._parts = {
             "broker": Probe(self._ask_broker),
             "storage": Probe(services.avatars.check),
