@@ -15,8 +15,8 @@ MAX_LENGTH = 128
 MIN_WORDS = 3
 MAX_WORDS = 20
 
-# No quotes, backslash, comma, semicolon, angle bracket or space: they break forms, CSV files and
-# shells often enough that people would weaken the password by hand.
+# The symbols leave out quotes, backslash, comma, semicolon, angle brackets and space: these break
+# forms, CSV files and shells often enough that people would weaken the password by hand.
 SYMBOLS = "!#$%&*+-.:=?@^_~"
 
 _WORD_LIST = Path(__file__).with_name("data") / "eff_large_wordlist.txt"

@@ -1,6 +1,7 @@
 """The store of avatar files: in a folder, or in an S3 bucket.
 
-A file is an image that ``images.normalise`` has encoded anew; the store takes any bytes.
+A file is an image that ``images.normalise`` has encoded anew; the store takes any bytes. botocore
+is imported where it is needed, as boto3 is in ``objectstore``.
 """
 
 from __future__ import annotations

@@ -89,7 +89,7 @@ def handlers(
     }
 
 
-def on_given_up(session: Session, owed: Owed, reason: str, now: datetime) -> None:
+def on_given_up(session: Session, owed: Owed, now: datetime) -> None:
     """Audit, in the outbox's transaction, that a mail will never arrive; ignore other effects."""
     if owed.kind in KINDS:
         audit.record(
@@ -124,7 +124,7 @@ def _file_handler(database: Database, avatars: AvatarStore) -> queue.Handler:
         failed = avatars.delete_many([key for key in by_key if key not in shown])
         return Outcome(
             failed={by_key[key].uid: error for key, error in failed.items()},
-            given_up={by_key[key].uid: "in use" for key in shown if key is not None},
+            given_up={by_key[key].uid for key in shown if key is not None},
         )
 
     return remove
@@ -197,14 +197,14 @@ class _Mails:
             )
         except MailUnavailable as exc:
             outcome.failed[effect.uid] = type(exc.__cause__ or exc).__name__
-        except MailRefused as exc:
+        except MailRefused:
             # Refusals have a count of their own. Attempts also grow in an outage, so by their count
             # the first refusal after one would be the last.
             count = refusals(effect.payload) + 1
             log.warning("a mail was refused", kind=effect.kind, times=count)
             again_at = _next_try(effect, count, now)
             if again_at is None:
-                outcome.given_up[effect.uid] = type(exc).__name__
+                outcome.given_up.add(effect.uid)
             else:
                 outcome.later[effect.uid] = again_at
                 outcome.payloads[effect.uid] = with_refusals(effect.payload, count)

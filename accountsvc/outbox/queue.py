@@ -65,20 +65,20 @@ class Outcome:
     """A handler's answer about the effects that it was given, by ``uid``; all others are done.
 
     ``failed`` are tried again after a pause (the value is an exception's class name, nothing else);
-    ``later`` are not due before the time named there; ``given_up`` are dropped for good, with a
-    reason. ``payloads`` are the new ones of effects that stay.
+    ``later`` are not due before the time named there; ``given_up`` are dropped for good.
+    ``payloads`` are the new ones of effects that stay.
     """
 
     failed: dict[uuid.UUID, str] = field(default_factory=dict)
     later: dict[uuid.UUID, datetime] = field(default_factory=dict)
-    given_up: dict[uuid.UUID, str] = field(default_factory=dict)
+    given_up: set[uuid.UUID] = field(default_factory=set)
     payloads: dict[uuid.UUID, dict[str, Any]] = field(default_factory=dict)
 
 
 Handler = Callable[[Sequence[Owed], datetime], Outcome]
-# Such a function is called with the reason and the time in the transaction that drops an effect for
-# good: called after it, a crash in between would lose the audit event.
-OnGivenUp = Callable[[Session, Owed, str, datetime], None]
+# Such a function is called, with the time, in the transaction that drops an effect for good: called
+# after it, a crash in between would lose the audit event.
+OnGivenUp = Callable[[Session, Owed, datetime], None]
 
 
 @dataclass
@@ -289,7 +289,7 @@ def _settle(
             if effect.uid in outcome.given_up:
                 dropped = _drop(session, [(row_id, effect.attempts)])
                 if dropped and on_given_up is not None:
-                    on_given_up(session, effect, outcome.given_up[effect.uid], now)
+                    on_given_up(session, effect, now)
             elif effect.uid in named:
                 change(
                     session,

@@ -47,7 +47,8 @@ def init_app(app: Flask) -> None:
             link.path,
             endpoint=link.cookie,
             view_func=page.show,
-            # Without its last slash a link that was cut there would get a 404 that does not say so.
+            # Serve the page without its last slash too: a link that was cut there would otherwise
+            # get a 404 that does not say so.
             strict_slashes=False,
         )
         bp.add_url_rule(

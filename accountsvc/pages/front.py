@@ -20,6 +20,6 @@ def show() -> Response:
         response = Response(render_template("front.html", places=places))
     else:
         response = jsonify({"service": "accountsvc", **places})
-    # Without it a cache would show a person the JSON that a program has asked for.
+    # Without this header a cache would show a person the JSON that a program has asked for.
     response.vary.add("Accept")
     return response

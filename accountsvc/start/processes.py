@@ -31,7 +31,7 @@ def become(command: Sequence[str]) -> NoReturn:
 
 
 def _celery(*words: str) -> list[str]:
-    # Without --quiet Celery prints a banner, which is no line of the log.
+    # Without --quiet Celery prints a banner, on which a program that reads the log would fail.
     return _python("celery", "--quiet", "--app", _worker_package(), *words)
 
 
