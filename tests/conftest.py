@@ -1,8 +1,8 @@
 """Servers and databases for every test.
 
 The controlling process starts one PostgreSQL and one Valkey for the whole session and hands their
-addresses to the workers; ``TEST_DATABASE_URL`` and ``TEST_REDIS_URL`` name others instead. Each test
-gets a database of its own, copied from a template that the migrations made.
+addresses to the workers; ``TEST_DATABASE_URL`` and ``TEST_REDIS_URL`` name others instead. Each
+test gets a database of its own, copied from a template that the migrations made.
 """
 
 from __future__ import annotations
@@ -17,23 +17,23 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
-import psycopg
 import pytest
 from apiflask import APIFlask
 from flask.testing import FlaskClient
-from sqlalchemy import Engine, make_url
+from sqlalchemy import Engine
 
 from accountsvc.db.engine import make_engine
 from accountsvc.db.schema import upgrade
 from accountsvc.services import Services, build_services
 from tests.support.factories import dispose, make_app, make_settings
-from tests.support.servers import PostgresServer, ValkeyServer
+from tests.support.servers import PostgresServer, ValkeyServer, create_database, drop_database
 
 ENGINES = ("sqlite", "postgresql")
 TEMPLATE = "accountsvc_template"
 
-# HTTP as everybody knows it (CONTRACT section 3), throttles, and what protects the pages run on SQLite; what
-# they ask of the database is tested on both engines below them. ``TEST_ENGINES=all`` runs all on both.
+# HTTP as everybody knows it (CONTRACT section 3), throttles, and what protects the pages run on
+# SQLite; what they ask of the database is tested on both engines below them. ``TEST_ENGINES=all``
+# runs all on both.
 ONE_ENGINE = {
     "test_api_bodies",
     "test_api_logs",
@@ -62,12 +62,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    # By its defaults the collector walks all that was imported, again and again: that was a sixth of
-    # the run of a file of tests.
+    # By its defaults the collector walks all that was imported, again and again: that was a sixth
+    # of the run of a file of tests.
     gc.set_threshold(50_000, 20, 100)
     if hasattr(config, "workerinput") or config.option.collectonly:
         return
-    # What ends a job (`timeout`, CI, a closing terminal) is an interrupt: it leaves no server behind.
+    # Take the signals that end a job (`timeout`, CI, a closing terminal) for an interrupt: they
+    # would otherwise leave the servers behind.
     for name in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(name, signal.default_int_handler)
     stack = ExitStack()
@@ -80,20 +81,21 @@ def pytest_configure(config: pytest.Config) -> None:
     if not os.environ.get("TEST_REDIS_URL"):
         os.environ["TEST_REDIS_URL"] = stack.enter_context(ValkeyServer()).url
         stack.callback(os.environ.pop, "TEST_REDIS_URL", None)
+    server_url = os.environ["TEST_DATABASE_URL"]
     template = f"{TEMPLATE}_{uuid.uuid4().hex[:8]}"
-    _create(template)
-    stack.callback(_drop, template)
-    upgrade(_sibling(template))
+    template_url = create_database(server_url, template)
+    stack.callback(drop_database, server_url, template)
+    upgrade(template_url)
     upgrade(f"sqlite:///{folder}/template.db")
     os.environ["ACCOUNTSVC_TEST_TEMPLATE"] = template
     os.environ["ACCOUNTSVC_TEST_SQLITE"] = str(folder / "template.db")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    left_out = [one for one in items if _is_left_out(one)]
+    left_out = [item for item in items if _is_left_out(item)]
     if left_out:
         config.hook.pytest_deselected(items=left_out)
-        items[:] = [one for one in items if one not in left_out]
+        items[:] = [item for item in items if item not in left_out]
 
 
 def _is_left_out(item: pytest.Item) -> bool:
@@ -135,37 +137,19 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.line(text)
 
 
-def _sibling(name: str) -> str:
-    url = make_url(os.environ["TEST_DATABASE_URL"]).set(database=name)
-    return url.render_as_string(hide_password=False)
-
-
-def _execute(statement: str) -> None:
-    with psycopg.connect(os.environ["TEST_DATABASE_URL"], autocommit=True) as connection:
-        connection.execute(statement.encode())
-
-
-def _create(name: str, template: str = "template0") -> str:
-    _execute(f'CREATE DATABASE "{name}" TEMPLATE "{template}" STRATEGY WAL_LOG')
-    return _sibling(name)
-
-
-def _drop(name: str) -> None:
-    _execute(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')
-
-
 @pytest.fixture
 def postgresql_databases() -> Iterator[Callable[[str], str]]:
     """Make databases from a template and drop them after the test."""
-    made: list[str] = []
+    server_url = os.environ["TEST_DATABASE_URL"]
+    names: list[str] = []
 
     def make(template: str) -> str:
-        made.append(f"test_{uuid.uuid4().hex}")
-        return _create(made[-1], template)
+        names.append(f"test_{uuid.uuid4().hex}")
+        return create_database(server_url, names[-1], template=template)
 
     yield make
-    for name in made:
-        _drop(name)
+    for name in names:
+        drop_database(server_url, name)
 
 
 @pytest.fixture
@@ -211,14 +195,14 @@ def database_url(request: pytest.FixtureRequest) -> str:
 @pytest.fixture
 def new_app(database_url: str, tmp_path: Path) -> Iterator[NewApp]:
     """Make applications on one database, each with environment variables of its own."""
-    made: list[APIFlask] = []
+    apps: list[APIFlask] = []
 
     def make(**changes: str) -> APIFlask:
-        made.append(make_app(changes.pop("DATABASE_URL", database_url), tmp_path, **changes))
-        return made[-1]
+        apps.append(make_app(changes.pop("DATABASE_URL", database_url), tmp_path, **changes))
+        return apps[-1]
 
     yield make
-    for app in made:
+    for app in apps:
         dispose(app)
 
 
@@ -260,9 +244,9 @@ def redis_url() -> str:
 
 
 def _services(url: str, folder: Path) -> Iterator[Services]:
-    made = build_services(make_settings(url, folder))
-    yield made
-    made.database.engine.dispose()
+    services = build_services(make_settings(url, folder))
+    yield services
+    services.database.engine.dispose()
 
 
 @pytest.fixture

@@ -126,7 +126,8 @@ def _download(seconds: float) -> bool:
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
-        # A group of its own: the download is done by children, which would go on for minutes.
+        # Give it a group of its own: the download is done by children, which would go on for
+        # minutes.
         start_new_session=True,
     ) as process:
         try:

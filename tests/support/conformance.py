@@ -31,12 +31,15 @@ class ConformingClient(FlaskClient):
 def check(app: Any, response: TestResponse) -> None:
     """Raise AssertionError unless *response* is described; unknown addresses are passed over."""
     method, path = response.request.method, response.request.path
-    for found, pattern, operations in _operations(app):
-        if pattern.fullmatch(path) and method.lower() in operations:
-            template = found
-            break
-    else:
+    described_calls = (
+        (template, operations)
+        for template, pattern, operations in _operations(app)
+        if pattern.fullmatch(path) and method.lower() in operations
+    )
+    call = next(described_calls, None)
+    if call is None:
         return
+    template, operations = call
     where = f"{method} {template} {response.status_code}"
     described = operations[method.lower()]["responses"].get(str(response.status_code))
     assert described is not None, f"a status that the document does not know: {where}"
@@ -57,12 +60,13 @@ def check(app: Any, response: TestResponse) -> None:
         assert not wrong, f"members that the document does not know: {where}: {wrong}"
 
 
-# The document is the same for all applications: settings are not in it.
-_made: dict[str, Any] = {}
+# The document is the same for all applications, since settings are not in it: made for each of
+# them, it would take most of the tests' time.
+_described: dict[str, Any] = {}
 
 
 def _operations(app: APIFlask) -> list[tuple[str, re.Pattern[str], dict[str, Any]]]:
-    if not _made:
+    if not _described:
         ours = _ours(app)
         with app.test_request_context():
             document = copy.deepcopy(app._get_spec("json"))
@@ -70,13 +74,13 @@ def _operations(app: APIFlask) -> list[tuple[str, re.Pattern[str], dict[str, Any
             # A problem carries whatever members the error has.
             if "properties" in schema and name != "Problem":
                 schema.setdefault("additionalProperties", False)
-        _made["document"] = document
-        _made["operations"] = [
+        _described["document"] = document
+        _described["operations"] = [
             (template, re.compile(re.sub(r"\{[^}]+\}", "[^/]+", template)), operations)
             for template, operations in document["paths"].items()
             if template in ours
         ]
-    operations: list[tuple[str, re.Pattern[str], dict[str, Any]]] = _made["operations"]
+    operations: list[tuple[str, re.Pattern[str], dict[str, Any]]] = _described["operations"]
     return operations
 
 
@@ -91,7 +95,7 @@ def _ours(app: APIFlask) -> set[str]:
 
 @cache
 def _validator(template: str, method: str, status: str, mimetype: str) -> Draft202012Validator:
-    document = _made["document"]
+    document = _described["document"]
     answer = document["paths"][template][method]["responses"][status]
     schema = answer["content"][mimetype]["schema"]
     return Draft202012Validator({**schema, "components": document["components"]})

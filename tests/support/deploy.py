@@ -1,4 +1,4 @@
-"""What the files for deployment say, read by tests, so that what is tested is what is run."""
+"""The files for deployment, read by tests, so that these test the commands that are run."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 
 
 def compose() -> dict[str, Any]:
-    found: dict[str, Any] = yaml.safe_load((ROOT / "compose.yaml").read_text())
-    return found
+    document: dict[str, Any] = yaml.safe_load((ROOT / "compose.yaml").read_text())
+    return document
 
 
 def compose_command(service: str) -> list[str]:
@@ -47,10 +47,11 @@ def kubernetes() -> list[dict[str, Any]]:
 
 def kubernetes_container(name: str) -> dict[str, Any]:
     """Return the container of a Deployment or a Job."""
-    (found,) = (
-        one["spec"]["template"]["spec"]["containers"][0]
-        for one in kubernetes()
-        if one["kind"] in {"Deployment", "Job"} and one["metadata"]["name"] == f"accountsvc-{name}"
-    )
-    container: dict[str, Any] = found
+    containers: list[dict[str, Any]] = [
+        document["spec"]["template"]["spec"]["containers"][0]
+        for document in kubernetes()
+        if document["kind"] in {"Deployment", "Job"}
+        and document["metadata"]["name"] == f"accountsvc-{name}"
+    ]
+    (container,) = containers
     return container

@@ -46,19 +46,21 @@ VAULT_KEY = base64.urlsafe_b64encode(b"k" * 32).decode()
 # Applications
 
 
+def variables(database_url: str, folder: Path) -> dict[str, str]:
+    """The environment variables of every test: cheap hashes, no throttles, all in *folder*."""
+    return {
+        "INSTANCE_PATH": str(folder / "instance"),
+        "SECRET_KEY": SECRET_KEY,
+        "VAULT_KEYS": VAULT_KEY,
+        "DATABASE_URL": database_url,
+        "PASSWORD_HASH_COST": "cheap",
+        "RATE_LIMITS": "off",
+    }
+
+
 def make_settings(database_url: str, folder: Path, **changes: str) -> Settings:
-    """Settings for tests: cheap hashes, no throttles; *changes* are environment variables."""
-    return load_settings(
-        {
-            "INSTANCE_PATH": str(folder / "instance"),
-            "SECRET_KEY": SECRET_KEY,
-            "VAULT_KEYS": VAULT_KEY,
-            "DATABASE_URL": database_url,
-            "PASSWORD_HASH_COST": "cheap",
-            "RATE_LIMITS": "off",
-            **changes,
-        }
-    )
+    """Settings for tests, of :func:`variables`; *changes* are other environment variables."""
+    return load_settings({**variables(database_url, folder), **changes})
 
 
 def make_app(database_url: str, folder: Path, **changes: str) -> APIFlask:
@@ -69,8 +71,8 @@ def make_app(database_url: str, folder: Path, **changes: str) -> APIFlask:
 
 
 def services_of(app: APIFlask) -> Services:
-    found: Services = app.extensions["accountsvc"]
-    return found
+    services: Services = app.extensions["accountsvc"]
+    return services
 
 
 def dispose(app: APIFlask) -> None:
@@ -334,8 +336,8 @@ def deactivate(
     """Deactivate at *now*, or *ahead* of the database's clock, by the owner unless *by* differs."""
     with services.writing() as session:
         if isinstance(by, str):
-            found = find(session, account_id)
-            by = Actor(by, found.public_id if found is not None and by == "owner" else None)
+            account = find(session, account_id)
+            by = Actor(by, account.public_id if account is not None and by == "owner" else None)
         account = lifecycle.deactivate(
             session,
             account_id,

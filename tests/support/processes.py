@@ -17,7 +17,7 @@ from typing import TypeVar
 
 import httpx
 
-from tests.support.factories import SECRET_KEY, VAULT_KEY
+from tests.support.factories import variables
 from tests.support.servers import free_port
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -27,7 +27,8 @@ PYTHON = sys.executable
 START = 300.0
 STOP = 120.0
 
-# Variables that our processes inherit: where programs are, and how `.ci/run` lets memory be taken.
+# Our processes inherit these variables: where programs are, and how `.ci/run` lets memory be taken.
+# All others of the developer's would make a test pass on one machine only.
 INHERITED = {"PATH", "HOME", "LANG", "PYTHONMALLOC", "GLIBC_TUNABLES"}
 
 _MARK = "ACCOUNTSVC_TEST_PROCESS"
@@ -41,18 +42,8 @@ class Crash(BaseException):
 
 def environment(folder: Path, database_url: str = "", **changes: str) -> dict[str, str]:
     """An environment with nothing of ours but what a test says; its instance is in *folder*."""
-    given = {name: value for name, value in os.environ.items() if name in INHERITED}
-    return {
-        **given,
-        "INSTANCE_PATH": str(folder / "instance"),
-        "SECRET_KEY": SECRET_KEY,
-        "VAULT_KEYS": VAULT_KEY,
-        "DATABASE_URL": database_url,
-        "PASSWORD_HASH_COST": "cheap",
-        "RATE_LIMITS": "off",
-        "PYTHONUNBUFFERED": "1",
-        **changes,
-    }
+    inherited = {name: value for name, value in os.environ.items() if name in INHERITED}
+    return {**inherited, **variables(database_url, folder), "PYTHONUNBUFFERED": "1", **changes}
 
 
 def eventually(check: Callable[[], T], seconds: float = START, *, pause: float = 0.05) -> T:
@@ -144,7 +135,7 @@ class Running:
         self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
     ) -> None:
         if exc is not None:
-            # What pytest shows of a failed test.
+            # pytest shows this of a failed test; otherwise nobody would see why it failed.
             print(self.log)
         self.kill()
         self._log.close()

@@ -49,7 +49,8 @@ class S3Server:
             "AWS_ACCESS_KEY_ID": "testing",
             "AWS_SECRET_ACCESS_KEY": "testing",
             "AWS_DEFAULT_REGION": "us-east-1",
-            # Nothing from the developer's home, and no search for a cloud's metadata service.
+            # Read nothing from the developer's home, and look for no cloud's metadata service: a
+            # test would wait for it.
             "AWS_CONFIG_FILE": os.devnull,
             "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
             "AWS_EC2_METADATA_DISABLED": "true",
@@ -79,13 +80,13 @@ def start_moto() -> Iterator[S3Server]:
     """Run a server, on a port that the kernel picks, until the block ends."""
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
-    found = S3Server(*server.get_host_and_port())
+    s3_server = S3Server(*server.get_host_and_port())
     assert server._server is not None
     moto = server._server.app
 
     def application(environ: dict[str, Any], start_response: Any) -> Any:
         path = f"{environ['PATH_INFO']}?{environ['QUERY_STRING']}"
-        answer = found.fault and found.fault(environ["REQUEST_METHOD"], path)
+        answer = s3_server.fault and s3_server.fault(environ["REQUEST_METHOD"], path)
         if not answer:
             return moto(environ, start_response)
         environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
@@ -96,8 +97,8 @@ def start_moto() -> Iterator[S3Server]:
     try:
         # The first answer waits until all of moto's S3 is imported. On a busy machine that takes
         # longer than the service waits for a store, so that its first upload would fail.
-        urlopen(found.url, timeout=120).close()
-        yield found
+        urlopen(s3_server.url, timeout=120).close()
+        yield s3_server
     finally:
         server.stop()
         # ``stop`` ends the loop only; an open socket would be reported when it is collected.
@@ -114,14 +115,13 @@ def on_request(
     """
 
     def intercept(request: AWSPreparedRequest, **_: object) -> AWSResponse | None:
-        said = answer()
-        return (
-            None
-            if said is None
-            else AWSResponse(request.url, said[0], HTTPHeaders(), _Raw(said[1]))
-        )
+        substitute = answer()
+        if substitute is None:
+            return None
+        status, body = substitute
+        return AWSResponse(request.url, status, HTTPHeaders(), _Raw(body))
 
-    # What it returns is sent to the caller in place of the server's answer (botocore's own way in);
+    # botocore gives its caller the return value of this handler in place of the server's answer;
     # the stubs know only handlers that return nothing.
     handler: Callable[..., Any] = intercept
     client.meta.events.register(f"before-send.s3.{operation}", handler)

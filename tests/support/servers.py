@@ -22,6 +22,7 @@ from typing import Any, Self
 
 import psycopg
 import redis
+from sqlalchemy import make_url
 
 
 class ServerError(Exception):
@@ -39,6 +40,23 @@ def _new_folder(prefix: str) -> Path:
     memory = Path("/dev/shm")
     roomy = memory.is_dir() and shutil.disk_usage(memory).free > 2 * 1024**3
     return Path(tempfile.mkdtemp(prefix=prefix, dir=memory if roomy else None))
+
+
+def execute(url: str, statement: str) -> None:
+    """Run *statement* outside a transaction in the PostgreSQL database at *url*."""
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute(statement.encode())
+
+
+def create_database(url: str, name: str, *, template: str = "template0") -> str:
+    """Copy the database *template* on the server at *url*; return the URL of the copy."""
+    execute(url, f'CREATE DATABASE "{name}" TEMPLATE "{template}" STRATEGY WAL_LOG')
+    return make_url(url).set(database=name).render_as_string(hide_password=False)
+
+
+def drop_database(url: str, name: str) -> None:
+    """Drop a database on the server at *url*, with the connections to it; none is no error."""
+    execute(url, f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')
 
 
 class _Server(ABC):
@@ -172,15 +190,13 @@ class PostgresServer(_Server):
         self.start(*options)
 
     def execute(self, statement: str, database: str = "postgres") -> None:
-        with psycopg.connect(self.url(database), autocommit=True) as connection:
-            connection.execute(statement.encode())
+        execute(self.url(database), statement)
 
     def create_database(self, name: str, *, template: str = "template0") -> str:
-        self.execute(f'CREATE DATABASE "{name}" TEMPLATE "{template}" STRATEGY WAL_LOG')
-        return self.url(name)
+        return create_database(self.url(), name, template=template)
 
     def drop_database(self, name: str) -> None:
-        self.execute(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')
+        drop_database(self.url(), name)
 
     def dump(self, database: str) -> bytes:
         """Return what ``pg_dump`` writes: every row of every table as text."""

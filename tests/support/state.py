@@ -1,4 +1,4 @@
-"""What is there: rows, files, and all that somebody has; nothing in here changes anything.
+"""The state of everything: rows, files, and all that somebody has; nothing here changes it.
 
 Functions over :class:`Services`; a test of an application passes ``services_of(app)``.
 """
@@ -9,7 +9,7 @@ import uuid
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Engine, Table, inspect, select, text
+from sqlalchemy import Engine, Select, Table, inspect, select, text
 from sqlalchemy.orm import Session
 
 from accountsvc.accounts import vault
@@ -18,7 +18,8 @@ from accountsvc.db.rows import find
 from accountsvc.services import Services
 from tests.support.factories import Person
 
-# What is written of an attempt that was refused: it is no change to anybody's data.
+# A refused attempt is written down by these actions, which change nobody's data: counted as
+# changes, every refusal would seem to have had an effect.
 ATTEMPTS = (
     "access.denied",
     "confirmation.failed",
@@ -48,9 +49,9 @@ def rows_of(services: Services, model: type[Base], *conditions: Any) -> list[Any
     """All rows of *model* in the order of their keys, detached."""
     with services.reading() as session:
         keys = model.__table__.primary_key.columns  # type: ignore[attr-defined]
-        found = list(session.scalars(select(model).where(*conditions).order_by(*keys)))
+        rows = list(session.scalars(select(model).where(*conditions).order_by(*keys)))
         session.expunge_all()
-        return found
+        return rows
 
 
 def events(services: Services, action: str) -> list[AuditEvent]:
@@ -59,7 +60,7 @@ def events(services: Services, action: str) -> list[AuditEvent]:
 
 
 def effects(services: Services, *kinds: str) -> list[Effect]:
-    """What the outbox owes, of these *kinds* only if any are given."""
+    """The effects that the outbox owes, of these *kinds* only if any are given."""
     return rows_of(services, Effect, *([Effect.kind.in_(kinds)] if kinds else []))
 
 
@@ -91,7 +92,7 @@ def everything(
 
     Leaves out the tables in *but*, and the events of refused attempts unless *attempts*.
     """
-    found = {}
+    rows = {}
     with services.reading() as session:
         for table in stored_tables(session):
             if table.name in but:
@@ -99,12 +100,17 @@ def everything(
             query = table.select()
             if table.name == AuditEvent.__tablename__ and not attempts:
                 query = query.where(table.c.action.not_in(ATTEMPTS))
-            found[table.name] = sorted((tuple(row) for row in session.execute(query)), key=repr)
-    return found
+            rows[table.name] = _sorted_rows(session, query)
+    return rows
+
+
+def _sorted_rows(session: Session, query: Select[*tuple[Any, ...]]) -> list[tuple[Any, ...]]:
+    """The rows of *query* as stored, in an order that depends on nothing but them."""
+    return sorted((tuple(row) for row in session.execute(query)), key=repr)
 
 
 def belongings(services: Services, person: Person) -> Mapping[str, Any]:
-    """What *person* can see of their own, to be compared before and after what must not touch it.
+    """All that *person* can see of their own, to compare before and after an act that spares it.
 
     The row, the saved passwords in clear, the picture, and all events but refused attempts.
     """
@@ -116,9 +122,7 @@ def belongings(services: Services, person: Person) -> Mapping[str, Any]:
         with file:
             image = file.read()
         return {
-            "row": {
-                column.name: getattr(account, column.name) for column in Account.__table__.columns
-            },
+            "row": _columns(account),
             "passwords": [
                 (stored.id, stored.entry, stored.updated_at)
                 for stored in vault.entries(session, services.keyring, account)
@@ -137,17 +141,21 @@ def possessions(services: Services, account_id: int) -> dict[str, Any]:
     with services.reading() as session:
         account = find(session, account_id)
         assert account is not None, "the bystander is gone"
-        found: dict[str, Any] = {
-            "row": {c.name: getattr(account, c.name) for c in Account.__table__.columns}
-        }
+        rows: dict[str, Any] = {"row": _columns(account)}
         for table in stored_tables(session):
             if "account_id" in table.c:
-                rows = session.execute(table.select().where(table.c.account_id == account_id))
-                found[table.name] = sorted((tuple(row) for row in rows), key=repr)
+                query = table.select().where(table.c.account_id == account_id)
             elif "subject" in table.c:
-                rows = session.execute(table.select().where(table.c.subject == account.public_id))
-                found[table.name] = sorted((tuple(row) for row in rows), key=repr)
-        return found
+                query = table.select().where(table.c.subject == account.public_id)
+            else:
+                continue
+            rows[table.name] = _sorted_rows(session, query)
+        return rows
+
+
+def _columns(account: Account) -> dict[str, Any]:
+    """The columns of an account's row, by their names."""
+    return {column.name: getattr(account, column.name) for column in Account.__table__.columns}
 
 
 def files(services: Services) -> set[str]:
