@@ -120,11 +120,16 @@ CODES: dict[type[tree.AccountError], tuple[int, str]] = {
 
 
 def test_the_table_has_exactly_the_leaves_of_the_tree() -> None:
-    assert set(TABLE) == set(leaves(tree.AccountError))
+    assert set(TABLE) == set(leaves(tree.AccountError)), (
+        "give each leaf of accountsvc/errors.py a row in TABLE of accountsvc/api/http/errors.py, "
+        'and nothing else one; see "An error" in CONTRIBUTING.md'
+    )
 
 
 def test_every_line_of_the_table_is_asserted_here() -> None:
-    assert set(EXPECTED) | set(CODES) == set(TABLE)
+    assert set(EXPECTED) | set(CODES) == set(TABLE), (
+        "write the literal answer of each error in EXPECTED of this file, or status and code in CODES"
+    )
 
 
 @pytest.mark.parametrize("error", TABLE, ids=lambda error: error.__name__)

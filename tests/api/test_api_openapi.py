@@ -81,4 +81,7 @@ def test_only_views_that_want_a_token_say_so(client: FlaskClient) -> None:
         "/readyz",
         "/statusz",
         "/metrics",
-    }
+    }, (
+        "give each other view a guard of accountsvc/api/http/auth.py; "
+        "one that is to be open to all is listed here"
+    )

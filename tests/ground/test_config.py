@@ -147,7 +147,9 @@ def test_every_setting_whose_name_says_so_is_secret() -> None:
 
 
 def test_every_setting_has_a_wrong_value_here() -> None:
-    assert set(WRONG) == {spec.metadata["name"] for spec in fields(Settings)}
+    assert set(WRONG) == {spec.metadata["name"] for spec in fields(Settings)}, (
+        "give each setting wrong values in WRONG of this file"
+    )
 
 
 @pytest.mark.parametrize(
