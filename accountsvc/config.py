@@ -308,9 +308,16 @@ class Sources:
 
     @classmethod
     def of_this_process(cls) -> Sources:
-        """Return the process environment and the ``.env`` file of the working directory."""
-        values = {name: text for name, text in dotenv_values(".env").items() if text is not None}
-        return cls(os.environ, values)
+        """Return the process environment and the ``.env`` file of the working directory.
+
+        Raises ConfigError if that file cannot be read.
+        """
+        try:
+            values = dotenv_values(".env")
+        except (OSError, UnicodeDecodeError) as exc:
+            reason = exc.strerror if isinstance(exc, OSError) else "it is not UTF-8"
+            raise ConfigError(f"the file .env cannot be read: {reason}") from None
+        return cls(os.environ, {name: text for name, text in values.items() if text is not None})
 
     @property
     def is_production(self) -> bool:

@@ -426,6 +426,25 @@ def test_a_dotenv_file_is_read_and_the_environment_wins(
     assert "SECRET_KEY" not in os.environ
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        pytest.param("GRACE_PERIOD=3d\n".encode("utf-16"), id="as PowerShell redirects"),
+        pytest.param("MAIL_FROM=Käthe <k@example.org>\n".encode("latin-1"), id="an old editor"),
+    ],
+)
+def test_a_dotenv_file_that_is_not_utf_8_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes
+) -> None:
+    (tmp_path / ".env").write_bytes(content)
+    monkeypatch.chdir(tmp_path)
+
+    with pytest.raises(ConfigError) as caught:
+        load_settings()
+
+    assert str(caught.value) == "the file .env cannot be read: it is not UTF-8"
+
+
 def test_loading_writes_nothing(tmp_path: Path) -> None:
     load(tmp_path / "instance")
 
