@@ -218,6 +218,11 @@ def networks(text: str) -> tuple[IPNetwork, ...]:
 def path(text: str) -> Path:
     """Read a path and make it absolute; ``~`` is the home folder."""
     try:
-        return Path(text).expanduser().resolve()
+        folder = Path(text).expanduser().resolve()
     except (RuntimeError, OSError):
         raise ValueError("cannot be resolved to a folder") from None
+    # The URLs of database, mails and broker are derived from it; there a question mark would begin
+    # the options, and all data would lie beside the folder.
+    if set(str(folder)) & set("?#%") or not str(folder).isprintable():
+        raise ValueError("names a folder with ?, #, % or an unprintable character in its path")
+    return folder

@@ -33,7 +33,7 @@ PRODUCTION = {
 
 WRONG: dict[str, list[str]] = {
     "APP_ENV": ["Production", "test", " "],
-    "INSTANCE_PATH": ["~nobody-of-this-name/instance"],
+    "INSTANCE_PATH": ["~nobody-of-this-name/instance", "/a?b", "/a#b", "/a%41", "/a\nb"],
     "SECRET_KEY": ["short", "x" * 31, "ü" * 15],
     "VAULT_KEYS": ["short", KEY[:-4], f"{KEY},", f"{KEY},x", "ü" * 44, f"{KEY};{OTHER_KEY}"],
     "DATABASE_URL": [
