@@ -44,6 +44,7 @@ if _METRICS not in os.environ:
 import accountsvc  # noqa: E402
 from accountsvc.config import ConfigError, load_settings  # noqa: E402
 from accountsvc.logs import describe, for_people  # noqa: E402
+from accountsvc.start import listening  # noqa: E402
 
 try:
     settings = load_settings()
@@ -56,9 +57,7 @@ except ConfigError as exc:
 wsgi_app = "accountsvc.start.wsgi:app"
 _PAGES = Path(accountsvc.__file__).parent / "pages" / "templates"
 
-# Without HOST only this machine is served: on all addresses a try-out would be open to a whole
-# network.
-bind = f"{os.environ.get('HOST') or '127.0.0.1'}:{settings.port}"
+bind = listening.bind(settings.port)
 
 # Without Redis throttles count in the process; with two processes a guesser would have twice the
 # tries.

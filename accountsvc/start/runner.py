@@ -6,10 +6,8 @@ order. A guard, forked before them, ends them when the runner is gone without ha
 
 from __future__ import annotations
 
-import errno
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -23,7 +21,7 @@ from urllib.parse import urlsplit
 
 from .. import logs
 from ..config import Settings, load_settings
-from . import Failure, prepare, processes
+from . import listening, prepare, processes
 
 # gunicorn and the worker end within ten seconds of SIGTERM, and cut off by themselves what is left
 # then. With less, they would be killed while they do so.
@@ -38,12 +36,11 @@ def run(program: str, *, prepare_first: bool = False) -> int:
 
     *program* is how this was called, for the advice to call it again. *prepare_first* makes what is
     missing, as ``accountsvc prepare`` does. Returns the exit code: 0 if a signal asked for the end.
-    Raises ConfigError for a wrong setting, Failure if the port is taken; prepare's too.
+    Raises ConfigError for a wrong setting, Failure if the web could not listen; prepare's too.
     """
     settings = prepare.make_folder_and_keys() if prepare_first else load_settings()
-    host = os.environ.get("HOST") or "127.0.0.1"
     # The port is looked at before the schema, which may take minutes to bring up to date.
-    _refuse_taken(host, settings.port, program)
+    listening.refuse_taken(settings.port, "make run" if "MAKELEVEL" in os.environ else program)
     if prepare_first:
         prepare.upgrade_schema(settings)
     environ = {
@@ -55,25 +52,6 @@ def run(program: str, *, prepare_first: bool = False) -> int:
     }
     runner = Runner(environ, ready=_where_to_look(settings))
     return runner.run({"web": processes.web(), "worker": processes.worker(beat=True)})
-
-
-def _refuse_taken(host: str, port: int, program: str) -> None:
-    """Raise Failure if gunicorn could not listen there: it would try for five seconds or more."""
-    if not _is_taken(host, port):
-        return
-    free = next((other for other in range(port + 1, 65_536) if not _is_taken(host, other)), None)
-    command = "make run" if "MAKELEVEL" in os.environ else program
-    advice = "" if free is None else f"; for example: PORT={free} {command}"
-    raise Failure(f"port {port} is taken{advice}")
-
-
-def _is_taken(host: str, port: int) -> bool:
-    try:
-        with socket.create_server((host, port)):
-            return False
-    except OSError as exc:
-        # gunicorn says best what else is wrong with an address.
-        return exc.errno == errno.EADDRINUSE
 
 
 def _where_to_look(settings: Settings) -> str:

@@ -13,7 +13,9 @@ from pathlib import Path
 
 import httpx
 import pytest
+from gunicorn.util import parse_address
 
+from accountsvc.start import listening
 from tests.support.factories import PASSWORD, png
 from tests.support.processes import ROOT, STOP, Running, environment, eventually, run
 from tests.support.servers import free_port
@@ -304,6 +306,68 @@ def test_a_taken_port_is_one_line_before_anything_is_started(
     )
     assert result.stdout == ""
     assert not (tmp_path / "instance").exists()
+
+
+def has_ipv6() -> bool:
+    """Say whether this machine can listen at ::1; in many containers there is no IPv6."""
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        return False
+    return True
+
+
+# Where another service may listen already, and which HOST is then taken.
+TAKEN = [("127.0.0.1", ""), ("127.0.0.1", "0.0.0.0"), ("127.0.0.1", "localhost")]
+if has_ipv6():
+    # The URL that is shown says localhost, which browsers look up as ::1 first.
+    TAKEN += [("::1", ""), ("::1", "::1"), ("::1", "[::1]")]
+
+
+@pytest.mark.parametrize(("taken", "host"), TAKEN)
+def test_a_port_is_taken_at_whichever_address_its_url_leads_to(
+    tmp_path: Path, taken: str, host: str
+) -> None:
+    family = socket.AF_INET6 if ":" in taken else socket.AF_INET
+    with socket.create_server((taken, 0), family=family) as other:
+        port = other.getsockname()[1]
+        env = environment(tmp_path, PORT=str(port), HOST=host)
+
+        result = run("python", "-m", "accountsvc", "run", env=env)
+
+    assert result.returncode == 1
+    assert result.stderr.startswith(f"accountsvc: port {port} is taken; for example: PORT=")
+
+
+@pytest.mark.parametrize(
+    ("host", "address"),
+    [
+        ("", ("127.0.0.1", 8000)),
+        ("0.0.0.0", ("0.0.0.0", 8000)),
+        ("::1", ("::1", 8000)),
+        ("[::]", ("::", 8000)),
+    ],
+)
+def test_gunicorn_reads_the_address_that_was_meant(
+    monkeypatch: pytest.MonkeyPatch, host: str, address: tuple[str, int]
+) -> None:
+    monkeypatch.setenv("HOST", host)
+
+    assert parse_address(listening.bind(8000)) == address
+
+
+@pytest.mark.parametrize("host", ["192.0.2.1", "a..b"])
+def test_an_address_that_nothing_can_listen_at_is_one_line(tmp_path: Path, host: str) -> None:
+    port = str(free_port())
+
+    result = run(
+        "python", "-m", "accountsvc", "run", env=environment(tmp_path, HOST=host, PORT=port)
+    )
+
+    assert result.returncode == 1
+    assert result.stderr.startswith(f"accountsvc: nothing can listen at port {port} of '{host}': ")
+    assert result.stderr.count("\n") == 1
+    assert result.stdout == ""
 
 
 def test_every_process_knows_the_port_and_none_tells_its_version(
