@@ -7,6 +7,7 @@ order. A guard, forked before them, ends them when the runner is gone without ha
 from __future__ import annotations
 
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -83,6 +84,8 @@ class Runner:
         guard = _Guard()
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, self._ask_to_end)
+        if sys.stdout.isatty():
+            threading.Thread(target=self._end_with_the_terminal, daemon=True).start()
         try:
             for name, command in commands.items():
                 self._start(name, command)
@@ -98,8 +101,23 @@ class Runner:
         return 128 - code if code < 0 else code or 1
 
     def _ask_to_end(self, _number: int, _frame: FrameType | None) -> None:
+        self._end_soon()
+
+    def _end_soon(self) -> None:
         self._is_asked_to_end = True
         self._events.put(("", ""))
+
+    def _end_with_the_terminal(self) -> None:
+        """Wait until the terminal is closed, then ask for the end.
+
+        The system sends SIGHUP to the leader of the terminal's session alone. If that is make, as
+        after ``ssh -t host make run``, it waits for its children and tells them nothing.
+        """
+        terminal = select.poll()
+        terminal.register(sys.stdout, 0)
+        # Where poll knows no terminals it answers POLLNVAL, and SIGHUP has to be enough.
+        if any(happened & select.POLLHUP for _, happened in terminal.poll()):
+            self._end_soon()
 
     def _start(self, name: str, command: Sequence[str]) -> None:
         child = subprocess.Popen(  # noqa: S603 - the command is ours

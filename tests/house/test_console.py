@@ -55,6 +55,29 @@ class Terminal:
         return [line.rpartition("| ")[2] for line in plain.splitlines()]
 
 
+def test_a_closed_terminal_ends_everything_also_if_nobody_passes_the_signal_on(
+    tmp_path: Path,
+) -> None:
+    env = environment(tmp_path, PORT=str(free_port()))
+    del env["DATABASE_URL"]
+    assert run("python", "-m", "accountsvc", "prepare", env=env).returncode == 0
+    ours, theirs = os.openpty()
+    words = [sys.executable, "-m", "accountsvc", "run"]
+    # It is not the terminal of the session, so its end sends no signal: as under make.
+    with subprocess.Popen(words, cwd=ROOT, env=env, stdout=theirs, stderr=theirs) as process:
+        os.close(theirs)
+        shown = b""
+        while b"everything runs" not in shown:
+            shown += os.read(ours, 65536)
+
+        os.close(ours)
+
+        try:
+            assert process.wait(STOP) == 0
+        finally:
+            process.kill()
+
+
 def test_a_person_reads_a_line_a_request_and_no_noise(tmp_path: Path) -> None:
     # given
     env = environment(tmp_path, PORT=str(free_port()), SWEEP_INTERVAL="1s")
