@@ -10,10 +10,12 @@ Exit codes: 0 done, 1 it could not be done, 2 a setting or an argument is wrong.
 from __future__ import annotations
 
 import gc
+import os
 import sys
 from collections.abc import Sequence
 from functools import cache
 from importlib.metadata import entry_points
+from io import TextIOWrapper
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command, and exit with its code; return it if the command could not begin."""
+    _write_whatever_comes()
     try:
         commands.main(args=arguments)
     except ConfigError as exc:
@@ -35,6 +38,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except start.Failure as exc:
         _complain(exc)
         return 1
+
+
+def _write_whatever_comes() -> None:
+    """Escape what stdout's encoding lacks, and drop what is written where stdout is closed.
+
+    Otherwise a folder's name in another script, or no stdout, would end a command half-way.
+    """
+    stdout: object = sys.stdout
+    if stdout is None:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - for the life of the process
+    elif isinstance(stdout, TextIOWrapper) and stdout.errors == "strict":
+        stdout.reconfigure(errors="backslashreplace")
 
 
 def _complain(reason: object) -> None:

@@ -8,6 +8,8 @@ import re
 import signal
 import socket
 import sqlite3
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -93,6 +95,43 @@ def test_wrong_arguments_are_bad_usage(tmp_path: Path, words: tuple[str, ...]) -
 
     assert result.returncode == 2
     assert "usage: python -m accountsvc" in result.stderr
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "ascii"])
+def test_a_folder_that_the_terminal_cannot_write_is_escaped(tmp_path: Path, encoding: str) -> None:
+    folder = tmp_path / "žlut"
+    env = fresh(tmp_path, INSTANCE_PATH=str(folder), PYTHONIOENCODING=encoding)
+
+    prepared = run("python", "-m", "accountsvc", "prepare", env=env)
+    listed = run("python", "-m", "accountsvc", "settings", env=env)
+
+    assert (prepared.returncode, prepared.stderr) == (0, "")
+    assert (listed.returncode, listed.stderr) == (0, "")
+    assert "\\u017elut" in prepared.stdout
+
+
+def test_the_service_runs_where_its_output_cannot_be_written(tmp_path: Path) -> None:
+    folder = tmp_path / "žlut"
+    env = fresh(
+        tmp_path, INSTANCE_PATH=str(folder), PYTHONIOENCODING="ascii", PORT=str(free_port())
+    )
+    assert run("python", "-m", "accountsvc", "prepare", env=env).returncode == 0
+
+    with Running("python", "-m", "accountsvc", "run", env=env) as running:
+        running.wait_for("everything runs")
+        running.wait_for("\\u017elut/mail")
+        running.stop()
+        assert "Traceback" not in running.log
+
+
+def test_prepare_needs_no_stdout(tmp_path: Path) -> None:
+    words = ["sh", "-c", 'exec "$0" -m accountsvc prepare >&-', sys.executable]
+
+    result = subprocess.run(
+        words, env=fresh(tmp_path), cwd=ROOT, capture_output=True, text=True, check=False
+    )
+
+    assert (result.returncode, result.stderr) == (0, "")
 
 
 # Run --------------------------------------------------------------------------------------------
