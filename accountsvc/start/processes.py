@@ -8,9 +8,16 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from typing import NoReturn
 
+from .. import readers
+from ..config import ConfigError
+
 
 def web(arguments: Sequence[str] = ()) -> list[str]:
-    """Return the command that serves HTTP with the packaged configuration of gunicorn."""
+    """Return the command that serves HTTP with the packaged configuration of gunicorn.
+
+    Raises ConfigError for a wrong ``WEB_CONCURRENCY``, which gunicorn answers with a traceback.
+    """
+    _refuse_wrong_concurrency()
     return _python("gunicorn", "--config", "python:accountsvc.start.gunicorn_conf", *arguments)
 
 
@@ -22,6 +29,16 @@ def worker(arguments: Sequence[str] = (), *, beat: bool = False) -> list[str]:
 def beat(arguments: Sequence[str] = ()) -> list[str]:
     """Return the command that says when to sweep and to deliver."""
     return _celery("beat", *arguments)
+
+
+def _refuse_wrong_concurrency() -> None:
+    text = os.environ.get("WEB_CONCURRENCY")
+    if text is None:
+        return
+    try:
+        readers.whole(1, 1000)(text)
+    except ValueError as exc:
+        raise ConfigError(f"WEB_CONCURRENCY {exc} ({text!r}); for example: 2") from None
 
 
 def become(command: Sequence[str]) -> NoReturn:

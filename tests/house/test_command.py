@@ -8,6 +8,7 @@ import pytest
 
 from tests.db.test_migrations import described
 from tests.support.processes import environment, run
+from tests.support.servers import free_port
 
 SECRET = "s3cret-0123456789-0123456789-0123456789"
 # Of the environment of production, what `environment` does not set.
@@ -94,6 +95,20 @@ def test_settings_are_listed_also_where_one_is_wrong_which_is_one_line(
     assert {"APP_ENV", "LOG_LEVEL", "HOST", "WEB_CONCURRENCY"} <= set(cells)
     assert said.startswith(f"accountsvc: {sentence}")
     assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize("command", ["web", "run"])
+@pytest.mark.parametrize("count", ["two", "0", "-1", ""])
+def test_a_wrong_number_of_web_processes_is_one_line(
+    tmp_path: Path, command: str, count: str
+) -> None:
+    env = environment(tmp_path, WEB_CONCURRENCY=count, PORT=str(free_port()))
+
+    result = run("accountsvc", command, env=env, folder=tmp_path)
+
+    assert result.returncode == 2
+    assert result.stderr.startswith("accountsvc: WEB_CONCURRENCY ")
+    assert result.stderr.endswith(f"({count!r}); for example: 2\n")
 
 
 def test_no_secret_is_shown(tmp_path: Path) -> None:
