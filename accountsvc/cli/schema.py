@@ -22,6 +22,8 @@ from ..web import services
 from .console import fail, sentences
 
 _downgrade = flask_migrate.commands["downgrade"]
+# These write into the folder of the migrations.
+_WRITING = frozenset({"edit", "init", "merge", "migrate", "revision"})
 
 
 @cache
@@ -33,7 +35,12 @@ def db_group() -> click.Group:
     errors.propagate = False
     ours: click.Group = copy.copy(flask_migrate)
     ours.callback = _begin
-    ours.commands = {**flask_migrate.commands, "downgrade": downgrade}
+    ours.commands = {
+        name: command
+        for name, command in {**flask_migrate.commands, "downgrade": downgrade}.items()
+        # Into an installed package they would write a revision that the next upgrade runs.
+        if not (name in _WRITING and schema.is_installed())
+    }
     return ours
 
 

@@ -72,8 +72,12 @@ def alembic_config(url: str) -> Config:
 def migrations_path() -> Path:
     """Return the folder of the migrations: inside an installed package, beside it in a clone."""
     package = Path(__file__).resolve().parents[1]
-    installed = package / "migrations"
-    return installed if installed.is_dir() else package.parent / "migrations"
+    return (package if is_installed() else package.parent) / "migrations"
+
+
+def is_installed() -> bool:
+    """Say whether this is an installed package, which has the migrations inside, and no clone."""
+    return (Path(__file__).resolve().parents[1] / "migrations").is_dir()
 
 
 def ensure_folder(url: str) -> None:

@@ -174,6 +174,18 @@ def test_every_command_has_help_also_with_a_wrong_setting(programs: Path, tmp_pa
     assert not (tmp_path / "instance").exists()
 
 
+@pytest.mark.parametrize("words", [("revision", "-m", "x"), ("migrate",), ("edit",), ("init",)])
+def test_no_command_writes_into_the_installed_package(
+    programs: Path, tmp_path: Path, words: tuple[str, ...]
+) -> None:
+    result = run(
+        str(programs / "accountsvc"), "db", *words, env=environment(tmp_path), folder=tmp_path
+    )
+
+    assert result.returncode == 2
+    assert f"No such command '{words[0]}'" in result.stderr
+
+
 class Installed(NamedTuple):
     """The installed service at work in a folder that was empty."""
 
