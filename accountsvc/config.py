@@ -341,7 +341,7 @@ class Sources:
             return SourcedText(default, "default")
         # Look for the folder only where it is needed: a wrong one must not hide the other settings.
         folder = _instance(self.given) if "{INSTANCE_PATH}" in default else None
-        port = self.given.get("PORT") or "8000"
+        port = (self.given.get("PORT") or "8000").strip()
         return SourcedText(default.format(INSTANCE_PATH=folder, PORT=port), "derived")
 
 

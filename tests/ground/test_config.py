@@ -275,6 +275,12 @@ def test_the_public_url_follows_the_port(tmp_path: Path) -> None:
     assert load(tmp_path, PORT="8123").public_url == "http://localhost:8123"
 
 
+def test_a_port_with_spaces_around_it_is_that_port_in_the_public_url_too(tmp_path: Path) -> None:
+    settings = load(tmp_path, PORT=" 8742 ", PUBLIC_URL="")
+
+    assert (settings.port, settings.public_url) == (8742, "http://localhost:8742")
+
+
 def test_no_secret_is_in_the_repr(tmp_path: Path) -> None:
     made = load_settings(
         {
