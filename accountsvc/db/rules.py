@@ -10,7 +10,7 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Exists, exists
 
-from .models import Account, LegalHold
+from .models import Account, LegalHold, PurgeFailure
 
 # Accounts are purged, and listed, in this order, and a position is one account's sort key in it.
 # The id is a part of it: of two accounts that are due at once, a page's end would skip the second.
@@ -41,6 +41,11 @@ def is_open() -> ColumnElement[bool]:
 def has_open_hold(account_id: Any = Account.id) -> Exists:
     """Select rows whose *account_id*, a column, is that of an account under an open hold."""
     return exists().where(LegalHold.account_id == account_id, is_open())
+
+
+def has_failed(*conditions: ColumnElement[bool]) -> Exists:
+    """Select accounts whose purge has failed, and whose failure meets *conditions*."""
+    return exists().where(PurgeFailure.account_id == Account.id, *conditions)
 
 
 def comes_after(position: Position) -> ColumnElement[bool]:

@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from sqlalchemy import ColumnElement, exists, func, select
+from sqlalchemy import ColumnElement, func, select
 from sqlalchemy.orm import Session
 
 from ..db import rules
 from ..db.models import Account, PurgeFailure, Receipt
 from ..outbox import queue
-from ..purge import brake
+from ..purge import brake, failures
 
 
 @dataclass(frozen=True)
@@ -59,12 +59,9 @@ def read(
         return session.scalar(select(func.count()).select_from(Account).where(*conditions)) or 0
 
     is_due, held = rules.is_due(now), rules.has_open_hold()
-    failed = exists().where(PurgeFailure.account_id == Account.id)
-    given_up = exists().where(
-        PurgeFailure.account_id == Account.id, PurgeFailure.attempts >= max_attempts
-    )
+    failed = rules.has_failed()
+    given_up = rules.has_failed(PurgeFailure.attempts >= max_attempts)
     oldest = session.scalar(select(func.min(Account.purge_at)).where(is_due, ~held, ~failed))
-    troubled = select(Account.id).where(is_due, failed, ~held).order_by(Account.id).limit(most_ids)
     return Status(
         at=now,
         active=count(rules.is_active()) if count_active else None,
@@ -82,5 +79,5 @@ def read(
             select(func.count()).select_from(Receipt).where(Receipt.scrubbed_at.is_(None))
         )
         or 0,
-        troubled_ids=tuple(session.scalars(troubled)),
+        troubled_ids=tuple(session.scalars(failures.troubled(now, most_ids))),
     )

@@ -91,6 +91,28 @@ class DeliveryResult:
     more: bool = False
 
 
+def row(
+    kind: str,
+    *,
+    subject: uuid.UUID | None,
+    now: datetime,
+    payload: Payload | None = None,
+    after: datetime | None = None,
+    expires_at: datetime | None = None,
+) -> dict[str, Any]:
+    """Return the row of a new effect, for an INSERT of many, on the terms of :func:`record`."""
+    return {
+        "uid": uuid.uuid4(),
+        "kind": kind,
+        "subject": subject,
+        "payload": {} if payload is None else payload.stored(),
+        "created_at": now,
+        "deliver_after": after or now,
+        "expires_at": expires_at,
+        "attempts": 0,
+    }
+
+
 def record(
     session: Session,
     kind: str,
@@ -105,15 +127,8 @@ def record(
 
     It is not delivered before *after* (default: at once), and dropped undelivered at *expires_at*.
     """
-    effect = Effect(
-        uid=uuid.uuid4(),
-        kind=kind,
-        subject=subject,
-        payload={} if payload is None else payload.stored(),
-        created_at=now,
-        deliver_after=after or now,
-        expires_at=expires_at,
-    )
+    terms = row(kind, subject=subject, now=now, payload=payload, after=after, expires_at=expires_at)
+    effect = Effect(**terms)
     session.add(effect)
     return effect
 

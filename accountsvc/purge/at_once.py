@@ -25,7 +25,7 @@ from ..db.engine import Database, database_now
 from ..db.models import Account, Effect, PurgeFailure, Receipt
 from ..errors import AccountNotFound, LastStaff, LegalHold, NotDeactivated
 from ..outbox import notices, queue
-from . import brake, claim
+from . import brake, claim, failures
 from .claim import PlannedPurge
 from .restore import Restore
 from .sweep import Progress
@@ -36,8 +36,6 @@ LOCK_PATIENCE = timedelta(seconds=10)
 
 # A report names so many failing and stuck accounts at most: after an outage nobody could read it.
 MOST_TROUBLED = 1000
-
-_HAS_FAILED = exists().where(PurgeFailure.account_id == Account.id)
 
 
 class Sweep(Protocol):
@@ -254,7 +252,7 @@ class PurgeNow:
                         Account.id.in_(chunk),
                         rules.is_due(now),
                         ~rules.has_open_hold(),
-                        ~_HAS_FAILED,
+                        ~rules.has_failed(),
                     )
                 )
             ]
@@ -278,12 +276,7 @@ class PurgeNow:
         """Return the due accounts that are failing or stuck, the first of them."""
         with self.database.reading() as session:
             now = database_now(session)
-            return session.scalars(
-                select(Account.id)
-                .where(rules.is_due(now), ~rules.has_open_hold(), _HAS_FAILED)
-                .order_by(Account.id)
-                .limit(MOST_TROUBLED)
-            ).all()
+            return session.scalars(failures.troubled(now, MOST_TROUBLED)).all()
 
     def _why_kept(self, account_id: int) -> Kept:
         with self.database.reading() as session:

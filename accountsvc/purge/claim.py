@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import Select, exists, func, select
+from sqlalchemy import Select, func, select
 from sqlalchemy.orm import Session
 
 from ..db import rules
@@ -100,9 +100,8 @@ def _propose(
     )
     if max_attempts is not None:
         query = query.where(
-            ~exists().where(
-                PurgeFailure.account_id == Account.id,
-                (PurgeFailure.retry_at > now) | (PurgeFailure.attempts >= max_attempts),
+            ~rules.has_failed(
+                (PurgeFailure.retry_at > now) | (PurgeFailure.attempts >= max_attempts)
             )
         )
     return query if only is None else query.where(Account.id.in_(only))

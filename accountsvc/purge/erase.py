@@ -21,7 +21,7 @@ from ..db.datamap import purged_by_account
 from ..db.models import Account, AuditEvent, Effect, LegalHold, Receipt
 from ..db.text import rfc3339
 from ..outbox import notices, queue
-from ..outbox.payloads import AddressedMail, FileDeletion, LedgerLines, Payload
+from ..outbox.payloads import AddressedMail, FileDeletion, LedgerLines
 from .claim import PlannedPurge
 
 # Effects that the purge itself owes. They stay in the outbox until they are done: dropped with the
@@ -143,37 +143,28 @@ def _owe(
 ) -> None:
     """Owe the deletion of the files, the *purged* mails and one batch of ledger lines."""
     effects = [
-        _effect(queue.DELETE_FILE, owner.public_id, FileDeletion(owner.avatar_key), now)
+        queue.row(
+            queue.DELETE_FILE,
+            subject=owner.public_id,
+            now=now,
+            payload=FileDeletion(owner.avatar_key),
+        )
         for owner in owners
         if owner.avatar_key is not None
     ]
-    until = now + notices.ADDRESS_KEPT
     effects += [
-        _effect(notices.PURGED, owner.public_id, AddressedMail(owner.email), now, expires_at=until)
+        queue.row(
+            notices.PURGED,
+            subject=owner.public_id,
+            now=now,
+            payload=AddressedMail(owner.email),
+            expires_at=now + notices.ADDRESS_KEPT,
+        )
         for owner in owners
     ]
     lines = LedgerLines([_ledger_line(receipt) for receipt in receipts])
-    effects.append(_effect(queue.LEDGER, None, lines, now))
+    effects.append(queue.row(queue.LEDGER, subject=None, now=now, payload=lines))
     session.execute(insert(Effect), effects)
-
-
-def _effect(
-    kind: str,
-    subject: uuid.UUID | None,
-    payload: Payload,
-    now: datetime,
-    expires_at: datetime | None = None,
-) -> _Row:
-    return {
-        "uid": uuid.uuid4(),
-        "kind": kind,
-        "subject": subject,
-        "payload": payload.stored(),
-        "created_at": now,
-        "deliver_after": now,
-        "expires_at": expires_at,
-        "attempts": 0,
-    }
 
 
 def _ledger_line(receipt: _Row) -> dict[str, str | int]:

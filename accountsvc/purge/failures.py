@@ -5,10 +5,11 @@ from __future__ import annotations
 from datetime import datetime, timedelta
 
 import structlog
+from sqlalchemy import Select, select
 from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.orm import Session
 
-from ..db import audit, rows
+from ..db import audit, rows, rules
 from ..db.audit import SYSTEM_ACTOR, Actor
 from ..db.engine import Clock, database_now
 from ..db.models import Account, PurgeFailure
@@ -33,6 +34,19 @@ def blocked_by(failure: PurgeFailure | None, *, is_held: bool, max_attempts: int
     if failure is None:
         return None
     return STUCK if failure.attempts >= max_attempts else WAITING
+
+
+def troubled(now: datetime, limit: int) -> Select[int]:
+    """Select the ids of due accounts that are failing or stuck, *limit* of them at most.
+
+    Those under a hold are left out: until it is released nobody tries to purge them.
+    """
+    return (
+        select(Account.id)
+        .where(rules.is_due(now), rules.has_failed(), ~rules.has_open_hold())
+        .order_by(Account.id)
+        .limit(limit)
+    )
 
 
 def retry(session: Session, account_id: int, *, by: Actor, clock: Clock = database_now) -> bool:

@@ -11,7 +11,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -31,6 +30,7 @@ from accountsvc.outbox import queue
 from accountsvc.outbox.payloads import FileDeletion
 from accountsvc.purge import brake
 from accountsvc.services import Services
+from tests.cli.conftest import Run
 from tests.support.factories import (
     PASSWORD,
     SECRET_KEY,
@@ -62,23 +62,10 @@ from tests.support.state import (
 ROOT = Path(__file__).resolve().parents[2]
 STRAY = "CREATE TABLE stray (account_id BIGINT NOT NULL REFERENCES accounts (id))"
 
-Run = Callable[..., Result]
-
 
 @pytest.fixture
 def services(app: APIFlask) -> Services:
     return services_of(app)
-
-
-@pytest.fixture
-def run(app: APIFlask) -> Run:
-    """Run ``flask …`` and return what it printed and how it ended."""
-    runner = app.test_cli_runner()
-
-    def run(*words: str, stdin: str | None = None) -> Result:
-        return runner.invoke(args=words, input=stdin)
-
-    return run
 
 
 @pytest.fixture

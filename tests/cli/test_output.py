@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from accountsvc.cli.accounts import EFFECTS
 from accountsvc.cli.purging import OBSTACLES
 from accountsvc.db.models import Account
 from accountsvc.purge.at_once import Obstacle
+from tests.cli.conftest import Run
 from tests.support.factories import (
     PASSWORD,
     SECRET_KEY,
@@ -42,8 +43,6 @@ ROOT = Path(__file__).resolve().parents[2]
 THEN = "2026-01-01 00:00:00.000000"
 STAMP = "2026-01-01T00:00:00Z"
 
-Run = Callable[..., Result]
-
 
 @pytest.fixture
 def app(sqlite_url: str, tmp_path: Path) -> Iterator[APIFlask]:
@@ -51,17 +50,6 @@ def app(sqlite_url: str, tmp_path: Path) -> Iterator[APIFlask]:
     app = make_app(sqlite_url, tmp_path)
     yield app
     dispose(app)
-
-
-@pytest.fixture
-def run(app: APIFlask) -> Run:
-    """Run ``flask …`` and return what it printed and how it ended."""
-    runner = app.test_cli_runner()
-
-    def run(*words: str, stdin: str | None = None) -> Result:
-        return runner.invoke(args=words, input=stdin)
-
-    return run
 
 
 @pytest.fixture
