@@ -22,6 +22,7 @@ from limits import RateLimitItem, parse
 from limits.storage import MemoryStorage, storage_from_string
 from limits.strategies import FixedWindowRateLimiter
 
+from .. import bounds
 from ..errors import Throttled
 
 log = structlog.get_logger(__name__)
@@ -42,25 +43,44 @@ class Limit:
 PASSWORD = "password"
 SIGN_UP = "sign_up"
 EMAIL_CHANGE = "email_change"
+PASSWORD_CHANGE = "password_change"
+PROFILE_WRITE = "profile_write"
+VAULT_WRITE = "vault_write"
+UPLOAD = "upload"
 EXPORT = "export"
 TOKEN = "token"
 PASSWORD_RESET = "password_reset"
+STAFF_DEACTIVATION = "staff_deactivation"
+STAFF_CONFIRMATION = "staff_confirmation"
 AUDIT = "audit"
+
+
+def _limit(account: str | None, address: str | None) -> Limit:
+    return Limit(
+        None if account is None else parse(account), None if address is None else parse(address)
+    )
+
 
 LIMITS = {
     # Sign-in, confirmation and reactivation by password share this count: with one each, somebody
     # who guesses would have three times the tries.
-    PASSWORD: Limit(parse("10/15minutes"), parse("100/15minutes")),
-    SIGN_UP: Limit(None, parse("30/hour")),
+    PASSWORD: _limit("10/15minutes", bounds.PASSWORDS_OF_ADDRESS),
+    SIGN_UP: _limit(None, bounds.SIGN_UPS_OF_ADDRESS),
     # Each change of the e-mail mails somebody, and begins a new count of wrong passwords, which is
     # kept by the e-mail: without a limit, guessing would have none either.
-    EMAIL_CHANGE: Limit(parse("5/hour"), None),
-    EXPORT: Limit(parse("10/hour"), parse("30/hour")),
+    EMAIL_CHANGE: _limit(bounds.EMAIL_CHANGES, None),
+    PASSWORD_CHANGE: _limit(bounds.PASSWORD_CHANGES, None),
+    PROFILE_WRITE: _limit(bounds.PROFILE_WRITES, None),
+    VAULT_WRITE: _limit(bounds.VAULT_WRITES, None),
+    UPLOAD: _limit(bounds.UPLOADS_OF_ACCOUNT, bounds.UPLOADS_OF_ADDRESS),
+    EXPORT: _limit(bounds.EXPORTS_OF_ACCOUNT, bounds.EXPORTS_OF_ADDRESS),
     # Tokens count by address only: by account, anybody could lock the owner out of coming back.
-    TOKEN: Limit(None, parse("60/15minutes")),
-    PASSWORD_RESET: Limit(parse("3/hour"), parse("30/hour")),
+    TOKEN: _limit(None, bounds.TOKENS_OF_ADDRESS),
+    PASSWORD_RESET: _limit(bounds.RESETS_OF_ACCOUNT, bounds.RESETS_OF_ADDRESS),
+    STAFF_DEACTIVATION: _limit(bounds.STAFF_DEACTIVATIONS, None),
+    STAFF_CONFIRMATION: _limit(bounds.STAFF_CONFIRMATIONS, None),
     # One caller writes no more failed attempts than this into the audit trail: nobody can empty it.
-    AUDIT: Limit(parse("20/hour"), None),
+    AUDIT: _limit("20/hour", None),
 }
 
 # Redis is left alone so long after a failure: every request would otherwise wait for its time-out.

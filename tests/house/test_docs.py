@@ -10,6 +10,7 @@ import click
 from apiflask import APIFlask
 from flask.testing import FlaskClient
 
+from accountsvc import bounds
 from accountsvc.config import Settings
 from tests.support.factories import services_of
 
@@ -93,8 +94,9 @@ def test_every_setting_that_a_document_names_exists() -> None:
     named = in_documents(r"`([A-Z]{2,}(?:_[A-Z]+)+)(?:=[^`]*)?`")
 
     assert len(named) > 3
-    # Of other programs, or of the processes' commands.
-    assert named - settings - variables_of_the_tools() - {"WEB_CONCURRENCY"} == set()
+    # Of other programs, of the processes' commands, or bounds.
+    others = variables_of_the_tools() | {"WEB_CONCURRENCY", *vars(bounds)}
+    assert named - settings - others == set()
 
 
 def test_every_command_that_a_document_names_exists(app: APIFlask) -> None:
@@ -134,3 +136,12 @@ def test_every_test_that_the_code_names_exists() -> None:
 
     assert named
     assert {name for name in named if not (ROOT / name).is_file()} == set()
+
+
+def test_the_table_of_bounds_is_the_code_s() -> None:
+    text = (ROOT / "docs" / "security.md").read_text()
+    rows = re.findall(r"^\| `([A-Z_]+)` \| ([^|]+) \|", text, re.MULTILINE)
+    numbers = {name: str(value) for name, value in vars(bounds).items() if name[0].isupper()}
+
+    assert len(rows) == len(numbers) > 30
+    assert dict(rows) == numbers

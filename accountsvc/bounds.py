@@ -1,0 +1,65 @@
+"""What one request may cost: the numbers that code, tests and ``docs/security.md`` share.
+
+Each is checked before any work that grows with the input, and the throttle is asked before any of
+it. A rate is written as ``limits`` reads it. The table "What a request may cost" in
+``docs/security.md`` says of each what lies beyond it and which test counts it.
+"""
+
+from __future__ import annotations
+
+_KIB = 1024
+_MIB = 1024 * _KIB
+
+# Fields. They are characters before any normalising, which takes time that grows with the square of
+# a text of combining marks.
+EMAIL_CHARACTERS = 254
+USERNAME_CHARACTERS = 150
+PASSWORD_CHARACTERS = 128
+# zxcvbn sees so much of a password: its work grows with the square, and what follows adds strength.
+STRENGTH_CHARACTERS = 64
+
+# Requests. A head must be whole within its seconds, a body within its own and one more for each
+# so many bytes of it, however they drip.
+HEAD_SECONDS = 10
+BODY_SECONDS = 30
+BODY_BYTES_A_SECOND = 64 * _KIB
+
+# Work that is dear. So many wait for it in all processes together; who comes then is asked to come
+# again. As many hashes are computed at once as there are cores.
+HASHES_WAITING = 16
+IMAGES_WAITING = 4
+
+# Images, decoded in a process of their own.
+IMAGE_BYTES = 5 * _MIB
+IMAGE_CPU_SECONDS = 5
+IMAGE_ADDRESS_SPACE = 1024 * _MIB
+IMAGE_SCANS = 100
+IMAGE_CHUNKS = 1_000
+
+# A vault. Who has more keeps reading, editing and deleting.
+VAULT_ENTRIES = 5_000
+VAULT_BYTES = 4 * _MIB
+
+# Memory of two web processes and their children, in bytes.
+MEMORY_UNDER_UPLOADS = 1_228 * _MIB
+MEMORY_AFTER_UPLOADS = 400 * _MIB
+
+# Rates: by account, by client address, and by both together.
+PASSWORDS_OF_PAIR = "10/15minutes"
+PASSWORDS_OF_ACCOUNT = "100/15minutes"
+PASSWORDS_OF_ADDRESS = "100/15minutes"
+SIGN_UPS_OF_ADDRESS = "30/hour"
+EMAIL_CHANGES = "5/hour"
+PASSWORD_CHANGES = "10/hour"
+PROFILE_WRITES = "60/hour"
+VAULT_WRITES = "120/minute"
+UPLOADS_OF_ACCOUNT = "20/hour"
+UPLOADS_OF_ADDRESS = "60/hour"
+EXPORTS_OF_ACCOUNT = "10/hour"
+EXPORTS_OF_ADDRESS = "30/hour"
+TOKENS_OF_ADDRESS = "60/15minutes"
+RESETS_OF_ACCOUNT = "3/hour"
+RESETS_OF_ADDRESS = "30/hour"
+STAFF_DEACTIVATIONS = "20/hour"
+STAFF_CONFIRMATIONS = "10/15minutes"
+REFUSED_ATTEMPTS_AUDITED = "10/hour"
