@@ -40,6 +40,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 
+# The server puts a status under this name into the environment of what is no request (PEP 3333), so
+# that the application refuses it as it refuses everything else.
+UNREADABLE = "accountsvc.unreadable"
+
 
 class AccountError(Exception):
     """The base of everything this service raises on purpose; ``str()`` says what to do."""

@@ -8,18 +8,12 @@ from __future__ import annotations
 
 import atexit
 import gc
-import json
-import logging
 import os
 import shutil
-import socket
-import struct
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
-
-import gunicorn.http.wsgi  # type: ignore[import-untyped]
 
 
 def share_metrics() -> None:
@@ -43,7 +37,7 @@ if _METRICS not in os.environ:
 
 import accountsvc  # noqa: E402
 from accountsvc.config import ConfigError, load_settings  # noqa: E402
-from accountsvc.logs import describe, for_people  # noqa: E402
+from accountsvc.logs import for_people  # noqa: E402
 from accountsvc.start import listening  # noqa: E402
 
 try:
@@ -62,19 +56,17 @@ bind = listening.bind(settings.port)
 # Without Redis throttles count in the process; with two processes a guesser would have twice the
 # tries.
 workers = int(os.environ.get("WEB_CONCURRENCY") or 2) if settings.redis_url else 1
-# A request mostly waits for the database, so each has a thread; more threads than the pool has
-# connections would only wait for one.
-worker_class = "gthread"
-threads = 8
+# gunicorn's own workers give a thread to each half-sent request, or serve one client at a time.
+worker_class = "accountsvc.start.webserver.WebWorker"
+# Threads wait: for the database, for a hash, for an image. So many may, before the next request
+# does. How many compete for the interpreter is bounded apart (TURNS in webserver.py).
+threads = 24
 # Seconds: a worker that gives no sign of life for so long is replaced. No request takes so long;
 # with less, a busy machine would lose healthy workers.
 timeout = 30
 # Seconds: after SIGTERM requests under way have so long to end. Supervisors kill after ten, which
 # would cut requests off.
 graceful_timeout = 8
-# Seconds: a proxy reuses a connection within its own patience, usually less; a shorter time here
-# would close connections on which the proxy is just sending.
-keepalive = 5
 # Engines, S3 clients and locks are made after the fork: two processes that share a connection
 # would read each other's answers.
 preload_app = False
@@ -95,8 +87,6 @@ forwarded_allow_ips = ""
 # `make dev` passes --reload, which watches modules only; a process reads a template once, so a
 # changed page would not show.
 reload_extra_files = [str(path) for path in _PAGES.glob("*.html")]
-# The Server header names no program and no version, by which known flaws are looked up.
-gunicorn.http.wsgi.SERVER = "accountsvc"
 
 
 def on_starting(_server: Any) -> None:
@@ -104,39 +94,14 @@ def on_starting(_server: Any) -> None:
     gc.freeze()
 
 
-def when_ready(server: Any) -> None:
-    """Say where it is served, once the socket listens; and let go of clients that stand still.
-
-    A thread that reads a request waits for its client without end, so that a few half-sent requests
-    would keep everybody out. Connections inherit the time-outs of their listener.
-    """
-    for listener in server.LISTENERS:
-        for option, seconds in ((socket.SO_RCVTIMEO, 10), (socket.SO_SNDTIMEO, 30)):
-            listener.sock.setsockopt(socket.SOL_SOCKET, option, struct.pack("ll", seconds, 0))
+def when_ready(_server: Any) -> None:
+    """Say where it is served, once the socket listens."""
     sys.stdout.write(f"accountsvc: serving {settings.public_url}\n")
     sys.stdout.flush()
 
 
 def post_worker_init(worker: Any) -> None:
-    """Keep clients' addresses and words out of the log where a request is too broken to be read.
-
-    With ``--reload``, say that the changed code was read.
-    """
+    """With ``--reload``, say that the changed code was read."""
     if worker.cfg.reload and worker.age > worker.cfg.workers:
         sys.stdout.write("accountsvc: the changed code was read\n")
         sys.stdout.flush()
-    worker.log.error_log.addFilter(_without_the_client)
-
-
-def _without_the_client(record: logging.LogRecord) -> bool:
-    """Leave in a line no client's word: neither address nor path, header or body."""
-    fault = record.exc_info[1] if record.exc_info else None
-    if isinstance(fault, BlockingIOError):
-        # A client that stands still is no fault: a line for each would bury the faults.
-        return False
-    if fault is not None:
-        record.msg, record.args = "A connection failed: %s", (json.dumps(describe(fault)),)
-        record.exc_info = record.exc_text = None
-    elif str(record.msg).startswith("Invalid request from"):
-        record.msg, record.args = "A request could not be read", ()
-    return True

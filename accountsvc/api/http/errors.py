@@ -149,6 +149,7 @@ FRAMEWORK: Mapping[int, tuple[str, str]] = {
     413: ("too_large", "The body is too large. Send at most 64 KiB, or an image of at most 5 MiB."),
     415: ("unsupported_media_type", "Send JSON, with Content-Type: application/json."),
     429: ("throttled", "Too many requests. Try again later."),
+    431: ("head_too_large", "The head of the request is too large. Send fewer, shorter headers."),
 }
 # The answer keeps these headers of such an error. Its Content-Type would be that of a page.
 _FRAMEWORK_HEADERS = frozenset({"Allow", "Retry-After", "WWW-Authenticate"})
@@ -175,7 +176,8 @@ def answer(exc: AccountError, **more: Any) -> Response:
 
 
 def init_app(app: APIFlask) -> None:
-    """Make every error of *app* leave through this module."""
+    """Make every error of *app* leave through this module, and what the server could not read."""
+    app.before_request(_refuse_unreadable)
     app.error_processor(_from_apiflask)
     # Register it after ``error_processor``, which has a handler of its own for this class: that one
     # would answer with the name of the status for a sentence, and without the Allow header.
@@ -183,6 +185,13 @@ def init_app(app: APIFlask) -> None:
     app.register_error_handler(AccountError, answer)
     app.register_error_handler(Exception, unexpected)
     apiflask_patches.log_faults_by(app, _log_fault)
+
+
+def _refuse_unreadable() -> None:
+    """Refuse what the server could not read, with the headers that every answer has."""
+    status = request.environ.get(tree.UNREADABLE)
+    if status is not None:
+        raise HTTPError(status)
 
 
 def _log_fault(exc_info: Any) -> None:
@@ -207,7 +216,9 @@ def _from_apiflask(error: HTTPError) -> Response:
         refused.update({str(name): list(sentences) for name, sentences in by_field.items()})
     if refused:
         return answer(tree.InvalidInput(refused))
-    return _plain(error.status_code, error.message, {})
+    # APIFlask calls the status by its name where nothing was said.
+    named = HTTPStatus(error.status_code).phrase == error.message
+    return _plain(error.status_code, None if named else error.message, {})
 
 
 def _from_framework(exc: HTTPException) -> Response:

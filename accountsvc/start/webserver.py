@@ -1,0 +1,381 @@
+"""The web process: gunicorn keeps the processes, waitress the connections and the threads.
+
+A thread gets a request when it is whole. However slowly a client sends or reads, it costs the
+memory of its own connection and nobody a thread; beyond its time it is closed.
+``docs/decisions/0033-threads-get-whole-requests.md`` has what this was chosen over.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import resource
+import socket
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from http import HTTPStatus
+from io import BytesIO
+from types import FrameType
+from typing import Any
+
+from gunicorn.workers.base import Worker
+from waitress import wasyncore
+from waitress.adjustments import Adjustments
+from waitress.channel import HTTPChannel
+from waitress.parser import HTTPRequestParser, ParsingError
+from waitress.receiver import ChunkedReceiver, FixedStreamReceiver
+from waitress.server import TcpWSGIServer, UnixWSGIServer
+from waitress.task import ThreadedTaskDispatcher, WSGITask
+from waitress.utilities import BadRequest
+
+from .. import bounds
+from ..errors import UNREADABLE
+
+# So many requests of a process compete for the interpreter's lock: with more, each hand-over costs
+# time, and all get slower. Who waits longer for a turn begins without one: two that wait for a lock
+# of the database, or for a hash, would otherwise hold up everybody for as long.
+TURNS = 2
+_TURN_SECONDS = 0.1
+
+# A body above the first is read and thrown away, since no call takes it, so that the client reads
+# why; above the second the connection is closed behind the answer.
+_KEPT_BODY = bounds.IMAGE_BYTES + 2**20
+_READ_BODY = 64 * 2**20
+# More of a body lies in a temporary file: in memory, many slow clients together would fill it.
+_BODY_IN_MEMORY = 32 * 2**10
+# More unfinished bodies of one process, in bytes, would fill the disk; the oldest is closed.
+_UNFINISHED_BODIES = 512 * 2**20
+_HEAD_BYTES = 32 * 2**10
+# A line between chunks is looked through from its beginning whenever more of it comes: one of
+# megabytes would keep the loop busy for seconds.
+_CHUNK_LINE_BYTES = 4 * 2**10
+# More of an answer is made only as fast as it is read; up to here an unread one costs no thread.
+_UNREAD_ANSWER = 16 * 2**20
+_ANSWER_IN_MEMORY = 256 * 2**10
+# nginx uses a connection again within 60 seconds: closed sooner, a request would be on its way into
+# a closed one.
+_IDLE_SECONDS = 75
+# More connections are not accepted until others end, and idle ones end at once.
+_CONNECTIONS = 4_096
+_SPARE_FILES = 256
+# After SIGTERM an idle connection stays open so long, for a request that is on its way.
+_LINGER_SECONDS = 1
+# So much of gunicorn's graceful_timeout is left for the process to end by itself.
+_END_SECONDS = 1
+
+
+class _Nothing:
+    """A buffer that forgets, for bodies that no call takes."""
+
+    def append(self, data: bytes) -> None:
+        """Forget *data*."""
+
+    def getfile(self) -> BytesIO:
+        return BytesIO()
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+    def __len__(self) -> int:
+        return 0
+
+
+class _Request(HTTPRequestParser):
+    """A request that is being read; what is too much of it is forgotten, or an error."""
+
+    # waitress leaves these out of a request that it cannot read, and then fails at its refusal.
+    command = "GET"
+    path = "/"
+    query = ""
+    request_uri = ""
+    url_scheme = "http"
+
+    def received(self, data: bytes) -> int:
+        consumed: int = super().received(data)
+        body = self.body_rcv
+        if isinstance(body, ChunkedReceiver):
+            if max(len(body.control_line), len(body.trailer)) > _CHUNK_LINE_BYTES:
+                self.error, self.completed = BadRequest(""), True
+            elif self.body_bytes_received > _KEPT_BODY:
+                body.buf = _Nothing()
+                # The application refuses by this length what it cannot read any more.
+                self.headers["CONTENT_LENGTH"] = str(self.body_bytes_received)
+        return consumed
+
+    def parse_header(self, header_plus: bytes) -> None:
+        super().parse_header(header_plus)
+        # RFC 9112, section 6.1: with both, or with chunks in HTTP/1.0, a proxy may see another end
+        # of this request, and what follows as another client's.
+        both = self.chunked and "CONTENT_LENGTH" in self.headers
+        if both or "TRANSFER_ENCODING" in self.headers:
+            raise ParsingError("")
+        if self.content_length > _KEPT_BODY:
+            self.body_rcv = FixedStreamReceiver(self.content_length, _Nothing())
+
+    @property
+    def kept(self) -> int:
+        """The bytes of the body that are kept, in memory or in a file."""
+        return 0 if self.body_rcv is None else len(self.body_rcv)
+
+
+class _Answer(WSGITask):
+    """A request that a thread works on, and its answer."""
+
+    def service(self) -> None:
+        with _turn():
+            super().service()
+
+    def start(self) -> None:
+        super().start()
+        if self._is_last:
+            self.set_close_on_finish()
+
+    def set_close_on_finish(self) -> None:
+        # An answer without a length ends with its head (204, 304) or its last chunk: to close the
+        # connection behind it, as waitress would, costs each DELETE a connection of its own.
+        framed = self.version == "1.1" and (self.chunked_response or not self.has_body)
+        if self._is_last or not framed:
+            super().set_close_on_finish()
+
+    @property
+    def _is_last(self) -> bool:
+        request, server = self.request, self.channel.server
+        return bool(request.error or request.connection_close or server.is_stopping)
+
+
+class _Refusal(_Answer):
+    """The answer to what is too large or no request: the application's, as to everything else."""
+
+    def get_environment(self) -> dict[str, Any]:
+        environ: dict[str, Any] = super().get_environment()
+        status = self.request.error.code
+        # A body that is too large belongs to a request that was understood: the application sees
+        # whose and what for, and answers a browser with the CORS headers that let it show why.
+        if status != HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
+            known = HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE
+            environ[UNREADABLE] = known if status == known else HTTPStatus.BAD_REQUEST
+            environ.update(REQUEST_METHOD="GET", PATH_INFO="/api/", QUERY_STRING="")
+        return environ
+
+
+class Connection(HTTPChannel):
+    """One client's connection, which knows for how long the client has kept us waiting."""
+
+    parser_class = _Request
+    task_class = _Answer
+    error_task_class = _Refusal
+
+    _received = 0
+    _sent = 0
+    _waits_for: object = None
+    _since = 0.0
+    _sent_before = 0
+
+    def recv(self, buffer_size: int) -> bytes:
+        data: bytes = super().recv(buffer_size)
+        self._received += len(data)
+        return data
+
+    def send(self, data: bytes, do_close: bool = True) -> int:
+        sent: int = super().send(data, do_close)
+        self._sent += sent
+        return sent
+
+    @property
+    def is_idle(self) -> bool:
+        return not (self.requests or self.request or self.total_outbufs_len)
+
+    @property
+    def unfinished(self) -> int:
+        """The bytes that are kept of a body which is not whole."""
+        return self.request.kept if self.request else 0
+
+    def waits_since(self, now: float) -> float:
+        """Return since when the client has kept us waiting for the same; *now* if it does not."""
+        waits_for: object = None
+        if self.total_outbufs_len:
+            waits_for = "reading"
+        elif self.is_idle:
+            waits_for = self._received
+        elif self.request and not self.requests:
+            waits_for = (self.request, self.request.headers_finished)
+        if waits_for is None or waits_for != self._waits_for:
+            self._waits_for, self._since, self._sent_before = waits_for, now, self._sent
+        return self._since
+
+    def is_overdue(self, now: float, *, idle: float) -> bool:
+        """Say whether the client takes too long: to send, to read, or to ask again."""
+        waited = now - self.waits_since(now)
+        if self.total_outbufs_len:
+            read = self._sent - self._sent_before
+            return waited > _body_seconds(read)
+        if self.request and self.request.headers_finished:
+            return waited > _body_seconds(self.request.body_bytes_received)
+        if self.is_idle and self._received:
+            return waited > idle
+        return waited > bounds.HEAD_SECONDS
+
+
+def _body_seconds(size: int) -> float:
+    """Return for how long a body, or an answer, of *size* bytes until now may be on its way."""
+    return bounds.BODY_SECONDS + size / bounds.BODY_BYTES_A_SECOND
+
+
+class _Listener:
+    """What both kinds of listening sockets do; mixed into waitress's server."""
+
+    channel_class = Connection
+    is_stopping = False
+    # Of waitress's dispatcher.
+    del_channel: Any
+    socket: Any
+
+    def maintenance(self, now: float) -> None:
+        """Do nothing: waitress asks by the time of day, with which the clock may jump."""
+
+    def stop_accepting(self) -> None:
+        """Let another process of ours, or nobody, accept who connects now."""
+        self.is_stopping, self.accepting = True, False
+        self.del_channel()
+        self.socket.close()
+
+
+class _TcpListener(_Listener, TcpWSGIServer):
+    pass
+
+
+class _UnixListener(_Listener, UnixWSGIServer):
+    pass
+
+
+class WebWorker(Worker):
+    """One web process: a loop that reads and writes, and threads that answer whole requests.
+
+    gunicorn's settings ``threads`` and ``graceful_timeout`` count; those of its own parser do not.
+    """
+
+    _listeners: Sequence[Any] = ()
+
+    def init_process(self) -> None:
+        _allow_open_files(_CONNECTIONS + _SPARE_FILES)
+        for name in ("waitress", "waitress.queue"):
+            logging.getLogger(name).addFilter(_without_the_client)
+        # A queue is no fault: a line for each request that waits for a thread would bury faults.
+        logging.getLogger("waitress.queue").setLevel(logging.ERROR)
+        super().init_process()
+
+    def run(self) -> None:
+        """Serve until SIGTERM, then end what is under way, within gunicorn's graceful_timeout."""
+        self._map: dict[int, Any] = {}
+        self._threads = ThreadedTaskDispatcher()
+        self._threads.set_thread_count(self.cfg.threads)
+        self._listeners = [self._listen(listener.sock) for listener in self.sockets]
+        while self.alive and self.ppid == os.getppid():
+            self._serve()
+        self._end()
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        super().handle_exit(sig, frame)
+        # The loop sleeps in poll(), which goes on after a signal (PEP 475). There is none yet when
+        # the signal comes while the application is being imported.
+        for listener in self._listeners:
+            listener.pull_trigger()
+
+    def _listen(self, sock: socket.socket) -> Any:
+        sock.setblocking(False)
+        kind = _UnixListener if sock.family == socket.AF_UNIX else _TcpListener
+        return kind(
+            self.wsgi,
+            self._map,
+            _sock=sock,
+            dispatcher=self._threads,
+            adj=_adjustments(self.cfg.threads, self.cfg.backlog),
+            bind_socket=False,
+            sockinfo=(sock.family, sock.type, sock.proto, sock.getsockname()),
+        )
+
+    def _serve(self) -> None:
+        """Handle events for about a second, then let go of who takes too long."""
+        self.notify()
+        until = time.monotonic() + 1
+        while self.alive and (left := until - time.monotonic()) > 0:
+            wasyncore.loop(timeout=left, use_poll=True, map=self._map, count=1)
+        now = time.monotonic()
+        crowded = len(self._map) >= _CONNECTIONS - _SPARE_FILES
+        connections = self._connections()
+        for one in connections:
+            if one.is_overdue(now, idle=1 if crowded else _IDLE_SECONDS):
+                one.will_close = True
+        unfinished = sum(one.unfinished for one in connections)
+        for one in sorted(connections, key=lambda one: one.waits_since(now)):
+            if unfinished > _UNFINISHED_BODIES and one.unfinished:
+                unfinished -= one.unfinished
+                one.will_close = True
+
+    def _end(self) -> None:
+        began = time.monotonic()
+        for listener in self._listeners:
+            listener.stop_accepting()
+        while connections := self._connections():
+            stopped_for = time.monotonic() - began
+            if stopped_for > self.cfg.graceful_timeout - _END_SECONDS:
+                break
+            for one in connections:
+                if one.is_idle and stopped_for > _LINGER_SECONDS:
+                    one.will_close = True
+            self.notify()
+            wasyncore.loop(timeout=0.1, use_poll=True, map=self._map, count=1)
+        # A thread that still works is a daemon, and ends with the process.
+        self._threads.shutdown(cancel_pending=True, timeout=0)
+
+    def _connections(self) -> list[Connection]:
+        return [one for one in self._map.values() if isinstance(one, Connection)]
+
+
+def _adjustments(threads: int, backlog: int) -> Adjustments:
+    return Adjustments(
+        threads=threads,
+        backlog=backlog,
+        # The Server header names no program and no version, by which known flaws are looked up.
+        ident="accountsvc",
+        connection_limit=_CONNECTIONS,
+        max_request_header_size=_HEAD_BYTES,
+        max_request_body_size=_READ_BODY,
+        inbuf_overflow=_BODY_IN_MEMORY,
+        outbuf_overflow=_ANSWER_IN_MEMORY,
+        outbuf_high_watermark=_UNREAD_ANSWER,
+        # A client that is gone is no fault.
+        log_socket_errors=False,
+        # The application reads the client's address by TRUSTED_PROXIES; waitress would remove it.
+        clear_untrusted_proxy_headers=False,
+    )
+
+
+_turns = threading.BoundedSemaphore(TURNS)
+
+
+@contextmanager
+def _turn() -> Iterator[None]:
+    """Hold one of the turns of this process, or begin without one after a while."""
+    mine = _turns.acquire(timeout=_TURN_SECONDS)
+    try:
+        yield
+    finally:
+        if mine:
+            _turns.release()
+
+
+def _allow_open_files(wanted: int) -> None:
+    """Raise the limit of open files, as far as this process may."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    allowed = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    if soft != resource.RLIM_INFINITY and soft < allowed:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+
+
+def _without_the_client(record: logging.LogRecord) -> bool:
+    """Leave in a line no client's word: waitress writes paths, which may hold a token."""
+    record.msg, record.args = "A connection failed", ()
+    return True
