@@ -240,6 +240,13 @@ class Settings:
     # PORT stands before PUBLIC_URL, which is derived from it: with a wrong port, the line that
     # refuses would otherwise name a setting that nobody has set.
     port: int = _setting("PORT", "8000", readers.whole(1, 65_535), "8000", "Where the web listens.")
+    web_concurrency: int = _setting(
+        "WEB_CONCURRENCY",
+        "2",
+        readers.whole(1, 1000),
+        "2",
+        "How many web processes there are, which share the cores; without Redis always one.",
+    )
     public_url: str = _setting(
         "PUBLIC_URL",
         "http://localhost:{PORT}",
@@ -277,6 +284,12 @@ class Settings:
     @property
     def is_sqlite(self) -> bool:
         return self.database_url.startswith("sqlite")
+
+    @property
+    def web_processes(self) -> int:
+        # Without Redis throttles count in the process; with two processes a guesser would have
+        # twice the tries.
+        return self.web_concurrency if self.redis_url else 1
 
 
 def wrong(name: str, why: object) -> ConfigError:

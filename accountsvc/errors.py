@@ -30,7 +30,8 @@
         ├── DatabaseUnavailable
         ├── StoreUnavailable
         ├── MailUnavailable
-        └── VaultKeyMissing       no key in VAULT_KEYS opens what is saved
+        ├── VaultKeyMissing       no key in VAULT_KEYS opens what is saved
+        └── Busy                  too many passwords wait to be hashed
 
 Ids are kept as attributes, causes are chained. Messages carry no personal data.
 """
@@ -203,3 +204,9 @@ class VaultKeyMissing(Unavailable):
         super().__init__(
             f"No key in VAULT_KEYS opens what key {wrapped_by} wrapped. Add that key again."
         )
+
+
+class Busy(Unavailable):
+    """Too many passwords wait to be hashed; none was looked at, and nothing was changed."""
+
+    message = "Too many passwords are being checked at this moment. Try again in a few seconds."

@@ -163,7 +163,7 @@ def build_services(settings: Settings, database: Database | None = None) -> Serv
     avatars = _read("STORAGE_URL", store_from_url, settings.storage_url)
     ledger = _read("LEDGER_URL", ledger_from_url, settings.ledger_url)
     mailer = _read("MAIL_URL", mailer_from_url, settings.mail_url)
-    hasher = PasswordHasher(settings.password_hash_cost)
+    hasher = PasswordHasher(settings.password_hash_cost, processes=settings.web_processes)
     throttle = Throttle(
         derive_key(settings.secret_key, "throttle"),
         redis_url=settings.redis_url,

@@ -36,6 +36,8 @@ TEMPLATE = "accountsvc_template"
 # runs all on both.
 ONE_ENGINE = {
     "test_api_bodies",
+    "test_api_bounds",
+    "test_api_busy",
     "test_api_logs",
     "test_api_media",
     "test_api_profile",

@@ -16,6 +16,7 @@ from ..db.models import OWNER, STAFF, Account
 from ..db.text import unique_key
 from ..errors import (
     AccountDeactivated,
+    Busy,
     InvalidCredentials,
     InvalidInput,
     NotDeactivated,
@@ -46,7 +47,8 @@ class Attempts:
 
         Counted before the try, known e-mail or not; a right password is forgiven, also to the
         address. A wrong one is audited as the action *failure*, for an unknown e-mail too, without
-        a subject, so that both take the same time. Raises Throttled, which is not audited.
+        a subject, so that both take the same time. A try at which no password was looked at (Busy)
+        does not count. Raises Throttled, which is not audited.
         """
 
         def subject(session: Session) -> uuid.UUID | None:
@@ -59,7 +61,7 @@ class Attempts:
     def confirm(self, account: Account, password: str, *, address: str) -> None:
         """Check the password of *account* (detached), as :meth:`password` counts and audits it.
 
-        Raises Throttled, WrongPassword.
+        Raises Throttled, WrongPassword, Busy.
         """
         with self._counted(
             account.email_key, address, "confirmation.failed", lambda _: account.public_id
@@ -84,6 +86,9 @@ class Attempts:
             yield
         except (InvalidCredentials, WrongPassword):
             self._audit(failure, counted_as=email_key, by=ANYBODY, subject=subject)
+            raise
+        except Busy:
+            self._throttle.take_back(PASSWORD, account=email_key, address=address)
             raise
         except (AccountDeactivated, InvalidInput, NotDeactivated):
             # These three are raised only to whoever knows the password: a count that stayed would

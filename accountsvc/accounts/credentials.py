@@ -7,7 +7,10 @@ address has an account shows in no answer and, where a password is tried, in no 
 
 from __future__ import annotations
 
+import os
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import datetime
 
@@ -17,6 +20,7 @@ from argon2.profiles import RFC_9106_LOW_MEMORY
 from sqlalchemy import update
 from sqlalchemy.orm import Session
 
+from .. import bounds
 from ..db import audit, rows
 from ..db.audit import Actor
 from ..db.engine import Clock, Database, database_now
@@ -24,6 +28,7 @@ from ..db.models import DUE, OWNER, Account
 from ..errors import (
     AccountDeactivated,
     AccountNotFound,
+    Busy,
     InvalidCredentials,
     InvalidInput,
     NotDeactivated,
@@ -56,24 +61,42 @@ _DECOYS = {
 class PasswordHasher:
     """Hash and verify passwords by argon2id (RFC 9106); safe to share between threads.
 
-    At most two hashes are computed at once, because each takes 64 MiB at the normal *cost*.
+    All *processes* of a host together compute as many hashes at once as there are *cores* (by
+    default those that this process may use), and ``HASHES_WAITING`` more wait. Each has an equal
+    share of both, rounded down and at least one: ``at_once`` and ``waiting``. What is beyond is
+    refused at once: each method that computes a hash raises Busy then, and holds nothing but its
+    thread while it waits.
+
+    A hash takes 64 MiB at the normal *cost*, and as many threads as it has lanes, four. So one
+    alone may use four cores; several at once take longer each, but the processor's time of a hash
+    and the hashes a second stay what they are. More at once than cores would only take memory.
     """
 
-    def __init__(self, cost: str = "normal") -> None:
+    def __init__(
+        self, cost: str = "normal", *, processes: int = 1, cores: int | None = None
+    ) -> None:
+        self.at_once = max(1, (cores or _cores()) // processes)
+        self.waiting = max(1, bounds.HASHES_WAITING // processes)
         self._argon2 = Argon2.from_parameters(_PARAMETERS[cost])
-        self._slots = threading.BoundedSemaphore(2)
+        self._places = threading.BoundedSemaphore(self.at_once + self.waiting)
+        self._slots = threading.BoundedSemaphore(self.at_once)
         self._decoy = _DECOYS[cost]
 
     def hash(self, password: str) -> str:
         """Return a new hash of *password*, with its salt and parameters, in PHC format."""
-        with self._slots:
+        with self._turn():
             return self._argon2.hash(password)
 
     def verify(self, password_hash: str, password: str) -> bool:
-        """Say whether *password_hash* is one of *password*; False also for an unreadable hash."""
+        """Say whether *password_hash* is one of *password*; False also for an unreadable hash.
+
+        False for more than ``PASSWORD_CHARACTERS``, of which no hash is, in the time of so many.
+        """
+        can_be_right = len(password) <= bounds.PASSWORD_CHARACTERS
+        tried = password[: bounds.PASSWORD_CHARACTERS]
         try:
-            with self._slots:
-                return self._argon2.verify(password_hash, password)
+            with self._turn():
+                return self._argon2.verify(password_hash, tried) and can_be_right
         except (VerificationError, InvalidHashError, UnicodeEncodeError):
             return False
 
@@ -81,9 +104,27 @@ class PasswordHasher:
         """Take the time of one :meth:`verify`, so that an unknown e-mail is answered no sooner."""
         self.verify(self._decoy, password)
 
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        """Wait for one's turn to compute a hash; raise Busy if too many wait already."""
+        if not self._places.acquire(blocking=False):
+            raise Busy
+        try:
+            with self._slots:
+                yield
+        finally:
+            self._places.release()
+
     def is_outdated(self, password_hash: str) -> bool:
         """Say whether *password_hash* was made with other parameters than this hasher's."""
         return self._argon2.check_needs_rehash(password_hash)
+
+
+def _cores() -> int:
+    """Return on how many cores this process may run: the whole host's, where nobody can say."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def authenticate(
@@ -94,7 +135,8 @@ def authenticate(
     Takes the same time whether the e-mail is known or not (ASVS 5.0, 6.3.8). Stores a new hash of
     the password if the old one was made with other parameters.
 
-    Raises InvalidCredentials, and AccountDeactivated only when the password is right.
+    Raises InvalidCredentials, and AccountDeactivated only when the password is right; Busy, known
+    e-mail or not.
     """
     with database.reading() as session:
         seen = rows.find_by_email(session, email)
@@ -103,7 +145,11 @@ def authenticate(
         raise InvalidCredentials
     if not hasher.verify(seen.password_hash, password):
         raise InvalidCredentials
-    new_hash = hasher.hash(password) if hasher.is_outdated(seen.password_hash) else None
+    new_hash = None
+    if hasher.is_outdated(seen.password_hash):
+        # The next sign-in can renew it: a right password is not refused for want of a second turn.
+        with suppress(Busy):
+            new_hash = hasher.hash(password)
     with database.reading() as session:
         account = rows.find(session, seen.id)
         # The password may have been changed while it was verified: the old one must not sign in.
@@ -127,8 +173,8 @@ def deactivated_account(
 ) -> Account:
     """Return the deactivated account whose credentials these are. Owns its transactions.
 
-    Takes the time that :func:`authenticate` takes. Raises InvalidCredentials, and NotDeactivated
-    when they are those of an active account.
+    Takes the time that :func:`authenticate` takes. Raises InvalidCredentials, Busy, and
+    NotDeactivated when they are those of an active account.
     """
     try:
         authenticate(database, hasher, email=email, password=password)
@@ -144,7 +190,7 @@ def deactivated_account(
 def confirm_password(
     database: Database, hasher: PasswordHasher, account_id: int, password: str
 ) -> None:
-    """Check that *password* is the account's. Owns its transactions; raises WrongPassword.
+    """Check that *password* is the account's. Owns its transactions; raises WrongPassword, Busy.
 
     A change of the password raises the epoch, so a caller that compares the epoch under the lock
     afterwards also knows that this still is the password.
@@ -190,7 +236,7 @@ def change_password(
     """Set *new_password* for the owner and end every session. Owns its transactions.
 
     *claims* are those of the owner's access token. Raises WrongPassword if *password* is not the
-    current one, InvalidInput if the new one is too weak, TokenNotValid if the account was
+    current one, InvalidInput if the new one is too weak, Busy, TokenNotValid if the account was
     deactivated or its sessions were ended meanwhile.
     """
     with database.reading() as session:
@@ -253,7 +299,7 @@ def reset_password(
     """Set *new_password* by a mailed reset token, which is used up; every session ends.
 
     Works in the grace period too and does not reactivate. Every known address is told. Owns its
-    transactions. Raises TokenNotValid (used, or the account is due or gone), InvalidInput.
+    transactions. Raises TokenNotValid (used, or the account is due or gone), InvalidInput, Busy.
     """
     with database.reading() as session:
         seen = rows.find_by_public_id(session, claims.public_id)

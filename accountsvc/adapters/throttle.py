@@ -132,6 +132,15 @@ class Throttle:
         if limit.address is not None and address is not None:
             self._do(partial(_hit, item=limit.address, key=self._key(kind, address), cost=-1))
 
+    def take_back(self, kind: str, *, account: str, address: str) -> None:
+        """Count one try less of both: one that was counted, and then could not be made."""
+        if not self._enabled:
+            return
+        limit = LIMITS[kind]
+        for item, subject in ((limit.account, account), (limit.address, address)):
+            if item is not None:
+                self._do(partial(_hit, item=item, key=self._key(kind, subject), cost=-1))
+
     def _key(self, kind: str, subject: str) -> str:
         text = f"{kind}\0{subject}".encode("utf-8", "surrogatepass")
         return hmac.new(self._secret, text, hashlib.sha256).hexdigest()[:32]

@@ -16,6 +16,7 @@ from ..db.engine import database_now
 from ..db.models import OWNER, Account
 from ..errors import (
     AccountNotFound,
+    Busy,
     ConfirmationRequired,
     LastStaff,
     NotAuthorized,
@@ -37,7 +38,15 @@ _LINK = '</api/profile/1/deletion/>; rel="status"'
 @bp.delete("/profile/<int:user_id>/delete/")
 @auth.signed_in
 @bp.output(schemas.Deleted, description="Done; the document was preferred")
-@raises(AccountNotFound, NotAuthorized, ConfirmationRequired, Throttled, WrongPassword, LastStaff)
+@raises(
+    AccountNotFound,
+    NotAuthorized,
+    ConfirmationRequired,
+    Throttled,
+    WrongPassword,
+    LastStaff,
+    Busy,
+)
 @refuses(400)
 @takes("Prefer", "return=representation", "Asks for the document instead of nothing (RFC 7240)")
 @sends(200, Sunset=_SUNSET, Link=_LINK, Preference_Applied="return=representation", Vary="Prefer")

@@ -11,6 +11,7 @@ from flask import Response
 from ..accounts import exports
 from ..errors import (
     AccountNotFound,
+    Busy,
     ConfirmationRequired,
     InvalidInput,
     NotAuthorized,
@@ -39,6 +40,7 @@ _ERRORS = (
     WrongPassword,
     Throttled,
     StoreUnavailable,
+    Busy,
 )
 
 

@@ -17,6 +17,7 @@ from ..db.engine import database_now
 from ..db.models import OWNER, STAFF, Account
 from ..errors import (
     AccountNotFound,
+    Busy,
     ConfirmationRequired,
     GraceOver,
     InvalidCredentials,
@@ -58,6 +59,7 @@ _ETAG = '"7d865e959b2466918c9863afca942d0f"'
     NotDeactivated,
     GraceOver,
     Throttled,
+    Busy,
 )
 def come_back(json_data: dict[str, str]) -> dict[str, Any]:
     """Reactivate one's own account in its grace period
@@ -204,6 +206,7 @@ def change(user_id: int, *, caller: Caller, json_data: dict[str, Any]) -> Respon
     RecentChange,
     LegalHold,
     Throttled,
+    Busy,
 )
 def purge_now(user_id: int, *, caller: Caller, json_data: dict[str, str]) -> Response:
     """Waive the rest of the grace period: the account is due now, the worker purges it

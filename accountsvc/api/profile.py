@@ -13,6 +13,7 @@ from ..adapters import images
 from ..adapters.throttle import EMAIL_CHANGE
 from ..db.models import Account
 from ..errors import (
+    Busy,
     ConfirmationRequired,
     ImageTooLarge,
     InvalidImage,
@@ -54,6 +55,7 @@ def show(*, caller: Caller) -> dict[str, object]:
     Throttled,
     WrongPassword,
     StoreUnavailable,
+    Busy,
 )
 def update(user_id: int, *, caller: Caller, changes: dict[str, str]) -> dict[str, object]:
     """Change some fields of one's profile, or the avatar
@@ -95,7 +97,7 @@ def update(user_id: int, *, caller: Caller, changes: dict[str, str]) -> dict[str
 @auth.owner
 @bp.input(schemas.PasswordChange)
 @bp.output(schemas.SignedIn)
-@raises(InvalidInput, Throttled, WrongPassword)
+@raises(InvalidInput, Throttled, WrongPassword, Busy)
 def change_password(user_id: int, *, caller: Caller, json_data: dict[str, str]) -> dict[str, Any]:
     """Change one's password and end every other session"""
     with services().attempts.password(

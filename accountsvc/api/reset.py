@@ -9,7 +9,7 @@ from ..accounts import credentials
 from ..adapters.throttle import PASSWORD, PASSWORD_RESET, TOKEN
 from ..db.engine import database_now
 from ..db.text import unique_key
-from ..errors import InvalidInput, Throttled, TokenNotValid
+from ..errors import Busy, InvalidInput, Throttled, TokenNotValid
 from ..web import about, client, committed, services
 from .http import schemas
 from .http.describe import raises
@@ -46,7 +46,7 @@ def ask(json_data: dict[str, str]) -> dict[str, str]:
 @bp.post("/password-reset/confirm/")
 @bp.input(schemas.PasswordReset)
 @bp.output(schemas.Message)
-@raises(InvalidInput, TokenNotValid, Throttled)
+@raises(InvalidInput, TokenNotValid, Throttled, Busy)
 def confirm(json_data: dict[str, str]) -> dict[str, str]:
     """Set a new password by the token of the mailed link
 

@@ -13,7 +13,14 @@ from ..adapters.throttle import SIGN_UP
 from ..db import rows
 from ..db.engine import database_now
 from ..db.models import Account
-from ..errors import AccountDeactivated, InvalidCredentials, InvalidInput, Throttled, TokenNotValid
+from ..errors import (
+    AccountDeactivated,
+    Busy,
+    InvalidCredentials,
+    InvalidInput,
+    Throttled,
+    TokenNotValid,
+)
 from ..tokens import REFRESH
 from ..web import about, client, services
 from .http import errors, schemas
@@ -25,7 +32,7 @@ bp = APIBlueprint("session", __name__, tag="Session")
 @bp.post("/sign-up/")
 @bp.input(schemas.SignUp)
 @bp.output(schemas.SignedIn, 201)
-@raises(InvalidInput, Throttled)
+@raises(InvalidInput, Throttled, Busy)
 def sign_up(json_data: dict[str, str]) -> dict[str, Any]:
     """Create an account and sign in to it
 
@@ -41,7 +48,7 @@ def sign_up(json_data: dict[str, str]) -> dict[str, Any]:
 @bp.post("/sign-in/")
 @bp.input(schemas.SignIn)
 @bp.output(schemas.SignedIn)
-@raises(InvalidInput, InvalidCredentials, AccountDeactivated, Throttled)
+@raises(InvalidInput, InvalidCredentials, AccountDeactivated, Throttled, Busy)
 def sign_in(json_data: dict[str, str]) -> dict[str, Any] | Response:
     """Sign in with e-mail and password
 

@@ -12,7 +12,7 @@ from flask import Blueprint, Response, render_template, request
 from werkzeug.exceptions import HTTPException
 
 from ..db.outages import is_passing_fault
-from ..errors import Throttled, Unavailable
+from ..errors import Busy, Throttled, Unavailable
 from ..logs import describe
 from ..web import RETRY_AFTER
 from .links import RECOVER, RESET_PASSWORD
@@ -60,6 +60,8 @@ def init_blueprint(bp: Blueprint) -> None:
 
     @bp.errorhandler(Exception)
     def fail(exc: Exception) -> Response:
+        if isinstance(exc, Busy):
+            return say(UNAVAILABLE)
         if isinstance(exc, Unavailable) or is_passing_fault(exc):
             log.warning("a part does not answer", **describe(exc))
             return say(UNAVAILABLE)

@@ -53,9 +53,8 @@ _PAGES = Path(accountsvc.__file__).parent / "pages" / "templates"
 
 bind = listening.bind(settings.port)
 
-# Without Redis throttles count in the process; with two processes a guesser would have twice the
-# tries.
-workers = int(os.environ.get("WEB_CONCURRENCY") or 2) if settings.redis_url else 1
+# By default gunicorn reads WEB_CONCURRENCY by itself: the processes share hashing by the settings.
+workers = settings.web_processes
 # gunicorn's own workers give a thread to each half-sent request, or serve one client at a time.
 worker_class = "accountsvc.start.webserver.WebWorker"
 # Threads wait: for the database, for a hash, for an image. So many may, before the next request

@@ -19,10 +19,9 @@ class Row:
     meaning: str
 
 
-# gunicorn's configuration reads these from the environment alone: a .env file cannot set them.
+# gunicorn's configuration reads it from the environment alone: a .env file cannot set it.
 _OF_GUNICORN = (
     ("HOST", "127.0.0.1", "The address at which the web listens; 0.0.0.0 is every address."),
-    ("WEB_CONCURRENCY", "2", "How many web processes there are; without Redis always one."),
 )
 
 

@@ -12,6 +12,7 @@ from accountsvc.accounts import credentials, profiles
 from accountsvc.db.models import Account
 from accountsvc.errors import (
     AccountDeactivated,
+    Busy,
     InvalidCredentials,
     InvalidInput,
     NotDeactivated,
@@ -157,6 +158,20 @@ def test_an_old_hash_is_renewed_at_sign_in_and_sessions_live_on(services: Servic
     assert after.epoch == account.epoch
     assert authenticate(services, hasher=stronger).id == account.id
     assert get_account(services, account.id).password_hash == after.password_hash
+
+
+def test_an_old_hash_is_kept_where_no_turn_is_left_to_renew_it(services: Services) -> None:
+    account = make_account(services, now=NOW)
+
+    class Full(credentials.PasswordHasher):
+        def hash(self, password: str) -> str:
+            raise Busy
+
+    stronger = Full("cheap")
+    stronger._argon2 = credentials.Argon2(time_cost=2, memory_cost=8, parallelism=1)
+
+    assert authenticate(services, hasher=stronger).id == account.id
+    assert get_account(services, account.id).password_hash == account.password_hash
 
 
 def test_a_password_changed_while_the_old_one_was_checked_wins(services: Services) -> None:

@@ -88,6 +88,12 @@ EXPECTED: dict[type[tree.AccountError], tuple[int, str, dict[str, str]]] = {
         '{"error": "Too many attempts. Try again in 7 seconds.", "code": "throttled"}',
         {"Retry-After": "7"},
     ),
+    tree.Busy: (
+        503,
+        '{"error": "Too many passwords are being checked at this moment. Try again in a few '
+        'seconds.", "code": "busy"}',
+        {"Retry-After": "5"},
+    ),
     **dict.fromkeys(
         (
             tree.DatabaseUnavailable,

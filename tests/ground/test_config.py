@@ -74,6 +74,7 @@ WRONG: dict[str, list[str]] = {
     "PUBLIC_URL": ["accounts.example.org", "ftp://accounts", "https://", "https://accounts:port"],
     "TRUSTED_PROXIES": ["proxy", "10.0.0.0/33", "10.0.0.1/8", "10.0.0.0 10.0.0.1"],
     "RATE_LIMITS": ["maybe", "none"],
+    "WEB_CONCURRENCY": ["0", "-1", "two", "1.5", "1001"],
     "PORT": ["0", "65536", "http", "80 80"],
     "PASSWORD_HASH_COST": ["low", "1"],
     "LOG_LEVEL": ["info", "TRACE"],

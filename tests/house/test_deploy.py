@@ -22,7 +22,7 @@ from tests.support.factories import dispose, make_app
 
 OURS = ("web", "worker", "beat")
 # Read by gunicorn's configuration and by boto3.
-OTHERS = {"HOST", "PORT", "WEB_CONCURRENCY"}
+OTHERS = {"HOST", "PORT"}
 
 
 def known(name: str) -> bool:

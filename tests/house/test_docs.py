@@ -94,8 +94,8 @@ def test_every_setting_that_a_document_names_exists() -> None:
     named = in_documents(r"`([A-Z]{2,}(?:_[A-Z]+)+)(?:=[^`]*)?`")
 
     assert len(named) > 3
-    # Of other programs, of the processes' commands, or bounds.
-    others = variables_of_the_tools() | {"WEB_CONCURRENCY", *vars(bounds)}
+    # Of other programs, or bounds.
+    others = variables_of_the_tools() | {*vars(bounds)}
     assert named - settings - others == set()
 
 

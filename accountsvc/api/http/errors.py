@@ -136,6 +136,7 @@ TABLE: Mapping[type[AccountError], Row] = {
     tree.StoreUnavailable: Row(503, "unavailable", unavailable, _retry),
     tree.MailUnavailable: Row(503, "unavailable", unavailable, _retry),
     tree.VaultKeyMissing: Row(503, "unavailable", unavailable, _retry),
+    tree.Busy: Row(503, "busy", headers=_retry),
 }
 
 # The framework raises errors of these statuses: each gets a code, and a sentence that says what to
@@ -168,7 +169,8 @@ def answer(exc: AccountError, **more: Any) -> Response:
     row = row_of(exc)
     if row is None:
         return unexpected(exc)
-    if row.status == HTTPStatus.SERVICE_UNAVAILABLE:
+    # Who meets a full queue is in the access log already: a flood would fill the log twice.
+    if row.status == HTTPStatus.SERVICE_UNAVAILABLE and not isinstance(exc, tree.Busy):
         log.warning("a part does not answer", **describe(exc))
     body = {**row.body(exc, row.code), **more}
     of_fields = str(exc) if row.body in {fields, avatar_field} else None
