@@ -7,24 +7,24 @@ name is still free is for :mod:`.profiles` to say.
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections.abc import Mapping
 
 from zxcvbn_rs_py import zxcvbn
 
+from .. import bounds
 from ..db.models import Account
-from ..db.text import text_problem
+from ..db.text import is_text, text_problem
 
 PROFILE_FIELDS = ("username", "email", "first_name", "last_name", "number_phone")
 
 _MAX_LENGTH = {
-    "username": 150,
-    "email": 254,
+    "username": bounds.USERNAME_CHARACTERS,
+    "email": bounds.EMAIL_CHARACTERS,
     "first_name": 150,
     "last_name": 150,
     "number_phone": 20,
-    "password": 128,
-    "new_password": 128,
+    "password": bounds.PASSWORD_CHARACTERS,
+    "new_password": bounds.PASSWORD_CHARACTERS,
 }
 
 _MIN_PASSWORD_LENGTH = 8
@@ -45,15 +45,18 @@ _EMAIL = re.compile(
 
 
 def field_problems(values: Mapping[str, str]) -> dict[str, list[str]]:
-    """Return the problems of *values*, profile fields by their names; {} if there is none."""
+    """Return the problems of *values*, profile fields by their names; {} if there is none.
+
+    The length is that of what is stored, without the spaces around it, and is looked at first.
+    """
     problems: dict[str, list[str]] = {}
     for name, value in values.items():
-        if problem := text_problem(value):
+        if len(value.strip()) > _MAX_LENGTH[name]:
+            problems[name] = [f"Use at most {_MAX_LENGTH[name]} characters."]
+        elif problem := text_problem(value):
             problems[name] = [problem]
         elif name in {"username", "email"} and not value.strip():
             problems[name] = ["This field may not be blank."]
-        elif len(value.strip()) > _MAX_LENGTH[name]:
-            problems[name] = [f"Use at most {_MAX_LENGTH[name]} characters."]
         elif name == "email" and not is_email(value.strip()):
             problems[name] = ["Enter a valid email address."]
         elif name == "number_phone" and not re.fullmatch(r"[0-9 +\-()]*", value):
@@ -77,18 +80,20 @@ def password_problems(name: str, password: str, profile: Mapping[str, str]) -> d
     """Return the problems of *password*, by *name*, the field that it came in; {} if it has none.
 
     It must not be easy to guess (NIST SP 800-63B, section 3.1.1.2), also for somebody who knows the
-    values of *profile*.
+    values of *profile*. It is judged by its first ``STRENGTH_CHARACTERS``, and so is each of those
+    values: one whose beginning is easy to guess is refused, whatever follows.
     """
     if not password:
         return {name: ["This field may not be blank."]}
-    if any(unicodedata.category(character) == "Cs" for character in password) or "\0" in password:
+    if len(password) > _MAX_LENGTH[name]:
+        return {name: [f"Use at most {_MAX_LENGTH[name]} characters."]}
+    if not is_text(password):
         return {name: ["Remove NUL bytes; send valid Unicode text."]}
     if len(password) < _MIN_PASSWORD_LENGTH:
         return {name: [f"Use at least {_MIN_PASSWORD_LENGTH} characters."]}
-    if len(password) > _MAX_LENGTH[name]:
-        return {name: [f"Use at most {_MAX_LENGTH[name]} characters."]}
-    known = [value for value in profile.values() if value]
-    if int(zxcvbn(password, known).score) < _MIN_PASSWORD_SCORE:
+    seen = bounds.STRENGTH_CHARACTERS
+    known = [value[:seen] for value in profile.values() if value]
+    if int(zxcvbn(password[:seen], known).score) < _MIN_PASSWORD_SCORE:
         return {name: ["This password is too easy to guess. Add more words or characters."]}
     return {}
 

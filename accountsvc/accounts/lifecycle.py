@@ -402,12 +402,12 @@ def deletions(
 
 
 def _check_reason(reason: str) -> None:
+    if len(reason) > REASON_LENGTH:
+        raise InvalidInput({"reason": [f"Use at most {REASON_LENGTH} characters."]})
     # A reason may have several lines. Any other control character is refused: it could clear or
     # rewrite the screen of the operator who has the account shown.
     if problem := text_problem(reason, allowed="\t\n\r"):
         raise InvalidInput({"reason": [problem]})
-    if len(reason) > REASON_LENGTH:
-        raise InvalidInput({"reason": [f"Use at most {REASON_LENGTH} characters."]})
 
 
 def _lock_deletion(session: Session, account_id: int) -> Account:

@@ -45,8 +45,8 @@ def sign_up(
     """Create an account from ``username``, ``email``, ``password`` and optional profile fields.
 
     Owns its transactions: the password is hashed outside them. *by* is the operator, if one creates
-    it; by default its owner. Raises InvalidInput with a sentence for every bad field, and then has
-    created nothing.
+    it; by default its owner. Raises InvalidInput with a sentence for every bad field, or Busy, and
+    then has created nothing.
     """
     given = {name: fields.get(name, "") for name in PROFILE_FIELDS}
     problems = field_problems(given)
@@ -92,6 +92,16 @@ def sign_up(
     return account
 
 
+def check(changes: Mapping[str, str]) -> None:
+    """Raise InvalidInput for bad values in *changes*, as :func:`update_profile` does.
+
+    It asks no database: call it before work that is dear and would be in vain.
+    """
+    problems = field_problems({name: changes[name] for name in PROFILE_FIELDS if name in changes})
+    if problems:
+        raise InvalidInput(problems)
+
+
 def update_profile(
     session: Session,
     account_id: int,
@@ -112,11 +122,8 @@ def update_profile(
     Raises InvalidInput; TokenNotValid if the account is no longer active or its *epoch* has moved
     on.
     """
-    given = {name: changes[name] for name in PROFILE_FIELDS if name in changes}
-    problems = field_problems(given)
-    if problems:
-        raise InvalidInput(problems)
-    values = cleaned(given)
+    check(changes)
+    values = cleaned({name: changes[name] for name in PROFILE_FIELDS if name in changes})
     account = rows.lock_for_write(session, account_id, epoch=epoch, share=False)
     now = clock(session)
     taken = _taken(session, values, own_id=account_id)

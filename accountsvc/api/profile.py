@@ -60,9 +60,10 @@ def show(*, caller: Caller) -> dict[str, object]:
 def update(user_id: int, *, caller: Caller, changes: dict[str, str]) -> dict[str, object]:
     """Change some fields of one's profile, or the avatar
 
-    With an avatar, the image is checked first, then the fields are changed, then it is stored: a
-    bad image or a bad field changes nothing.
+    The fields are checked first, then the image, then they are changed, then it is stored: a bad
+    field or a bad image changes nothing.
     """
+    profiles.check(changes)
     image = bodies.uploaded("avatar")
     normalised = None if image is None else images.normalise(image)
     password = changes.pop("password", None)

@@ -12,6 +12,7 @@ from datetime import timedelta
 
 from flask import Response, render_template, request
 
+from .. import bounds
 from ..accounts import exports, lifecycle
 from ..adapters import throttle
 from ..db.audit import Actor
@@ -92,7 +93,7 @@ def _keep(visitor: Visit) -> Response:
 
 
 def _download(visitor: Visit) -> Response:
-    problems = _without_password("download")
+    problems = _password_problems("download")
     if problems:
         return _page(visitor, 400, problems)
     services().attempts.confirm(visitor.account, request.form["password"], address=client())
@@ -105,7 +106,7 @@ def _download(visitor: Visit) -> Response:
 
 
 def _delete(visitor: Visit) -> Response:
-    problems = _without_password("delete")
+    problems = _password_problems("delete")
     if "sure" not in request.form:
         problems["delete-sure"] = "Tick the box if you are sure."
     if problems:
@@ -128,8 +129,13 @@ _ACTIONS: Mapping[str, Callable[[Visit], Response]] = {
 }
 
 
-def _without_password(action: str) -> dict[str, str]:
-    return {} if request.form.get("password") else {f"{action}-password": "Enter your password."}
+def _password_problems(action: str) -> dict[str, str]:
+    password = request.form.get("password", "")
+    if not password:
+        return {f"{action}-password": "Enter your password."}
+    if len(password) > bounds.PASSWORD_CHARACTERS:
+        return {f"{action}-password": f"Use at most {bounds.PASSWORD_CHARACTERS} characters."}
+    return {}
 
 
 def _page(visitor: Visit, status: int = 200, problems: Problems | None = None) -> Response:

@@ -1,4 +1,4 @@
-"""What may be an e-mail address: what marshmallow accepts, without what a header could misread."""
+"""What a field may hold: an address as marshmallow has it, a password that is hard to guess."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 from marshmallow import ValidationError
 from marshmallow.validate import Email
 
-from accountsvc.accounts.fields import is_email
+from accountsvc.accounts.fields import is_email, password_problems
+from accountsvc.bounds import PASSWORD_CHARACTERS, STRENGTH_CHARACTERS
+from tests.support.work import note_work
 
 check = Email()
 
@@ -101,3 +103,51 @@ def test_every_character_is_accepted_in_the_same_places(frame: str) -> None:
 def test_what_is_an_address(text: str, accepted: bool) -> None:
     assert is_email(text) is accepted
     assert is_accepted(text) is accepted
+
+
+STRONG = "nine purple otters sing "
+
+
+@pytest.mark.parametrize(
+    ("password", "taken"),
+    [
+        (STRONG, True),
+        (STRONG + "a" * 100, True),
+        # The beginning is easy to guess: what follows is not seen.
+        ("a" * STRENGTH_CHARACTERS + STRONG, False),
+        ("a" * (STRENGTH_CHARACTERS - len(STRONG)) + STRONG, True),
+        ("password" * 8 + STRONG, False),
+        ("ann lee " * 8 + STRONG, False),
+    ],
+)
+def test_a_password_is_judged_by_its_beginning(password: str, taken: bool) -> None:
+    problems = password_problems("password", password, {"first_name": "ann lee "})
+
+    assert problems == (
+        {}
+        if taken
+        else {"password": ["This password is too easy to guess. Add more words or characters."]}
+    )
+
+
+@pytest.mark.parametrize("words", [1, 5])
+@pytest.mark.parametrize("length", [8, STRENGTH_CHARACTERS, 65, PASSWORD_CHARACTERS])
+def test_zxcvbn_is_given_no_more_than_the_beginnings(
+    monkeypatch: pytest.MonkeyPatch, length: int, words: int
+) -> None:
+    work = note_work(monkeypatch)
+
+    password_problems("new_password", "x" * length, {str(n): "y" * 254 for n in range(words)})
+
+    seen = min(length, STRENGTH_CHARACTERS)
+    assert work.judged == [seen, *[STRENGTH_CHARACTERS] * words]
+
+
+@pytest.mark.parametrize("password", ["", "short", "x" * 129, "\0" * 60_000, "\ud800" * 20])
+def test_zxcvbn_is_not_asked_about_what_is_refused_anyway(
+    monkeypatch: pytest.MonkeyPatch, password: str
+) -> None:
+    work = note_work(monkeypatch)
+
+    assert password_problems("password", password, {})
+    assert work.judged == []

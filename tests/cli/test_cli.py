@@ -58,6 +58,7 @@ from tests.support.state import (
     read_account,
     waits_for_a_lock,
 )
+from tests.support.work import note_work
 
 ROOT = Path(__file__).resolve().parents[2]
 STRAY = "CREATE TABLE stray (account_id BIGINT NOT NULL REFERENCES accounts (id))"
@@ -617,6 +618,31 @@ def test_create_refuses_what_sign_up_refuses(
 
     assert result.exit_code == 1
     assert sentence in result.stderr
+    assert everything(services_of(app)) == before
+
+
+@pytest.mark.parametrize("text", ["\u0301\u0316" * 15_000, "a" * 60_000, "\u1112\u1161" * 9_000])
+def test_a_name_that_is_too_long_is_refused_and_never_normalised(
+    app: APIFlask, run: Run, ann: Person, monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    before, work = everything(services_of(app)), note_work(monkeypatch)
+
+    create = ("accounts", "create", "--username", "kim", "--email", "kim@example.org")
+    refused = {
+        "email": run(*create[:5], f"{text}@example.org", stdin=PASSWORD),
+        "username": run(*create[:3], text, *create[4:], stdin=PASSWORD),
+        "password": run(*create, stdin=text),
+    }
+    unknown = run("accounts", "show", f"{text}@example.org")
+
+    for name, result in refused.items():
+        assert result.exit_code == 1
+        assert re.search(rf"{name}: Use at most [0-9]+ characters\.", result.stderr)
+    assert unknown.exit_code == 1
+    assert "Not found" in unknown.stderr
+    assert sum(work.normalised) < 1_000
+    assert max(work.judged) <= 64
+    assert work.hashed == []
     assert everything(services_of(app)) == before
 
 

@@ -21,7 +21,7 @@ from marshmallow.fields import (
 )
 from marshmallow.validate import Length, OneOf, Range, Regexp
 
-from ... import generator
+from ... import bounds, generator
 from ...accounts.lifecycle import REASON_LENGTH
 from ...db.models import ACTIVE, DEACTIVATED, DUE, MAX_ID, OPERATOR, OWNER, STAFF
 from ...db.text import is_text
@@ -59,6 +59,10 @@ _NOT_BLANK = Length(min=1, error=_BLANK)
 
 def _at_most(longest: int) -> Length:
     return Length(max=longest, error=f"Use at most {longest} characters.")
+
+
+# Of the password by which somebody confirms: who signs in is told nothing about its length.
+_SHORT_ENOUGH = _at_most(bounds.PASSWORD_CHARACTERS)
 
 
 def _between(least: int, most: int) -> Range:
@@ -108,6 +112,8 @@ class SignUp(Body):
 
 
 class SignIn(Body):
+    """Longer values than an account can have are wrong ones: they match none, and cost the same."""
+
     email = Text(required=True, validate=_NOT_BLANK)
     password = Text(required=True, validate=_NOT_BLANK)
 
@@ -124,18 +130,18 @@ class ProfileUpdate(Body):
     first_name = Text()
     last_name = Text()
     number_phone = Text()
-    password = Text(load_only=True)
+    password = Text(load_only=True, validate=_SHORT_ENOUGH)
 
 
 class PasswordChange(Body):
-    password = Text(required=True, validate=_NOT_BLANK)
+    password = Text(required=True, validate=[_NOT_BLANK, _SHORT_ENOUGH])
     new_password = Text(required=True)
 
 
 class Confirmation(Body):
     """``password`` is the caller's own."""
 
-    password = Text(validate=_NOT_BLANK)
+    password = Text(validate=[_NOT_BLANK, _SHORT_ENOUGH])
 
 
 class PasswordEntry(Body):
@@ -277,8 +283,8 @@ class Reschedule(Body):
 class PurgeNow(Body):
     """``password`` from the owner, ``confirm`` (the account's username) from the staff."""
 
-    password = Text(validate=_NOT_BLANK)
-    confirm = Text(validate=_NOT_BLANK)
+    password = Text(validate=[_NOT_BLANK, _SHORT_ENOUGH])
+    confirm = Text(validate=[_NOT_BLANK, _at_most(bounds.USERNAME_CHARACTERS)])
 
 
 class NewHold(Body):
