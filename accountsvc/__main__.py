@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from . import __version__, start
-from .config import ConfigError, load_settings
+from .config import load_settings, nearly_settings
+from .sources import ConfigError, Faults
 
 if TYPE_CHECKING:
     from flask import Flask
@@ -33,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         commands.main(args=arguments)
     except ConfigError as exc:
-        _complain(exc)
+        click.echo(exc.report, err=True, nl=False)
         return 2
     except start.Failure as exc:
         _complain(exc)
@@ -85,7 +86,7 @@ class _Commands(click.Group, _Command):
         try:
             load_settings()
         except ConfigError as exc:
-            _complain(exc)
+            click.echo(exc.report, err=True, nl=False)
 
 
 @cache
@@ -201,21 +202,30 @@ def beat(arguments: Sequence[str]) -> None:
 def _become(process: str, arguments: Sequence[str], **options: bool) -> None:
     from .start import processes
 
-    load_settings()
-    processes.become(getattr(processes, process)(arguments, **options))
+    faults, command = Faults(), list[str]()
+    with faults.caught():
+        load_settings()
+    with faults.caught():
+        command = getattr(processes, process)(arguments, **options)
+    faults.refuse()
+    processes.become(command)
 
 
 @commands.command()
 def settings() -> None:
     """List every setting, with its value and meaning.
 
-    Secrets are not shown. The exit code is 2 if a setting is wrong or missing.
+    Secrets are not shown. The exit code is 2 if settings are wrong or missing, which are named
+    behind the list.
     """
-    from .config import Sources
+    from .sources import Sources
     from .start.settings import rows, table
 
-    for line in table(list(rows(Sources.of_this_process()))):
+    sources = Sources.of_this_process()
+    for line in table(list(rows(sources))):
         click.echo(line)
+    for name in nearly_settings(sources.environ):
+        click.echo(f"accountsvc: {name} in the environment is nearly a setting", err=True)
     # The exit code says whether a process would start with them.
     load_settings()
 

@@ -1,28 +1,22 @@
 """Every setting and its default, with the reason where it is not plain.
 
 Values come from the environment, and from a ``.env`` file in the working directory for what the
-environment does not set. A wrong value raises :class:`ConfigError`, whose text is one line: the
+environment does not set. Wrong values raise :class:`ConfigError`, with one line for each: the
 setting's name, what is wrong with it, and an example.
 """
 
 from __future__ import annotations
 
-import base64
-import os
-import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import Field, dataclass, field, fields
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from dotenv import dotenv_values
+from . import production, readers, spelling, urls
+from .sources import INSTANCE_EXAMPLE, ConfigError, Faults, Sources, may_be_shown, wrong_line
 
-from . import readers
-
-
-class ConfigError(Exception):
-    """A setting is missing or wrong; the message is one line for whoever starts the process."""
+__all__ = ["ConfigError", "Settings", "load_settings", "nearly_settings"]
 
 
 def _setting(
@@ -65,14 +59,14 @@ class Settings:
         "INSTANCE_PATH",
         "./instance",
         readers.path,
-        "/var/lib/accountsvc",
+        INSTANCE_EXAMPLE,
         "The folder for keys, database, avatars, mails and ledger where no server is named.",
     )
     secret_key: str = _setting(
         "SECRET_KEY",
         None,
         readers.secret,
-        "the output of `openssl rand -hex 32`",
+        "the output of `openssl rand -base64 32`",
         "Signs tokens and mailed links; a new one ends every session.",
         secret=True,
     )
@@ -87,8 +81,8 @@ class Settings:
     database_url: str = _setting(
         "DATABASE_URL",
         "sqlite:///{INSTANCE_PATH}/accountsvc.db",
-        readers.database_url,
-        "postgresql://accountsvc@db/accountsvc",
+        urls.database_url,
+        "postgresql://accountsvc@db/accountsvc?sslmode=verify-full",
         "The database: PostgreSQL, or a SQLite file.",
         secret=True,
     )
@@ -98,23 +92,23 @@ class Settings:
     redis_url: str = _setting(
         "REDIS_URL",
         "",
-        readers.url("redis", "rediss"),
-        "redis://redis:6379/0",
+        urls.redis_url,
+        "rediss://redis:6379/0",
         "Where throttles count, and the broker; without it each process counts for itself.",
         secret=True,
     )
     celery_broker_url: str = _setting(
         "CELERY_BROKER_URL",
         "filesystem://{INSTANCE_PATH}/broker",
-        readers.url("redis", "rediss", "filesystem"),
-        "redis://redis:6379/0",
+        urls.broker_url,
+        "rediss://redis:6379/0",
         "What carries the ticks from beat to the workers: REDIS_URL if that is set.",
         secret=True,
     )
     storage_url: str = _setting(
         "STORAGE_URL",
         "file://{INSTANCE_PATH}/media",
-        readers.url("file", "s3"),
+        urls.store_url,
         "s3://bucket/avatars",
         "Where avatar files lie.",
         secret=True,
@@ -122,7 +116,7 @@ class Settings:
     mail_url: str = _setting(
         "MAIL_URL",
         "file://{INSTANCE_PATH}/mail",
-        readers.url("file", "smtp", "smtps"),
+        urls.mail_url,
         "smtp://user:pass@mail:587/?tls=starttls",
         "The mail server, or a folder into which mails are written.",
         secret=True,
@@ -137,7 +131,7 @@ class Settings:
     ledger_url: str = _setting(
         "LEDGER_URL",
         "file://{INSTANCE_PATH}/ledger",
-        readers.url("file", "s3"),
+        urls.store_url,
         "s3://bucket/ledger",
         "Where each purge leaves a line; keep it outside the database's backups.",
         secret=True,
@@ -233,9 +227,9 @@ class Settings:
     cors_origins: tuple[str, ...] = _setting(
         "CORS_ORIGINS",
         "http://localhost:3000",
-        readers.origins,
+        urls.origins,
         "https://app.example.org",
-        "The origins of the web apps that may call the API, separated by commas.",
+        "The origins of the web apps that may call the API, separated by commas; none for no app.",
     )
     # PORT stands before PUBLIC_URL, which is derived from it: with a wrong port, the line that
     # refuses would otherwise name a setting that nobody has set.
@@ -250,16 +244,32 @@ class Settings:
     public_url: str = _setting(
         "PUBLIC_URL",
         "http://localhost:{PORT}",
-        readers.url("http", "https"),
+        urls.public_url,
         "https://accounts.example.org",
         "What links in mails begin with.",
     )
-    trusted_proxies: tuple[readers.IPNetwork, ...] = _setting(
+    trusted_proxies: tuple[urls.IPNetwork, ...] = _setting(
         "TRUSTED_PROXIES",
         "",
-        readers.networks,
+        urls.networks,
         "10.0.0.0/8",
-        "The proxies whose word about the client's address counts.",
+        "The proxies whose word about the client's address counts; none for no proxy.",
+    )
+    # Whoever can read along in such a network reads everybody's passwords: it is empty by default.
+    private_network: frozenset[str] = _setting(
+        "PRIVATE_NETWORK",
+        "",
+        urls.hosts,
+        "postgres,redis,mail,s3",
+        "Hosts, separated by commas, to which production speaks without TLS.",
+    )
+    # Off by default: it would lock browsers out of a neighbour of the same domain that has no TLS.
+    hsts_subdomains: bool = _setting(
+        "HSTS_SUBDOMAINS",
+        "off",
+        readers.switch,
+        "on",
+        "Whether browsers want TLS of every subdomain too, where PUBLIC_URL is https.",
     )
     rate_limits: bool = _setting(
         "RATE_LIMITS", "on", readers.switch, "on", "Whether guesses are throttled."
@@ -292,70 +302,17 @@ class Settings:
         return self.web_concurrency if self.redis_url else 1
 
 
+NAMES = frozenset(spec.metadata["name"] for spec in fields(Settings))
+
+
 def wrong(name: str, why: object) -> ConfigError:
     """Make the line that refuses the setting *name*; *why* must not repeat a secret."""
-    example = next(
-        spec.metadata["example"] for spec in fields(Settings) if spec.metadata["name"] == name
-    )
-    return ConfigError(f"{name} {why}; for example: {example}")
+    return ConfigError(wrong_line(name, why, _example(name)))
 
 
-@dataclass(frozen=True)
-class SourcedText:
-    """The text of a setting, ``None`` if there is none, and its source in words."""
-
-    text: str | None
-    source: str
-
-
-class Sources:
-    """The places from which the settings of a process come.
-
-    *environ* wins over *dotenv*; an empty text counts as none.
-    """
-
-    def __init__(self, environ: Mapping[str, str], dotenv: Mapping[str, str]) -> None:
-        self.environ = environ
-        self.dotenv = dotenv
-        self.given: Mapping[str, str] = {**dotenv, **environ}
-
-    @classmethod
-    def of_this_process(cls) -> Sources:
-        """Return the process environment and the ``.env`` file of the working directory.
-
-        Raises ConfigError if that file cannot be read.
-        """
-        try:
-            values = dotenv_values(".env")
-        except (OSError, UnicodeDecodeError) as exc:
-            reason = exc.strerror if isinstance(exc, OSError) else "it is not UTF-8"
-            raise ConfigError(f"the file .env cannot be read: {reason}") from None
-        return cls(os.environ, {name: text for name, text in values.items() if text is not None})
-
-    @property
-    def is_production(self) -> bool:
-        return self.given.get("APP_ENV") == "production"
-
-    def find(self, name: str, default: str | None) -> SourcedText:
-        """Return the text of the setting *name*; it is not checked.
-
-        Raises ConfigError if the instance folder, where it would be, cannot be named or read.
-        """
-        if self.environ.get(name):
-            return SourcedText(self.environ[name], "environment")
-        if self.given.get(name):
-            return SourcedText(self.given[name], ".env")
-        if default is None:
-            key = None if self.is_production else _read_key(_instance(self.given), name)
-            return SourcedText(key, "instance folder" if key else "nowhere")
-        if name == "CELERY_BROKER_URL" and self.given.get("REDIS_URL"):
-            return SourcedText(self.given["REDIS_URL"], "derived")
-        if "{" not in default:
-            return SourcedText(default, "default")
-        # Look for the folder only where it is needed: a wrong one must not hide the other settings.
-        folder = _instance(self.given) if "{INSTANCE_PATH}" in default else None
-        port = (self.given.get("PORT") or "8000").strip()
-        return SourcedText(default.format(INSTANCE_PATH=folder, PORT=port), "derived")
+def _example(name: str) -> str:
+    examples = {spec.metadata["name"]: spec.metadata["example"] for spec in fields(Settings)}
+    return str(examples[name])
 
 
 def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
@@ -364,125 +321,61 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
     *environ* replaces the process environment and the ``.env`` file, for tests. Keys that are not
     set are read from the instance folder, where ``accountsvc prepare`` puts them.
 
-    Raises :class:`ConfigError` with one line for the first wrong setting.
+    Raises :class:`ConfigError` with one line for each setting that is missing or wrong.
     """
     sources = Sources.of_this_process() if environ is None else Sources(environ, {})
-    values = {spec.name: _read(spec, sources) for spec in fields(Settings)}
-    settings = Settings(**values)  # type: ignore[arg-type]
-    _check_together(settings)
-    if sources.is_production:
-        _check_given(sources.given)
-    return settings
+    faults = Faults([sources.unreadable] if sources.unreadable else [])
+    for name, setting in spelling.nearly(sources.dotenv, NAMES).items():
+        why = f"stands in the file .env and is no setting: is {setting} meant?"
+        faults.add(wrong_line(spelling.shown(name), why, f"{setting}={_example(setting)}"))
+    values = _read_all(sources, faults)
+    if values.get("GRACE_PERIOD", timedelta.min) > values.get("MAX_GRACE", timedelta.max):
+        example = "GRACE_PERIOD=14d MAX_GRACE=90d"
+        faults.add(wrong_line("GRACE_PERIOD", "is longer than MAX_GRACE", example))
+    # What a file that cannot be read may hold is not said to be missing.
+    if sources.is_production and not sources.unreadable:
+        given = {name for name in NAMES if sources.is_given(name)}
+        for name, why, other in production.faults(values, given, sources.environ):
+            faults.add(wrong_line(name, why, other or _example(name)))
+    faults.refuse()
+    return Settings(**{spec.name: values[spec.metadata["name"]] for spec in fields(Settings)})
 
 
-def _read(spec: Field[Any], sources: Sources) -> object:
-    name, example = spec.metadata["name"], spec.metadata["example"]
-    text = sources.find(name, spec.metadata["default"]).text
+# A setting that nobody has given may be made of another one that stands above it in Settings, and
+# that has a line of its own if it is wrong.
+_MADE_OF = {"CELERY_BROKER_URL": "REDIS_URL", "PUBLIC_URL": "PORT"}
+
+
+def _read_all(sources: Sources, faults: Faults) -> dict[str, Any]:
+    """Return the settings that can be read, by their names; add a line for each other one."""
+    values: dict[str, Any] = {}
+    for spec in fields(Settings):
+        name = spec.metadata["name"]
+        with faults.caught():
+            setting = sources.find(name, spec.metadata["default"])
+            if setting.text is None and sources.unreadable:
+                continue
+            if setting.source == "derived" and _MADE_OF.get(name, name) not in {*values, name}:
+                continue
+            values[name] = _read(spec, setting.text, is_production=sources.is_production)
+    return values
+
+
+def _read(spec: Field[Any], text: str | None, *, is_production: bool) -> object:
+    name = spec.metadata["name"]
     if text is None:
-        remedy = "run `python -m accountsvc prepare`"
-        if sources.is_production:
-            remedy = f"for example {example}"
-        raise ConfigError(f"{name} is not set: {remedy}")
+        remedy = "is not set: run `python -m accountsvc prepare`, or set it"
+        raise wrong(name, "is not set, which production needs" if is_production else remedy)
     if text == "" and name == "REDIS_URL":
         return ""
     try:
         return spec.metadata["read"](text)
     except ValueError as exc:
         # The value of a secret is left out of the line, which ends up in logs.
-        shown = f" ({text!r})" if spec.repr else ""
+        shown = f" ({text!r})" if may_be_shown(text, secret=not spec.repr) else ""
         raise wrong(name, f"{exc}{shown}") from None
 
 
-def _check_together(settings: Settings) -> None:
-    if settings.grace_period > settings.max_grace:
-        raise ConfigError(
-            "GRACE_PERIOD is longer than MAX_GRACE; for example: GRACE_PERIOD=14d MAX_GRACE=90d"
-        )
-    if settings.app_env != "production":
-        return
-    if settings.is_sqlite and not settings.allow_sqlite:
-        raise ConfigError(
-            "DATABASE_URL names SQLite, which production refuses without ALLOW_SQLITE=1; "
-            "for example: postgresql://accountsvc@db/accountsvc"
-        )
-    if not settings.redis_url:
-        raise ConfigError(
-            "REDIS_URL is not set, which production needs; for example: redis://redis:6379/0"
-        )
-    if "*" in settings.cors_origins:
-        raise ConfigError(
-            "CORS_ORIGINS may not be * in production; for example: https://app.example.org"
-        )
-    if not settings.rate_limits:
-        raise ConfigError("RATE_LIMITS may not be off in production; for example: RATE_LIMITS=on")
-    if settings.password_hash_cost != "normal":
-        raise ConfigError("PASSWORD_HASH_COST may not be cheap in production; for example: normal")
-
-
-def _check_given(environ: Mapping[str, str]) -> None:
-    """Refuse, in production, defaults with which the service would run and tell nobody anything."""
-    for name, why, example in (
-        ("MAIL_FROM", "or its mails are refused", "Accounts <accounts@example.org>"),
-        ("MAIL_URL", "or people are told nothing", "smtp://user:pass@mail:587/?tls=starttls"),
-        ("PUBLIC_URL", "since links in mails begin with it", "https://accounts.example.org"),
-    ):
-        if not environ.get(name):
-            raise ConfigError(
-                f"{name} is not set, which production needs, {why}; for example: {example}"
-            )
-
-
-def _instance(environ: Mapping[str, str]) -> Path:
-    text = environ.get("INSTANCE_PATH") or "./instance"
-    try:
-        return readers.path(text)
-    except ValueError as exc:
-        raise wrong("INSTANCE_PATH", f"{exc} ({text!r})") from None
-
-
-def _key_file(instance: Path, name: str) -> Path:
-    return instance / name.lower()
-
-
-def _read_key(instance: Path, name: str) -> str | None:
-    try:
-        return _key_file(instance, name).read_text().strip() or None
-    except FileNotFoundError:
-        return None
-    except (OSError, UnicodeDecodeError) as exc:
-        reason = exc.strerror if isinstance(exc, OSError) else "it is not text"
-        raise ConfigError(f"{name} cannot be read from the instance folder: {reason}") from None
-
-
-def make_keys(environ: Mapping[str, str]) -> list[str]:
-    """Make the keys that development needs and that neither the environment nor the folder has.
-
-    Idempotent and safe beside itself: each file is created exclusively with mode 600, so that an
-    existing key is never replaced. Returns the names of the keys that this call made; in production
-    it makes none.
-    """
-    if environ.get("APP_ENV") == "production":
-        return []
-    instance = _instance(environ)
-    instance.mkdir(mode=0o700, parents=True, exist_ok=True)
-    names = []
-    for name in ("SECRET_KEY", "VAULT_KEYS"):
-        if environ.get(name) or _read_key(instance, name):
-            continue
-        key = base64.urlsafe_b64encode(secrets.token_bytes(32)).decode()
-        # Write the key aside and link it into place, so that a process that dies here leaves no
-        # half-written key behind, which every later start would refuse.
-        draft = instance / f".{name.lower()}.{secrets.token_hex(8)}"
-        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        try:
-            with os.fdopen(descriptor, "w") as file:
-                file.write(key + "\n")
-                file.flush()
-                os.fsync(file.fileno())
-            os.link(draft, _key_file(instance, name))
-            names.append(name)
-        except FileExistsError:
-            pass
-        finally:
-            draft.unlink()
-    return names
+def nearly_settings(environ: Mapping[str, str]) -> list[str]:
+    """Return the names in *environ* that are nearly a setting's, as a line may hold them."""
+    return [spelling.shown(name) for name in sorted(spelling.nearly(environ, NAMES))]

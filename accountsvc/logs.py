@@ -14,7 +14,7 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, TextIO
 
 import structlog
@@ -96,6 +96,18 @@ def configure(level: str, *, production: bool) -> None:
     root.setLevel(logging.WARNING)
     for name in _OURS:
         logging.getLogger(name).setLevel(level)
+
+
+def say_misspelled(names: Sequence[str]) -> None:
+    """Log one line with those *names* of the environment that are nearly a setting's, if any.
+
+    It is a warning and no refusal: other programs share the environment. Values may be secrets.
+    """
+    if names:
+        structlog.get_logger(__name__).warning(
+            "the environment has names that are nearly a setting's, and are not read",
+            names=list(names),
+        )
 
 
 def _words(line: EventDict) -> str:

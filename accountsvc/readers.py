@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import ipaddress
 import re
 from collections.abc import Callable
 from datetime import timedelta
@@ -15,17 +14,11 @@ from email.headerregistry import Address
 from email.policy import SMTP
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
-
-from sqlalchemy import make_url
-from sqlalchemy.exc import ArgumentError
 
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 # No duration is longer than a century, far beyond any grace period: added to today, a longer one
 # might pass the largest date that Python can hold.
 _LONGEST = timedelta(days=36525)
-
-IPNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
 def duration(text: str) -> timedelta:
@@ -114,51 +107,6 @@ def wrapping_keys(text: str) -> tuple[bytes, ...]:
     return tuple(keys)
 
 
-def database_url(text: str) -> str:
-    """Read the URL of a PostgreSQL database or of a SQLite file."""
-    if not re.match(r"(sqlite|postgresql(\+psycopg)?)://", text):
-        raise ValueError("must begin with postgresql:// or sqlite:///")
-    try:
-        database = make_url(text).database or ""
-    except (ArgumentError, ValueError):
-        raise ValueError("cannot be read as a URL") from None
-    if text.startswith("sqlite") and (not database or ":memory:" in database):
-        # Each process would see an empty database of its own: web, worker and CLI are three.
-        raise ValueError("must name a file, since several processes share it")
-    return text
-
-
-def url(*schemes: str) -> Callable[[str], str]:
-    """Make a reader of URLs: ``file:`` ones name an absolute path, all others a host."""
-
-    def read(text: str) -> str:
-        scheme, _, rest = text.partition("://")
-        if scheme not in schemes or not rest.strip("/"):
-            raise ValueError("must begin with " + " or ".join(f"{name}://" for name in schemes))
-        if scheme in {"file", "filesystem"}:
-            if not rest.startswith("/"):
-                raise ValueError(f"must name an absolute path, as in {scheme}:///path")
-            return text
-        try:
-            parts = urlsplit(text)
-            host = parts.hostname if parts.port != 0 else None
-        except ValueError:
-            # urlsplit's own reason would quote a part of the URL, which may be a password.
-            raise ValueError("cannot be read as a URL") from None
-        if not host:
-            raise ValueError("must name a host, and a port only if it is a number")
-        if scheme == "s3" and not is_bucket_name(parts.netloc):
-            raise ValueError("does not name a bucket")
-        return text
-
-    return read
-
-
-def is_bucket_name(text: str) -> bool:
-    """Say whether *text* can be the name of an S3 bucket."""
-    return re.fullmatch(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]", text) is not None
-
-
 def read_sender(text: str) -> Address:
     """Read ``Name <mailbox@domain>`` or ``mailbox@domain``; raise ValueError for anything else."""
     if not text.isascii() or not text.isprintable():
@@ -196,23 +144,6 @@ def sender(text: str) -> str:
     except ValueError:
         raise ValueError("is not one mail address in ASCII") from None
     return text
-
-
-def origins(text: str) -> tuple[str, ...]:
-    """Read origins, separated by commas: ``https://app.example.org``, or ``*`` for any."""
-    values = tuple(part.strip().rstrip("/") for part in text.split(",") if part.strip())
-    for origin in values:
-        if origin != "*" and not re.fullmatch(r"https?://[^/\s]+", origin):
-            raise ValueError("holds an origin that is not scheme://host[:port]")
-    return values
-
-
-def networks(text: str) -> tuple[IPNetwork, ...]:
-    """Read networks and single addresses, separated by commas."""
-    try:
-        return tuple(ipaddress.ip_network(part.strip()) for part in text.split(",") if part.strip())
-    except ValueError:
-        raise ValueError("holds something that is not an address or a network") from None
 
 
 def path(text: str) -> Path:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import partial
-from typing import TypeVar
 
 from sqlalchemy.orm import Session
 
@@ -19,7 +18,7 @@ from .adapters.avatarstore import AvatarStore, store_from_url
 from .adapters.ledger import Ledger, ledger_from_url
 from .adapters.mail import Mailer, mailer_from_url
 from .adapters.throttle import EXPORT, Throttle
-from .config import Settings, wrong
+from .config import Settings
 from .db.audit import SYSTEM_ACTOR, Actor
 from .db.engine import Database, database_now, make_engine
 from .db.models import Account
@@ -30,8 +29,6 @@ from .purge.at_once import PurgeNow
 from .purge.restore import Restore
 from .purge.sweep import Progress, Rules, Sweep, SweepResult
 from .tokens import Tokens, derive_key
-
-_Part = TypeVar("_Part")
 
 # An idle worker scrubs no sooner again: each time the whole SQLite file is rewritten.
 SCRUB_AT_MOST_EVERY = timedelta(hours=1)
@@ -155,14 +152,11 @@ class Services:
 
 
 def build_services(settings: Settings, database: Database | None = None) -> Services:
-    """Wire the parts for *settings*, on *database* or, by default, with an engine of their own.
-
-    Raises ConfigError for a setting with which only its own part finds a fault.
-    """
+    """Wire the parts for *settings*, on *database* or, by default, with an engine of their own."""
     database = database or Database(make_engine(settings.database_url))
-    avatars = _read("STORAGE_URL", store_from_url, settings.storage_url)
-    ledger = _read("LEDGER_URL", ledger_from_url, settings.ledger_url)
-    mailer = _read("MAIL_URL", mailer_from_url, settings.mail_url)
+    avatars = store_from_url(settings.storage_url)
+    ledger = ledger_from_url(settings.ledger_url)
+    mailer = mailer_from_url(settings.mail_url)
     hasher = PasswordHasher(settings.password_hash_cost, processes=settings.web_processes)
     throttle = Throttle(
         derive_key(settings.secret_key, "throttle"),
@@ -197,10 +191,3 @@ def build_services(settings: Settings, database: Database | None = None) -> Serv
         attempts=Attempts(database, throttle, hasher),
         handlers=handlers,
     )
-
-
-def _read(name: str, read: Callable[[str], _Part], text: str) -> _Part:
-    try:
-        return read(text)
-    except ValueError as exc:
-        raise wrong(name, exc) from None

@@ -20,8 +20,8 @@ from .app import make_celery  # noqa: E402
 try:
     celery = make_celery(load_settings())
 except ConfigError as exc:
-    # A traceback would bury the one line that whoever starts the process needs.
-    raise SystemExit(f"accountsvc: {exc}") from None
+    # A traceback would bury the lines that whoever starts the process needs.
+    raise SystemExit(exc.report.rstrip()) from None
 
 gc.freeze()
 gc.enable()

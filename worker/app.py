@@ -41,7 +41,7 @@ from kombu.entity import Queue
 from kombu.exceptions import OperationalError as BrokerUnavailable
 
 from accountsvc import logs
-from accountsvc.config import ConfigError, Settings
+from accountsvc.config import ConfigError, Settings, nearly_settings
 from accountsvc.tokens import LEEWAY_SECONDS
 
 log = structlog.get_logger(__name__)
@@ -208,6 +208,7 @@ def _keep_output_in_the_log(settings: Settings) -> None:
     @setup_logging.connect(weak=False)  # type: ignore[untyped-decorator]
     def configure_logs(**_options: object) -> None:
         logs.configure(settings.log_level, production=production)
+        logs.say_misspelled(nearly_settings(os.environ))
 
     @celeryd_init.connect(weak=False)  # type: ignore[untyped-decorator]
     def print_nothing_beside_the_log(instance: Any, **_options: object) -> None:

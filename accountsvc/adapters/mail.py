@@ -19,12 +19,12 @@ from email.message import EmailMessage
 from email.policy import SMTP, SMTPUTF8
 from pathlib import Path
 from typing import Protocol
-from urllib.parse import parse_qs, unquote, urlsplit
 
 import idna
 
 from ..errors import MailUnavailable
 from ..readers import is_plain_address, read_sender
+from ..urls import mail_server
 from .objectstore import check_folder, place_from_url, write_file
 
 # Each step of the dialogue with a server may take so many seconds. All steps together stay below
@@ -148,26 +148,9 @@ class SmtpMailer:
 
     def __init__(self, url: str, *, timeout: float = STEP_TIMEOUT) -> None:
         """Read *url*; connect to nothing yet. Raises ValueError, which does not repeat it."""
-        parts = urlsplit(url)
-        self._tls = _tls_of(parts.scheme, parts.query)
-        if not parts.hostname or parts.path.strip("/") or parts.fragment:
-            raise ValueError("must be smtp://user:password@host:port/ or smtps://…")
-        try:
-            # The codec also refuses a host's name that the resolver would refuse at the first mail.
-            self._host = parts.hostname.encode("idna").decode()
-            self._port = parts.port or {"none": 25, "starttls": 587, "implicit": 465}[self._tls]
-        except ValueError:
-            # The library's own text may quote a part of the password, if that was not
-            # percent-encoded.
-            raise ValueError(
-                "has a host or a port that cannot be; is the password percent-encoded?"
-            ) from None
-        self._user = unquote(parts.username or "")
-        self._password = unquote(parts.password or "")
-        if not (self._user + self._password).isascii():
-            raise ValueError("must have user and password in ASCII")
-        if self._user and self._tls == "none":
-            raise ValueError("must not send a password without TLS: remove tls=none")
+        server = mail_server(url)
+        self._host, self._port, self._tls = server.host, server.port, server.tls
+        self._user, self._password = server.user, server.password
         self._timeout = timeout
 
     def __repr__(self) -> str:
@@ -228,19 +211,6 @@ def mailer_from_url(url: str) -> Mailer:
     if isinstance(place, Path):
         return FileMailer(place)
     raise ValueError("must be file:///folder, smtp://host or smtps://host")
-
-
-def _tls_of(scheme: str, query: str) -> str:
-    """Return how TLS begins: ``none``, ``starttls`` or ``implicit``. Raises ValueError."""
-    options = parse_qs(query, keep_blank_values=True)
-    chosen = options.pop("tls", [])
-    if options:
-        raise ValueError("has an option that is not tls")
-    if scheme == "smtps" and not chosen:
-        return "implicit"
-    if scheme == "smtp" and chosen in ([], ["starttls"], ["none"]):
-        return chosen[0] if chosen else "starttls"
-    raise ValueError("must be smtp:// with tls=starttls or tls=none, or smtps:// without")
 
 
 def _quit(smtp: smtplib.SMTP) -> None:

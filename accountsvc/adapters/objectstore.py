@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import StoreUnavailable
-from ..readers import is_bucket_name
+from ..urls import is_bucket_name
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client

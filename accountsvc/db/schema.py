@@ -12,7 +12,7 @@ from alembic.script.revision import RevisionError
 from alembic.util import CommandError
 from sqlalchemy.engine import make_url
 
-from ..config import Sources
+from ..sources import Sources
 from . import migration
 
 
@@ -37,7 +37,9 @@ def refuse_loss(config: Config, revision: str) -> None:
 
     Each revision says of itself, in ``lost_by_downgrade``, which rows its step back loses.
     """
-    if not Sources.of_this_process().is_production:
+    sources = Sources.of_this_process()
+    # A .env file that cannot be read may be the one that says production.
+    if not (sources.is_production or sources.unreadable):
         return
     with migration.make_engine(config.attributes["url"]).connect() as connection:
         heads = MigrationContext.configure(connection).get_current_heads()

@@ -43,9 +43,9 @@ from accountsvc.start import listening  # noqa: E402
 try:
     settings = load_settings()
 except ConfigError as exc:
-    # The start ends here with one line; in a worker gunicorn would print a traceback and fork
+    # The start ends here with these lines; in a worker gunicorn would print a traceback and fork
     # again.
-    sys.stderr.write(f"accountsvc: {exc}\n")
+    sys.stderr.write(exc.report)
     raise SystemExit(2) from None
 
 wsgi_app = "accountsvc.start.wsgi:app"

@@ -7,8 +7,9 @@ import sys
 from alembic.util import CommandError
 from sqlalchemy.exc import DBAPIError
 
-from ..config import Settings, Sources, load_settings, make_keys
+from ..config import Settings, load_settings
 from ..db import schema
+from ..sources import Faults, Sources, make_keys
 from . import Failure
 
 
@@ -23,8 +24,13 @@ def prepare() -> None:
 def make_folder_and_keys() -> Settings:
     """Make the instance folder and, in development, keys; return the settings, now complete."""
     try:
-        names = make_keys(Sources.of_this_process().given)
-        settings = load_settings()
+        faults, names = Faults(), list[str]()
+        # A folder that cannot be named is not all that may be wrong: what else is, is said too.
+        with faults.caught():
+            names = make_keys(Sources.of_this_process().given)
+        with faults.caught():
+            settings = load_settings()
+        faults.refuse()
         schema.ensure_folder(settings.database_url)
     except OSError as exc:
         raise Failure(f"the instance folder cannot be written: {exc.strerror}") from exc

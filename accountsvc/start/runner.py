@@ -22,6 +22,7 @@ from urllib.parse import urlsplit
 
 from .. import logs
 from ..config import Settings, load_settings
+from ..sources import Faults
 from . import listening, prepare, processes
 
 # gunicorn and the worker end within ten seconds of SIGTERM, and cut off by themselves what is left
@@ -39,7 +40,12 @@ def run(program: str, *, prepare_first: bool = False) -> int:
     missing, as ``accountsvc prepare`` does. Returns the exit code: 0 if a signal asked for the end.
     Raises ConfigError for a wrong setting, Failure if the web could not listen; prepare's too.
     """
-    settings = prepare.make_folder_and_keys() if prepare_first else load_settings()
+    faults = Faults()
+    with faults.caught():
+        settings = prepare.make_folder_and_keys() if prepare_first else load_settings()
+    with faults.caught():
+        commands = {"web": processes.web(), "worker": processes.worker(beat=True)}
+    faults.refuse()
     # The port is looked at before the schema, which may take minutes to bring up to date.
     listening.refuse_taken(settings.port, "make run" if "MAKELEVEL" in os.environ else program)
     if prepare_first:
@@ -52,7 +58,7 @@ def run(program: str, *, prepare_first: bool = False) -> int:
         logs.CONSOLE: "1" if sys.stdout.isatty() else "",
     }
     runner = Runner(environ, ready=_where_to_look(settings))
-    return runner.run({"web": processes.web(), "worker": processes.worker(beat=True)})
+    return runner.run(commands)
 
 
 def _where_to_look(settings: Settings) -> str:

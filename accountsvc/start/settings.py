@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 
-from ..config import ConfigError, Settings, SourcedText, Sources
+from ..config import Settings
+from ..sources import ConfigError, SourcedText, Sources, may_be_shown
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,4 +65,5 @@ def _shown(setting: SourcedText, *, secret: bool, sources: Sources) -> str:
     # A text derived from the instance folder holds no password; one that REDIS_URL gives may, and
     # would be printed.
     is_given = setting.source != "derived" or setting.text == sources.given.get("REDIS_URL")
-    return "secret, set" if secret and is_given else setting.text
+    is_shown = may_be_shown(setting.text, secret=secret and is_given)
+    return setting.text if is_shown else "secret, set"

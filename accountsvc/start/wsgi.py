@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import gc
+import os
 import sys
 
 # The garbage collector would look through all that is imported, again and again, though it stays:
 # that is a third of the time that a start takes, and once more at the end.
 gc.disable()
 
-from accountsvc import create_app  # noqa: E402
-from accountsvc.config import ConfigError  # noqa: E402
+from accountsvc import create_app, logs  # noqa: E402
+from accountsvc.config import ConfigError, nearly_settings  # noqa: E402
 
 try:
     app = create_app()
+    # ``flask`` imports this for the operator's commands: a line of the log would stand in the
+    # document that one of them prints.
+    if os.environ.get("FLASK_RUN_FROM_CLI") != "true":
+        logs.say_misspelled(nearly_settings(os.environ))
 except ConfigError as exc:
-    # A traceback would bury the one line that whoever starts the process needs.
-    sys.stderr.write(f"accountsvc: {exc}\n")
+    # A traceback would bury the lines that whoever starts the process needs.
+    sys.stderr.write(exc.report)
     # With this code gunicorn gives up; after any other it would start the process again and again.
     raise SystemExit(3) from None
 

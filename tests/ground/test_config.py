@@ -9,30 +9,25 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from accountsvc.config import ConfigError, Settings, load_settings, make_keys
+from accountsvc.config import ConfigError, Settings, load_settings
 from accountsvc.readers import duration
 from accountsvc.services import build_services
+from accountsvc.sources import make_keys
+from tests.support.production import PRODUCTION_ASKS
 
 SECRET = "s3cret-0123456789-0123456789-0123456789"
 KEY = base64.urlsafe_b64encode(b"k" * 32).decode()
 OTHER_KEY = base64.urlsafe_b64encode(b"o" * 32).decode()
 GIVEN = {"SECRET_KEY": SECRET, "VAULT_KEYS": KEY}
-PRODUCTION = {
-    **GIVEN,
-    "APP_ENV": "production",
-    "DATABASE_URL": "postgresql://accountsvc:pa55@db/accountsvc",
-    "REDIS_URL": "redis://redis:6379/0",
-    "MAIL_URL": "smtp://mail:587",
-    "MAIL_FROM": "Accounts <accounts@example.org>",
-    "PUBLIC_URL": "https://accounts.example.org",
+PRODUCTION = PRODUCTION_ASKS | {
+    "DATABASE_URL": "postgresql://accountsvc:pa55@db/accountsvc?sslmode=verify-full"
 }
 
 WRONG: dict[str, list[str]] = {
-    "APP_ENV": ["Production", "test", " "],
+    "APP_ENV": ["Development", "test", " "],
     "INSTANCE_PATH": ["~nobody-of-this-name/instance", "/a?b", "/a#b", "/a%41", "/a\nb"],
     "SECRET_KEY": ["short", "x" * 31, "ü" * 15],
     "VAULT_KEYS": ["short", KEY[:-4], f"{KEY},", f"{KEY},x", "ü" * 44, f"{KEY};{OTHER_KEY}"],
@@ -72,6 +67,8 @@ WRONG: dict[str, list[str]] = {
     "PURGE_MAX_ATTEMPTS": ["0", "1001", "x"],
     "CORS_ORIGINS": ["app.example.org", "ftp://app", "https://app/x", "https://a https://b"],
     "PUBLIC_URL": ["accounts.example.org", "ftp://accounts", "https://", "https://accounts:port"],
+    "PRIVATE_NETWORK": ["https://db", "db:5432", "*.internal", "10.0.0.0/8"],
+    "HSTS_SUBDOMAINS": ["maybe", "includeSubDomains"],
     "TRUSTED_PROXIES": ["proxy", "10.0.0.0/33", "10.0.0.1/8", "10.0.0.0 10.0.0.1"],
     "RATE_LIMITS": ["maybe", "none"],
     "WEB_CONCURRENCY": ["0", "-1", "two", "1.5", "1001"],
@@ -79,6 +76,8 @@ WRONG: dict[str, list[str]] = {
     "PASSWORD_HASH_COST": ["low", "1"],
     "LOG_LEVEL": ["info", "TRACE"],
 }
+WRONG["REDIS_URL"] += ["redis://redis/abc", "rediss://redis/0?ssl_cert_reqs=none"]
+WRONG["PUBLIC_URL"] += ["https://accounts.example.org/ü", "https://u:p@accounts.example.org"]
 SECRETS = {spec.metadata["name"] for spec in fields(Settings) if not spec.repr}
 # Words in a setting's name which say that its value is a secret, or that it may hold one.
 SECRET_WORDS = {"CREDENTIAL", "CREDENTIALS", "DSN", "KEY", "KEYS", "PASSPHRASE", "PASSWORD"}
@@ -94,11 +93,14 @@ def load(folder: Path, **given: str) -> Settings:
     return load_settings({"INSTANCE_PATH": str(folder), **GIVEN, **given})
 
 
-def fault(environ: dict[str, str]) -> str:
+def faults(environ: dict[str, str]) -> list[str]:
     with pytest.raises(ConfigError) as caught:
         load_settings(environ)
-    line = str(caught.value)
-    assert "\n" not in line
+    return str(caught.value).splitlines()
+
+
+def fault(environ: dict[str, str]) -> str:
+    (line,) = faults(environ)
     return line
 
 
@@ -112,11 +114,11 @@ def fault(environ: dict[str, str]) -> str:
         ("MAIL_FROM", "a@b.example, c@d.example"),
     ],
 )
-def test_what_only_the_part_itself_finds_wrong_is_one_line_too(
+def test_what_a_part_could_not_be_made_of_is_one_line_too(
     tmp_path: Path, name: str, value: str
 ) -> None:
     with pytest.raises(ConfigError) as caught:
-        build_services(load(tmp_path, **{name: value}))
+        load(tmp_path, **{name: value})
 
     line = str(caught.value)
     assert line.startswith(f"{name} ")
@@ -184,6 +186,8 @@ def test_a_wrong_value_is_one_line_with_name_fault_and_example(
         ("MAIL_URL", "smtp://u:pa55word/x@mail"),
         ("MAIL_URL", "smtp://u:pa55word\u2100@mail:587"),
         ("LEDGER_URL", "ftp://u:pa55word@host/x"),
+        ("PUBLIC_URL", "https://u:pa55word@accounts.example.org"),
+        ("CORS_ORIGINS", "https://app.example.org,https://u:pa55word@app.example.org"),
     ],
 )
 def test_no_secret_is_in_the_line(tmp_path: Path, name: str, value: str) -> None:
@@ -219,6 +223,7 @@ def test_the_defaults_need_nothing_but_a_folder(tmp_path: Path) -> None:
     assert (made.purge_max_per_sweep, made.purge_max_attempts) == (0, 8)
     assert made.cors_origins == ("http://localhost:3000",)
     assert (made.trusted_proxies, made.rate_limits, made.redis_url) == ((), True, "")
+    assert (made.private_network, made.hsts_subdomains) == (frozenset(), False)
 
 
 def test_an_empty_value_is_as_good_as_none(tmp_path: Path) -> None:
@@ -287,7 +292,7 @@ def test_no_secret_is_in_the_repr(tmp_path: Path) -> None:
         {
             **PRODUCTION,
             "INSTANCE_PATH": str(tmp_path),
-            "REDIS_URL": "redis://:pa55@redis",
+            "REDIS_URL": "rediss://:pa55@redis",
             "MAIL_URL": "smtp://u:pa55@mail",
             "STORAGE_URL": "s3://pa55",
             "LEDGER_URL": "s3://pa55",
@@ -299,59 +304,16 @@ def test_no_secret_is_in_the_repr(tmp_path: Path) -> None:
     assert not [text for text in (SECRET, "kkkk", "pa55", KEY) if text in shown]
 
 
-def test_production_needs_its_settings_and_no_more(tmp_path: Path) -> None:
-    made = load_settings({**PRODUCTION, "INSTANCE_PATH": str(tmp_path)})
-
-    assert made.app_env == "production"
-
-
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        ("SECRET_KEY", None),
-        ("VAULT_KEYS", None),
-        ("DATABASE_URL", None),
-        ("DATABASE_URL", "sqlite:////var/lib/accounts.db"),
-        ("REDIS_URL", None),
-        ("MAIL_URL", None),
-        ("MAIL_FROM", None),
-        ("PUBLIC_URL", None),
-        ("CORS_ORIGINS", "*"),
-        ("CORS_ORIGINS", "https://app.example.org,*"),
-        ("RATE_LIMITS", "off"),
-        ("PASSWORD_HASH_COST", "cheap"),
-    ],
-)
-def test_production_refuses_what_is_good_enough_only_for_one_person(
-    tmp_path: Path, name: str, value: str | None
-) -> None:
-    # Keys that a developer's machine has made are there, and must not be taken.
-    make_keys({"INSTANCE_PATH": str(tmp_path)})
-    environ: dict[str, Any] = {**PRODUCTION, "INSTANCE_PATH": str(tmp_path), name: value}
-
-    line = fault({key: given for key, given in environ.items() if given is not None})
-
-    assert line.startswith(f"{name} ")
-    assert "for example" in line
-
-
-def test_production_takes_sqlite_from_who_asks_for_it(tmp_path: Path) -> None:
-    environ = {**PRODUCTION, "INSTANCE_PATH": str(tmp_path), "ALLOW_SQLITE": "1"}
-    del environ["DATABASE_URL"]
-
-    assert load_settings(environ).is_sqlite
-
-
 def test_no_keys_are_made_for_production(tmp_path: Path) -> None:
     assert make_keys({"INSTANCE_PATH": str(tmp_path / "i"), "APP_ENV": "production"}) == []
     assert not (tmp_path / "i").exists()
 
 
 def test_a_process_that_finds_no_keys_fails_and_makes_none(tmp_path: Path) -> None:
-    line = fault({"INSTANCE_PATH": str(tmp_path / "instance")})
+    lines = faults({"INSTANCE_PATH": str(tmp_path / "instance")})
 
-    assert line.startswith("SECRET_KEY ")
-    assert "python -m accountsvc prepare" in line
+    assert [line.split()[0] for line in lines] == ["SECRET_KEY", "VAULT_KEYS"]
+    assert all("python -m accountsvc prepare" in line for line in lines)
     assert not (tmp_path / "instance").exists()
 
 
@@ -456,3 +418,61 @@ def test_loading_writes_nothing(tmp_path: Path) -> None:
     load(tmp_path / "instance")
 
     assert list(tmp_path.iterdir()) == []
+
+
+# All in one start --------------------------------------------------------------------------------
+
+
+def test_all_that_is_wrong_or_missing_is_said_in_one_start_a_line_each(tmp_path: Path) -> None:
+    lines = faults(
+        {
+            "INSTANCE_PATH": str(tmp_path),
+            "SECRET_KEY": "pa55",
+            "GRACE_PERIOD": "soon",
+            "PORT": "http",
+            "REDIS_URL": "redis://:pa55@redis/abc",
+            "LOG_LEVEL": "loud",
+            "MAIL_URL": "smtp://u:pa55@mail/?tls=none",
+        }
+    )
+
+    # What is made of PORT and of REDIS_URL is not wrong a second time.
+    names = [
+        "SECRET_KEY",
+        "VAULT_KEYS",
+        "REDIS_URL",
+        "MAIL_URL",
+        "GRACE_PERIOD",
+        "PORT",
+        "LOG_LEVEL",
+    ]
+    assert [line.split()[0] for line in lines] == names
+    assert all("; for example: " in line for line in lines)
+    assert not [line for line in lines if "pa55" in line]
+
+
+def test_a_folder_that_cannot_be_named_is_one_line_and_hides_no_other() -> None:
+    lines = faults({"INSTANCE_PATH": "/a?b", "GRACE_PERIOD": "soon"})
+
+    assert [line.split()[0] for line in lines] == ["INSTANCE_PATH", "GRACE_PERIOD"]
+
+
+def test_what_an_unreadable_dotenv_file_may_hold_is_not_said_to_be_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / ".env").write_bytes(b"\xff\xfe")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GRACE_PERIOD", "soon")
+
+    with pytest.raises(ConfigError) as caught:
+        load_settings()
+
+    first, second = caught.value.lines
+    assert first == "the file .env cannot be read: it is not UTF-8"
+    assert second.startswith("GRACE_PERIOD ")
+
+
+def test_two_lines_of_the_report_have_the_program_s_name_each() -> None:
+    assert ConfigError("A is wrong", "B too").report == (
+        "accountsvc: A is wrong\naccountsvc: B too\n"
+    )

@@ -8,17 +8,14 @@ import pytest
 
 from tests.db.test_migrations import described
 from tests.support.processes import environment, run
+from tests.support.production import PRODUCTION_ASKS
 from tests.support.servers import free_port
 
 SECRET = "s3cret-0123456789-0123456789-0123456789"
 # Of the environment of production, what `environment` does not set.
-PRODUCTION = {
-    "APP_ENV": "production",
+PRODUCTION = PRODUCTION_ASKS | {
     "ALLOW_SQLITE": "1",
     "REDIS_URL": "redis://:pa55@127.0.0.1:1/0",
-    "MAIL_URL": "smtp://mail:25",
-    "MAIL_FROM": "accounts@example.org",
-    "PUBLIC_URL": "https://accounts.example.org",
     "RATE_LIMITS": "on",
     "PASSWORD_HASH_COST": "normal",
 }
@@ -111,12 +108,43 @@ def test_a_wrong_number_of_web_processes_is_one_line(
     assert result.stderr.endswith(f"({count!r}); for example: 2\n")
 
 
+def test_settings_are_listed_to_the_end_and_then_each_that_is_wrong(tmp_path: Path) -> None:
+    env = environment(tmp_path, GRACE_PERIOD="soon", REDIS_URL="redis://:pa55@redis/abc")
+    (tmp_path / ".env").write_text("SWEEP_INTERVALL=1s\nPORT=http\n")
+
+    code, cells, said = settings_of(env, tmp_path)
+
+    assert code == 2
+    assert cells["PORT"] == ["http", ".env", "8000"]
+    assert {"APP_ENV", "LOG_LEVEL", "HOST", "WEB_CONCURRENCY"} <= set(cells)
+    assert [line.split()[1] for line in said.splitlines()] == [
+        "SWEEP_INTERVALL", "REDIS_URL", "GRACE_PERIOD", "PORT",
+    ]  # fmt: skip
+    assert "pa55" not in said
+
+
+def test_settings_are_listed_where_the_dotenv_file_cannot_be_read(tmp_path: Path) -> None:
+    (tmp_path / ".env").write_bytes(b"\xff\xfe")
+
+    code, cells, said = settings_of(environment(tmp_path), tmp_path)
+
+    assert code == 2
+    assert {"APP_ENV", "LOG_LEVEL", "HOST", "WEB_CONCURRENCY"} <= set(cells)
+    assert said == "accountsvc: the file .env cannot be read: it is not UTF-8\n"
+
+
 def test_no_secret_is_shown(tmp_path: Path) -> None:
-    env = environment(tmp_path, SECRET_KEY=SECRET, DATABASE_URL="postgresql://a:pa55@db/x")
+    env = environment(
+        tmp_path,
+        SECRET_KEY=SECRET,
+        DATABASE_URL="postgresql://a:pa55@db/x",
+        PUBLIC_URL="https://a:pa55@accounts.example.org",
+    )
 
     result = run("accountsvc", "settings", env=env, folder=tmp_path)
 
-    assert result.returncode == 0
+    assert result.returncode == 2
+    assert "DATABASE_URL" in result.stdout
     for secret in (SECRET, "pa55", env["VAULT_KEYS"]):
         assert secret not in result.stdout + result.stderr
 
@@ -163,6 +191,66 @@ def test_a_wrong_setting_keeps_a_process_from_starting(tmp_path: Path, process: 
     assert result.stdout == ""
     assert result.stderr.startswith("accountsvc: GRACE_PERIOD is not a duration")
     assert result.stderr.count("\n") == 1
+
+
+# Whatever starts, by its words. Those of the libraries have codes of their own.
+DOORWAYS = {
+    "web": ("accountsvc", "web"),
+    "worker": ("accountsvc", "worker"),
+    "beat": ("accountsvc", "beat"),
+    "run": ("accountsvc", "run"),
+    "prepare": ("accountsvc", "prepare"),
+    "settings": ("accountsvc", "settings"),
+    "command": ("accountsvc", "accounts", "list"),
+    "gunicorn": ("gunicorn", "--config", "python:accountsvc.start.gunicorn_conf"),
+    "celery": ("celery", "-A", "worker", "worker"),
+    "flask": ("flask", "--app", "wsgi", "accounts", "list"),
+}
+
+
+@pytest.mark.parametrize("doorway", DOORWAYS)
+def test_every_process_refuses_with_the_same_lines(tmp_path: Path, doorway: str) -> None:
+    """Without a setting that production wants, with a wrong one, and with a wrong part."""
+    changes = PRODUCTION | {
+        "TRUSTED_PROXIES": "",
+        "GRACE_PERIOD": "soon",
+        "REDIS_URL": "redis://:pa55@cache/0",
+        "MAIL_URL": "smtp://u:pa55@mail/?tls=none",
+        "VAULT_KEYS": "pa55",
+    }
+    env = environment(tmp_path, **changes)
+
+    result = run(*DOORWAYS[doorway], env=env)
+
+    names = [
+        line.removeprefix("accountsvc: ").split()[0]
+        for line in result.stderr.splitlines()
+        if line.startswith("accountsvc: ")
+    ]
+    wrong = ["VAULT_KEYS", "MAIL_URL", "GRACE_PERIOD", "TRUSTED_PROXIES", "REDIS_URL"]
+    assert names == wrong, result.stderr
+    assert "pa55" not in result.stdout + result.stderr
+    assert "Traceback" not in result.stderr
+    if DOORWAYS[doorway][0] == "accountsvc":
+        assert result.returncode == 2
+        assert len(result.stderr.splitlines()) == len(wrong)
+    else:
+        assert result.returncode != 0
+
+
+@pytest.mark.parametrize("command", ["web", "run"])
+def test_a_wrong_number_of_processes_is_said_with_the_settings(
+    tmp_path: Path, command: str
+) -> None:
+    env = environment(tmp_path, GRACE_PERIOD="soon", WEB_CONCURRENCY="two")
+
+    result = run("accountsvc", command, env=env, folder=tmp_path)
+
+    assert result.returncode == 2
+    assert [line.split()[1] for line in result.stderr.splitlines()] == [
+        "GRACE_PERIOD",
+        "WEB_CONCURRENCY",
+    ]
 
 
 # Going back --------------------------------------------------------------------------------------

@@ -8,17 +8,21 @@ from pathlib import Path
 
 import pytest
 
-from accountsvc.config import Settings
+from accountsvc.config import ConfigError, Settings, load_settings
 from tests.support.deploy import (
     ROOT,
     compose,
     compose_command,
+    compose_environment,
     kubernetes,
     kubernetes_container,
     procfile_command,
     systemd_command,
+    systemd_environment,
+    upgrade_values,
 )
 from tests.support.factories import dispose, make_app
+from tests.support.production import SECRET_KEY, VAULT_KEY
 
 OURS = ("web", "worker", "beat")
 # Read by gunicorn's configuration and by boto3.
@@ -63,6 +67,50 @@ def test_every_variable_that_is_set_is_a_setting() -> None:
 
     assert len(given) > 10
     assert [name for name in given if not known(name)] == []
+
+
+# What each example leaves to whoever uses it.
+KEYS = {"SECRET_KEY": SECRET_KEY, "VAULT_KEYS": VAULT_KEY}
+# What the Secret of the Kubernetes example holds.
+SERVERS = {
+    "DATABASE_URL": "postgresql://accountsvc:password@db.example.org/accountsvc?sslmode=verify-full",
+    "REDIS_URL": "rediss://:password@redis.example.org/0",
+    "MAIL_URL": "smtps://user:password@mail.example.org/",
+}
+
+
+@pytest.mark.parametrize("process", OURS)
+def test_compose_starts_in_production_by_what_its_file_says(process: str) -> None:
+    paste = upgrade_values()
+
+    settings = load_settings(compose_environment(process, {**paste, **KEYS}))
+
+    assert settings.app_env == "production"
+    for name in ("SECRET_KEY", "VAULT_KEYS", "PUBLIC_URL", "CORS_ORIGINS"):
+        missing = {**paste, **KEYS, name: ""}
+        with pytest.raises((KeyError, ConfigError)):
+            load_settings(compose_environment(process, missing))
+
+
+def test_systemd_and_kubernetes_start_in_production_by_what_their_files_say() -> None:
+    (config,) = (one["data"] for one in kubernetes() if one["kind"] == "ConfigMap")
+
+    for given in ({**systemd_environment(), **KEYS}, {**config, **SERVERS, **KEYS}):
+        assert load_settings(given).app_env == "production"
+
+
+def test_the_changelog_has_a_value_to_paste_for_whatever_production_asks_anew() -> None:
+    paste = upgrade_values()
+    without = {**SERVERS, **KEYS, "APP_ENV": "production", "MAIL_FROM": "a@example.org"}
+    plain = {"REDIS_URL": "redis://redis/0", "DATABASE_URL": "postgresql://a@db/a"}
+
+    with pytest.raises(ConfigError) as caught:
+        load_settings({**without, "PUBLIC_URL": "http://accounts.example.org/x", **plain})
+
+    asked = {line.split()[0] for line in caught.value.lines}
+    assert asked == {"CORS_ORIGINS", "TRUSTED_PROXIES", "PUBLIC_URL", *plain}
+    assert asked <= set(paste)
+    assert load_settings({**without, **paste, **KEYS}).app_env == "production"
 
 
 def test_every_probe_asks_for_what_is_served(sqlite_url: str, tmp_path: Path) -> None:

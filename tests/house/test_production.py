@@ -17,7 +17,8 @@ from tests.support.s3 import S3Server, start_moto
 from tests.support.servers import ValkeyServer
 from tests.support.smtp import Inbox, smtp_server
 
-# A certificate's mail server is tested in test_mail; production does not insist on TLS within a network.
+# The engines are on this machine, to which production speaks without TLS; a mail server with a certificate is
+# tested in test_mail, and what production demands of all others in test_demands.
 NAMES = ("somebody.who.goes", "somebody.who.stays")
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,33 @@ def compose_command(service: str) -> list[str]:
     """Return the command that ``compose.yaml`` starts *service* with."""
     command: list[str] = compose()["services"][service]["command"]
     return command
+
+
+def compose_environment(service: str, dotenv: Mapping[str, str]) -> dict[str, str]:
+    """Return the environment of *service*, with what Compose puts in from *dotenv*.
+
+    Raises KeyError for a variable that has to be in that file and is not.
+    """
+
+    def value(match: re.Match[str]) -> str:
+        name, operator, rest = match.groups()
+        return dotenv.get(name) or (rest if operator == ":-" else dotenv[name])
+
+    given: dict[str, str] = compose()["services"][service]["environment"]
+    return {name: re.sub(r"\$\{(\w+)(:[-?])([^}]*)\}", value, text) for name, text in given.items()}
+
+
+def upgrade_values() -> dict[str, str]:
+    """Return the values that the *Upgrade* section of CHANGELOG.md has for pasting."""
+    text = (ROOT / "CHANGELOG.md").read_text()
+    section = text.partition("### Upgrade")[2].partition("\n## ")[0]
+    return dict(re.findall(r"^    ([A-Z_]+)=(.+)$", section, re.MULTILINE))
+
+
+def systemd_environment() -> dict[str, str]:
+    """Return what the example of the units' environment file sets."""
+    lines = (ROOT / "docs" / "deploy" / "systemd" / "accountsvc.env").read_text().splitlines()
+    return dict(line.split("=", 1) for line in lines if line and not line.startswith("#"))
 
 
 def procfile_command(process: str) -> list[str]:

@@ -18,6 +18,7 @@ from typing import TypeVar
 import httpx
 
 from tests.support.factories import variables
+from tests.support.production import PRODUCTION_ASKS
 from tests.support.servers import free_port
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -59,22 +60,21 @@ def eventually(check: Callable[[], T], seconds: float = START, *, pause: float =
 def production(
     folder: Path, database_url: str, *, redis: str, bucket: str, mail: int, **changes: str
 ) -> dict[str, str]:
-    """The environment of production: every engine, throttles, hashes at full cost."""
-    env = environment(
-        folder,
-        database_url,
-        APP_ENV="production",
-        PORT=str(free_port()),
-        WEB_CONCURRENCY="2",
-        REDIS_URL=redis,
-        STORAGE_URL=f"s3://{bucket}/avatars",
-        LEDGER_URL=f"s3://{bucket}/ledger",
-        MAIL_URL=f"smtp://127.0.0.1:{mail}/?tls=none",
-        MAIL_FROM="Accounts <accounts@example.org>",
-        PUBLIC_URL="https://accounts.example.org",
-        CORS_ORIGINS="https://app.example.org",
-        **changes,
-    )
+    """The environment of production: every engine, throttles, hashes at full cost.
+
+    The engines are on this machine, and so need no TLS.
+    """
+    asked = {
+        **PRODUCTION_ASKS,
+        "PORT": str(free_port()),
+        "WEB_CONCURRENCY": "2",
+        "REDIS_URL": redis,
+        "STORAGE_URL": f"s3://{bucket}/avatars",
+        "LEDGER_URL": f"s3://{bucket}/ledger",
+        "MAIL_URL": f"smtp://127.0.0.1:{mail}/?tls=none",
+        "TRUSTED_PROXIES": "none",
+    }
+    env = environment(folder, database_url, **{**asked, **changes})
     for name in ("RATE_LIMITS", "PASSWORD_HASH_COST"):
         del env[name]
     return env

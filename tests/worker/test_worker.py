@@ -15,12 +15,15 @@ from pathlib import Path
 from queue import Empty
 from types import ModuleType
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
+import redis
 from apiflask import APIFlask
 from kombu import Connection
 from sqlalchemy import func, select
 
+from accountsvc.adapters.throttle import SIGN_UP, Throttle
 from accountsvc.config import ConfigError
 from accountsvc.db.models import Account, Effect, Receipt
 from accountsvc.db.schema import upgrade
@@ -318,6 +321,31 @@ def test_the_certificate_of_a_redis_with_tls_is_checked(
     conf = make(celery_app, tmp_path, REDIS_URL="rediss://redis.example:6379/0")
 
     assert conf.broker_use_ssl["ssl_cert_reqs"].name == "CERT_REQUIRED"
+
+
+# No other test has this database of the session's Redis.
+OWN_DATABASE = 11
+
+
+def test_throttle_and_broker_meet_in_the_database_of_the_url(
+    celery_app: ModuleType, redis_url: str, tmp_path: Path
+) -> None:
+    server = urlsplit(redis_url)
+    text = f" redis://LOCALHOST:{server.port}/0{OWN_DATABASE} "
+    settings = make_settings(f"sqlite:///{tmp_path}/unused.db", tmp_path, REDIS_URL=text)
+    celery = celery_app.make_celery(settings)
+
+    with redis.Redis.from_url(f"redis://localhost:{server.port}/{OWN_DATABASE}") as client:
+        client.flushdb()
+        throttle = Throttle(b"k" * 32, redis_url=settings.redis_url)
+        throttle.spend(SIGN_UP, address="192.0.2.1")
+        with celery.connection_for_write() as connection:
+            celery.send_task(celery_app.SWEEP, connection=connection)
+        keys = {key.decode() for key in client.keys("*")}
+        client.flushdb()
+
+    assert celery_app.SWEEP in keys
+    assert [key for key in keys if key.startswith("accountsvc-throttle")]
 
 
 def test_a_broker_folder_that_cannot_be_made_is_one_line(
