@@ -27,7 +27,7 @@ from .messages import ShowMessage
 
 @dataclass(frozen=True)
 class Link:
-    """A kind of mailed link: the kind of its token, its page, and the cookie of that page."""
+    """A kind of mailed link: the kind of its token, its page, and the name of its cookie."""
 
     kind: str
     path: str
@@ -66,11 +66,11 @@ def enter(link: Link, token: str) -> Response:
     # not say that the link has run out.
     is_over = claims.expires_at <= datetime.now(UTC)
     response.set_cookie(
-        link.cookie,
+        _cookie_name(link),
         token,
         expires=None if is_over else claims.expires_at,
-        path=link.path,
-        secure=services().settings.public_url.startswith("https://"),
+        path="/" if _is_over_tls() else link.path,
+        secure=_is_over_tls(),
         httponly=True,
         samesite="Lax",
     )
@@ -82,7 +82,7 @@ def visit(link: Link) -> Visit:
 
     Raises ShowMessage if there is no link, the form is not ours, or the account is due or gone.
     """
-    token = request.cookies.get(link.cookie)
+    token = request.cookies.get(_cookie_name(link))
     if not token:
         raise ShowMessage(messages.NO_LINK)
     claims = services().tokens.was(token, link.kind)
@@ -100,6 +100,21 @@ def visit(link: Link) -> Visit:
         raise ShowMessage(messages.OVER)
     is_current = claims.is_in_time(now=now) and account.epoch == claims.epoch
     return Visit(token, claims, account, now, is_current)
+
+
+def _is_over_tls() -> bool:
+    return services().settings.public_url.startswith("https://")
+
+
+def _cookie_name(link: Link) -> str:
+    """Return the cookie's name: over TLS with a prefix that browsers watch (ASVS 5.0, 3.3.1).
+
+    ``__Host-`` keeps every other host, also a subdomain or one without TLS, from setting the cookie
+    (RFC 6265bis, section 4.1.3.2): a stranger could otherwise put the link of another account under
+    somebody's hands. The browser then insists on ``Path=/``, so that the cookie goes along with
+    every request to this host; only its page reads it. Over plain HTTP no browser would take it.
+    """
+    return f"__Host-{link.cookie}" if _is_over_tls() else link.cookie
 
 
 def form_key(token: str) -> str:

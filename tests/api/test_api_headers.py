@@ -182,16 +182,34 @@ def test_every_answer_has_an_id_of_its_own_and_security_headers(
         assert response.headers["X-Content-Type-Options"] == "nosniff"
         assert response.headers["Referrer-Policy"] == "no-referrer"
         assert response.headers["X-Frame-Options"] == "DENY"
-        assert "default-src 'none'" in response.headers["Content-Security-Policy"]
+        policy = response.headers["Content-Security-Policy"].split("; ")
+        assert {"default-src 'none'", "base-uri 'none'", "frame-ancestors 'none'"} <= set(policy)
         assert response.headers["Cache-Control"] == "no-store"
         assert "Strict-Transport-Security" not in response.headers
         assert not response.headers.get("Content-Type", "").startswith("text/html")
 
 
-def test_https_is_required_where_the_service_has_it(new_app: NewApp) -> None:
-    client = new_app(PUBLIC_URL="https://accounts.example.org").test_client()
+@pytest.mark.parametrize(
+    ("url", "subdomains", "header"),
+    [
+        ("https://accounts.example.org", "", "max-age=31536000"),
+        ("https://accounts.example.org", "on", "max-age=31536000; includeSubDomains"),
+        ("http://accounts.example.org", "on", None),
+    ],
+)
+def test_https_is_required_where_the_service_has_it_and_of_subdomains_if_that_is_wanted(
+    new_app: NewApp, url: str, subdomains: str, header: str | None
+) -> None:
+    client = new_app(PUBLIC_URL=url, HSTS_SUBDOMAINS=subdomains).test_client()
 
-    assert "max-age=" in client.get("/healthz").headers["Strict-Transport-Security"]
+    assert client.get("/healthz").headers.get("Strict-Transport-Security") == header
+
+
+def test_no_page_of_ours_lets_its_addresses_begin_elsewhere(client: FlaskClient) -> None:
+    for path in ("/healthz", "/api/openapi.json", "/api/docs/", "/", "/recover/", "/nothing"):
+        with client.get(path) as response:
+            policy = response.headers["Content-Security-Policy"]
+        assert "base-uri 'none'" in policy.split("; "), path
 
 
 def test_options_says_what_an_address_takes(client: FlaskClient) -> None:

@@ -96,7 +96,7 @@ def test_a_form_of_our_own_page_is_taken(new_app: NewApp, headers: dict[str, str
     deactivate(services_of(app), ann.id)
     client = app.test_client()
     token = mailed_token(app, ann)
-    client.set_cookie("recover", token, path="/recover/")
+    client.set_cookie("__Host-recover", token)
 
     response = Browser(client, "/recover/", token).send(headers, action="keep")
 

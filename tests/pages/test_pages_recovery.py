@@ -76,14 +76,28 @@ def test_the_cookie_is_out_of_reach_of_scripts_and_other_sites_and_lasts_until_t
     }
 
 
-def test_the_cookie_is_secure_where_the_public_url_is(new_app: NewApp) -> None:
+@pytest.mark.parametrize(
+    ("path", "name"), [("/recover/", "recover"), ("/reset-password/", "reset_password")]
+)
+def test_over_tls_no_other_host_can_set_the_cookie(new_app: NewApp, path: str, name: str) -> None:
     app = new_app(PUBLIC_URL="https://accounts.example.org")
     ann = make_person(services_of(app))
     deactivate(services_of(app), ann.id)
+    token = mailed_token(app, ann) if name == "recover" else reset_token(app, ann)
+    client = app.test_client()
+    # A subdomain can set a cookie of the plain name for its whole domain.
+    client.set_cookie(name, token, path=path)
 
-    response = app.test_client().get(f"/recover/{mailed_token(app, ann)}")
+    unread = client.get(path)
+    response = client.get(f"{path}{token}")
 
-    assert "Secure" in response.headers["Set-Cookie"].split("; ")
+    assert unread.status_code == 400
+    assert heading(unread) == "Open the link in your mail"
+    value, *attributes = response.headers["Set-Cookie"].split("; ")
+    assert value == f"__Host-{name}={token}"
+    assert {"Secure", "HttpOnly", "SameSite=Lax", "Path=/"} <= set(attributes)
+    assert not [one for one in attributes if one.startswith("Domain")]
+    assert client.get(path).status_code == 200
 
 
 def test_a_mail_scanner_that_opens_the_link_ten_times_changes_nothing(

@@ -28,7 +28,7 @@ _SECURITY = {
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
     "X-Frame-Options": "DENY",
-    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
+    "Content-Security-Policy": "default-src 'none'; base-uri 'none'; frame-ancestors 'none'",
     # An answer that does not say otherwise may carry a person's data, which a proxy would keep.
     "Cache-Control": "no-store",
 }
@@ -38,7 +38,9 @@ def init_app(app: APIFlask, settings: Settings) -> None:
     """Register the hooks of *app*; those after a request run in the reverse order."""
     security = dict(_SECURITY)
     if settings.public_url.startswith("https://"):
-        security["Strict-Transport-Security"] = "max-age=31536000"
+        # A year (RFC 6797; ASVS 5.0, 3.4.1).
+        subdomains = "; includeSubDomains" if settings.hsts_subdomains else ""
+        security["Strict-Transport-Security"] = f"max-age=31536000{subdomains}"
     app.before_request(_begin)
     app.before_request(_refuse_redirects)
     app.before_request(_answer_preflight)
