@@ -44,6 +44,12 @@ VAULT_BYTES = 4 * _MIB
 MEMORY_UNDER_UPLOADS = 1_228 * _MIB
 MEMORY_AFTER_UPLOADS = 400 * _MIB
 
+# Mails of one kind to one recipient: the first at once, the second so many seconds after it, each
+# other one so many after the one before it, and at most so many in any 24 hours.
+MAIL_SECOND_SECONDS = 600
+MAIL_OTHERS_SECONDS = 3_600
+MAILS_A_DAY = 20
+
 # Rates: by account, by client address, and by both together.
 PASSWORDS_OF_PAIR = "10/15minutes"
 PASSWORDS_OF_ACCOUNT = "100/15minutes"

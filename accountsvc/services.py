@@ -22,7 +22,9 @@ from .config import Settings
 from .db.audit import SYSTEM_ACTOR, Actor
 from .db.engine import Database, database_now, make_engine
 from .db.models import Account
-from .outbox import delivery, queue
+from .outbox import delivery, pacing, queue
+from .outbox.delivery import Origin
+from .outbox.pacing import Pace
 from .outbox.queue import DeliveryResult
 from .purge import scrub
 from .purge.at_once import PurgeNow
@@ -116,7 +118,12 @@ class Services:
     def deliver(
         self, *, seconds: float = 5.0, kinds: Sequence[str] | None = None
     ) -> DeliveryResult:
-        """Deliver what the outbox owes, as ``queue.deliver`` promises."""
+        """Deliver what the outbox owes, as ``queue.deliver`` promises.
+
+        If that is of all *kinds*, forget of recipients what is a day old, too.
+        """
+        if kinds is None:
+            pacing.prune(self.database, database_now)
         return queue.deliver(
             self.database,
             database_now,
@@ -174,8 +181,8 @@ def build_services(settings: Settings, database: Database | None = None) -> Serv
         ledger,
         mailer,
         tokens,
-        public_url=settings.public_url,
-        sender=settings.mail_from,
+        origin=Origin(settings.public_url.rstrip("/"), settings.mail_from),
+        pace=Pace(derive_key(settings.secret_key, "mail recipient")),
     )
     return Services(
         settings=settings,

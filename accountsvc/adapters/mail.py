@@ -73,7 +73,7 @@ def compose(
     *to* is not trusted: anything but exactly one address raises MailRefused. *subject* and *sender*
     are ours; a line break in them raises ValueError.
     """
-    recipient = _recipient(to)
+    recipient = mailbox(to)
     origin = read_sender(sender)
     # Headers are UTF-8 (RFC 6531) only where the mailbox's name needs it: many servers refuse that.
     message = EmailMessage(policy=SMTP if recipient.username.isascii() else SMTPUTF8)
@@ -92,7 +92,11 @@ def compose(
     return message
 
 
-def _recipient(to: str) -> Address:
+def mailbox(to: str) -> Address:
+    """Return the address that a mail to *to* goes to, its domain in ASCII.
+
+    Raises MailRefused for anything but exactly one address that a server can be given.
+    """
     username, _, domain = to.rpartition("@")
     try:
         # Servers know a domain by its ASCII form (RFC 5891). Python's own codec has the rules of

@@ -431,6 +431,7 @@ def status(*, as_json: bool) -> None:
         "stuck": counts.stuck,
         "overdue_seconds": round(counts.overdue.total_seconds()),
         "owed": dict(counts.owed),
+        "delayed": dict(counts.delayed),
         "last_purged_at": stamp(counts.last_purged_at),
         "swept_at": stamp(counts.swept_at),
         "paused_at": stamp(counts.paused_at),
@@ -460,6 +461,7 @@ def _status_lines(shown: Mapping[str, Any]) -> Iterator[str]:
             "last sweep at": shown["swept_at"],
             "paused since": shown["paused_at"],
             "receipts to scrub": shown["unscrubbed"],
+            "mails delayed": sum(shown["delayed"].values()),
         }
     )
     yield ""

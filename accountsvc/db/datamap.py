@@ -16,6 +16,7 @@ from .models import (
     Base,
     Effect,
     LegalHold,
+    MailPace,
     PurgeFailure,
     Receipt,
     SavedPassword,
@@ -112,6 +113,14 @@ PLACES = (
         exported="activity.json",
         not_exported_because=None,
         kept_for="for good: public ids, actions and times only",
+    ),
+    Place(
+        "mail_paces",
+        MailPace,
+        Purge.KEPT,
+        exported=None,
+        not_exported_because="times under an HMAC that names nobody, for a day",
+        kept_for="a day after the last mail of its kind, also over a purge: an HMAC, tied to none",
     ),
     Place(
         "receipts",

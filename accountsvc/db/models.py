@@ -238,6 +238,24 @@ class Effect(Base):
     last_error: Mapped[str | None] = mapped_column(String(100))
 
 
+class MailPace(Base):
+    """The times at which one recipient was mailed one kind, so that nobody is flooded.
+
+    It outlives accounts, since a stranger's address can be given to one account after another, and
+    is tied to none. The row is the lock of its recipient and kind.
+    """
+
+    __tablename__ = "mail_paces"
+
+    # An HMAC of the address: an address in here would outlive the person's purge.
+    recipient: Mapped[str] = mapped_column(String(64), primary_key=True)
+    kind: Mapped[str] = mapped_column(String(40), primary_key=True)
+    # The times as ISO 8601 in UTC, by the uid of the mail. A mail that is tried again after a crash
+    # would otherwise wait for itself.
+    sent: Mapped[dict[str, Any]] = mapped_column(default=dict)
+    last_at: Mapped[datetime] = mapped_column(index=True)
+
+
 class Receipt(Base):
     """All that remains of a purged account: an opaque id, times and counts; no personal data."""
 

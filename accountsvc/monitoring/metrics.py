@@ -104,6 +104,14 @@ def _backlog(counts: Status) -> Iterator[Metric]:
     for kind, count in counts.owed.items():
         effects.add_metric([kind], count)
     yield effects
+    delayed = GaugeMetricFamily(
+        "accountsvc_mails_delayed",
+        "Mails that wait because their recipient has been mailed, by kind.",
+        labels=["kind"],
+    )
+    for kind, count in counts.delayed.items():
+        delayed.add_metric([kind], count)
+    yield delayed
 
 
 def _sweeps(counts: Status) -> Iterator[Metric]:

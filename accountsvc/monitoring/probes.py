@@ -188,6 +188,7 @@ class Probes:
                 "stuck": counts.stuck,
                 "oldest_overdue_seconds": round(counts.overdue.total_seconds()),
                 "owed": dict(counts.owed),
+                "delayed": dict(counts.delayed),
                 "unscrubbed": counts.unscrubbed if self._services.settings.is_sqlite else 0,
             }
             fine = fine and not late and not counts.stuck

@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 
 from ..db import rules
 from ..db.models import Account, PurgeFailure, Receipt
-from ..outbox import queue
+from ..outbox import pacing, queue
 from ..purge import brake, failures
 
 
@@ -22,8 +22,9 @@ class Status:
     ``active`` is None unless it was asked for: to count those takes a pass over the whole table.
     Of those that are ``due``, ``held`` wait for a hold's release, ``failing`` for their next try
     and ``stuck`` for a person; the others are for the next sweep. ``overdue`` is how long the
-    oldest of these has waited. ``owed`` counts effects that are due, by kind; ``unscrubbed`` counts
-    receipts. ``troubled_ids`` are the first failing or stuck accounts.
+    oldest of these has waited. ``owed`` counts effects that are due, by kind; ``delayed`` counts
+    mails that wait for their turn; ``unscrubbed`` counts receipts. ``troubled_ids`` are the first
+    failing or stuck accounts.
     """
 
     at: datetime
@@ -35,6 +36,7 @@ class Status:
     stuck: int
     overdue: timedelta
     owed: Mapping[str, int]
+    delayed: Mapping[str, int]
     last_purged_at: datetime | None
     swept_at: datetime | None
     paused_at: datetime | None
@@ -72,6 +74,7 @@ def read(
         stuck=count(is_due, ~held, given_up),
         overdue=timedelta() if oldest is None else now - oldest,
         owed=queue.count_owed(session, now),
+        delayed=pacing.count_delayed(session, now),
         last_purged_at=session.scalar(select(func.max(Receipt.purged_at))),
         swept_at=brake.swept_at(session),
         paused_at=brake.paused_at(session),

@@ -6,8 +6,8 @@ is gone counts as deleted, a ledger object has the same name and bytes, a mail t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any
 from urllib.parse import urlsplit
@@ -23,6 +23,7 @@ from ..db import audit, rows
 from ..db.audit import SYSTEM_ACTOR
 from ..db.engine import Database
 from ..db.models import DUE, OWNER, Account, Effect
+from ..db.text import rfc3339
 from ..errors import MailUnavailable
 from ..tokens import PASSWORD_RESET_LIFETIME, Tokens
 from . import queue
@@ -39,6 +40,7 @@ from .notices import (
     REMINDER,
     SCHEDULED,
 )
+from .pacing import Pace, is_same_mailbox
 from .payloads import (
     CURRENT,
     PREVIOUS,
@@ -49,6 +51,7 @@ from .payloads import (
     ReminderMail,
     ResetMail,
     refusals,
+    with_delay,
     with_refusals,
 )
 from .queue import Outcome, Owed
@@ -60,6 +63,22 @@ log = structlog.get_logger(__name__)
 # somebody has noticed it.
 REFUSED_PAUSES = (timedelta(hours=1), timedelta(days=1))
 
+# A mail is compared with so many of its kind that are owed to its account. Of more, as after a
+# flood while no worker ran, the others come to be compared in their turn; looking at all of them
+# for each would take time that grows with the square.
+_COMPARED = 100
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where mails come from: links begin with ``public_url``; ``sender`` is one mail address.
+
+    The sender is written as ``readers.read_sender`` reads it.
+    """
+
+    public_url: str
+    sender: str
+
 
 def handlers(
     database: Database,
@@ -68,8 +87,8 @@ def handlers(
     mailer: Mailer,
     tokens: Tokens,
     *,
-    public_url: str,
-    sender: str,
+    origin: Origin,
+    pace: Pace,
 ) -> dict[str, queue.Handler]:
     """Return the handler of every kind of effect.
 
@@ -78,10 +97,10 @@ def handlers(
     Mails: whether one still applies is decided by the account's row at delivery, in a transaction
     that ends before anything is sent; what no longer applies counts as done. A refused address is
     given up after ``REFUSED_PAUSES``; after any other failure the mail is tried again until it no
-    longer applies. Links begin with *public_url*; *sender* is one mail address, as
-    ``readers.read_sender`` reads it.
+    longer applies. A mail waits for its turn by *pace*; meanwhile a later one of its kind for the
+    same account and recipient replaces it.
     """
-    mails = _Mails(database, mailer, tokens, public_url.rstrip("/"), sender)
+    mails = _Mails(database, mailer, tokens, origin, pace)
     return {
         queue.LEDGER: _ledger_handler(ledger),
         queue.DELETE_FILE: _file_handler(database, avatars),
@@ -134,12 +153,15 @@ def _file_handler(database: Database, avatars: AvatarStore) -> queue.Handler:
 class _Letter:
     """A mail that has been decided on: to whom it goes, and what its template is given.
 
-    ``covers`` are the ids of owed mails that say nothing more once this one is sent.
+    ``covers`` are the ids of owed mails that say nothing more once this one is sent; ``replaces``
+    are those that say nothing more though it has to wait. From ``end`` on it is not sent any more.
     """
 
     to: str
     context: dict[str, Any] = field(default_factory=dict)
     covers: list[int] = field(default_factory=list)
+    replaces: list[int] = field(default_factory=list)
+    end: datetime | None = None
 
 
 # A decision is a letter to send, a time before which there is nothing to do, or None for a mail
@@ -164,8 +186,8 @@ class _Mails:
     database: Database
     mailer: Mailer
     tokens: Tokens
-    public_url: str
-    sender: str
+    origin: Origin
+    pace: Pace
 
     def deliver(self, effects: Sequence[Owed], now: datetime) -> Outcome:
         outcome = Outcome()
@@ -175,13 +197,34 @@ class _Mails:
             if isinstance(decision, datetime):
                 outcome.later[effect.uid] = decision
             elif decision is not None:
-                self._send(effect, decision, now, outcome)
+                self._send_in_turn(effect, decision, now, outcome)
         return outcome
 
+    def _send_in_turn(self, effect: Owed, letter: _Letter, now: datetime, outcome: Outcome) -> None:
+        try:
+            recipient = self.pace.recipient(letter.to)
+        except MailRefused:
+            # Nobody can be flooded by an address that cannot be mailed; sending it counts the
+            # refusal.
+            self._send(effect, letter, now, outcome)
+            return
+        with self.database.writing() as session:
+            turn = self.pace.take_turn(
+                session, effect.uid, kind=effect.kind, recipient=recipient, now=now, end=letter.end
+            )
+            # Drop other mails before sending: dropped afterwards, a crash in between would let them
+            # be sent beside this one. The covered ones stay while this one waits.
+            needless = letter.replaces if turn is not None else letter.replaces + letter.covers
+            if needless:
+                session.execute(delete(Effect).where(Effect.id.in_(needless)))
+        if turn is None:
+            self._send(effect, letter, now, outcome)
+            return
+        log.info("a mail waits for its turn", kind=effect.kind, until=rfc3339(turn))
+        outcome.later[effect.uid] = turn
+        outcome.payloads[effect.uid] = with_delay(effect.payload)
+
     def _send(self, effect: Owed, letter: _Letter, now: datetime, outcome: Outcome) -> None:
-        # Drop the covered mails before sending: dropped afterwards, a crash in between would let
-        # them be sent beside this one.
-        self._drop(letter.covers)
         try:
             subject, text, html = render(effect.kind, {**self._context(effect), **letter.context})
             self.mailer.send(
@@ -191,7 +234,7 @@ class _Mails:
                     text=text,
                     html=html,
                     uid=effect.uid,
-                    sender=self.sender,
+                    sender=self.origin.sender,
                     sent_at=now,
                 )
             )
@@ -209,15 +252,10 @@ class _Mails:
                 outcome.later[effect.uid] = again_at
                 outcome.payloads[effect.uid] = with_refusals(effect.payload, count)
 
-    def _drop(self, ids: Collection[int]) -> None:
-        if ids:
-            with self.database.writing() as session:
-                session.execute(delete(Effect).where(Effect.id.in_(ids)))
-
     def _context(self, effect: Owed) -> dict[str, Any]:
         """Return what every template may use; a letter's own context is laid over it."""
         return {
-            "site": urlsplit(self.public_url).netloc,
+            "site": urlsplit(self.origin.public_url).netloc,
             "happened_at": effect.created_at,
             "moved_at": None,
             "purge_at": None,
@@ -231,14 +269,50 @@ class _Mails:
         """
         if effect.kind == PURGED:
             address = AddressedMail.read(effect.payload).address
-            return _Letter(address, {"receipt": effect.subject})
+            return _Letter(address, {"receipt": effect.subject}, end=effect.expires_at)
         if effect.kind not in DECISIONS:
             raise LookupError(f"no decision about {effect.kind}")
         subject = effect.subject
         account = None if subject is None else rows.find_by_public_id(session, subject)
         if account is None or account.state(now) == DUE:
             return None
-        return DECISIONS[effect.kind](self, _Case(session, effect, account, now))
+        case = _Case(session, effect, account, now)
+        decision = DECISIONS[effect.kind](self, case)
+        if not isinstance(decision, _Letter):
+            return decision
+        # With the account's row the purge drops what is owed to it.
+        ends = [end for end in (effect.expires_at, account.purge_at) if end is not None]
+        decision.end = min(ends, default=None)
+        # Reminders are of different days, and cover each other by rules of their own.
+        return decision if effect.kind == REMINDER else self._newest(case, decision)
+
+    def _newest(self, case: _Case, letter: _Letter) -> _Decision:
+        """Have *letter* replace the earlier mails of its kind; None if a later one replaces it.
+
+        These are the mails to the same recipient about the same account. Another account's stay:
+        whoever once had somebody's address could otherwise keep their news from them.
+        """
+        own_id = case.session.scalar(select(Effect.id).where(Effect.uid == case.effect.uid))
+        # A mail without a row is owed no more: another one has replaced it, or it was forgotten.
+        if own_id is None:
+            return None
+        same = (
+            select(Effect)
+            .where(Effect.subject == case.effect.subject, Effect.kind == case.effect.kind)
+            .order_by(Effect.id.desc())
+            .limit(_COMPARED)
+        )
+        later = case.session.scalars(same.where(Effect.id > own_id))
+        if any(self._goes_to(letter.to, case, row) for row in later):
+            return None
+        earlier = case.session.scalars(same.where(Effect.id < own_id))
+        letter.replaces = [row.id for row in earlier if self._goes_to(letter.to, case, row)]
+        return letter
+
+    def _goes_to(self, address: str, case: _Case, row: Effect) -> bool:
+        """Say whether *row*, another mail of the kind, would be sent too, and to this recipient."""
+        decision = DECISIONS[row.kind](self, replace(case, effect=queue.as_owed(row)))
+        return isinstance(decision, _Letter) and is_same_mailbox(decision.to, address)
 
     def _address_changed(self, case: _Case) -> _Decision:
         return _Letter(AddressedMail.read(case.effect.payload).address)
@@ -257,7 +331,7 @@ class _Mails:
             return None
         letter = _Letter(account.email, _grace(account))
         token = self.tokens.password_reset(account, now=case.now)
-        letter.context["link"] = f"{self.public_url}/reset-password/{token}"
+        letter.context["link"] = f"{self.origin.public_url}/reset-password/{token}"
         letter.context["until"] = case.now + PASSWORD_RESET_LIFETIME
         return letter
 
@@ -301,7 +375,7 @@ class _Mails:
             letter.covers = [row.id for row in covers]
         if account.deactivated_by == OWNER:
             token = self.tokens.mailed(account, now=case.now)
-            letter.context["link"] = f"{self.public_url}/recover/{token}"
+            letter.context["link"] = f"{self.origin.public_url}/recover/{token}"
         return letter
 
 

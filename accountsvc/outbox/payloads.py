@@ -19,6 +19,7 @@ from sqlalchemy.orm import InstrumentedAttribute
 CURRENT, PREVIOUS = "current", "previous"
 
 _REFUSALS = "refusals"
+_DELAYED = "delayed"
 
 
 @dataclass(frozen=True)
@@ -101,5 +102,20 @@ def refusals(stored: Mapping[str, Any]) -> int:
 
 
 def with_refusals(stored: Mapping[str, Any], count: int) -> dict[str, Any]:
-    """Return the payload to store for a mail that was refused *count* times; the rest stays."""
-    return {**stored, _REFUSALS: count}
+    """Return the payload to store for a mail that was refused *count* times; the rest stays.
+
+    It waits for the server then, and not for its turn.
+    """
+    rest = {name: value for name, value in stored.items() if name != _DELAYED}
+    return {**rest, _REFUSALS: count}
+
+
+def with_delay(stored: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the payload to store for a mail that waits for its turn; the rest stays."""
+    return {**stored, _DELAYED: True}
+
+
+def delayed(payload: InstrumentedAttribute[dict[str, Any]]) -> ColumnElement[bool]:
+    """Return the SQL expression that says of a stored *payload* whether its mail was delayed."""
+    was_delayed: ColumnElement[bool] = payload[_DELAYED].as_boolean()
+    return was_delayed

@@ -256,18 +256,20 @@ def _claim(database: Database, clock: Clock, kind: str, size: int) -> dict[int, 
                 .where(Effect.id.in_([row.id for row in claimed]))
                 .values(deliver_after=now + LEASE, attempts=Effect.attempts + 1),
             )
-        return {
-            row.id: Owed(
-                uid=row.uid,
-                kind=row.kind,
-                subject=row.subject,
-                payload=row.payload,
-                created_at=row.created_at,
-                attempts=row.attempts + 1,
-                expires_at=row.expires_at,
-            )
-            for row in claimed
-        }
+        return {row.id: as_owed(row, attempts=row.attempts + 1) for row in claimed}
+
+
+def as_owed(row: Effect, *, attempts: int | None = None) -> Owed:
+    """Return *row* as a handler sees it, by default at the try that it has come to."""
+    return Owed(
+        uid=row.uid,
+        kind=row.kind,
+        subject=row.subject,
+        payload=row.payload,
+        created_at=row.created_at,
+        attempts=row.attempts if attempts is None else attempts,
+        expires_at=row.expires_at,
+    )
 
 
 def _handle(handler: Handler, claimed: Mapping[int, Owed], now: datetime) -> Outcome:

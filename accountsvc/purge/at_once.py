@@ -25,6 +25,7 @@ from ..db.engine import Database, database_now
 from ..db.models import Account, Effect, PurgeFailure, Receipt
 from ..errors import AccountNotFound, LastStaff, LegalHold, NotDeactivated
 from ..outbox import notices, queue
+from ..outbox.pacing import is_delayed
 from . import brake, claim, failures
 from .claim import PlannedPurge
 from .restore import Restore
@@ -311,15 +312,19 @@ class PurgeNow:
             time.sleep(0.1)
 
     def _owed(self, public_ids: Sequence[uuid.UUID]) -> tuple[dict[str, int], int]:
-        """Count what is owed for purged accounts, by kind, and how much of it was tried in vain."""
+        """Count what is owed for purged accounts, by kind, and how much of it will not move soon.
+
+        That was tried in vain, or is a mail that waits for its turn.
+        """
         owed: dict[str, int] = {}
         failed = 0
         of_the_purge = Effect.kind.in_([queue.DELETE_FILE, notices.PURGED])
         conditions = [of_the_purge & Effect.subject.in_(chunk) for chunk in rows.chunks(public_ids)]
         with self.database.reading() as session:
+            waits = Effect.last_error.is_not(None) | is_delayed(database_now(session))
             for condition in [Effect.kind == queue.LEDGER, *conditions]:
                 for kind, count, tried in session.execute(
-                    select(Effect.kind, func.count(), func.count(Effect.last_error))
+                    select(Effect.kind, func.count(), func.count().filter(waits))
                     .where(condition)
                     .group_by(Effect.kind)
                 ):

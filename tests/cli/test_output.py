@@ -212,6 +212,7 @@ def test_status_counts_in_words(app: APIFlask, run: Run, ann: Person) -> None:
         "failing or stuck   3, 4\n"
         f"paused since       {STAMP}\n"
         "receipts to scrub  0\n"
+        "mails delayed      0\n"
         "\n"
         "OWED  WHAT                               KIND\n"
         "   2  mails: the account will be purged  mail.scheduled\n"
@@ -245,9 +246,10 @@ def test_status_of_an_idle_service_is_short(run: Run) -> None:
     result = run("accounts", "status")
 
     assert result.exit_code == 0
-    assert lines(result)[-4:] == [
+    assert lines(result)[-5:] == [
         "overdue            0 s",
         "receipts to scrub  0",
+        "mails delayed      0",
         "",
         "The outbox owes nothing.",
     ]
@@ -485,6 +487,7 @@ def test_json_of_status_keeps_every_byte(app: APIFlask, run: Run, ann: Person) -
             "stuck": 0,
             "overdue_seconds": 0,
             "owed": {"mail.scheduled": 1},
+            "delayed": {},
             "last_purged_at": None,
             "swept_at": None,
             "paused_at": None,

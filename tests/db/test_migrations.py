@@ -109,6 +109,11 @@ ROWS: dict[str, dict[str, list[dict[str, Any]]]] = {
             {"at": EARLY, "action": "purged", "actor_kind": "system", "details": '{"files": 1}'}
         ],
     },
+    "0003": {
+        "mail_paces": [
+            {"recipient": "d" * 64, "kind": "mail.purged", "sent": "{}", "last_at": EARLY}
+        ]
+    },
     "0002": {"sweep_marks": [{"name": "swept", "at": EARLY}, {"name": "paused", "at": LATE}]},
 }
 

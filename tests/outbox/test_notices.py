@@ -2,126 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
-from datetime import datetime, timedelta
-from pathlib import Path
+from datetime import timedelta
 
 import pytest
-from apiflask import APIFlask
-from sqlalchemy.orm import Session
 
-from accountsvc.accounts import lifecycle, profiles
-from accountsvc.db.audit import Actor
-from accountsvc.db.engine import database_now
 from accountsvc.db.models import Account
-from accountsvc.outbox import delivery, letters, notices, queue
-from accountsvc.outbox.queue import DeliveryResult
-from tests.support.factories import (
-    Person,
-    deactivate,
-    deliver_after,
-    dispose,
-    make_app,
-    make_person,
-    make_promise,
-    services_of,
-)
-from tests.support.smtp import Inbox, smtp_server, text_of
+from accountsvc.outbox import delivery, letters, notices
+from tests.support.factories import Person, services_of
+from tests.support.post import DAY, GRACE, REMINDERS, SOON, Post
+from tests.support.smtp import text_of
 from tests.support.state import effects, events, read_account
-from tests.support.sweeps import sweep
-
-DAY = timedelta(days=1)
-GRACE = 14 * DAY
-SOON = timedelta(minutes=1)
-REMINDERS = (7 * DAY, DAY)
 
 SCHEDULED = "Your account will be deleted on "
 REMINDER = "Reminder: your account will be deleted on "
 BACK = "Your account is active again"
 PURGED = "Your account has been deleted"
-
-
-@dataclass
-class Post:
-    """The service as its outbox sees it: ``later`` moves its clock on, and everything that is due is done."""
-
-    app: APIFlask
-    inbox: Inbox
-    ahead: timedelta = field(default_factory=timedelta)
-
-    def clock(self, session: Session) -> datetime:
-        return database_now(session) + self.ahead
-
-    def later(
-        self, pause: timedelta = SOON, *, kinds: tuple[str, ...] | None = None
-    ) -> DeliveryResult:
-        self.ahead += pause
-        return deliver_after(services_of(self.app), self.ahead, kinds=kinds)
-
-    def new(self) -> list[tuple[str, str]]:
-        """Return recipient and subject of what has come since the last call."""
-        found = [(str(message["To"]), str(message["Subject"])) for message in self.inbox.messages]
-        self.inbox.messages.clear()
-        return found
-
-    def text(self) -> str:
-        """Return the text of the last mail, in one line."""
-        return " ".join(text_of(self.inbox.messages[-1]).split())
-
-    # What is done to accounts
-
-    def leave(self, person: Person, *, by: str = "owner") -> Account:
-        """Deactivate *person* now, by the moved clock, and return the row."""
-        return deactivate(
-            services_of(self.app),
-            person.id,
-            by=by,
-            grace=GRACE,
-            reminders=REMINDERS,
-            ahead=self.ahead,
-        )
-
-    def come_back(self, person: Person) -> None:
-        with services_of(self.app).writing() as session:
-            lifecycle.reactivate(
-                session,
-                person.id,
-                clock=self.clock,
-                promise=make_promise(grace=GRACE),
-                by=Actor("owner", person.public_id),
-            )
-
-    def change_address(self, person: Person, address: str) -> None:
-        with services_of(self.app).writing() as session:
-            profiles.update_profile(
-                session,
-                person.id,
-                epoch=session.get_one(Account, person.id).epoch,
-                changes={"email": address},
-                by=Actor("owner", person.public_id),
-                promise=make_promise(grace=GRACE),
-                clock=self.clock,
-            )
-            # What that mails is not looked at here.
-            queue.forget(session, subject=person.public_id, kinds=[notices.ADDRESS_CHANGED])
-
-    def sweep(self) -> int:
-        return sweep(services_of(self.app), self.clock).purged
-
-
-@pytest.fixture
-def post(database_url: str, tmp_path: Path) -> Iterator[Post]:
-    inbox = Inbox()
-    with smtp_server(inbox) as port:
-        app = make_app(database_url, tmp_path, MAIL_URL=f"smtp://127.0.0.1:{port}/?tls=none")
-        yield Post(app, inbox)
-        dispose(app)
-
-
-@pytest.fixture
-def ann(post: Post) -> Person:
-    return make_person(services_of(post.app), "ann")
 
 
 def dated(words: str, account: Account) -> str:

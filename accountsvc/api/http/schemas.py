@@ -387,7 +387,10 @@ class SweepStatus(Schema):
 
 
 class Backlog(Schema):
-    """Counts of accounts; ``owed`` counts effects by kind, ``unscrubbed`` counts receipts."""
+    """Counts of accounts; ``owed`` counts effects by kind, ``unscrubbed`` counts receipts.
+
+    ``delayed`` counts mails, by kind, that wait because their recipient has been mailed.
+    """
 
     due = Integer(required=True)
     held = Integer(required=True)
@@ -395,6 +398,7 @@ class Backlog(Schema):
     stuck = Integer(required=True)
     oldest_overdue_seconds = Integer(required=True)
     owed = Dict(required=True)
+    delayed = Dict(required=True)
     unscrubbed = Integer(required=True)
 
 
