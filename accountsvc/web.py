@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ipaddress
+import re
+import threading
 import time
 import uuid
 from collections.abc import Callable, Sequence
@@ -121,15 +123,20 @@ def client() -> str:
 def client_address(peer: str | None, forwarded_for: str, trusted: Sequence[IPNetwork]) -> str:
     """Return the nearest address that is not a *trusted* proxy of ours; "unknown" if there is none.
 
-    *forwarded_for* is read from the right and only as far as trusted proxies wrote it, so that
-    nobody can name an address that is not theirs. An IPv6 address counts by its /64, which one
-    person holds whole.
+    *forwarded_for* is the value of X-Forwarded-For; Forwarded (RFC 7239) is not read. It is read
+    from the right and only as far as trusted proxies wrote it, so that nobody can name an address
+    that is not theirs. From one that cannot be read on, which is logged once, nothing is read, and
+    the one before it counts. An IPv6 address counts by its /64, which one person holds whole.
     """
     hops = [part.strip() for part in forwarded_for.split(",") if part.strip()]
     address = _address(peer or "")
+    if address is None:
+        _unreadable.say("peer", "no address")
     while address is not None and hops and any(address in network for network in trusted):
-        nearer = _address(hops.pop())
+        hop = hops.pop()
+        nearer = _address(hop)
         if nearer is None:
+            _unreadable.say("X-Forwarded-For", _kind_of(hop))
             break
         address = nearer
     if address is None:
@@ -139,7 +146,26 @@ def client_address(peer: str | None, forwarded_for: str, trusted: Sequence[IPNet
     return str(address)
 
 
+# An address as proxies write it, with or without a port: Azure's Application Gateway and AWS's load
+# balancer add one, and RFC 7239 (section 6) has the quotes and brackets that some put around IPv6.
+# Without brackets a port is certain behind four numbers with dots, and behind eight groups.
+_QUOTED = re.compile(r'"(.*)"')
+_BRACKETED = re.compile(r"\[([^\[\]]*)\](?::[0-9]{0,5})?")
+_WITH_PORT = re.compile(
+    r"((?:[0-9A-Fa-f:]*:)?[0-9]+(?:\.[0-9]+){3}|(?:[0-9A-Fa-f]{1,4}:){7}[0-9A-Fa-f]{1,4})"
+    r":[0-9]{0,5}"
+)
+
+
 def _address(text: str) -> IPAddress | None:
+    """Return the address in *text*, without quotes, brackets, port and zone; None: there is none.
+
+    One of IPv4 within IPv6 is that of IPv4.
+    """
+    for form in (_QUOTED, _BRACKETED, _WITH_PORT):
+        match = form.fullmatch(text)
+        if match is not None:
+            text = match[1]
     try:
         address = ipaddress.ip_address(text.split("%", maxsplit=1)[0])
     except ValueError:
@@ -147,6 +173,31 @@ def _address(text: str) -> IPAddress | None:
     if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
         return address.ipv4_mapped
     return address
+
+
+def _kind_of(text: str) -> str:
+    """Say what stands where an address should, in a word of ours: it may be personal."""
+    if text.strip('"').lower() == "unknown":
+        return "unknown"
+    return "obfuscated" if text.strip('"').startswith("_") else "something else"
+
+
+class _Unreadable:
+    """Says once in a process of each kind that where an address should be something else is."""
+
+    def __init__(self) -> None:
+        self._said: set[tuple[str, str]] = set()
+        self._lock = threading.Lock()
+
+    def say(self, where: str, kind: str) -> None:
+        with self._lock:
+            if (where, kind) in self._said:
+                return
+            self._said.add((where, kind))
+        log.warning("a client's address cannot be read", where=where, kind=kind)
+
+
+_unreadable = _Unreadable()
 
 
 # The access log --------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from apiflask import APIFlask
 from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
+from accountsvc import web
 from accountsvc.adapters import throttle
 from accountsvc.adapters.throttle import Throttle
 from accountsvc.db.models import Account
@@ -370,7 +371,27 @@ def test_behind_a_trusted_proxy_the_address_that_it_wrote_counts(new_app: NewApp
         ("10.0.0.1", "10.0.0.2, 10.0.0.3", "10.0.0.2"),
         ("10.0.0.1", "198.51.100.8, unknown", "10.0.0.1"),
         ("10.0.0.1", "198.51.100.8, unknown, 10.0.0.3", "10.0.0.3"),
-        ("10.0.0.1", "192.0.2.9, 198.51.100.8:4711", "10.0.0.1"),
+        ("10.0.0.1", "192.0.2.9, 198.51.100.7:50000", "198.51.100.7"),
+        ("10.0.0.1", "192.0.2.9:1, 198.51.100.7:50000, 10.0.0.3:443", "198.51.100.7"),
+        ("10.0.0.1", '"198.51.100.7:50000"', "198.51.100.7"),
+        ("10.0.0.1", "[198.51.100.7]:50000", "198.51.100.7"),
+        ("10.0.0.1", "198.51.100.7:", "198.51.100.7"),
+        ("10.0.0.1", "::ffff:198.51.100.7:50000", "198.51.100.7"),
+        ("10.0.0.1", "[::ffff:198.51.100.7]:50000", "198.51.100.7"),
+        ("10.0.0.1", "[2001:db8::5]:443", "2001:db8::/64"),
+        ("10.0.0.1", '"[2001:db8::5]:443"', "2001:db8::/64"),
+        ("10.0.0.1", "[2001:db8::5]", "2001:db8::/64"),
+        ("10.0.0.1", "2001:db8::5", "2001:db8::/64"),
+        ("10.0.0.1", "2001:db8:1:2:3:4:5:6:443", "2001:db8:1:2::/64"),
+        ("10.0.0.1", "[fe80::1%25eth0]:443", "fe80::/64"),
+        ("[fd00::1]:443", "198.51.100.7", "198.51.100.7"),
+        ("10.0.0.1", "198.51.100.7:50000:1", "10.0.0.1"),
+        ("10.0.0.1", "198.51.100.7:http", "10.0.0.1"),
+        ("10.0.0.1", "[2001:db8::5", "10.0.0.1"),
+        ("10.0.0.1", "[[2001:db8::5]]", "10.0.0.1"),
+        ("10.0.0.1", "for=198.51.100.7", "10.0.0.1"),
+        ("10.0.0.1", "198.51.100.8, _hidden", "10.0.0.1"),
+        ("10.0.0.1", "198.51.100.8, ann.example.org", "10.0.0.1"),
         ("::ffff:10.0.0.1", "::ffff:198.51.100.8", "198.51.100.8"),
         ("fd00::1", "2001:db8:1:2:3:4:5:6", "2001:db8:1:2::/64"),
         ("2001:db8:1:2::1", "198.51.100.8", "2001:db8:1:2::/64"),
@@ -386,6 +407,40 @@ def test_the_nearest_address_that_is_not_ours_counts(
     ours = [ipaddress.ip_network("10.0.0.0/8"), ipaddress.ip_network("fd00::/8")]
 
     assert client_address(peer, forwarded_for, ours) == address
+
+
+def test_what_is_no_address_is_said_once_and_not_what_it_is(
+    new_app: NewApp, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(web, "_unreadable", web._Unreadable())
+    client = new_app(TRUSTED_PROXIES="10.0.0.0/24").test_client()
+    capsys.readouterr()
+
+    # What proxies of ours did not write is not read: nobody else makes a line.
+    sign_up(client, "10.0.0.2", "_hidden, 198.51.100.7")
+    sign_up(client, HERE, "zoe.example.org")
+    for hop in ("unknown", '"Unknown"', "_hidden", '"_0x1F"', "zoe.example.org", "[198.51.100.7"):
+        sign_up(client, "10.0.0.2", f"{HERE}, {hop}")
+        sign_up(client, "10.0.0.2", hop)
+    sign_up(client, "a socket", "unknown")
+
+    logged = capsys.readouterr().out
+    lines = [json.loads(line) for line in logged.splitlines()]
+    assert [
+        (one["event"], one["level"], one["where"], one["kind"])
+        for one in lines
+        if one["logger"] == "accountsvc.web"
+    ] == [
+        ("a client's address cannot be read", "warning", where, kind)
+        for where, kind in (
+            ("X-Forwarded-For", "unknown"),
+            ("X-Forwarded-For", "obfuscated"),
+            ("X-Forwarded-For", "something else"),
+            ("peer", "no address"),
+        )
+    ]
+    for personal in ("zoe", "0x1F", "hidden", "198.51.100.7"):
+        assert personal not in logged
 
 
 def test_one_address_may_sign_up_thirty_times_an_hour(app: APIFlask, client: FlaskClient) -> None:
