@@ -54,6 +54,8 @@ MAILS_A_DAY = 20
 PASSWORDS_OF_PAIR = "10/15minutes"
 PASSWORDS_OF_ACCOUNT = "100/15minutes"
 PASSWORDS_OF_ADDRESS = "100/15minutes"
+# An address from which an account was signed in to is known to it for so long.
+KNOWN_DAYS = 30
 SIGN_UPS_OF_ADDRESS = "30/hour"
 EMAIL_CHANGES = "5/hour"
 PASSWORD_CHANGES = "10/hour"

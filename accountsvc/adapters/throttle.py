@@ -1,8 +1,8 @@
 """The throttle: it counts and limits tries by account and by client address (ASVS 5.0, 6.3.1).
 
 Counts live in Redis where there is one, else in this process. Keys are HMACs, so that neither an
-address nor an e-mail is written anywhere. If Redis does not answer, this process counts by itself
-until it does, and says so in the log: a dead Redis must not stop people from signing in.
+address nor an e-mail is written anywhere. If Redis does not answer, or refuses, this process counts
+by itself until it does, and says so in the log: a dead Redis must not stop people from signing in.
 """
 
 from __future__ import annotations
@@ -14,16 +14,14 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import TypeVar
 
 import structlog
 from limits import RateLimitItem, parse
-from limits.storage import MemoryStorage, storage_from_string
-from limits.strategies import FixedWindowRateLimiter
 
 from .. import bounds
 from ..errors import Throttled
+from .counts import Count, Counts, ProcessCounts, RedisCounts
 
 log = structlog.get_logger(__name__)
 
@@ -32,10 +30,16 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Limit:
-    """The tries that one account has, and those that one client address has; None: any number."""
+    """The tries that one client address has, and one account; None: any number.
+
+    *pair* are those of an account from one address. Where it is given, an address from which the
+    right password of an account has come is *known* to it for a while, and does not meet the limit
+    of the account: somebody who guesses from elsewhere does not keep the owner out.
+    """
 
     account: RateLimitItem | None
     address: RateLimitItem | None
+    pair: RateLimitItem | None = None
 
 
 # Each kind of try has a name, which is a part of the keys in Redis: two kinds of one name would
@@ -55,16 +59,16 @@ STAFF_CONFIRMATION = "staff_confirmation"
 AUDIT = "audit"
 
 
-def _limit(account: str | None, address: str | None) -> Limit:
-    return Limit(
-        None if account is None else parse(account), None if address is None else parse(address)
-    )
+def _limit(account: str | None, address: str | None, pair: str | None = None) -> Limit:
+    return Limit(*(None if rate is None else parse(rate) for rate in (account, address, pair)))
 
 
 LIMITS = {
     # Sign-in, confirmation and reactivation by password share this count: with one each, somebody
     # who guesses would have three times the tries.
-    PASSWORD: _limit("10/15minutes", bounds.PASSWORDS_OF_ADDRESS),
+    PASSWORD: _limit(
+        bounds.PASSWORDS_OF_ACCOUNT, bounds.PASSWORDS_OF_ADDRESS, bounds.PASSWORDS_OF_PAIR
+    ),
     SIGN_UP: _limit(None, bounds.SIGN_UPS_OF_ADDRESS),
     # Each change of the e-mail mails somebody, and begins a new count of wrong passwords, which is
     # kept by the e-mail: without a limit, guessing would have none either.
@@ -83,8 +87,21 @@ LIMITS = {
     AUDIT: _limit("20/hour", None),
 }
 
+# A mark, as a limit: it is there once, for so long.
+_KNOWN = parse(f"1/{bounds.KNOWN_DAYS}days")
+
 # Redis is left alone so long after a failure: every request would otherwise wait for its time-out.
 _COOLDOWN_SECONDS = 5.0
+
+
+@dataclass(frozen=True)
+class _Try:
+    """The counts that one try meets, and the mark of a pair that is known; None: it has none."""
+
+    address: Count | None
+    pair: Count | None
+    account: Count | None
+    known: Count | None
 
 
 class Throttle:
@@ -93,8 +110,8 @@ class Throttle:
     def __init__(self, secret: bytes, *, redis_url: str = "", enabled: bool = True) -> None:
         self._secret = secret
         self._enabled = enabled
-        self._own = FixedWindowRateLimiter(MemoryStorage())
-        self._shared: FixedWindowRateLimiter | None = None
+        self._own = ProcessCounts()
+        self._shared: RedisCounts | None = None
         self._redis_url = redis_url
         self._lock = threading.Lock()
         self._wait_until = 0.0
@@ -103,80 +120,112 @@ class Throttle:
         return "Throttle()"
 
     def spend(self, kind: str, *, account: str | None = None, address: str | None = None) -> None:
-        """Count one try against both limits, or raise Throttled with the seconds to wait.
+        """Count one try against every limit, or raise Throttled with the seconds to wait.
 
-        Call it before the try: counted afterwards, many at once would slip through together.
+        The address is asked first, then the two together, then the account, and a try that one of
+        them refuses is counted nowhere: an address that has to wait uses up nobody's tries. Call it
+        before the try: counted afterwards, many at once would slip through together.
         """
         if not self._enabled:
             return
-        limit = LIMITS[kind]
-        for item, subject in ((limit.account, account), (limit.address, address)):
-            if item is None or subject is None:
-                continue
-            key = self._key(kind, subject)
-            if not self._do(partial(_hit, item=item, key=key)):
-                reset_at = self._do(partial(_reset_time, item=item, key=key))
-                raise Throttled(max(1, math.ceil(reset_at - time.time())))
+        one = self._try(kind, account, address)
+        asked = _those(one.address, one.pair, one.account)
+        seconds = self._do(lambda counts: counts.add(asked, one.known))
+        if seconds:
+            raise Throttled(max(1, math.ceil(seconds)))
 
-    def forgive(self, kind: str, *, account: str, address: str | None = None) -> None:
-        """Forget all tries of the account after a right one, and of the address only that one.
+    def forgive(self, kind: str, *, account: str | None = None, address: str | None = None) -> None:
+        """Forgive a right try: forget those before it by whom it speaks for, else only that one.
 
-        So any number of people behind one address can sign in, and nobody who guesses others'
-        passwords gets further by signing in to an account of their own.
+        It speaks for the account from that address, which is known to it from then on; for the
+        account as a whole, if its kind has no limit for the two together or *address* is not given;
+        never for the address. So any number of people behind one address can sign in, and nobody
+        who guesses others' passwords gets further by signing in to an account of their own.
         """
         if not self._enabled:
             return
-        limit = LIMITS[kind]
-        if limit.account is not None:
-            self._do(partial(_clear, item=limit.account, key=self._key(kind, account)))
-        if limit.address is not None and address is not None:
-            self._do(partial(_hit, item=limit.address, key=self._key(kind, address), cost=-1))
+        one = self._try(kind, account, address)
+        if one.pair is None:
+            self._settle(back=_those(one.address), drop=_those(one.account))
+        else:
+            self._settle(
+                back=_those(one.address, one.account), drop=_those(one.pair), known=one.known
+            )
 
-    def take_back(self, kind: str, *, account: str, address: str) -> None:
-        """Count one try less of both: one that was counted, and then could not be made."""
+    def take_back(
+        self, kind: str, *, account: str | None = None, address: str | None = None
+    ) -> None:
+        """Undo one :meth:`spend`, for a try that was refused by something else before it began."""
         if not self._enabled:
             return
+        one = self._try(kind, account, address)
+        back = _those(one.address, one.pair, one.account)
+        self._do(lambda counts: counts.settle(back, (), one.known, remember=False))
+
+    def clear(self, kind: str, *, account: str, address: str) -> None:
+        """Forget all tries of the account, from *address*, too, which is known from then on.
+
+        For whoever has set a new password by a mailed link: somebody who goes on guessing would
+        otherwise keep the owner from signing in with it.
+        """
+        if not self._enabled:
+            return
+        one = self._try(kind, account, address)
+        self._settle(back=(), drop=_those(one.pair, one.account), known=one.known)
+
+    def _settle(
+        self, *, back: tuple[Count, ...], drop: tuple[Count, ...], known: Count | None = None
+    ) -> None:
+        self._do(lambda counts: counts.settle(back, drop, known, remember=True))
+        if known is not None and self._redis_url:
+            # Redis may stop answering: whom this process saw is known to it meanwhile.
+            self._own.settle((), (), known, remember=True)
+
+    def _try(self, kind: str, account: str | None, address: str | None) -> _Try:
         limit = LIMITS[kind]
-        for item, subject in ((limit.account, account), (limit.address, address)):
-            if item is not None:
-                self._do(partial(_hit, item=item, key=self._key(kind, subject), cost=-1))
+        of_account = self._count(f"{kind} account", limit.account, account)
+        pair = self._count(f"{kind} pair", limit.pair, address, account)
+        exempt = pair is not None and of_account is not None
+        return _Try(
+            address=self._count(f"{kind} address", limit.address, address),
+            pair=pair,
+            account=of_account,
+            known=self._count(f"{kind} known", _KNOWN, address, account) if exempt else None,
+        )
 
-    def _key(self, kind: str, subject: str) -> str:
-        text = f"{kind}\0{subject}".encode("utf-8", "surrogatepass")
-        return hmac.new(self._secret, text, hashlib.sha256).hexdigest()[:32]
+    def _count(self, name: str, item: RateLimitItem | None, *whose: str | None) -> Count | None:
+        subjects = [one for one in whose if one is not None]
+        if item is None or len(subjects) < len(whose):
+            return None
+        # The rate is a part of the key, so that a process with another bound counts by itself: a
+        # key in Redis ends when whoever made it said so.
+        table = f"{name} {item}"
+        text = "\0".join((table, *subjects)).encode("utf-8", "surrogatepass")
+        key = hmac.new(self._secret, text, hashlib.sha256).hexdigest()[:32]
+        return Count(table, key, item.amount, item.get_expiry())
 
-    def _do(self, call: Callable[[FixedWindowRateLimiter], T]) -> T:
+    def _do(self, call: Callable[[Counts], T]) -> T:
         if self._redis_url and time.monotonic() >= self._wait_until:
             try:
                 return call(self._redis())
             except Exception as exc:
-                self._wait_until = time.monotonic() + _COOLDOWN_SECONDS
-                log.warning(
-                    "throttles are counted in this process only",
-                    error=type(exc).__name__,
-                )
+                self._leave_redis_alone(exc)
         return call(self._own)
 
-    def _redis(self) -> FixedWindowRateLimiter:
+    def _leave_redis_alone(self, exc: Exception) -> None:
+        with self._lock:
+            # All threads that asked at the same time fail at the same time: one of them says so.
+            first = time.monotonic() >= self._wait_until
+            self._wait_until = time.monotonic() + _COOLDOWN_SECONDS
+        if first:
+            log.warning("throttles are counted in this process only", error=type(exc).__name__)
+
+    def _redis(self) -> RedisCounts:
         with self._lock:
             if self._shared is None:
-                storage = storage_from_string(
-                    self._redis_url,
-                    socket_timeout=1,
-                    socket_connect_timeout=1,
-                    key_prefix="accountsvc-throttle",
-                )
-                self._shared = FixedWindowRateLimiter(storage)
+                self._shared = RedisCounts(self._redis_url)
             return self._shared
 
 
-def _hit(limiter: FixedWindowRateLimiter, *, item: RateLimitItem, key: str, cost: int = 1) -> bool:
-    return limiter.hit(item, key, cost=cost)
-
-
-def _clear(limiter: FixedWindowRateLimiter, *, item: RateLimitItem, key: str) -> None:
-    limiter.clear(item, key)
-
-
-def _reset_time(limiter: FixedWindowRateLimiter, *, item: RateLimitItem, key: str) -> float:
-    return limiter.get_window_stats(item, key).reset_time
+def _those(*counts: Count | None) -> tuple[Count, ...]:
+    return tuple(count for count in counts if count is not None)

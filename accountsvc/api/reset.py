@@ -28,6 +28,8 @@ def ask(json_data: dict[str, str]) -> dict[str, str]:
     """
     email = json_data["email"]
     throttle = services().throttle
+    # Two questions, so that the address counts whatever the e-mail has left: it would otherwise
+    # tell, by how soon it has to wait, for which e-mails others ask.
     throttle.spend(PASSWORD_RESET, address=client())
     answer = {"message": "If this email belongs to an account, a link is on its way to it."}
     try:
@@ -65,6 +67,5 @@ def confirm(json_data: dict[str, str]) -> dict[str, str]:
         promise=services().promise,
     )
     about(account.public_id)
-    # Forget the tries: somebody who guessed would keep the owner from signing in with the new one.
-    services().throttle.forgive(PASSWORD, account=account.email_key)
+    services().throttle.clear(PASSWORD, account=account.email_key, address=client())
     return {"message": "The password was changed. Sign in with the new one."}

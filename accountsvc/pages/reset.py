@@ -31,7 +31,9 @@ def act() -> Response:
             request.form.get("new_password", ""),
             promise=services().promise,
         )
-        services().throttle.forgive(throttle.PASSWORD, account=visitor.account.email_key)
+        services().throttle.clear(
+            throttle.PASSWORD, account=visitor.account.email_key, address=client()
+        )
     except InvalidInput as exc:
         return _page(visitor, 400, {"new-password": " ".join(exc.fields["new_password"])})
     except Throttled as exc:

@@ -26,7 +26,7 @@ from tests.support.factories import make_account, make_settings
 from tests.support.moments import NOW
 
 HERE = "192.0.2.7"
-ALLOWED = LIMITS[PASSWORD].account
+ALLOWED = LIMITS[PASSWORD].pair
 assert ALLOWED is not None
 
 
