@@ -10,9 +10,10 @@ from sqlalchemy.orm import Session
 from .. import documents
 from ..accounts import avatars, credentials, profiles
 from ..adapters import images
-from ..adapters.throttle import EMAIL_CHANGE
+from ..adapters.throttle import EMAIL_CHANGE, PASSWORD_CHANGE
 from ..db.models import Account
 from ..errors import (
+    AccountError,
     Busy,
     ConfirmationRequired,
     ImageTooLarge,
@@ -100,16 +101,27 @@ def update(user_id: int, *, caller: Caller, changes: dict[str, str]) -> dict[str
 @bp.output(schemas.SignedIn)
 @raises(InvalidInput, Throttled, WrongPassword, Busy)
 def change_password(user_id: int, *, caller: Caller, json_data: dict[str, str]) -> dict[str, Any]:
-    """Change one's password and end every other session"""
-    with services().attempts.password(
-        caller.account.email, address=client(), failure="confirmation.failed"
-    ):
-        account = credentials.change_password(
-            services().database,
-            services().hasher,
-            caller.claims,
-            password=json_data["password"],
-            new_password=json_data["new_password"],
-            promise=services().promise,
-        )
+    """Change one's password and end every other session
+
+    Ten times an hour.
+    """
+    throttle, owner = services().throttle, str(caller.account.public_id)
+    throttle.spend(PASSWORD_CHANGE, account=owner)
+    try:
+        with services().attempts.password(
+            caller.account.email, address=client(), failure="confirmation.failed"
+        ):
+            account = credentials.change_password(
+                services().database,
+                services().hasher,
+                caller.claims,
+                password=json_data["password"],
+                new_password=json_data["new_password"],
+                promise=services().promise,
+            )
+    except AccountError:
+        # What changes nothing is no change: whoever has got hold of a session, but not of the
+        # password, would otherwise use up those of the owner.
+        throttle.take_back(PASSWORD_CHANGE, account=owner)
+        raise
     return signed_in(account)

@@ -601,6 +601,56 @@ def test_an_owner_from_an_unknown_address_is_let_in_by_a_reset(
     assert sign_in(client, cid.email, new, FAR_AWAY).status_code == 429
 
 
+# Changing the password
+
+
+def test_a_password_changes_ten_times_an_hour_and_is_not_hashed_beyond(
+    app: APIFlask, client: FlaskClient, cid: Account, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, words = f"/api/profile/{cid.id}/password/", "nine purple otters sing"
+    auth, password = bearer(access_token(services_of(app), cid)), PASSWORD
+
+    def change(headers: dict[str, str], **body: str) -> TestResponse:
+        return client.post(path, json=body, headers={**auth, **headers})
+
+    for number in range(10):
+        # What changes nothing is no change.
+        assert change({}, password="wrong", new_password=words).status_code == 403
+        assert change({}, password=password, new_password="short").status_code == 400
+        got = change({}, password=password, new_password=f"{words} {number}")
+        assert got.status_code == 200
+        auth, password = bearer(str((got.json or {})["access"])), f"{words} {number}"
+    hashed: list[str] = []
+    for name in ("verify", "hash"):
+        monkeypatch.setattr(
+            services_of(app).hasher, name, lambda *_, name=name: hashed.append(name)
+        )
+
+    check_throttled(lambda headers: change(headers, password=password, new_password=words), HOUR)
+
+    assert hashed == []
+    assert len(events(services_of(app), "account.password_changed")) == 10
+    # It says nothing of the password, so it counts for none.
+    monkeypatch.undo()
+    assert sign_in(client, cid.email, password, LOCAL).status_code == 200
+
+
+def test_who_may_not_try_a_password_uses_up_no_change_of_it(
+    app: APIFlask, client: FlaskClient, cid: Account
+) -> None:
+    path, new = f"/api/profile/{cid.id}/password/", "nine purple otters sing"
+    headers = bearer(access_token(services_of(app), cid))
+
+    def change(password: str, address: str) -> int:
+        body = {"password": password, "new_password": new}
+        return client.post(path, json=body, headers=headers, **from_(address)).status_code
+
+    tried = [change("wrong", HERE) for _ in range(20)]
+
+    assert tried == [403] * 10 + [429] * 10
+    assert change(PASSWORD, ELSEWHERE) == 200
+
+
 # Asking for a new password
 
 
