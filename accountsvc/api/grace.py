@@ -87,6 +87,8 @@ def _come_back_by_token(token: str) -> dict[str, Any]:
         claims = services().tokens.read(token, RECOVERY, MAILED, now=database_now(session))
         account = credentials.deactivated_by_claims(session, claims)
     account = _reactivate(account.id, claims.public_id, claims.epoch)
+    # Coming back is never refused for how often it happens.
+    services().throttle.forgive(TOKEN, address=client())
     if claims.kind == RECOVERY:
         return signed_in(account)
     with services().reading() as session:

@@ -89,6 +89,8 @@ def _keep(visitor: Visit) -> Response:
             by=Actor(OWNER, visitor.account.public_id),
             epoch=visitor.claims.epoch,
         )
+    # Coming back is never refused for how often it happens.
+    services().throttle.forgive(throttle.TOKEN, address=client())
     return say(messages.ACCOUNT_KEPT)
 
 

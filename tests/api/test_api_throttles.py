@@ -601,6 +601,30 @@ def test_an_owner_from_an_unknown_address_is_let_in_by_a_reset(
     assert sign_in(client, cid.email, new, FAR_AWAY).status_code == 429
 
 
+def test_two_hundred_rounds_of_deletion_and_return_are_refused_nowhere(
+    app: APIFlask, client: FlaskClient, cid: Account
+) -> None:
+    answers = []
+    body = {"email": cid.email, "password": PASSWORD}
+    for number in range(200):
+        signed_in = client.post("/api/sign-in/", json=body)
+        deleted = client.delete(
+            f"/api/profile/{cid.id}/delete/", headers=bearer(str((signed_in.json or {})["access"]))
+        )
+        account = read_account(services_of(app), cid.id)
+        assert account is not None
+        tokens, moment = services_of(app).tokens, now(services_of(app))
+        way_back = (
+            body,
+            {"token": tokens.mailed(account, now=moment)},
+            {"token": tokens.recovery(account, now=moment)},
+        )[number % 3]
+        back = client.post("/api/profile/reactivate/", json=way_back)
+        answers.append((signed_in.status_code, deleted.status_code, back.status_code))
+
+    assert answers == [(200, 204, 200)] * 200
+
+
 # Changing the password
 
 

@@ -11,9 +11,11 @@ from datetime import timedelta
 import pytest
 from apiflask import APIFlask
 from flask.testing import FlaskClient
+from limits import parse
 from werkzeug.http import http_date
 
 from accountsvc.accounts import credentials
+from accountsvc.adapters import throttle
 from accountsvc.db.rows import find
 from accountsvc.pages.recovery import time_left
 from tests.conftest import NewApp
@@ -276,6 +278,20 @@ def test_a_second_visit_says_that_the_link_is_used(app: APIFlask, ann: Person) -
         assert "used already" in words(response)
         assert "Sign in" in words(response)
     assert everything(services_of(app)) == before
+
+
+def test_nobody_comes_back_too_often(new_app: NewApp, monkeypatch: pytest.MonkeyPatch) -> None:
+    rate = throttle.Limit(account=None, address=parse("2/hour"))
+    monkeypatch.setitem(throttle.LIMITS, throttle.TOKEN, rate)
+    app = new_app(RATE_LIMITS="on")
+    ann = make_person(services_of(app))
+    statuses = []
+
+    for _ in range(4):
+        deactivate(services_of(app), ann.id)
+        statuses.append(follow_mailed(app, ann).send(action="keep").status_code)
+
+    assert statuses == [200] * 4
 
 
 def test_a_used_link_never_ends_a_later_grace_period(app: APIFlask, ann: Person) -> None:
