@@ -112,7 +112,7 @@ def test_whatever_hashes_no_password_answers_meanwhile(
 def test_a_refused_sign_in_is_no_wrong_one_and_looks_alike_for_an_unknown_e_mail(
     app: APIFlask, client: FlaskClient, ann: Person, bob: Person, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    allowed = LIMITS["password"].account
+    allowed = LIMITS["password"].pair
     assert allowed is not None
     for _ in range(allowed.amount - 1):
         assert sign_in(client, ann.email).status_code == 401
@@ -157,7 +157,7 @@ def test_a_refused_sign_in_costs_the_address_none_of_its_tries(
 def test_who_is_throttled_does_not_come_to_the_queue(
     app: APIFlask, client: FlaskClient, ann: Person, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    allowed = LIMITS["password"].account
+    allowed = LIMITS["password"].pair
     assert allowed is not None
     for _ in range(allowed.amount):
         sign_in(client, ann.email)
