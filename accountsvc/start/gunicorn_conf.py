@@ -36,6 +36,7 @@ if _METRICS not in os.environ:
     share_metrics()
 
 import accountsvc  # noqa: E402
+from accountsvc import bounds  # noqa: E402
 from accountsvc.config import ConfigError, load_settings  # noqa: E402
 from accountsvc.logs import for_people  # noqa: E402
 from accountsvc.start import listening  # noqa: E402
@@ -57,9 +58,9 @@ bind = listening.bind(settings.port)
 workers = settings.web_processes
 # gunicorn's own workers give a thread to each half-sent request, or serve one client at a time.
 worker_class = "accountsvc.start.webserver.WebWorker"
-# Threads wait: for the database, for a hash, for an image. So many may, before the next request
-# does. How many compete for the interpreter is bounded apart (TURNS in webserver.py).
-threads = 24
+# Threads for all who may wait for a hash or an image, or have their turn, and eight for everybody
+# else: with none left, a probe of the supervisor would wait, too, and the process be replaced.
+threads = bounds.HASHES_WAITING + bounds.IMAGES_WAITING + (os.cpu_count() or 1) + 8
 # Seconds: a worker that gives no sign of life for so long is replaced. No request takes so long;
 # with less, a busy machine would lose healthy workers.
 timeout = 30

@@ -11,10 +11,8 @@ import logging
 import os
 import resource
 import socket
-import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from http import HTTPStatus
 from io import BytesIO
 from types import FrameType
@@ -32,12 +30,6 @@ from waitress.utilities import BadRequest
 
 from .. import bounds
 from ..errors import UNREADABLE
-
-# So many requests of a process compete for the interpreter's lock: with more, each hand-over costs
-# time, and all get slower. Who waits longer for a turn begins without one: two that wait for a lock
-# of the database, or for a hash, would otherwise hold up everybody for as long.
-TURNS = 2
-_TURN_SECONDS = 0.1
 
 # A body above the first is read and thrown away, since no call takes it, so that the client reads
 # why; above the second the connection is closed behind the answer.
@@ -122,10 +114,6 @@ class _Request(HTTPRequestParser):
 
 class _Answer(WSGITask):
     """A request that a thread works on, and its answer."""
-
-    def service(self) -> None:
-        with _turn():
-            super().service()
 
     def start(self) -> None:
         super().start()
@@ -351,20 +339,6 @@ def _adjustments(threads: int, backlog: int) -> Adjustments:
         # The application reads the client's address by TRUSTED_PROXIES; waitress would remove it.
         clear_untrusted_proxy_headers=False,
     )
-
-
-_turns = threading.BoundedSemaphore(TURNS)
-
-
-@contextmanager
-def _turn() -> Iterator[None]:
-    """Hold one of the turns of this process, or begin without one after a while."""
-    mine = _turns.acquire(timeout=_TURN_SECONDS)
-    try:
-        yield
-    finally:
-        if mine:
-            _turns.release()
 
 
 def _allow_open_files(wanted: int) -> None:
