@@ -127,6 +127,17 @@ class _Answer(WSGITask):
         if self._is_last or not framed:
             super().set_close_on_finish()
 
+    def build_response_header(self) -> bytes:
+        spelled = {name.lower(): name for name, _ in self.response_headers}
+        # waitress writes X-Request-Id for X-Request-ID: a client that compares names by their
+        # letters, as some do although they may not (RFC 9110, section 5.1), would miss it.
+        head, *lines = super().build_response_header().decode("latin-1").split("\r\n")
+        fields = [line.partition(":") for line in lines if line]
+        if not self.close_on_finish and self.version == "1.1":
+            fields.append(("Connection", ":", " keep-alive"))
+        lines = [f"{spelled.get(name.lower(), name)}:{value}" for name, _, value in fields]
+        return "\r\n".join([head, *lines, "", ""]).encode("latin-1")
+
     @property
     def _is_last(self) -> bool:
         request, server = self.request, self.channel.server
