@@ -15,6 +15,7 @@
     ├── AccountNotFound
     ├── PasswordNotFound          a saved password
     ├── HoldNotFound
+    ├── VaultFull                 no room for another saved password, or for a longer one
     ├── AccountDeactivated        the right password of a deactivated account
     ├── ReactivationForbidden     staff or an operator deactivated it
     ├── LastStaff
@@ -40,6 +41,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
+
+from . import bounds
 
 # The server puts a status under this name into the environment of what is no request (PEP 3333), so
 # that the application refuses it as it refuses everything else.
@@ -113,6 +116,13 @@ class PasswordNotFound(AccountError):
 
 class HoldNotFound(AccountError):
     message = "No open hold with this id on this account."
+
+
+class VaultFull(AccountError):
+    message = (
+        f"The vault is full: it takes {bounds.VAULT_ENTRIES:,} entries and "
+        f"{bounds.VAULT_BYTES // 2**20} MiB. Delete saved passwords that are not needed any more."
+    )
 
 
 class AccountDeactivated(AccountError):

@@ -184,6 +184,7 @@ def _saved_passwords(source: _Source) -> Iterator[_File]:
                 "password_saved": stored.entry.password_saved,
                 "created_at": stored.created_at,
                 "updated_at": stored.updated_at,
+                **({} if stored.is_readable else {"unreadable": True}),
             }
             for page in source.entries()
             for stored in page
@@ -204,6 +205,10 @@ def _csv(source: _Source) -> Iterator[bytes]:
     for page in source.entries():
         for stored in page:
             entry = stored.entry
+            # What cannot be read is named in the JSON file: an importer would make an empty
+            # password of it.
+            if not stored.is_readable:
+                continue
             table.writerow((entry.name_pages, entry.url, "", entry.password_saved, ""))
         yield text.getvalue().encode()
         text.seek(0)
@@ -252,7 +257,8 @@ _ABOUT = {
     "account.json": "your account: names, email address, telephone number, "
     "and the times that matter",
     "saved_passwords.json": "your saved passwords, with when you saved and last changed each; "
-    "saved_passwords.csv is the same for other programs",
+    'saved_passwords.csv is the same for other programs. One with "unreadable": true is damaged: '
+    "we can no longer read it, and saved_passwords.csv leaves it out",
     "avatar": "your picture as we show it, as avatar.webp; no such file, no picture",
     "activity.json": "what was done with your account, when, and by whom",
 }

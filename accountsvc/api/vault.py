@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from itertools import chain
 from typing import Any
 
 from apiflask import APIBlueprint
-from flask import Response
+from flask import Response, current_app
 from sqlalchemy.exc import NoResultFound
 from sqlalchemy.orm import Session
 
-from .. import generator
+from .. import bounds, generator
 from ..accounts import credentials, vault
 from ..accounts.vault import Entry, StoredEntry
+from ..adapters.throttle import VAULT_WRITE
 from ..db.text import rfc3339
-from ..errors import InvalidInput, PasswordNotFound, TokenNotValid
+from ..errors import InvalidInput, PasswordNotFound, TokenNotValid, VaultFull
+from ..services import Services
 from ..web import committed, services
 from .http import auth, schemas
 from .http.auth import Caller
 from .http.describe import raises, sends
 
 bp = APIBlueprint("vault", __name__, tag="Saved passwords")
+
+# An answer of more bytes is begun before it is read whole. A vault within its quota never is so
+# long: the wire is ASCII, which spells DEL, one byte of plaintext, in six.
+_MOST_AT_ONCE = 7 * bounds.VAULT_BYTES
 
 
 @bp.get("/response-password/")
@@ -35,9 +43,10 @@ def generate(query_data: dict[str, Any]) -> dict[str, str]:
 
 @bp.post("/save-passwords/")
 @auth.signed_in
+@auth.counted(VAULT_WRITE)
 @bp.input(schemas.PasswordEntry)
 @bp.output(schemas.Saved, 201)
-@raises(InvalidInput)
+@raises(InvalidInput, VaultFull)
 def save(*, caller: Caller, json_data: dict[str, str]) -> dict[str, Any]:
     """Save a password, encrypted under the account's own key"""
 
@@ -60,48 +69,94 @@ def save(*, caller: Caller, json_data: dict[str, str]) -> dict[str, Any]:
 @bp.output(schemas.StoredPasswords)
 @sends(200, Link='</api/view-all-saved-passwords/?limit=100&cursor=100>; rel="next"')
 @raises(InvalidInput)
-def show_all(
-    *, caller: Caller, query_data: dict[str, Any]
-) -> dict[str, Any] | tuple[dict[str, Any], dict[str, str]]:
+def show_all(*, caller: Caller, query_data: dict[str, Any]) -> Response:
     """Show one's saved passwords in the order in which they were saved
 
-    All at once; with ``limit`` a page at a time, and a ``Link`` to the next one.
+    All at once; with ``limit`` a page at a time, and a ``Link`` to the next one. An entry that
+    cannot be read has ``unreadable`` and empty texts: it can be deleted, or overwritten by an
+    update of all three fields.
     """
-    limit = query_data.get("limit")
-    try:
-        with services().reading() as session:
-            # Look at the account again, in the transaction that opens the vault: it may have been
-            # deactivated since the guard looked, and its passwords would be shown all the same.
-            account = credentials.by_claims(session, caller.claims)
-            entries = list(
-                vault.entries(
-                    session,
-                    services().keyring,
-                    account,
-                    after=query_data["cursor"],
-                    limit=None if limit is None else limit + 1,
+    limit, after = query_data.get("limit"), query_data["cursor"]
+    if limit is None:
+        return _json_stream(_pages(services(), caller, after=after), caller)
+    entries = [
+        stored
+        for page in _pages(services(), caller, after=after, limit=limit + 1)
+        for stored in page
+    ]
+    response = _json_stream(iter([entries[:limit]]), caller)
+    if len(entries) > limit:
+        following = f"/api/view-all-saved-passwords/?limit={limit}&cursor={entries[limit - 1].id}"
+        response.headers["Link"] = f'<{following}>; rel="next"'
+    return response
+
+
+def _pages(
+    services: Services, caller: Caller, *, after: int, limit: int | None = None
+) -> Iterator[list[StoredEntry]]:
+    """Yield the caller's entries by pages, each read in a short transaction of its own.
+
+    Each looks at the account again: it may have been deactivated since the guard looked, and its
+    passwords would be shown all the same. Raises TokenNotValid, VaultKeyMissing.
+    """
+    remaining = limit
+    while remaining is None or remaining > 0:
+        size = vault.PAGE_SIZE if remaining is None else min(vault.PAGE_SIZE, remaining)
+        try:
+            with services.reading() as session:
+                account = credentials.by_claims(session, caller.claims)
+                page = list(
+                    vault.entries(session, services.keyring, account, after=after, limit=size)
                 )
-            )
-    except NoResultFound as exc:
-        # The account was purged between two statements of this transaction, so its key is gone: the
-        # answer is that of a token whose account is gone, not a 500.
-        raise TokenNotValid from exc
-    page = entries[:limit]
-    body = {
-        "message": "passwords retrieved successfully",
-        "passwords": [_shown(entry, caller.account.id) for entry in page],
-    }
-    if len(page) == len(entries):
-        return body
-    following = f"/api/view-all-saved-passwords/?limit={limit}&cursor={page[-1].id}"
-    return body, {"Link": f'<{following}>; rel="next"'}
+        except NoResultFound as exc:
+            # The account was purged between two statements of this transaction, so its key is gone:
+            # the answer is that of a token whose account is gone, not a 500.
+            raise TokenNotValid from exc
+        if page:
+            yield page
+        if len(page) < size:
+            return
+        after = page[-1].id
+        remaining = None if remaining is None else remaining - size
+
+
+def _json_stream(pages: Iterator[list[StoredEntry]], caller: Caller) -> Response:
+    """Answer with the entries of *pages* as one document, never as objects of more than a page.
+
+    A vault within its quota is read whole before the answer begins, and has a Content-Length. One
+    that is larger, from a time without a quota, is sent while it is read: a fault then breaks the
+    answer off, which is no JSON without its end.
+    """
+    pieces = _pieces(pages, caller.account.id, current_app.json.dumps)
+    head: list[bytes] = []
+    size = 0
+    for piece in pieces:
+        head.append(piece)
+        size += len(piece)
+        if size > _MOST_AT_ONCE:
+            return Response(chain(head, pieces), mimetype="application/json")
+    return Response(head, mimetype="application/json")
+
+
+def _pieces(
+    pages: Iterator[list[StoredEntry]], account_id: int, dumps: Callable[[Any], str]
+) -> Iterator[bytes]:
+    """Yield the document of all entries of *pages*, one piece a page."""
+    opening = '{"message": "passwords retrieved successfully", "passwords": ['
+    for page in pages:
+        if page:
+            shown = ", ".join(dumps(_shown(stored, account_id)) for stored in page)
+            yield f"{opening}{shown}".encode()
+            opening = ", "
+    yield b"]}" if opening == ", " else f"{opening}]}}".encode()
 
 
 @bp.put("/view-all-saved-passwords/<int:entry_id>/update/")
 @auth.signed_in
+@auth.counted(VAULT_WRITE)
 @bp.input(schemas.PasswordEntryUpdate)
 @bp.output(schemas.UpdatedPassword)
-@raises(InvalidInput, PasswordNotFound)
+@raises(InvalidInput, PasswordNotFound, VaultFull)
 def update(entry_id: int, *, caller: Caller, json_data: dict[str, str]) -> dict[str, Any]:
     """Change some fields of a saved password"""
 
@@ -121,6 +176,7 @@ def update(entry_id: int, *, caller: Caller, json_data: dict[str, str]) -> dict[
 
 @bp.delete("/view-all-saved-passwords/<int:entry_id>/delete/")
 @auth.signed_in
+@auth.counted(VAULT_WRITE)
 @bp.output({}, 204)
 @raises(PasswordNotFound)
 def delete(entry_id: int, *, caller: Caller) -> Response:
@@ -135,7 +191,7 @@ def delete(entry_id: int, *, caller: Caller) -> Response:
 
 
 def _shown(stored: StoredEntry, account_id: int) -> dict[str, Any]:
-    return {
+    shown: dict[str, Any] = {
         "id": stored.id,
         "name_pages": stored.entry.name_pages,
         "url": stored.entry.url,
@@ -144,3 +200,4 @@ def _shown(stored: StoredEntry, account_id: int) -> dict[str, Any]:
         "created_at": rfc3339(stored.created_at),
         "updated_at": rfc3339(stored.updated_at),
     }
+    return shown if stored.is_readable else shown | {"unreadable": True}

@@ -173,8 +173,8 @@ def _delete_files(keys: Sequence[str]) -> int:
 def rewrap(*, as_json: bool) -> None:
     """Wrap every account's key by the first of VAULT_KEYS.
 
-    Then the others can be removed. Saved passwords are not touched. Safe while everything runs, and
-    to repeat.
+    Then the others can be removed. Saved passwords are not touched. A key that none of VAULT_KEYS
+    opens stays as it is. Safe while everything runs, and to repeat.
 
     \b
     flask --app wsgi vault rewrap
@@ -183,34 +183,54 @@ def rewrap(*, as_json: bool) -> None:
     Exit codes: 0 all keys are wrapped by the first, 1 some are not yet, 2 bad usage.
     """
     keyring = services().keyring
-    rewrapped = 0
-    while True:
-        with services().writing() as session:
-            wrapped = vault.rewrap(session, keyring, limit=rows.CHUNK)
-            if wrapped:
-                audit.record(
-                    session,
-                    "vault.rewrapped",
-                    subject=None,
-                    by=OPERATOR_ACTOR,
-                    now=database_now(session),
-                    count=wrapped,
-                )
-        if not wrapped:
-            break
-        rewrapped += wrapped
+    with logs_aside():
+        rewrapped, unopened, unopened_by = _rewrap_all(keyring)
     with services().reading() as session:
         # Keys that another process has locked were passed over; without this count an operator
         # would remove the old key that still wraps them.
         others = select(func.count()).where(VaultKey.wrapped_by != keyring.newest)
         remaining = session.scalar(others) or 0
     if as_json:
-        show_json({"rewrapped": rewrapped, "left": remaining})
+        show_json({"rewrapped": rewrapped, "left": remaining, "unopened": unopened})
     else:
         click.echo(f"{count(rewrapped, 'key')} wrapped anew.")
+    if unopened:
+        keys = count(unopened, "key is", "keys are")
+        fail(
+            f"{keys} opened by none of VAULT_KEYS. Add what wrapped them again "
+            f"({', '.join(sorted(unopened_by))}), unless they are damaged; the log names them."
+        )
     if remaining:
         keys = count(remaining, "key is", "keys are")
         fail(f"{keys} still wrapped by an older one. Repeat the command.")
+
+
+def _rewrap_all(keyring: vault.Keyring) -> tuple[int, int, set[str]]:
+    """Rewrap in transactions of a chunk each; return how many, how many did not open, and by what.
+
+    Each chunk begins above the last one's accounts: keys that do not open would come again and
+    again.
+    """
+    rewrapped = unopened = after = 0
+    unopened_by: set[str] = set()
+    while True:
+        with services().writing() as session:
+            done = vault.rewrap(session, keyring, limit=rows.CHUNK, after=after)
+            if done.count:
+                audit.record(
+                    session,
+                    "vault.rewrapped",
+                    subject=None,
+                    by=OPERATOR_ACTOR,
+                    now=database_now(session),
+                    count=done.count,
+                )
+        rewrapped += done.count
+        unopened += done.unopened
+        unopened_by |= done.unopened_by
+        if done.last_id is None:
+            return rewrapped, unopened, unopened_by
+        after = done.last_id
 
 
 @ledger_group.command()

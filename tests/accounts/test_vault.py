@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from cryptography.exceptions import InvalidTag
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import event, select, text, update
@@ -16,7 +15,13 @@ from accountsvc.db.models import MAX_ID, Account, SavedPassword, VaultKey
 from accountsvc.db.rows import find
 from accountsvc.errors import PasswordNotFound, TokenNotValid
 from accountsvc.services import Services
-from tests.support.factories import deactivate, make_account, reactivate, save_password
+from tests.support.factories import (
+    deactivate,
+    fill_vault,
+    make_account,
+    reactivate,
+    save_password,
+)
 from tests.support.moments import NOW, SECOND, at
 from tests.support.state import events, get_account, possessions, rows_of
 
@@ -54,7 +59,7 @@ def delete(services: Services, account: Account, entry_id: int) -> None:
 
 def rewrap(services: Services, keyring: Keyring, limit: int = 100) -> int:
     with services.writing() as session:
-        return vault.rewrap(session, keyring, limit=limit)
+        return vault.rewrap(session, keyring, limit=limit).count
 
 
 def test_what_is_saved_comes_back_exactly(services: Services) -> None:
@@ -108,20 +113,9 @@ def test_each_person_sees_their_own(services: Services) -> None:
     assert [one.entry.password_saved for one in entries(services, bob)] == ["of bob"]
 
 
-def test_pages_join_without_a_gap_also_beyond_500(services: Services) -> None:
+def test_pages_join_without_a_gap_also_beyond_one_of_the_database(services: Services) -> None:
     account = make_account(services, now=NOW)
-    with services.writing() as session:
-        saved = [
-            vault.save(
-                session,
-                services.keyring,
-                account.id,
-                epoch=0,
-                entry=Entry(str(number), "", ""),
-                clock=at(NOW),
-            ).id
-            for number in range(1001)
-        ]
+    saved = fill_vault(services, account, 1001)
 
     assert [one.id for one in entries(services, account)] == saved
     assert [one.id for one in entries(services, account, limit=501)] == saved[:501]
@@ -130,7 +124,7 @@ def test_pages_join_without_a_gap_also_beyond_500(services: Services) -> None:
     ]
     assert entries(services, account, after=saved[-1]) == []
     assert entries(services, account, limit=0) == []
-    assert entries(services, account)[-1].entry.name_pages == "1000"
+    assert entries(services, account)[-1].entry.name_pages == "site 1000"
 
 
 def test_the_given_fields_change_and_the_others_stay(services: Services) -> None:
@@ -280,8 +274,7 @@ def test_a_ciphertext_moved_to_another_row_or_person_does_not_open(services: Ser
                 .where(SavedPassword.id == target)
                 .values(ciphertext=by_id[source])
             )
-        with pytest.raises(InvalidTag):
-            entries(services, whose)
+        assert not next(one for one in entries(services, whose) if one.id == target).is_readable
         with services.writing() as session:
             session.execute(
                 update(SavedPassword)
@@ -300,8 +293,7 @@ def test_a_whole_row_moved_to_another_person_does_not_open_even_with_its_key(
         session.execute(
             update(SavedPassword).where(SavedPassword.id == saved).values(account_id=bob.id)
         )
-    with pytest.raises(InvalidTag):
-        entries(services, bob)
+    assert [one.is_readable for one in entries(services, bob)] == [False]
 
     with services.writing() as session:
         session.execute(
@@ -319,8 +311,7 @@ def test_a_damaged_ciphertext_does_not_open(services: Services, damage: bytes) -
     with services.writing() as session:
         session.execute(update(SavedPassword).values(ciphertext=damage))
 
-    with pytest.raises((InvalidTag, ValueError)):
-        entries(services, account)
+    assert [one.is_readable for one in entries(services, account)] == [False]
 
 
 def test_every_account_has_a_key_of_its_own(services: Services) -> None:
@@ -385,9 +376,10 @@ def test_a_wrapping_key_removed_too_early_is_said_and_nothing_is_lost(
 ) -> None:
     before = [(row.account_id, row.wrapped_key) for row in rows_of(services, VaultKey)]
 
-    with pytest.raises(VaultKeyMissing):
-        rewrap(services, Keyring((NEW, OTHER)))
+    with services.writing() as session:
+        done = vault.rewrap(session, Keyring((NEW, OTHER)), limit=100)
 
+    assert (done.count, done.unopened, done.unopened_by) == (0, 3, {Keyring((OLD,)).newest})
     assert [(row.account_id, row.wrapped_key) for row in rows_of(services, VaultKey)] == before
     assert rewrap(services, Keyring((NEW, OLD))) == 3
 
@@ -410,10 +402,10 @@ def test_two_rotations_at_once_share_the_keys(
     both = Keyring((NEW, postgresql.settings.vault_keys[0]))
 
     with postgresql.writing() as first:
-        assert vault.rewrap(first, both, limit=1) == 1
+        assert vault.rewrap(first, both, limit=1).count == 1
         first.flush()
         with postgresql.writing() as second:
-            assert vault.rewrap(second, both, limit=10) == 1
+            assert vault.rewrap(second, both, limit=10).count == 1
 
     assert rewrap(postgresql, both) == 0
 

@@ -113,6 +113,7 @@ EXPECTED: dict[type[tree.AccountError], tuple[int, str, dict[str, str]]] = {
 # Those that have no literal line: status and code.
 CODES: dict[type[tree.AccountError], tuple[int, str]] = {
     tree.HoldNotFound: (404, "hold_not_found"),
+    tree.VaultFull: (409, "vault_full"),
     tree.ReactivationForbidden: (403, "reactivation_forbidden"),
     tree.LastStaff: (409, "last_staff"),
     tree.NotDeactivated: (409, "not_deactivated"),

@@ -813,7 +813,7 @@ def test_rewrap_wraps_every_key_by_the_newest(database_url: str, tmp_path: Path)
     second = app.test_cli_runner().invoke(args=["vault", "rewrap"])
     dispose(app)
 
-    assert document(first) == {"rewrapped": 1, "left": 0}
+    assert document(first) == {"rewrapped": 1, "left": 0, "unopened": 0}
     assert second.exit_code == 0
     assert "0 keys" in second.stdout
     only_newest = make_app(database_url, tmp_path, VAULT_KEYS=newest)

@@ -141,6 +141,29 @@ def save_password(
         ).id
 
 
+def fill_vault(services: Services, account: Account, count: int, secret: str = "x") -> list[int]:
+    """Put *count* entries into the vault of *account* at once, past its quota; return their ids."""
+    with services.writing() as session:
+        key = vault.open_key(session, services.keyring, account)
+        moment = database_now(session)
+        rows = [
+            SavedPassword(
+                uid=uuid.uuid4(),
+                account_id=account.id,
+                ciphertext=b"",
+                created_at=moment,
+                updated_at=moment,
+            )
+            for _ in range(count)
+        ]
+        for number, row in enumerate(rows):
+            entry = Entry(f"site {number}", "https://x.example", secret)
+            row.ciphertext = vault._encrypt_entry(key, account, row, entry)
+        session.add_all(rows)
+        session.flush()
+        return sorted(row.id for row in rows)
+
+
 def set_avatar(
     services: Services, account: Account, image: bytes = b"an image", *, now: datetime | None = None
 ) -> str:

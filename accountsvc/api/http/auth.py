@@ -31,13 +31,14 @@ from ...errors import (
     ConfirmationRequired,
     NotAuthenticated,
     NotAuthorized,
+    Throttled,
     TokenNotValid,
 )
 from ...services import Services
 from ...tokens import ACCESS, ALGORITHM, MAILED, RECOVERY, Claims, audience, claims_of
 from ...web import about, client, jwt, sent_by, services
 from . import errors
-from .describe import takes_token
+from .describe import marks_of, takes_token
 
 View = TypeVar("View", bound=Callable[..., Any])
 
@@ -143,6 +144,26 @@ def _guard(view: View, admit: Callable[..., Caller], *refusals: type[AccountErro
 
     takes_token(guarded, NotAuthenticated, TokenNotValid, *refusals)
     return cast(View, guarded)
+
+
+def counted(kind: str) -> Callable[[View], View]:
+    """Count a request as one try of *kind* by its caller's account, before its body is read.
+
+    It stands between a guard, which lets the caller in, and whatever reads input: a body that is
+    refused, or that changes nothing, has counted too. Raises Throttled, which it documents.
+    """
+
+    def mark(view: View) -> View:
+        @wraps(view)
+        def counting(*args: Any, caller: Caller, **kwargs: Any) -> Any:
+            services().throttle.spend(kind, account=str(caller.account.public_id))
+            return view(*args, caller=caller, **kwargs)
+
+        marks = marks_of(counting)
+        marks.raises = (Throttled, *marks.raises)
+        return cast(View, counting)
+
+    return mark
 
 
 # Questions of guards and views about the caller ------------------------------------------------

@@ -203,6 +203,8 @@ class Saved(Schema):
 
 
 class StoredPassword(Schema):
+    """``unreadable`` is there, and true, only if the entry cannot be read; its texts are empty."""
+
     id = Integer(required=True)
     name_pages = String(required=True)
     url = String(required=True)
@@ -210,6 +212,7 @@ class StoredPassword(Schema):
     user = Integer(required=True)
     created_at = String(required=True, metadata={"format": "date-time"})
     updated_at = String(required=True, metadata={"format": "date-time"})
+    unreadable = Boolean()
 
 
 class StoredPasswords(Schema):
