@@ -8,6 +8,7 @@ from . import __version__, api, cli, logs, pages, web
 from .config import Settings, load_settings
 from .db.engine import engine_options, prepare_engine
 from .db.schema import ensure_folder, migrations_path
+from .monitoring import metrics
 from .services import build_services
 from .web import db, migrate
 
@@ -41,7 +42,9 @@ def create_app(settings: Settings | None = None) -> APIFlask:
     migrate.init_app(app, db, directory=str(migrations_path()))
     with app.app_context():
         prepare_engine(db.engine)
-        services = build_services(settings, web.database(db.engine))
+        services = build_services(
+            settings, web.database(db.engine), count_unknown=metrics.count_unknown_email
+        )
     web.init_app(app, services)
     api.init_app(app, services)
     pages.init_app(app)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import partial
 
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
-from .accounts import exports, lifecycle
+from .accounts import exports, lifecycle, vault
 from .accounts.attempts import Attempts
 from .accounts.credentials import PasswordHasher
 from .accounts.vault import Keyring
@@ -18,7 +19,7 @@ from .adapters.avatarstore import AvatarStore, store_from_url
 from .adapters.ledger import Ledger, ledger_from_url
 from .adapters.mail import Mailer, mailer_from_url
 from .adapters.throttle import EXPORT, Throttle
-from .config import Settings
+from .config import ConfigError, Settings
 from .db.audit import SYSTEM_ACTOR, Actor
 from .db.engine import Database, database_now, make_engine
 from .db.models import Account
@@ -146,6 +147,27 @@ class Services:
             self.database, self.keyring, self.avatars, account.id, epoch=epoch, now=now
         )
 
+    def vault_keys_fit(self) -> bool:
+        """Say whether ``VAULT_KEYS`` are those of this database, as ``vault.keys_open`` does."""
+        with self.reading() as session:
+            return vault.keys_open(session, self.keyring)
+
+    def refuse_wrong_vault_keys(self) -> None:
+        """Raise ConfigError if this process could open nobody's saved passwords. Call it at start.
+
+        Where the database does not answer, or has no schema yet, nothing is known and nothing is
+        refused: a process that starts before its database goes on, and ``/statusz`` tells later.
+        """
+        try:
+            fit = self.vault_keys_fit()
+        except SQLAlchemyError:
+            return
+        if not fit:
+            raise ConfigError(
+                "VAULT_KEYS opens none of this database's newest vault keys; "
+                "add the key that wrapped them, or correct DATABASE_URL"
+            )
+
     def write_ledger(self) -> bool:
         """Deliver the ledger lines that are owed; False if one could not be written."""
         if self.deliver(kinds=[queue.LEDGER], seconds=30).more:
@@ -158,8 +180,20 @@ class Services:
         return scrub.scrub(self.database, database_now, at_most_every=at_most_every)
 
 
-def build_services(settings: Settings, database: Database | None = None) -> Services:
-    """Wire the parts for *settings*, on *database* or, by default, with an engine of their own."""
+def _count_nothing() -> None:
+    """Stand in for a metric in a process that shows none."""
+
+
+def build_services(
+    settings: Settings,
+    database: Database | None = None,
+    *,
+    count_unknown: Callable[[], None] = _count_nothing,
+) -> Services:
+    """Wire the parts for *settings*, on *database* or, by default, with an engine of their own.
+
+    *count_unknown* is called once for each password that is tried for an unknown e-mail.
+    """
     database = database or Database(make_engine(settings.database_url))
     avatars = store_from_url(settings.storage_url)
     ledger = ledger_from_url(settings.ledger_url)
@@ -195,6 +229,6 @@ def build_services(settings: Settings, database: Database | None = None) -> Serv
         ledger=ledger,
         mailer=mailer,
         throttle=throttle,
-        attempts=Attempts(database, throttle, hasher),
+        attempts=Attempts(database, throttle, hasher, count_unknown=count_unknown),
         handlers=handlers,
     )

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import signal
 import ssl
+import sys
 import threading
 import time
 import warnings
@@ -42,6 +43,7 @@ from kombu.exceptions import OperationalError as BrokerUnavailable
 
 from accountsvc import logs
 from accountsvc.config import ConfigError, Settings, nearly_settings
+from accountsvc.services import build_services
 from accountsvc.tokens import LEEWAY_SECONDS
 
 log = structlog.get_logger(__name__)
@@ -141,6 +143,7 @@ def make_celery(settings: Settings) -> Celery:
         },
     )
     _keep_output_in_the_log(settings)
+    _refuse_wrong_vault_keys(settings)
     _end_together()
     return celery
 
@@ -235,6 +238,23 @@ def _keep_output_in_the_log(settings: Settings) -> None:
         if production and os.geteuid() == 0:
             log.warning("the worker runs as root: give it a user of its own")
         log.info("worker is ready")
+
+
+def _refuse_wrong_vault_keys(settings: Settings) -> None:
+    """End a worker at its start if ``VAULT_KEYS`` are not those of its database."""
+
+    @worker_init.connect(weak=False)  # type: ignore[untyped-decorator]
+    def look_at_the_vault(**_options: object) -> None:
+        services = build_services(settings)
+        try:
+            services.refuse_wrong_vault_keys()
+        except ConfigError as exc:
+            sys.stderr.write(exc.report)
+            raise SystemExit(2) from None
+        finally:
+            # The worker forks after this: processes that share a connection would read each
+            # other's answers.
+            services.database.engine.dispose()
 
 
 def _say_nothing(*_arguments: object) -> None:

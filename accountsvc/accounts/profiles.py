@@ -102,6 +102,18 @@ def check(changes: Mapping[str, str]) -> None:
         raise InvalidInput(problems)
 
 
+def changes_nothing(account: Account, changes: Mapping[str, str]) -> bool:
+    """Say whether *changes* are what *account* has already, so that no lock need be taken.
+
+    Unknown names are ignored. False for what is typed otherwise and may be stored alike.
+    """
+    return all(
+        changes[name].strip() == getattr(account, name)
+        for name in PROFILE_FIELDS
+        if name in changes
+    )
+
+
 def update_profile(
     session: Session,
     account_id: int,

@@ -56,11 +56,20 @@ TOKEN = "token"
 PASSWORD_RESET = "password_reset"
 STAFF_DEACTIVATION = "staff_deactivation"
 STAFF_CONFIRMATION = "staff_confirmation"
+# These count beside the two above and allow one try more: the first refusal is the one that is told
+# in the audit trail.
+STAFF_DEACTIVATION_TOLD = "staff_deactivation_told"
+STAFF_CONFIRMATION_TOLD = "staff_confirmation_told"
 AUDIT = "audit"
 
 
 def _limit(account: str | None, address: str | None, pair: str | None = None) -> Limit:
     return Limit(*(None if rate is None else parse(rate) for rate in (account, address, pair)))
+
+
+def _one_more(rate: str) -> Limit:
+    item = parse(rate)
+    return Limit(type(item)(item.amount + 1, item.multiples), None)
 
 
 LIMITS = {
@@ -83,8 +92,11 @@ LIMITS = {
     PASSWORD_RESET: _limit(bounds.RESETS_OF_ACCOUNT, bounds.RESETS_OF_ADDRESS),
     STAFF_DEACTIVATION: _limit(bounds.STAFF_DEACTIVATIONS, None),
     STAFF_CONFIRMATION: _limit(bounds.STAFF_CONFIRMATIONS, None),
-    # One caller writes no more failed attempts than this into the audit trail: nobody can empty it.
-    AUDIT: _limit("20/hour", None),
+    STAFF_DEACTIVATION_TOLD: _one_more(bounds.STAFF_DEACTIVATIONS),
+    STAFF_CONFIRMATION_TOLD: _one_more(bounds.STAFF_CONFIRMATIONS),
+    # So many refused attempts of an account, as caller or as subject, are written into the audit
+    # trail: nobody can bury in it what else has happened.
+    AUDIT: _limit(bounds.REFUSED_ATTEMPTS_AUDITED, None),
 }
 
 # A mark, as a limit: it is there once, for so long.

@@ -58,9 +58,18 @@ def delete(user_id: int, *, caller: Caller) -> Response:
     All or nothing. A repeat never moves the promised time. ``Sunset`` is when the purge is due. The
     body is optional; ``{"password": "…"}`` in it confirms, where a fresh token does not.
     """
-    auth.reach(caller, user_id, staff_too=True)
-    auth.confirm(caller, services().settings.deletion_confirmation, bodies.spare_password)
+    account = auth.reach(caller, user_id, staff_too=True)
     by = caller.actor(user_id)
+    as_staff = by.kind != OWNER
+    auth.confirm(
+        caller,
+        services().settings.deletion_confirmation,
+        bodies.spare_password,
+        subject=account.public_id if as_staff else None,
+    )
+    # A repeat deactivates nobody, so it is never refused for its number; nor is the owner's own.
+    if as_staff and account.is_active:
+        services().attempts.deactivates(caller.account, account.public_id)
     is_represented = prefers_representation()
 
     def deactivate(session: Session) -> tuple[datetime, dict[str, Any]]:

@@ -224,8 +224,10 @@ def purge_now(user_id: int, *, caller: Caller, json_data: dict[str, str]) -> Res
         if "password" not in json_data:
             raise ConfirmationRequired
         services().attempts.confirm(account, json_data["password"], address=client())
-    elif json_data.get("confirm") != account.username:
-        raise InvalidInput({"confirm": ["Repeat the username of the account."]})
+    else:
+        with services().attempts.staff_confirmation(caller.account, account.public_id):
+            if json_data.get("confirm") != account.username:
+                raise InvalidInput({"confirm": ["Repeat the username of the account."]})
     by = Actor(kind, caller.account.public_id)
 
     def waive(session: Session) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 from .. import documents
 from ..accounts import avatars, credentials, profiles
 from ..adapters import images
-from ..adapters.throttle import EMAIL_CHANGE, PASSWORD_CHANGE
+from ..adapters.throttle import EMAIL_CHANGE, PASSWORD_CHANGE, PROFILE_WRITE
 from ..db.models import Account
 from ..errors import (
     AccountError,
@@ -45,6 +45,7 @@ def show(*, caller: Caller) -> dict[str, object]:
 
 @bp.route("/profile/<int:user_id>/update/", methods=["PUT", "PATCH"])
 @auth.owner
+@auth.counted(PROFILE_WRITE)
 @bp.input(schemas.ProfileUpdate, location="json_or_form", arg_name="changes")
 @uploads("avatar")
 @bp.output(schemas.User)
@@ -82,7 +83,8 @@ def update(user_id: int, *, caller: Caller, changes: dict[str, str]) -> dict[str
             promise=services().promise,
         )
 
-    account = committed(change) if changes else caller.account
+    unchanged = profiles.changes_nothing(caller.account, changes)
+    account = caller.account if unchanged else committed(change)
     if normalised is not None:
         account = avatars.replace_avatar(
             services().database,

@@ -57,6 +57,8 @@ ACTIONS = frozenset(
         "deletion.purge_requested",
         "access.denied",
         "confirmation.failed",
+        "confirmation.throttled",
+        "deactivation.throttled",
         "sign_in.failed",
         "reactivation.failed",
         "hold.placed",

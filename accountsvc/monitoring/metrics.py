@@ -36,6 +36,16 @@ _SECONDS = Histogram(
     buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30),
     registry=_requests,
 )
+_UNKNOWN_EMAILS = Counter(
+    "accountsvc_unknown_email_attempts",
+    "Passwords tried for an e-mail that has no account.",
+    registry=_requests,
+)
+
+
+def count_unknown_email() -> None:
+    """Count one password that was tried for an e-mail without an account."""
+    _UNKNOWN_EMAILS.inc()
 
 
 def count_request(*, method: str, route: str, status: int, seconds: float) -> None:

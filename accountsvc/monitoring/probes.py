@@ -29,6 +29,7 @@ from . import status
 from .status import Status
 
 OK = "ok"
+WRONG_KEYS = "VAULT_KEYS opens none of the newest vault keys: add the key that wrapped them"
 PURGED_ARE_BACK = "purged accounts are back, as after a restore: run `accountsvc ledger replay`"
 
 # All probes of one request may take so long together. A load balancer waits longer for its answer:
@@ -116,6 +117,7 @@ class Probes:
         self._database = Probe(self._ask_database)
         self._schema = Probe(self._ask_schema)
         self._purged_stay_purged = Probe(self._ask_ledger, lifetime=LEDGER_ANSWER_KEPT)
+        self._vault = Probe(self._ask_vault)
         self._parts = {
             "broker": Probe(self._ask_broker),
             "storage": Probe(services.avatars.check),
@@ -148,6 +150,8 @@ class Probes:
         needed = self.ready()
         deadline = _deadline()
         parts = {name: probe.read(deadline) for name, probe in self._parts.items()}
+        if needed.get("schema") == OK:
+            parts["vault"] = self._vault.read(deadline)
         # The ledger answers two questions: can it be written, and is anybody of it back. The second
         # is the worse one, and would be hidden by an ``ok`` of the first.
         if needed.get("ledger") == PURGED_ARE_BACK:
@@ -237,6 +241,9 @@ class Probes:
 
     def _ask_ledger(self) -> str | None:
         return PURGED_ARE_BACK if self._services.restore.purged_are_back() else None
+
+    def _ask_vault(self) -> str | None:
+        return None if self._services.vault_keys_fit() else WRONG_KEYS
 
     def _ask_broker(self) -> None:
         url = self._services.settings.celery_broker_url

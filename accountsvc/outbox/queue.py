@@ -12,11 +12,11 @@ import time
 import uuid
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import structlog
-from sqlalchemy import Select, delete, func, select, tuple_, update
+from sqlalchemy import Select, delete, func, insert, select, tuple_, update
 from sqlalchemy.orm import Session
 
 from ..db.engine import Clock, Database
@@ -30,6 +30,8 @@ log = structlog.get_logger(__name__)
 DELETE_FILE = "file.delete"
 LEDGER = "ledger.append"
 MAIL_PREFIX = "mail."
+# This kind is never committed, so it needs no handler.
+DECOY = "decoy"
 
 # A claim is the claimer's alone for this time. All time-outs of a handler together are shorter: a
 # lease that ran out during the work would have another worker do it at the same time.
@@ -131,6 +133,18 @@ def record(
     effect = Effect(**terms)
     session.add(effect)
     return effect
+
+
+def write_nothing(session: Session) -> None:
+    """Write an effect and take it back in the same transaction, in two statements.
+
+    Its COMMIT has as much to write as that of a row that stays, and nothing is owed by it. So
+    whoever may not be told whether a row was written does not learn it from the time.
+    """
+    moment = datetime(2000, 1, 1, tzinfo=UTC)
+    effect = row(DECOY, subject=None, now=moment)
+    session.execute(insert(Effect).values(effect))
+    change(session, delete(Effect).where(Effect.uid == effect["uid"]))
 
 
 def forget(session: Session, *, subject: uuid.UUID, kinds: Collection[str]) -> None:

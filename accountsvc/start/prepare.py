@@ -9,6 +9,7 @@ from sqlalchemy.exc import DBAPIError
 
 from ..config import Settings, load_settings
 from ..db import schema
+from ..services import build_services
 from ..sources import Faults, Sources, make_keys
 from . import Failure
 
@@ -16,9 +17,14 @@ from . import Failure
 def prepare() -> None:
     """Make keys, folder and schema where they are missing; idempotent, and safe beside itself.
 
-    Raises ConfigError for a wrong setting, Failure if the folder or the database refuses.
+    Raises ConfigError for a wrong setting, also for ``VAULT_KEYS`` that are not the database's;
+    Failure if the folder or the database refuses.
     """
-    upgrade_schema(make_folder_and_keys())
+    settings = make_folder_and_keys()
+    upgrade_schema(settings)
+    services = build_services(settings)
+    services.refuse_wrong_vault_keys()
+    services.database.engine.dispose()
 
 
 def make_folder_and_keys() -> Settings:

@@ -19,6 +19,9 @@ try:
     # document that one of them prints.
     if os.environ.get("FLASK_RUN_FROM_CLI") != "true":
         logs.say_misspelled(nearly_settings(os.environ))
+        # The operator's commands go on with wrong keys: most of them open no vault, and some mend
+        # this.
+        app.extensions["accountsvc"].refuse_wrong_vault_keys()
 except ConfigError as exc:
     # A traceback would bury the lines that whoever starts the process needs.
     sys.stderr.write(exc.report)

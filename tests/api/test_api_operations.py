@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import threading
 from datetime import timedelta
 from pathlib import Path
@@ -11,20 +14,24 @@ from apiflask import APIFlask
 from flask.testing import FlaskClient
 from prometheus_client.parser import text_string_to_metric_families
 
+from accountsvc.config import ConfigError
 from accountsvc.db.audit import OPERATOR_ACTOR
 from accountsvc.db.schema import downgrade
 from accountsvc.monitoring import probes
-from accountsvc.monitoring.probes import PURGED_ARE_BACK, Probe, Probes
+from accountsvc.monitoring.probes import PURGED_ARE_BACK, WRONG_KEYS, Probe, Probes
 from accountsvc.purge import brake
 from tests.conftest import NewApp
 from tests.support.factories import (
+    VAULT_KEY,
     Person,
     deactivate,
     dispose,
     make_app,
     make_due,
+    make_person,
     run_sql,
     services_of,
+    variables,
 )
 from tests.support.moments import now
 from tests.support.servers import free_port
@@ -307,3 +314,83 @@ def test_making_the_probes_asks_nobody(app: APIFlask) -> None:
     Probes(services_of(app))
 
     assert threading.active_count() == before
+
+
+def test_wrong_vault_keys_are_a_part_of_the_status_and_never_of_readiness(new_app: NewApp) -> None:
+    app = new_app()
+    make_person(services_of(app), "zoe")
+    other = new_app(VAULT_KEYS="bmV3" + VAULT_KEY[4:])
+
+    right, wrong = app.test_client(), other.test_client()
+
+    assert right.get("/statusz").get_json()["parts"]["vault"] == "ok"
+    status = wrong.get("/statusz").get_json()
+    assert status["parts"]["vault"] == WRONG_KEYS
+    assert status["status"] == "degraded"
+    assert wrong.get("/readyz").get_json() == READY
+    assert metrics(wrong)["accountsvc_part_up", ("vault",)] == 0
+    assert metrics(right)["accountsvc_part_up", ("vault",)] == 1
+
+
+def test_a_process_with_wrong_vault_keys_is_refused_at_its_start(
+    new_app: NewApp, database_url: str, tmp_path: Path
+) -> None:
+    """Without rows, with one key that opens, and without a database nothing is refused."""
+    wrong = {"VAULT_KEYS": "bmV3" + VAULT_KEY[4:]}
+    services_of(new_app(**wrong)).refuse_wrong_vault_keys()
+    make_person(services_of(new_app()), "zoe")
+
+    with pytest.raises(ConfigError, match=r"^VAULT_KEYS opens none of .*; add the key"):
+        services_of(new_app(**wrong)).refuse_wrong_vault_keys()
+
+    both = new_app(VAULT_KEYS=f"{wrong['VAULT_KEYS']},{VAULT_KEY}")
+    services_of(both).refuse_wrong_vault_keys()
+    away = f"postgresql+psycopg://nobody@127.0.0.1:{free_port()}/nothing"
+    for url in (away, f"sqlite:///{tmp_path}/empty.db"):
+        services_of(new_app(DATABASE_URL=url, **wrong)).refuse_wrong_vault_keys()
+
+
+def test_web_worker_and_prepare_end_with_one_line_for_wrong_vault_keys(
+    new_app: NewApp, database_url: str, tmp_path: Path
+) -> None:
+    make_person(services_of(new_app()), "zoe")
+    environ = {
+        **os.environ,
+        **variables(database_url, tmp_path),
+        "VAULT_KEYS": "bmV3" + VAULT_KEY[4:],
+    }
+    commands = {
+        ("-m", "accountsvc", "prepare"): 2,
+        ("-c", "import wsgi"): 3,
+        ("-m", "celery", "--quiet", "--app", "worker", "worker"): 2,
+    }
+
+    for words, code in commands.items():
+        ended = subprocess.run(
+            [sys.executable, *words],
+            env=environ,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+
+        assert ended.returncode == code, ended.stderr
+        said = [line for line in ended.stderr.splitlines() if "VAULT_KEYS" in line]
+        assert said == [
+            "accountsvc: VAULT_KEYS opens none of this database's newest vault keys; "
+            "add the key that wrapped them, or correct DATABASE_URL"
+        ]
+        assert "Traceback" not in ended.stderr
+
+
+def test_passwords_for_unknown_emails_are_counted_in_a_metric(
+    app: APIFlask, client: FlaskClient, ann: Person
+) -> None:
+    name = ("accountsvc_unknown_email_attempts_total", ())
+    before = metrics(client)[name]
+
+    for email in ("nobody@example.org", "nobody else@example.org", ann.email):
+        client.post("/api/sign-in/", json={"email": email, "password": "wrong"})
+
+    assert metrics(client)[name] == before + 2

@@ -9,7 +9,9 @@ answers as one with a guard. A guard is a decorator that stands above everything
 from __future__ import annotations
 
 import math
+import uuid
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import wraps
@@ -209,12 +211,19 @@ def reach_in_grace(caller: Caller, account_id: int, *kinds: str) -> tuple[Accoun
     return caller.account, OWNER
 
 
-def confirm(caller: Caller, mode: str, password: Callable[[], str | None]) -> None:
+def confirm(
+    caller: Caller,
+    mode: str,
+    password: Callable[[], str | None],
+    *,
+    subject: uuid.UUID | None = None,
+) -> None:
     """Make sure that *caller* is there in person, as *mode* wants it (``DELETION_CONFIRMATION``).
 
     ``fresh``: a token that came straight from a password is enough while it is young; otherwise,
     and always with ``password``, the caller's password is needed. Only then *password* is called,
-    which returns it. Hashes outside any transaction.
+    which returns it. Hashes outside any transaction. *subject* is the account on which the caller
+    acts as staff, whose wrong confirmations are counted beside.
 
     Raises ConfirmationRequired, Throttled, WrongPassword.
     """
@@ -225,7 +234,12 @@ def confirm(caller: Caller, mode: str, password: Callable[[], str | None]) -> No
     typed = password()
     if typed is None:
         raise ConfirmationRequired(int(window.total_seconds()) if mode == "fresh" else None)
-    services().attempts.confirm(caller.account, typed, address=client())
+    attempts = services().attempts
+    as_staff = (
+        nullcontext() if subject is None else attempts.staff_confirmation(caller.account, subject)
+    )
+    with as_staff:
+        attempts.confirm(caller.account, typed, address=client())
 
 
 # Tokens ----------------------------------------------------------------------------------------
