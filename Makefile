@@ -28,6 +28,8 @@ $(STAMP): requirements-dev.lock setup.cfg pyproject.toml
 	VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install --quiet --no-deps --no-build-isolation --offline -e .
 	@# Where Python may not write bytecode, each of the many processes would compile all libraries again.
 	@test -z "$$PYTHONDONTWRITEBYTECODE" || PYTHONDONTWRITEBYTECODE= $(BIN)/python -c "import accountsvc.api, accountsvc.cli, accountsvc.pages, celery.bin.celery, hypothesis, pytest" || true
+	@# An image worker may write no file, so it would compile Pillow at each upload.
+	@$(BIN)/python -m compileall -q $(VENV)/lib/python3*/site-packages/PIL
 	@touch $@
 
 run: install ## Serve: web, worker and beat together; Ctrl-C stops them

@@ -31,8 +31,18 @@ IMAGES_WAITING = 4
 
 # Images, decoded in a process of their own.
 IMAGE_BYTES = 5 * _MIB
+# Photos of the usual 24 megapixels have a few more than 24 million: a limit of exactly that would
+# refuse them.
+IMAGE_PIXELS = 25_000_000
+# Pillow keeps a pointer for each row: an image of one pixel by 25 million would take ten times the
+# memory and time of a square one.
+IMAGE_SIDE = 16_384
 IMAGE_CPU_SECONDS = 5
+# By the clock, on a machine that is busy with other things.
+IMAGE_SECONDS = 30
 IMAGE_ADDRESS_SPACE = 1024 * _MIB
+# The worst WebP of 25 million pixels takes 420 MiB.
+IMAGE_MEMORY = 480 * _MIB
 IMAGE_SCANS = 100
 IMAGE_CHUNKS = 1_000
 

@@ -32,7 +32,7 @@
         ├── StoreUnavailable
         ├── MailUnavailable
         ├── VaultKeyMissing       no key in VAULT_KEYS opens what is saved
-        └── Busy                  too many passwords wait to be hashed
+        └── Busy                  too many passwords wait to be hashed, or images to be decoded
 
 Ids are kept as attributes, causes are chained. Messages carry no personal data.
 """
@@ -217,6 +217,9 @@ class VaultKeyMissing(Unavailable):
 
 
 class Busy(Unavailable):
-    """Too many passwords wait to be hashed; none was looked at, and nothing was changed."""
+    """Too many wait for work that is dear; nothing was looked at, and nothing was changed.
+
+    Its own words are about passwords; another work says its own.
+    """
 
     message = "Too many passwords are being checked at this moment. Try again in a few seconds."

@@ -1,133 +1,175 @@
-"""Check an uploaded image and encode it anew."""
+"""Check an uploaded image and encode it anew, in a process of its own."""
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
 import threading
-import warnings
-from io import BytesIO
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
-from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
+import structlog
 
-from ..errors import ImageTooLarge, InvalidImage
+from ..bounds import (
+    IMAGE_BYTES,
+    IMAGE_CHUNKS,
+    IMAGE_PIXELS,
+    IMAGE_SCANS,
+    IMAGE_SECONDS,
+    IMAGE_SIDE,
+    IMAGES_WAITING,
+)
+from ..errors import Busy, ImageTooLarge, InvalidImage
+from .imageworker import Refusal
 
-MAX_BYTES = 5 * 1024 * 1024
+log = structlog.get_logger(__name__)
 
-# Photos of the usual 24 megapixels have a few more than 24 million: a limit of exactly that would
-# refuse them.
-MAX_PIXELS = 25_000_000
+# -I: neither the environment nor the current folder says which code runs. -B: it may write no file.
+_COMMAND = (sys.executable, "-I", "-B", "-m", "accountsvc.adapters.imageworker")
 
-# Pillow keeps a pointer for each row: an image of one pixel by 25 million would take ten times the
-# memory and time of a square one.
-MAX_SIDE = 16_384
+# The pixels of the largest avatar, uncompressed, and as much again. The worker may be in somebody
+# else's hands: without a limit, what it writes would fill the memory of this process.
+_LARGEST_ANSWER = 2 * 512 * 512 * 4
 
-SIDE = 512
+_DAMAGED = "The image is damaged or incomplete. Open it, save it again and upload the new file."
+_TOO_MUCH = (
+    "The image takes too much work. Save it again as a plain JPEG or PNG, or make it smaller."
+)
+_SENTENCES = {
+    Refusal.NO_IMAGE: InvalidImage.message,
+    Refusal.DAMAGED: _DAMAGED,
+    Refusal.TOO_MANY_PIXELS: (
+        f"The image has too many pixels: at most {IMAGE_PIXELS // 1_000_000} million, and "
+        f"{IMAGE_SIDE:,} on a side. Make it smaller and upload it again."
+    ),
+    Refusal.TOO_MANY_PARTS: (
+        f"The image has too many parts: at most {IMAGE_SCANS} scans and {IMAGE_CHUNKS:,} chunks. "
+        "Open it, save it again and upload the new file."
+    ),
+    Refusal.TOO_MUCH_MEMORY: _TOO_MUCH,
+}
 
-_FORMATS = ("PNG", "JPEG", "WEBP", "GIF")
+# Somebody ends all processes by these, or the terminal does, or the worker's own alarm: the image
+# is not at fault.
+_STOPPED = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGALRM})
 
-# Only one thread decodes at a time: several big images together would exhaust the memory of a small
-# host.
+# One image is decoded at a time: several big ones together would exhaust the memory of a small
+# host. So many wait; more would keep all threads from everybody else.
+_places = threading.BoundedSemaphore(1 + IMAGES_WAITING)
 _decoding = threading.Lock()
 
-# Pillow only warns of an image between one and two times its own limit, and would decode it. The
-# filter is set for the whole process: ``catch_warnings`` in one thread changes those of all others.
-warnings.simplefilter("error", Image.DecompressionBombWarning)
 
-
-def normalise(data: bytes) -> bytes:
+def normalise(image: bytes) -> bytes:
     """Return the image as a WebP that fits 512 by 512, upright, in sRGB, without any metadata.
 
     PNG, JPEG, WebP and GIF are taken, by content; of an animation the first frame. Smaller images
     keep their size. Nothing of what was uploaded is kept, so neither metadata nor anything hidden
     behind the pixels survives. The result is WebP because every browser shows it, it keeps
-    transparency, and a photo takes a tenth of a PNG.
+    transparency, and a photo takes a tenth of a PNG. What has at most 256 colours in the end (or 64
+    shades, if it is all grey), or fits 64 by 64, is stored losslessly: pixel art stays as it is, to
+    the pixel.
 
-    Nothing in *data* is trusted: its size is checked before it is parsed, its pixels before they
-    are decoded. The worst image within the limits takes seconds and half a gigabyte, so never call
-    this in a transaction; a process decodes one image at a time.
+    Nothing in *image* is trusted. Its bytes are counted here; all else happens in a process that
+    knows no secret and has the limits of ``accountsvc/bounds.py``: its parts are counted before
+    they are parsed, its pixels before they are decoded, and the processor's time and the memory
+    meanwhile. It takes seconds, so never call this in a transaction. One image is decoded at a time
+    in a process, and ``IMAGES_WAITING`` wait.
 
-    Raises ImageTooLarge above ``MAX_BYTES``, InvalidImage for everything else that is not such an
-    image: damaged, truncated, more than ``MAX_PIXELS`` or ``MAX_SIDE``, another format.
+    Raises ImageTooLarge above ``IMAGE_BYTES``; InvalidImage for everything else that is not such an
+    image: damaged, truncated, another format, or beyond a limit; Busy if too many wait already, if
+    no process can be started, or if this one did not end within ``IMAGE_SECONDS``.
     """
-    if len(data) > MAX_BYTES:
+    if len(image) > IMAGE_BYTES:
         raise ImageTooLarge
+    with _turn():
+        return _decoded_elsewhere(image)
+
+
+@contextmanager
+def _turn() -> Iterator[None]:
+    if not _places.acquire(blocking=False):
+        raise _busy()
     try:
-        with _decoding, Image.open(BytesIO(data), formats=_FORMATS) as image:
-            _check_pixels(image)
-            return _reencode(image)
-    except InvalidImage:
-        raise
-    except UnidentifiedImageError as exc:
-        raise InvalidImage from exc
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as exc:
-        raise _too_many_pixels() from exc
-    # Catch any exception: Pillow's parsers answer hostile bytes with whatever they run into, such
-    # as OSError, SyntaxError, struct.error or OverflowError, and each would be a 500.
-    except Exception as exc:
-        raise InvalidImage(
-            "The image is damaged or incomplete. Open it, save it again and upload the new file."
-        ) from exc
-
-
-def _check_pixels(image: Image.Image) -> None:
-    if image.width * image.height > MAX_PIXELS or max(image.size) > MAX_SIDE:
-        raise _too_many_pixels()
-
-
-def _too_many_pixels() -> InvalidImage:
-    return InvalidImage(
-        f"The image has too many pixels: at most {MAX_PIXELS // 1_000_000} million, and "
-        f"{MAX_SIDE:,} on a side. Make it smaller and upload it again."
-    )
-
-
-def _reencode(image: Image.Image) -> bytes:
-    # A draft decodes a big JPEG at a fraction of its size, three times as fast. At just the size
-    # wanted instead of twice that, the picture would be visibly coarser.
-    image.draft(None, (2 * SIDE, 2 * SIDE))
-    image.load()
-    small = _eight_bit(image)
-    small.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
-    small = _in_srgb(_upright(small))
-    small.info.clear()
-    encoded = BytesIO()
-    small.save(encoded, "WEBP", quality=85)
-    return encoded.getvalue()
-
-
-def _eight_bit(image: Image.Image) -> Image.Image:
-    """Return *image* with 8 bits a channel, in a mode that can be resized smoothly."""
-    if image.mode.startswith("I"):
-        # These modes have 16 or 32 bits a pixel; ``convert`` alone would make all above 255 white.
-        image = image.point(lambda value: value / 256).convert("L")
-        image.info.pop("transparency", None)
-    # CMYK stays until its colour profile is applied: converted before, its colours would be off.
-    opaque = "CMYK" if image.mode == "CMYK" else "RGB"
-    wanted = "RGBA" if image.has_transparency_data else opaque
-    # ``convert`` to the mode that it has would copy the image, 100 MB for nothing.
-    return image if image.mode == wanted else image.convert(wanted)
-
-
-def _upright(image: Image.Image) -> Image.Image:
-    # Broken EXIF of a camera loses the photo's orientation only; raised, it would refuse the photo.
-    try:
-        return ImageOps.exif_transpose(image)
-    except Exception:
-        return image
-
-
-def _in_srgb(image: Image.Image) -> Image.Image:
-    mode = "RGBA" if image.mode == "RGBA" else "RGB"
-    profile = image.info.get("icc_profile")
-    if profile:
-        # Phones save in Display P3. The profile is dropped with all metadata, and without it the
-        # colours would look dull unless they are converted.
+        # Those before take no longer than this in all, unless the machine is far too busy.
+        if not _decoding.acquire(timeout=IMAGE_SECONDS):
+            raise _busy()
         try:
-            converted = ImageCms.profileToProfile(
-                image, BytesIO(profile), ImageCms.createProfile("sRGB"), outputMode=mode
-            )
-        except (ImageCms.PyCMSError, OSError, ValueError):
-            pass
-        else:
-            if converted is not None:
-                return converted
-    return image.convert(mode)
+            yield
+        finally:
+            _decoding.release()
+    finally:
+        _places.release()
+
+
+def _busy() -> Busy:
+    return Busy("Too many images are being uploaded at this moment. Try again in a few seconds.")
+
+
+def _decoded_elsewhere(image: bytes) -> bytes:
+    try:
+        # No ``preexec_fn``, and so no fork of this process: a lock that another thread held would
+        # stay held for ever in the child, before the exec.
+        process = subprocess.Popen(  # noqa: S603 - our own interpreter and module
+            _COMMAND,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            cwd="/",
+            env={},
+            close_fds=True,
+        )
+    except OSError as exc:
+        log.warning("no image worker could be started", error=type(exc).__name__, errno=exc.errno)
+        raise _busy() from exc
+    # A worker in somebody else's hands may let its alarm pass, and neither read nor write.
+    watch = threading.Timer(IMAGE_SECONDS + 1, process.kill)
+    with process:
+        try:
+            watch.start()
+            answer = _exchange(process, image)
+            process.wait()
+        except RuntimeError as exc:
+            # No thread could be started.
+            process.kill()
+            raise _busy() from exc
+        except BaseException:
+            process.kill()
+            raise
+        finally:
+            watch.cancel()
+    return _judged(process.returncode, answer)
+
+
+def _exchange(process: subprocess.Popen[bytes], image: bytes) -> bytes:
+    """Write the whole image, then read the answer: all of it, or one byte too many."""
+    assert process.stdin is not None
+    assert process.stdout is not None
+    # A worker that has ended takes nothing more; its status says why.
+    with suppress(BrokenPipeError):
+        process.stdin.write(image)
+    with suppress(BrokenPipeError):
+        process.stdin.close()
+    answer = process.stdout.read(_LARGEST_ANSWER + 1)
+    if len(answer) > _LARGEST_ANSWER:
+        process.kill()
+    return answer
+
+
+def _judged(status: int, answer: bytes) -> bytes:
+    """Return the worker's answer, or raise what its end means."""
+    if status == 0 and _is_webp(answer):
+        return answer
+    if status in _SENTENCES:
+        raise InvalidImage(_SENTENCES[Refusal(status)])
+    if status < 0 and -status not in _STOPPED:
+        # At the limit of the processor's time, of the memory, or by a fault in a codec.
+        log.warning("an image worker was ended", reason=signal.Signals(-status).name)
+        raise InvalidImage(_TOO_MUCH)
+    log.error("an image worker failed", status=status)
+    raise _busy()
+
+
+def _is_webp(answer: bytes) -> bool:
+    length = int.from_bytes(answer[4:8], "little") + 8
+    return answer[:4] == b"RIFF" and answer[8:12] == b"WEBP" and length == len(answer)

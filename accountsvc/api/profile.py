@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 from .. import documents
 from ..accounts import avatars, credentials, profiles
 from ..adapters import images
-from ..adapters.throttle import EMAIL_CHANGE, PASSWORD_CHANGE, PROFILE_WRITE
+from ..adapters.throttle import EMAIL_CHANGE, PASSWORD_CHANGE, PROFILE_WRITE, UPLOAD
 from ..db.models import Account
 from ..errors import (
     AccountError,
@@ -63,11 +63,14 @@ def update(user_id: int, *, caller: Caller, changes: dict[str, str]) -> dict[str
     """Change some fields of one's profile, or the avatar
 
     The fields are checked first, then the image, then they are changed, then it is stored: a bad
-    field or a bad image changes nothing.
+    field or a bad image changes nothing. It is decoded outside any transaction.
     """
     profiles.check(changes)
     image = bodies.uploaded("avatar")
-    normalised = None if image is None else images.normalise(image)
+    normalised = None
+    if image is not None:
+        services().throttle.spend(UPLOAD, account=str(caller.account.public_id), address=client())
+        normalised = images.normalise(image)
     password = changes.pop("password", None)
     if changes.get("email", caller.account.email).strip() != caller.account.email:
         auth.confirm(caller, "fresh", lambda: password)

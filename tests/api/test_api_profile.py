@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterator
 from io import BytesIO
 from typing import Any
@@ -12,6 +13,7 @@ from apiflask import APIFlask
 from flask.testing import FlaskClient
 from PIL import Image
 
+from accountsvc.adapters import images
 from tests.api.answers import NO_TOKEN, NOT_AUTHORIZED, NOT_FOUND
 from tests.conftest import NewApp
 from tests.support.factories import (
@@ -354,6 +356,26 @@ def test_an_upload_leaves_no_temporary_file(
     response = upload(client, ann, png() + bytes(2_000_000))
 
     assert response.status_code == 200
+
+
+def test_an_image_that_finds_too_many_waiting_changes_nothing_and_may_come_again(
+    app: APIFlask, client: FlaskClient, ann: Person, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(images, "_places", threading.BoundedSemaphore(1))
+    before = everything(services_of(app))
+    images._places.acquire()
+
+    response = upload(client, ann, png(), first_name="Changed")
+
+    assert response.status_code == 503
+    assert response.headers["Retry-After"] == "5"
+    assert response.json == {
+        "error": "Too many images are being uploaded at this moment. Try again in a few seconds.",
+        "code": "busy",
+    }
+    assert everything(services_of(app)) == before
+    images._places.release()
+    assert upload(client, ann, png()).status_code == 200
 
 
 def test_a_store_that_is_down_is_unavailable_and_the_avatar_stays(

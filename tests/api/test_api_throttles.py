@@ -5,9 +5,11 @@ from __future__ import annotations
 import ipaddress
 import json
 import re
+import threading
 import time
 from collections.abc import Callable, Iterator
 from datetime import timedelta
+from io import BytesIO
 from typing import Any
 from urllib.parse import urlsplit
 from uuid import uuid4
@@ -19,8 +21,8 @@ from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
 from accountsvc import web
-from accountsvc.adapters import throttle
-from accountsvc.adapters.throttle import Throttle
+from accountsvc.adapters import images, throttle
+from accountsvc.adapters.throttle import UPLOAD, Throttle
 from accountsvc.db.models import Account
 from accountsvc.errors import Throttled
 from accountsvc.web import client_address
@@ -31,6 +33,7 @@ from tests.support.factories import (
     bearer,
     deactivate,
     make_account,
+    png,
     services_of,
 )
 from tests.support.moments import now
@@ -877,3 +880,59 @@ def test_a_count_ends_with_its_window(new_app: NewApp, monkeypatch: pytest.Monke
 
     assert blocked.status_code == 429
     assert sign_in(client, cid.email, PASSWORD).status_code == 200
+
+
+# Uploads
+
+
+def upload(app: APIFlask, person: Account, address: str = HERE, **headers: str) -> TestResponse:
+    return app.test_client().put(
+        f"/api/profile/{person.id}/update/",
+        headers=bearer(access_token(services_of(app), person)) | headers,
+        data={"avatar": (BytesIO(png()), "me.png")},
+        **from_(address),
+    )
+
+
+def test_an_account_may_upload_twenty_images_an_hour_and_change_its_profile_meanwhile(
+    app: APIFlask, client: FlaskClient, cid: Account
+) -> None:
+    dan, spent = make_account(services_of(app), "dan"), services_of(app).throttle
+    for n in range(19):
+        spent.spend(UPLOAD, account=str(cid.public_id), address=f"192.0.2.{n}")
+
+    assert upload(app, cid).status_code == 200
+    check_throttled(lambda headers: upload(app, cid, ELSEWHERE, **headers), HOUR)
+
+    changed = client.put(
+        f"/api/profile/{cid.id}/update/",
+        headers=bearer(access_token(services_of(app), cid)),
+        json={"first_name": "Zoe"},
+        **from_(HERE),
+    )
+    assert changed.status_code == 200
+    assert upload(app, dan).status_code == 200
+
+
+def test_an_address_may_upload_sixty_images_an_hour_and_disturbs_no_other(
+    app: APIFlask, cid: Account
+) -> None:
+    for _ in range(59):
+        services_of(app).throttle.spend(UPLOAD, address=HERE)
+
+    assert upload(app, cid).status_code == 200
+    check_throttled(lambda headers: upload(app, cid, HERE, **headers), HOUR)
+    assert upload(app, cid, ELSEWHERE).status_code == 200
+
+
+def test_the_image_of_an_upload_too_many_is_not_looked_at(
+    app: APIFlask, cid: Account, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for _ in range(60):
+        services_of(app).throttle.spend(UPLOAD, address=HERE)
+    # With no place left, looking at an image would be 503.
+    monkeypatch.setattr(images, "_places", threading.BoundedSemaphore(1))
+    images._places.acquire()
+
+    assert upload(app, cid, HERE).status_code == 429
+    assert upload(app, cid, ELSEWHERE).status_code == 503

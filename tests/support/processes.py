@@ -214,3 +214,17 @@ def _read(pid: int, name: str) -> bytes:
 def _is_zombie(pid: int) -> bool:
     # The state follows the command's name, which is in parentheses and may hold anything.
     return _read(pid, "stat").rpartition(b")")[2].strip().startswith(b"Z")
+
+
+def children(pid: int) -> list[int]:
+    """Return the pids of the processes that *pid* has started and that have not ended."""
+    with _gone():
+        lists = list(Path(f"/proc/{pid}/task").glob("*/children"))
+        found = [int(child) for one in lists for child in one.read_text().split()]
+        return [child for child in found if not _is_zombie(child)]
+    return []
+
+
+def image_workers(pid: int) -> list[int]:
+    """Return the pids of the image workers that *pid* has started and that have not ended."""
+    return [child for child in children(pid) if b"imageworker" in _read(child, "cmdline")]

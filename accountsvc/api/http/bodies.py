@@ -16,7 +16,7 @@ from flask import Response, request
 from werkzeug.datastructures import FileStorage
 from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
 
-from ...adapters import images
+from ...bounds import IMAGE_BYTES
 from ...errors import InvalidInput
 from .apiflask_patches import parser
 
@@ -24,7 +24,7 @@ from .apiflask_patches import parser
 JSON_LIMIT = 64 * 1024
 # A form with an image has boundary lines and other fields around it: without room for them, an
 # image of just the size that is allowed would be refused.
-UPLOAD_LIMIT = images.MAX_BYTES + JSON_LIMIT
+UPLOAD_LIMIT = IMAGE_BYTES + JSON_LIMIT
 SPARE_LIMIT = 16 * 1024
 _DISCARD_LIMIT = 16 * 1024 * 1024
 _MAX_FORM_PARTS = 32
