@@ -15,6 +15,8 @@ import os
 import resource
 import signal
 import sys
+from contextlib import suppress
+from pathlib import Path
 from typing import NoReturn
 
 from ..bounds import IMAGE_ADDRESS_SPACE, IMAGE_CPU_SECONDS, IMAGE_MEMORY, IMAGE_SECONDS
@@ -59,6 +61,9 @@ def main() -> None:
 
 def _limit() -> None:
     """Limit this process: its processor, memory, files and processes, and how long it may live."""
+    # Where memory is short, the kernel is to end this process, and not a server beside it.
+    with suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("1000")
     # Whoever started it may be gone: then nobody else ends it.
     signal.alarm(IMAGE_SECONDS)
     # The first limit ends it by a signal that says why, the second for certain.

@@ -62,7 +62,10 @@ def limits(pid: int) -> dict[str, tuple[str, str]]:
 def test_the_process_has_limits_for_all_that_a_hostile_image_could_take() -> None:
     with decoding() as (pid, _):
         found = limits(pid)
+        ended_first = Path(f"/proc/{pid}/oom_score_adj").read_text()
 
+    # Where the kernel is out of memory, it ends this process and no other.
+    assert ended_first == "1000\n"
     assert found["Max cpu time"] == (
         str(bounds.IMAGE_CPU_SECONDS),
         str(bounds.IMAGE_CPU_SECONDS + 1),

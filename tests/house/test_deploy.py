@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from accountsvc import bounds
 from accountsvc.config import ConfigError, Settings, load_settings
 from tests.support.deploy import (
     ROOT,
@@ -19,6 +20,7 @@ from tests.support.deploy import (
     procfile_command,
     systemd_command,
     systemd_environment,
+    systemd_text,
     upgrade_values,
 )
 from tests.support.factories import dispose, make_app
@@ -111,6 +113,22 @@ def test_the_changelog_has_a_value_to_paste_for_whatever_production_asks_anew() 
     assert asked == {"CORS_ORIGINS", "TRUSTED_PROXIES", "PUBLIC_URL", *plain}
     assert asked <= set(paste)
     assert load_settings({**without, **paste, **KEYS}).app_env == "production"
+
+
+def test_every_example_gives_the_web_the_memory_that_it_may_take() -> None:
+    given = [
+        compose()["services"]["web"]["deploy"]["resources"]["limits"]["memory"],
+        kubernetes_container("web")["resources"]["limits"]["memory"],
+        *re.findall(r"^MemoryMax=(.*)$", systemd_text("web"), re.MULTILINE),
+    ]
+
+    assert len(given) == 3
+    mebibytes = [int(re.sub("(Mi|M|m)$", "", one)) for one in given]
+    assert all(one * 2**20 >= bounds.MEMORY_UNDER_UPLOADS for one in mebibytes)
+
+
+def test_an_image_worker_that_is_ended_for_want_of_memory_stops_no_service() -> None:
+    assert "\nOOMPolicy=continue\n" in systemd_text("web")
 
 
 def test_every_probe_asks_for_what_is_served(sqlite_url: str, tmp_path: Path) -> None:

@@ -61,10 +61,13 @@ def procfile_command(process: str) -> list[str]:
     return shlex.split(line.removeprefix(f"{process}: ").removeprefix("exec "))
 
 
+def systemd_text(unit: str) -> str:
+    return (ROOT / "docs" / "deploy" / "systemd" / f"accountsvc-{unit}.service").read_text()
+
+
 def systemd_command(unit: str) -> list[str]:
     """Return a unit's command, without the folder that it is installed in."""
-    text = (ROOT / "docs" / "deploy" / "systemd" / f"accountsvc-{unit}.service").read_text()
-    (line,) = (line for line in text.splitlines() if line.startswith("ExecStart="))
+    (line,) = (line for line in systemd_text(unit).splitlines() if line.startswith("ExecStart="))
     program, *arguments = shlex.split(line.removeprefix("ExecStart="))
     return [Path(program).name, *arguments]
 
