@@ -13,7 +13,7 @@ from pathlib import Path
 
 from dotenv import dotenv_values
 
-from . import readers
+from . import private, readers
 
 INSTANCE_EXAMPLE = "/var/lib/accountsvc"
 
@@ -176,7 +176,7 @@ def make_keys(environ: Mapping[str, str]) -> list[str]:
     if is_production(environ):
         return []
     instance = _instance(environ)
-    instance.mkdir(mode=0o700, parents=True, exist_ok=True)
+    private.make_folder(instance)
     names = []
     for name in ("SECRET_KEY", "VAULT_KEYS"):
         if environ.get(name) or _read_key(instance, name):
@@ -185,7 +185,7 @@ def make_keys(environ: Mapping[str, str]) -> list[str]:
         # Write the key aside and link it into place, so that a process that dies here leaves no
         # half-written key behind, which every later start would refuse.
         draft = instance / f".{name.lower()}.{secrets.token_hex(8)}"
-        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        descriptor = private.open_new(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
         try:
             with os.fdopen(descriptor, "w") as file:
                 file.write(key + "\n")

@@ -8,10 +8,13 @@ its own name.
 from __future__ import annotations
 
 import gc
+import os
 
 # The garbage collector would look through all that is imported, again and again, though it stays:
 # that is a third of the time that a start takes.
 gc.disable()
+# What libraries write is for this user alone too, as a pid file of Celery's.
+os.umask(0o077)
 
 from accountsvc.config import ConfigError, load_settings  # noqa: E402
 

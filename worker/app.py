@@ -41,7 +41,7 @@ from celery.signals import (
 from kombu.entity import Queue
 from kombu.exceptions import OperationalError as BrokerUnavailable
 
-from accountsvc import logs
+from accountsvc import logs, private
 from accountsvc.config import ConfigError, Settings, nearly_settings
 from accountsvc.services import build_services
 from accountsvc.tokens import LEEWAY_SECONDS
@@ -166,7 +166,7 @@ def _broker(settings: Settings) -> dict[str, Any]:
     if parts.scheme == "filesystem":
         folder = Path(unquote(parts.path))
         try:
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            private.make_folder(folder)
         except OSError as exc:
             raise ConfigError(
                 f"CELERY_BROKER_URL names a folder that cannot be made ({exc.strerror}); "

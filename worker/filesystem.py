@@ -20,6 +20,8 @@ from typing import Any, ClassVar
 # kombu has no types: every ``type: ignore`` of this module is about a call of it.
 from kombu.transport import virtual
 
+from accountsvc import private
+
 
 class Channel(virtual.Channel):
     """Queues in ``transport_options["folder"]``, which must exist; oldest message first."""
@@ -36,7 +38,8 @@ class Channel(virtual.Channel):
     def _put(self, queue: str, message: object, **_options: Any) -> None:
         name = f"{time.time_ns()}_{uuid.uuid4().hex}.{queue}.msg"
         draft = self._folder / f"{name}.draft"
-        draft.write_text(json.dumps(message))
+        with open(draft, "w", opener=private.open_new) as file:
+            file.write(json.dumps(message))
         draft.rename(self._folder / name)
 
     def _get(self, queue: str, timeout: float | None = None) -> Any:

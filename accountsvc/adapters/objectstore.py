@@ -16,16 +16,12 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .. import private
 from ..errors import StoreUnavailable
 from ..urls import is_bucket_name
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
-
-# The group may read, for a backup or a web server in front. Others may not: any account of the host
-# could otherwise read receipts and mails.
-_FILE_MODE = 0o640
-_FOLDER_MODE = 0o750
 
 
 @contextmanager
@@ -55,9 +51,9 @@ def s3_errors() -> Iterator[None]:
 def write_file(path: Path, data: bytes, *, part: Path | None = None) -> None:
     """Put *data* at *path* durably: a reader, also one after a crash, finds all of it or the old.
 
-    Missing folders are made. *part* is the draft that is written first, a path in the same folder
-    that nobody else writes at the same time; by default its name is of this call alone. It is gone
-    afterwards unless the process was killed.
+    It is for the owner alone, and so are missing folders, which are made. *part* is the draft that
+    is written first, a path in the same folder that nobody else writes at the same time; by default
+    its name is of this call alone. It is gone afterwards unless the process was killed.
 
     Raises OSError.
     """
@@ -67,9 +63,7 @@ def write_file(path: Path, data: bytes, *, part: Path | None = None) -> None:
         part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     _make_folder(path.parent)
     try:
-        with open(part, "wb", opener=lambda name, flags: os.open(name, flags, _FILE_MODE)) as file:
-            # The umask has cut the mode given to open(): with one of 077 the group could not read.
-            os.fchmod(file.fileno(), _FILE_MODE)
+        with open(part, "wb", opener=private.open_new) as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
@@ -97,11 +91,8 @@ def check_folder(folder: Path) -> None:
 
 
 def _make_folder(folder: Path) -> None:
-    if folder.is_dir():
-        return
-    _make_folder(folder.parent)
-    folder.mkdir(_FOLDER_MODE, exist_ok=True)
-    sync_folder(folder.parent)
+    for made in private.make_folder(folder):
+        sync_folder(made.parent)
 
 
 def s3_client(*, read_timeout: float = 10) -> S3Client:

@@ -9,13 +9,16 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Connection, DateTime, Dialect, Engine, create_engine, event, text
 from sqlalchemy.orm import Session, sessionmaker
 from sqlalchemy.types import TypeDecorator
+
+from .. import private
 
 Clock = Callable[[Session], datetime]
 
@@ -89,8 +92,27 @@ def prepare_engine(engine: Engine) -> None:
     """
     if engine.dialect.name != "sqlite":
         return
+    keep_file_private(engine)
     event.listen(engine, "connect", _set_pragmas)
     event.listen(engine, "begin", _begin)
+
+
+def keep_file_private(engine: Engine) -> None:
+    """Have the file of a SQLite *engine* made for the owner alone when it is first connected to.
+
+    SQLite by itself makes one that everybody may read, as far as the umask lets it. It gives the
+    file's rights to the journals beside it, which hold the same data.
+    """
+    event.listen(engine, "do_connect", _make_file)
+
+
+def _make_file(
+    _dialect: Dialect, _record: object, arguments: list[Any], options: dict[str, Any]
+) -> None:
+    if not options.get("uri"):
+        with suppress(OSError):
+            # SQLite says itself, at once, what is wrong with the place.
+            private.touch(Path(arguments[0]))
 
 
 def _set_pragmas(connection: sqlite3.Connection, _record: object) -> None:

@@ -20,6 +20,8 @@ from alembic.util import CommandError
 from sqlalchemy import Connection, Engine, NullPool, create_engine, event, text
 from sqlalchemy.engine import make_url
 
+from .engine import keep_file_private
+
 # A statement waits so long for a table's lock on PostgreSQL. Every request that wants the table
 # queues up behind it meanwhile: without a limit, one long report would stop the whole service.
 LOCK_TIMEOUT_MS = 5_000
@@ -59,6 +61,7 @@ def make_engine(url: str) -> Engine:
         poolclass=NullPool,
         connect_args={"isolation_level": None, "timeout": TURN_PATIENCE.total_seconds()},
     )
+    keep_file_private(engine)
     event.listen(engine, "connect", _set_pragmas)
     event.listen(engine, "begin", _begin_immediate)
     return engine

@@ -12,6 +12,7 @@ from alembic.script.revision import RevisionError
 from alembic.util import CommandError
 from sqlalchemy.engine import make_url
 
+from .. import private
 from ..sources import Sources
 from . import migration
 
@@ -86,4 +87,4 @@ def ensure_folder(url: str) -> None:
     """Make the folder of a SQLite file, for its owner alone; do nothing for another engine."""
     parsed = make_url(url)
     if parsed.get_backend_name() == "sqlite" and parsed.database:
-        Path(parsed.database).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        private.make_folder(Path(parsed.database).parent)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 from alembic.util import CommandError
+from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError
 
+from .. import private
 from ..config import Settings, load_settings
 from ..db import schema
 from ..services import build_services
@@ -25,6 +28,7 @@ def prepare() -> None:
     services = build_services(settings)
     services.refuse_wrong_vault_keys()
     services.database.engine.dispose()
+    tighten(settings)
 
 
 def make_folder_and_keys() -> Settings:
@@ -43,6 +47,50 @@ def make_folder_and_keys() -> Settings:
     for name in names:
         sys.stdout.write(f"accountsvc: made {name} in {settings.instance_path}\n")
     return settings
+
+
+def tighten(settings: Settings) -> None:
+    """Take the rights of others from what the service has made in the instance folder; say so.
+
+    An earlier release, or a copy that was put back, may have left wider ones. The folder itself,
+    and folders elsewhere, are the operator's: of a folder that others may look into, a line says
+    so.
+    """
+    try:
+        changed = sum(private.tighten(place) for place in _places(settings) if place.exists())
+    except OSError as exc:
+        raise Failure(
+            f"files in {settings.instance_path} belong to another user, "
+            f"and their rights cannot be changed: {exc.strerror}"
+        ) from exc
+    if changed:
+        what = "1 file or folder" if changed == 1 else f"{changed} files and folders"
+        sys.stdout.write(f"accountsvc: {what} could be read by others, and no longer can\n")
+    rights = settings.instance_path.stat().st_mode & 0o777 if settings.instance_path.exists() else 0
+    if rights & 0o077:
+        sys.stdout.write(
+            f"accountsvc: others may look into {settings.instance_path} ({rights:04o}), "
+            "though not into what is in it\n"
+        )
+
+
+def _places(settings: Settings) -> list[Path]:
+    """Return what the service has made for itself: keys, the database's files, and folders."""
+    instance = settings.instance_path
+    places = [instance / name for name in ("secret_key", "vault_keys")]
+    if settings.is_sqlite:
+        database = make_url(settings.database_url).database or ""
+        places += [Path(f"{database}{suffix}") for suffix in ("", "-wal", "-shm", "-journal")]
+    for url in (
+        settings.celery_broker_url,
+        settings.storage_url,
+        settings.mail_url,
+        settings.ledger_url,
+    ):
+        scheme, _, path = url.partition("://")
+        if scheme in {"file", "filesystem"} and Path(path).is_relative_to(instance):
+            places.append(Path(path))
+    return [place for place in places if place != instance]
 
 
 def upgrade_schema(settings: Settings) -> None:

@@ -50,6 +50,7 @@ def run(program: str, *, prepare_first: bool = False) -> int:
     listening.refuse_taken(settings.port, "make run" if "MAKELEVEL" in os.environ else program)
     if prepare_first:
         prepare.upgrade_schema(settings)
+        prepare.tighten(settings)
     environ = {
         **os.environ,
         "PORT": str(settings.port),

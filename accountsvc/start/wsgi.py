@@ -10,6 +10,10 @@ import sys
 # that is a third of the time that a start takes, and once more at the end.
 gc.disable()
 
+# What libraries write is for this user alone too: the counts that the processes of the web share
+# would be readable by everybody on the host.
+os.umask(0o077)
+
 from accountsvc import create_app, logs  # noqa: E402
 from accountsvc.config import ConfigError, nearly_settings  # noqa: E402
 

@@ -628,7 +628,7 @@ def test_another_url_is_refused(url: str) -> None:
 # Files
 
 
-def test_files_are_for_owner_and_group_only_whatever_the_umask(tmp_path: Path) -> None:
+def test_files_are_for_the_owner_alone_whatever_the_umask(tmp_path: Path) -> None:
     root, key = tmp_path / "media", new_key()
     before = os.umask(0)
     try:
@@ -637,8 +637,8 @@ def test_files_are_for_owner_and_group_only_whatever_the_umask(tmp_path: Path) -
         os.umask(before)
 
     file = root / key[:2] / key
-    assert stat.S_IMODE(file.stat().st_mode) == 0o640
-    assert {stat.S_IMODE(folder.stat().st_mode) for folder in (root, file.parent)} == {0o750}
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    assert {stat.S_IMODE(folder.stat().st_mode) for folder in (root, file.parent)} == {0o700}
 
 
 def test_a_store_that_cannot_be_used_is_reported_without_its_path(tmp_path: Path) -> None:

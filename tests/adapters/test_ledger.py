@@ -189,7 +189,7 @@ def test_a_batch_half_written_by_a_killed_process_is_not_read(tmp_path: Path) ->
     assert list(ledger.read()) == [line]
 
 
-def test_files_are_for_owner_and_group_only_and_nothing_else_is_left(tmp_path: Path) -> None:
+def test_files_are_for_the_owner_alone_and_nothing_else_is_left(tmp_path: Path) -> None:
     root = tmp_path / "deep" / "ledger"
     before = os.umask(0)
     try:
@@ -198,8 +198,8 @@ def test_files_are_for_owner_and_group_only_and_nothing_else_is_left(tmp_path: P
         os.umask(before)
 
     (file,) = (path for path in root.rglob("*") if path.is_file())
-    assert stat.S_IMODE(file.stat().st_mode) == 0o640
-    assert {stat.S_IMODE(path.stat().st_mode) for path in (root, *file.parents[:2])} == {0o750}
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    assert {stat.S_IMODE(path.stat().st_mode) for path in (root, *file.parents[:2])} == {0o700}
 
 
 def test_a_folder_that_cannot_be_used_is_reported_without_its_path(tmp_path: Path) -> None:

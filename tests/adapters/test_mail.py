@@ -214,7 +214,7 @@ def test_a_file_is_named_by_the_message_and_holds_it_whole(tmp_path: Path) -> No
     (path,) = (tmp_path / "new" / "mail").iterdir()
     assert path.name == f"{UID}.eml"
     assert path.read_bytes() == message.as_bytes()
-    assert path.stat().st_mode & 0o007 == 0
+    assert path.stat().st_mode & 0o777 == 0o600
 
 
 def test_a_message_that_is_written_twice_is_there_once(tmp_path: Path) -> None:
