@@ -40,6 +40,7 @@ from celery.signals import (
 )
 from kombu.entity import Queue
 from kombu.exceptions import OperationalError as BrokerUnavailable
+from kombu.transport import TRANSPORT_ALIASES
 
 from accountsvc import logs, private
 from accountsvc.config import ConfigError, Settings, nearly_settings
@@ -113,6 +114,10 @@ def make_celery(settings: Settings) -> Celery:
         # A message leaves the queue when its task is done, and goes back if the process is killed.
         task_acks_late=True,
         task_reject_on_worker_lost=True,
+        # Whoever can write into Redis could otherwise shut the worker down, or have it grow, shrink
+        # and listen elsewhere.
+        worker_enable_remote_control=False,
+        worker_consumer=f"{__package__}.consumer:Consumer",
         # A process takes one message at a time; with more, mails would wait behind its purges while
         # another process is idle.
         worker_prefetch_multiplier=1,
@@ -176,9 +181,10 @@ def _broker(settings: Settings) -> dict[str, Any]:
             "broker_transport": f"{__package__}.filesystem:Transport",
             # Kombu polls once a second by default, which would be four tasks a second at most.
             "broker_transport_options": {"folder": str(folder), "polling_interval": 0.1},
-            # Remote control needs a broker that can tell everybody at once.
-            "worker_enable_remote_control": False,
         }
+    # A URL names its transport by these words, and a setting beside it would not be read.
+    for scheme in ("redis", "rediss"):
+        TRANSPORT_ALIASES[scheme] = f"{__package__}.redis:Transport"
     return {
         "broker_url": settings.celery_broker_url,
         # Without this, Celery does not check the server's certificate.

@@ -149,15 +149,25 @@ def test_a_person_is_told_by_the_worker_in_words(sqlite_url: str, tmp_path: Path
         assert all(line.startswith(("worker", "swept", "delivered")) for line in lines)
 
 
+def ticks_sent(redis: ValkeyServer) -> int:
+    with redis.client() as client:
+        counts: dict[str, dict[str, int]] = client.info("commandstats")  # type: ignore[assignment]
+    return counts.get("cmdstat_lpush", {}).get("calls", 0)
+
+
 def test_a_broker_that_is_gone_is_a_line_a_tick(
     sqlite_url: str, tmp_path: Path, redis_server: ValkeyServer
 ) -> None:
     env = environment(tmp_path, sqlite_url, SWEEP_INTERVAL="1s", REDIS_URL=redis_server.url)
     with bare_worker(env) as running:
         running.wait_for("worker is ready")
+        eventually(lambda: ticks_sent(redis_server) > 0)
 
         redis_server.stop()
         running.wait_for("the broker does not answer; the next tick goes on")
+        # The worker itself may find out later: if it is not just waiting for a message, by a look
+        # every ten seconds.
+        running.wait_for("Trying again in 2.00 seconds")
         running.stop()
 
         lines = [json.loads(line) for line in running.log.splitlines()]
