@@ -271,6 +271,16 @@ class Settings:
         "on",
         "Whether browsers want TLS of every subdomain too, where PUBLIC_URL is https.",
     )
+    # Prometheus and dashboards give it. In production nothing is shown without one: how much is
+    # owed, and how many wait, is for nobody else to know.
+    ops_token: str = _setting(
+        "OPS_TOKEN",
+        "",
+        readers.bearer_token,
+        "the output of `openssl rand -hex 32`",
+        "What /metrics and /statusz want as a bearer token; in production they are 404 without it.",
+        secret=True,
+    )
     rate_limits: bool = _setting(
         "RATE_LIMITS", "on", readers.switch, "on", "Whether guesses are throttled."
     )
@@ -300,6 +310,16 @@ class Settings:
         # Without Redis throttles count in the process; with two processes a guesser would have
         # twice the tries.
         return self.web_concurrency if self.redis_url else 1
+
+    @property
+    def hides_operations(self) -> bool:
+        """Whether the counts for operators are not served at all."""
+        return not self.ops_token and self.app_env == "production"
+
+    @property
+    def shows_operations_to_all(self) -> bool:
+        """Whether the counts for operators are served without a token."""
+        return not self.ops_token and self.app_env != "production"
 
 
 NAMES = frozenset(spec.metadata["name"] for spec in fields(Settings))

@@ -96,6 +96,8 @@ def _too_simple(values: Mapping[str, Any]) -> Iterator[Fault]:
         yield "SECRET_KEY", f"has {why}", None
     if any(different_bytes(key) < _DIFFERENT_BYTES for key in values.get("VAULT_KEYS", ())):
         yield "VAULT_KEYS", f"holds a key with {why}", None
+    if values.get("OPS_TOKEN") and different_bytes(values["OPS_TOKEN"]) < _DIFFERENT_BYTES:
+        yield "OPS_TOKEN", f"has {why}", None
     if not values.get("RATE_LIMITS", True):
         yield "RATE_LIMITS", "may not be off in production", "RATE_LIMITS=on"
     if values.get("PASSWORD_HASH_COST", "normal") != "normal":

@@ -93,6 +93,18 @@ def secret(text: str) -> str:
     return text
 
 
+def bearer_token(text: str) -> str:
+    """Read a token that fits into ``Authorization: Bearer …`` (RFC 6750, section 2.1), or nothing.
+
+    At least 16 characters, which a guesser cannot try through.
+    """
+    if text and not re.fullmatch(r"[A-Za-z0-9._~+/-]+=*", text):
+        raise ValueError("may have letters, digits and -._~+/ only")
+    if text and len(text) < 16:
+        raise ValueError("must be at least 16 characters long")
+    return text
+
+
 def wrapping_keys(text: str) -> tuple[bytes, ...]:
     """Read keys of 32 bytes each in url-safe base64, separated by commas, in their order."""
     keys = []

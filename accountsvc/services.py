@@ -45,6 +45,8 @@ class Services:
     promise: lifecycle.Promise
     database: Database
     tokens: Tokens
+    # Makes the subjects of decoys; see credentials.request_password_reset.
+    decoy_key: bytes
     hasher: PasswordHasher
     keyring: Keyring
     avatars: AvatarStore
@@ -223,6 +225,7 @@ def build_services(
         promise=lifecycle.Promise.from_settings(settings),
         database=database,
         tokens=tokens,
+        decoy_key=derive_key(settings.secret_key, "decoy"),
         hasher=hasher,
         keyring=Keyring(settings.vault_keys),
         avatars=avatars,

@@ -7,8 +7,10 @@ address has an account shows in no answer and, where a password is tried, in no 
 
 from __future__ import annotations
 
+import hmac
 import os
 import threading
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -25,6 +27,7 @@ from ..db import audit, rows
 from ..db.audit import Actor
 from ..db.engine import Clock, Database, database_now
 from ..db.models import DUE, OWNER, Account
+from ..db.text import unique_key
 from ..errors import (
     AccountDeactivated,
     AccountNotFound,
@@ -258,23 +261,30 @@ def change_password(
     return account
 
 
-def request_password_reset(session: Session, email: str, *, now: datetime) -> None:
-    """Owe a mail with a reset link if *email* is that of an account which is not due.
+def request_password_reset(
+    session: Session, email: str, *, decoy_key: bytes, now: datetime
+) -> None:
+    """Owe a mail with a reset link to the account of *email*, or a decoy that is never sent.
 
-    Otherwise do nothing, and say so to nobody; only the time taken may differ. The mail is sent
-    later.
+    The same statements run for every *email* and leave the same kind of row, so neither the time
+    taken nor the count of what is owed tells who has an account (ASVS 5.0, 6.3.8). Delivery sends
+    nothing for a decoy, nor for an account that is due; it also audits, since an event that is
+    written here for accounts only would tell the same.
     """
-    account = rows.find_by_email(session, email)
-    if account is None or account.state(now) == DUE:
-        return
-    notices.password_reset(session, account, now=now)
-    audit.record(
-        session,
-        "account.password_reset_requested",
-        subject=account.public_id,
-        by=audit.ANYBODY,
-        now=now,
-    )
+    email_key = unique_key(email)
+    decoy = _decoy_subject(decoy_key, email_key)
+    subject, epoch = rows.identify(session, email_key) or (decoy, 0)
+    notices.password_reset(session, subject, epoch=epoch, now=now)
+
+
+def _decoy_subject(key: bytes, email_key: str) -> uuid.UUID:
+    """Return the subject of a decoy: an HMAC of the address, which nobody without *key* can make.
+
+    It is the same for the same address, so that a second decoy replaces the first, as a second mail
+    does: with a random one the count of what is owed would grow by each request for strangers only.
+    """
+    digest = hmac.digest(key, email_key.encode(errors="surrogatepass"), "sha256")
+    return uuid.UUID(bytes=digest[:16], version=4)
 
 
 def reset_is_current(account: Account, claims: Claims) -> bool:

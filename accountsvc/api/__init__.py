@@ -6,7 +6,7 @@ from apiflask import APIFlask
 
 from ..services import Services
 from . import deletion, docs, export, grace, health, media, profile, reset, session, staff, vault
-from .http import auth, bodies, errors, headers, openapi, wire
+from .http import auth, bodies, errors, headers, openapi, ops, wire
 
 
 def init_app(app: APIFlask, services: Services) -> None:
@@ -19,6 +19,7 @@ def init_app(app: APIFlask, services: Services) -> None:
     bodies.init_app(app)
     errors.init_app(app)
     auth.init_app(app, services)
+    ops.init_app(app)
     openapi.init_app(app)
     for resource in (profile, session, deletion, grace, export, vault, reset, staff, docs):
         app.register_blueprint(resource.bp, url_prefix="/api")

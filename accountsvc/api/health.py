@@ -15,6 +15,7 @@ from ..services import Services
 from ..web import RETRY_AFTER
 from .http import schemas
 from .http.describe import also_answers, sends
+from .http.ops import for_operations
 from .http.wire import json_response
 
 bp = APIBlueprint("health", __name__, tag="Health")
@@ -82,6 +83,7 @@ def readyz() -> Response:
 
 
 @bp.get("/statusz")
+@for_operations
 @bp.output(schemas.ServiceStatus)
 def statusz() -> Response:
     """Say how everything stands; always 200, for people and dashboards"""
@@ -97,6 +99,7 @@ def statusz() -> Response:
 # the document names its own function by it.
 @bp.get("/metrics")
 @bp.doc(responses=_METRICS, operation_id="get_metrics_show")
+@for_operations
 def metrics() -> Response:
     """Serve what Prometheus scrapes: requests, and how everything stands"""
     rendered = cast(Metrics, current_app.extensions["accountsvc.metrics"]).render()

@@ -39,7 +39,7 @@ def ask(json_data: dict[str, str]) -> dict[str, str]:
         return answer
     committed(
         lambda session: credentials.request_password_reset(
-            session, email, now=database_now(session)
+            session, email, decoy_key=services().decoy_key, now=database_now(session)
         )
     )
     return answer

@@ -6,9 +6,11 @@ is gone counts as deleted, a ledger object has the same name and bytes, a mail t
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -198,6 +200,8 @@ class _Mails:
                 outcome.later[effect.uid] = decision
             elif decision is not None:
                 self._send_in_turn(effect, decision, now, outcome)
+            elif effect.kind == PASSWORD_RESET and effect.subject is not None:
+                self._send_nothing(effect, effect.subject, now, outcome)
         return outcome
 
     def _send_in_turn(self, effect: Owed, letter: _Letter, now: datetime, outcome: Outcome) -> None:
@@ -208,6 +212,29 @@ class _Mails:
             # refusal.
             self._send(effect, letter, now, outcome)
             return
+        if self._has_turn(effect, recipient, letter, now, outcome):
+            self._send(effect, letter, now, outcome)
+
+    def _send_nothing(
+        self, effect: Owed, subject: uuid.UUID, now: datetime, outcome: Outcome
+    ) -> None:
+        """Have a decoy wait for its turn and for the mail server as a mail does.
+
+        Otherwise it would be gone while mails are owed, and the counts would tell.
+        """
+        # The subject of a decoy is an HMAC of its address, so it has a pace of its own.
+        nothing = _Letter(to="", end=effect.expires_at)
+        if not self._has_turn(effect, subject.hex, nothing, now, outcome):
+            return
+        try:
+            self.mailer.check()
+        except MailUnavailable as exc:
+            outcome.failed[effect.uid] = type(exc.__cause__ or exc).__name__
+
+    def _has_turn(
+        self, effect: Owed, recipient: str, letter: _Letter, now: datetime, outcome: Outcome
+    ) -> bool:
+        """Take the turn of a mail to *recipient*; if it has to wait, put it off in *outcome*."""
         with self.database.writing() as session:
             turn = self.pace.take_turn(
                 session, effect.uid, kind=effect.kind, recipient=recipient, now=now, end=letter.end
@@ -218,11 +245,11 @@ class _Mails:
             if needless:
                 session.execute(delete(Effect).where(Effect.id.in_(needless)))
         if turn is None:
-            self._send(effect, letter, now, outcome)
-            return
+            return True
         log.info("a mail waits for its turn", kind=effect.kind, until=rfc3339(turn))
         outcome.later[effect.uid] = turn
         outcome.payloads[effect.uid] = with_delay(effect.payload)
+        return False
 
     def _send(self, effect: Owed, letter: _Letter, now: datetime, outcome: Outcome) -> None:
         try:
@@ -238,6 +265,8 @@ class _Mails:
                     sent_at=now,
                 )
             )
+            if effect.kind == PASSWORD_RESET:
+                outcome.then[effect.uid] = partial(_audit_reset_mail, effect.subject)
         except MailUnavailable as exc:
             outcome.failed[effect.uid] = type(exc.__cause__ or exc).__name__
         except MailRefused:
@@ -390,6 +419,13 @@ DECISIONS: Mapping[str, Callable[[_Mails, _Case], _Decision]] = {
     PASSWORD_CHANGED: _Mails._password_changed,
     PASSWORD_RESET: _Mails._password_reset,
 }
+
+
+def _audit_reset_mail(subject: uuid.UUID | None, session: Session, now: datetime) -> None:
+    """Audit that somebody has asked for a link, and that it was mailed."""
+    audit.record(
+        session, "account.password_reset_requested", subject=subject, by=audit.ANYBODY, now=now
+    )
 
 
 def _next_try(effect: Owed, refused: int, now: datetime) -> datetime | None:

@@ -11,6 +11,7 @@ could otherwise have the service mail them whatever they like.
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 
@@ -108,14 +109,18 @@ def password_changed(
     _owe_every_address(session, PASSWORD_CHANGED, account, now=now, grace=grace, lifetime=NEWS_KEPT)
 
 
-def password_reset(session: Session, account: Account, *, now: datetime) -> None:
-    """Owe the mail with the link to set a new password; an unsent one before it is replaced."""
-    queue.forget(session, subject=account.public_id, kinds=[PASSWORD_RESET])
+def password_reset(session: Session, subject: uuid.UUID, *, epoch: int, now: datetime) -> None:
+    """Owe *subject* the mail with the link to set a new password; an unsent one is replaced.
+
+    *subject* and *epoch* are those of an account; or they stand for an address that has none, which
+    is found at delivery, and nothing is sent.
+    """
+    queue.forget(session, subject=subject, kinds=[PASSWORD_RESET])
     queue.record(
         session,
         PASSWORD_RESET,
-        subject=account.public_id,
-        payload=ResetMail(account.epoch),
+        subject=subject,
+        payload=ResetMail(epoch),
         now=now,
         expires_at=now + RESET_KEPT,
     )

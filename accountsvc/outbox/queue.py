@@ -68,13 +68,15 @@ class Outcome:
 
     ``failed`` are tried again after a pause (the value is an exception's class name, nothing else);
     ``later`` are not due before the time named there; ``given_up`` are dropped for good.
-    ``payloads`` are the new ones of effects that stay.
+    ``payloads`` are the new ones of effects that stay. ``then`` is called for one that is done, in
+    the transaction that removes it and with its time: once, however often it was done.
     """
 
     failed: dict[uuid.UUID, str] = field(default_factory=dict)
     later: dict[uuid.UUID, datetime] = field(default_factory=dict)
     given_up: set[uuid.UUID] = field(default_factory=set)
     payloads: dict[uuid.UUID, dict[str, Any]] = field(default_factory=dict)
+    then: dict[uuid.UUID, Callable[[Session, datetime], None]] = field(default_factory=dict)
 
 
 Handler = Callable[[Sequence[Owed], datetime], Outcome]
@@ -311,7 +313,9 @@ def _settle(
     """Remove what is done and reschedule what failed, each only while its lease is still ours."""
     named = {*outcome.failed, *outcome.later, *outcome.given_up}
     done = [
-        (row_id, effect.attempts) for row_id, effect in claimed.items() if effect.uid not in named
+        (row_id, effect.attempts)
+        for row_id, effect in claimed.items()
+        if effect.uid not in {*named, *outcome.then}
     ]
     with database.writing() as session:
         now = clock(session)
@@ -321,6 +325,9 @@ def _settle(
                 dropped = _drop(session, [(row_id, effect.attempts)])
                 if dropped and on_given_up is not None:
                     on_given_up(session, effect, now)
+            elif effect.uid in outcome.then:
+                if _drop(session, [(row_id, effect.attempts)]):
+                    outcome.then[effect.uid](session, now)
             elif effect.uid in named:
                 change(
                     session,

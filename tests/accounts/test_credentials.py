@@ -38,7 +38,7 @@ from tests.support.factories import (
     owner,
     reactivate,
 )
-from tests.support.moments import BOUNDARY, GRACE, MICROSECOND, NOW, at
+from tests.support.moments import BOUNDARY, GRACE, NOW, at
 from tests.support.state import (
     effects,
     events,
@@ -368,35 +368,3 @@ def test_a_weak_new_password_does_not_use_the_token_up(services: Services) -> No
     reset_password(services, claims)
 
     assert authenticate(services, password=NEW_PASSWORD).id == account.id
-
-
-@pytest.mark.parametrize(
-    "email", ["nobody@example.org", "", "x", "a\0@example.org", "a\udcff@example.org"]
-)
-def test_a_reset_for_an_unknown_address_owes_nothing(services: Services, email: str) -> None:
-    make_account(services, now=NOW)
-    before = everything(services, attempts=True)
-
-    with services.writing() as session:
-        credentials.request_password_reset(session, email, now=NOW)
-
-    assert everything(services, attempts=True) == before
-
-
-def test_a_reset_is_mailed_once_until_the_account_is_due(services: Services) -> None:
-    account = make_account(services, now=NOW)
-
-    def request(now: Any) -> None:
-        with services.writing() as session:
-            credentials.request_password_reset(session, "ANN@example.org", now=now)
-
-    request(NOW)
-    request(NOW)
-    (mail,) = effects(services, notices.PASSWORD_RESET)
-    assert mail.subject == account.public_id
-    deactivate(services, account.id, now=NOW)
-    request(NOW + GRACE - MICROSECOND)
-    assert len(effects(services, notices.PASSWORD_RESET)) == 1
-    before = everything(services, attempts=True)
-    request(NOW + GRACE)
-    assert everything(services, attempts=True) == before

@@ -833,6 +833,7 @@ def test_nothing_that_the_staff_list_holds_personal_data(
     )
     client.post("/api/sign-in/", json={"email": "zoe@example.net", "password": "wr0ng-guess"})
     client.post("/api/password-reset/", json={"email": "zoe@example.net"})
+    services_of(app).deliver()
     number = place(client, sue, zelda.id, "because of Zacharias")
     client.delete(f"/api/profile/{sue.id}/delete/", headers=zelda.auth)
     client.delete(f"/api/profile/{zelda.id}/delete/", headers=zelda.auth)

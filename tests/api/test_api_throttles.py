@@ -696,13 +696,12 @@ def test_more_than_three_mails_an_hour_are_silently_not_sent(
     unknown = [ask("nobody@example.org") for _ in range(5)]
 
     assert {*three, *more, *unknown} == {(202, three[0][1])}
-    assert [
-        one.subject for one in events(services_of(app), "account.password_reset_requested")
-    ] == [cid.public_id] * 3
-    assert [one.uid for one in effects(services_of(app), "mail.password_reset")] == owed
-    assert len(owed) == 1
+    # An unsent mail is replaced by the next one, and so is what is owed for an unknown e-mail.
+    left = effects(services_of(app), "mail.password_reset")
+    assert [one.uid for one in left if one.subject == cid.public_id] == owed
+    assert (len(owed), len(left)) == (1, 2)
     ask("dan@example.org")
-    assert len(effects(services_of(app), "mail.password_reset")) == 2
+    assert len(effects(services_of(app), "mail.password_reset")) == 3
 
 
 def test_one_address_may_ask_for_thirty_mails_an_hour(
@@ -722,9 +721,10 @@ def test_one_address_may_ask_for_thirty_mails_an_hour(
         ),
         HOUR,
     )
-    assert effects(services_of(app), "mail.password_reset") == []
+    subjects = [one.subject for one in effects(services_of(app), "mail.password_reset")]
+    assert (len(subjects), cid.public_id in subjects) == (30, False)
     client.post("/api/password-reset/", json={"email": cid.email}, **from_(ELSEWHERE))
-    assert len(effects(services_of(app), "mail.password_reset")) == 1
+    assert len(effects(services_of(app), "mail.password_reset")) == 31
 
 
 # The trail

@@ -70,6 +70,7 @@ WRONG: dict[str, list[str]] = {
     "PRIVATE_NETWORK": ["https://db", "db:5432", "*.internal", "10.0.0.0/8"],
     "HSTS_SUBDOMAINS": ["maybe", "includeSubDomains"],
     "TRUSTED_PROXIES": ["proxy", "10.0.0.0/33", "10.0.0.1/8", "10.0.0.0 10.0.0.1"],
+    "OPS_TOKEN": ["short", "x" * 15, "a token with spaces in it", "tökenökenökenöken", "a,b" * 9],
     "RATE_LIMITS": ["maybe", "none"],
     "WEB_CONCURRENCY": ["0", "-1", "two", "1.5", "1001"],
     "PORT": ["0", "65536", "http", "80 80"],
@@ -81,11 +82,14 @@ WRONG["PUBLIC_URL"] += ["https://accounts.example.org/ü", "https://u:p@accounts
 SECRETS = {spec.metadata["name"] for spec in fields(Settings) if not spec.repr}
 # Words in a setting's name which say that its value is a secret, or that it may hold one.
 SECRET_WORDS = {"CREDENTIAL", "CREDENTIALS", "DSN", "KEY", "KEYS", "PASSPHRASE", "PASSWORD"}
-SECRET_WORDS |= {"PASSWORDS", "PEPPER", "SALT", "SECRET", "SECRETS", "URL", "URLS"}
+SECRET_WORDS |= {"PASSWORDS", "PEPPER", "SALT", "SECRET", "SECRETS", "TOKEN", "URL", "URLS"}
 # Settings that anybody may read although their name has one of those words, each with its reason.
 NOT_SECRET = {
     "PUBLIC_URL": "it stands in every mail",
     "PASSWORD_HASH_COST": "it is one of two words",
+    "ACCESS_TOKEN_LIFETIME": "it is a duration",
+    "REFRESH_TOKEN_LIFETIME": "it is a duration",
+    "FRESH_TOKEN_MINUTES": "it is a duration",
 }
 
 

@@ -121,6 +121,8 @@ def test_who_has_no_proxy_and_no_app_says_so(tmp_path: Path) -> None:
     ("name", "value"),
     [
         ("SECRET_KEY", "x" * 64),
+        ("OPS_TOKEN", "x" * 64),
+        ("OPS_TOKEN", "0123456789abcde" * 3),
         ("SECRET_KEY", "changeme" * 8),
         ("SECRET_KEY", "deadbeef" * 8),
         ("SECRET_KEY", "0123456789" * 4),

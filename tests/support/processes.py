@@ -32,6 +32,8 @@ STOP = 120.0
 # All others of the developer's would make a test pass on one machine only.
 INHERITED = {"PATH", "HOME", "LANG", "PYTHONMALLOC", "GLIBC_TUNABLES"}
 
+OPS_TOKEN = "for-the-operators-machines-0123456789"
+
 _MARK = "ACCOUNTSVC_TEST_PROCESS"
 
 T = TypeVar("T")
@@ -73,6 +75,7 @@ def production(
         "LEDGER_URL": f"s3://{bucket}/ledger",
         "MAIL_URL": f"smtp://127.0.0.1:{mail}/?tls=none",
         "TRUSTED_PROXIES": "none",
+        "OPS_TOKEN": OPS_TOKEN,
     }
     env = environment(folder, database_url, **{**asked, **changes})
     for name in ("RATE_LIMITS", "PASSWORD_HASH_COST"):
@@ -83,6 +86,11 @@ def production(
 def client_of(env: dict[str, str]) -> httpx.Client:
     """Return a client of the web process that *env* is for."""
     return httpx.Client(base_url=f"http://127.0.0.1:{env['PORT']}", timeout=120)
+
+
+def for_operations() -> dict[str, str]:
+    """The header by which the operator's machines ask a service in production."""
+    return {"Authorization": f"Bearer {OPS_TOKEN}"}
 
 
 def is_ready(client: httpx.Client) -> bool:

@@ -21,6 +21,7 @@ class Marks:
     """All that the decorators of this module have said of one view."""
 
     takes_token: bool = False
+    takes_ops_token: bool = False
     raises: tuple[type[AccountError], ...] = ()
     refuses: tuple[int, ...] = ()
     uploads: str | None = None

@@ -9,13 +9,14 @@ from typing import Any
 from apiflask import APIFlask
 from flask import current_app
 
-from ...errors import AccountError, DatabaseUnavailable
+from ...errors import AccountError, DatabaseUnavailable, NotAuthenticated
 from . import apiflask_patches, errors
 from .describe import Marks, marks_of
 from .errors import PROBLEM, TABLE
 from .samples import EXAMPLES, HEADERS, SCHEMAS, TOKEN, sample
 
 _BEARER = "bearerAuth"
+_OPS = "opsToken"
 _DESCRIPTION = """\
 Accounts that can be deleted: `DELETE profile/{user_id}/delete/` deactivates an account at once and
 promises its purge; in the grace period the person can come back.
@@ -41,7 +42,14 @@ def init_app(app: APIFlask) -> None:
         AUTO_AUTH_ERROR_RESPONSE=False,
         AUTO_404_RESPONSE=False,
         AUTO_OPERATION_ID=True,
-        SECURITY_SCHEMES={_BEARER: {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"}},
+        SECURITY_SCHEMES={
+            _BEARER: {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"},
+            _OPS: {
+                "type": "http",
+                "scheme": "bearer",
+                "description": "The setting OPS_TOKEN; without it only development answers.",
+            },
+        },
     )
     app.spec_processor(_complete)
     apiflask_patches.keep_schema_names(app)
@@ -70,6 +78,10 @@ def _complete_operation(operation: dict[str, Any], marks: Marks) -> None:
     responses = operation["responses"]
     if marks.takes_token:
         operation["security"] = [{_BEARER: []}]
+    if marks.takes_ops_token:
+        operation["security"] = [{_OPS: []}, {}]
+        _add_error(responses, NotAuthenticated)
+        _add_framework_error(responses, 404)
     if marks.also_answers is not None:
         status, description = marks.also_answers
         content = responses["200"]["content"]
@@ -96,9 +108,7 @@ def _add_errors(operation: dict[str, Any], marks: Marks) -> None:
     for error in dict.fromkeys((*marks.raises, DatabaseUnavailable)):
         _add_error(responses, error)
     for status in (*_refused_by_the_framework(operation), *marks.refuses):
-        code, sentence = errors.FRAMEWORK[status]
-        body = {"error": sentence, "code": code}
-        _put(responses, "Error", body, errors.problem_document(status, code, body))
+        _add_framework_error(responses, status)
     internal = errors.problem_document(500, "internal", errors.INTERNAL)
     _put(responses, "Error", errors.INTERNAL, internal)
 
@@ -118,6 +128,12 @@ def _refused_by_the_framework(operation: dict[str, Any]) -> list[int]:
     if "requestBody" in operation:
         refused += [400, 413, 415]
     return refused
+
+
+def _add_framework_error(responses: dict[str, Any], status: int) -> None:
+    code, sentence = errors.FRAMEWORK[status]
+    body = {"error": sentence, "code": code}
+    _put(responses, "Error", body, errors.problem_document(status, code, body))
 
 
 def _add_error(responses: dict[str, Any], error: type[AccountError]) -> None:
