@@ -14,6 +14,7 @@ from zxcvbn_rs_py import zxcvbn
 from .. import bounds
 from ..db.models import Account
 from ..db.text import is_text, text_problem
+from .guesses import CONTEXT_WORDS, is_common
 
 PROFILE_FIELDS = ("username", "email", "first_name", "last_name", "number_phone")
 
@@ -80,8 +81,9 @@ def password_problems(name: str, password: str, profile: Mapping[str, str]) -> d
     """Return the problems of *password*, by *name*, the field that it came in; {} if it has none.
 
     It must not be easy to guess (NIST SP 800-63B, section 3.1.1.2), also for somebody who knows the
-    values of *profile*. It is judged by its first ``STRENGTH_CHARACTERS``, and so is each of those
-    values: one whose beginning is easy to guess is refused, whatever follows.
+    values of *profile*, the words of this service and the most common passwords. It is judged by
+    its first ``STRENGTH_CHARACTERS``, and so is each of those values: one whose beginning is easy
+    to guess is refused, whatever follows.
     """
     if not password:
         return {name: ["This field may not be blank."]}
@@ -92,8 +94,8 @@ def password_problems(name: str, password: str, profile: Mapping[str, str]) -> d
     if len(password) < _MIN_PASSWORD_LENGTH:
         return {name: [f"Use at least {_MIN_PASSWORD_LENGTH} characters."]}
     seen = bounds.STRENGTH_CHARACTERS
-    known = [value[:seen] for value in profile.values() if value]
-    if int(zxcvbn(password[:seen], known).score) < _MIN_PASSWORD_SCORE:
+    known = [*CONTEXT_WORDS, *(value[:seen] for value in profile.values() if value)]
+    if is_common(password) or int(zxcvbn(password[:seen], known).score) < _MIN_PASSWORD_SCORE:
         return {name: ["This password is too easy to guess. Add more words or characters."]}
     return {}
 

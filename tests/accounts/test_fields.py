@@ -11,6 +11,7 @@ from marshmallow import ValidationError
 from marshmallow.validate import Email
 
 from accountsvc.accounts.fields import is_email, password_problems
+from accountsvc.accounts.guesses import CONTEXT_WORDS
 from accountsvc.bounds import PASSWORD_CHARACTERS, STRENGTH_CHARACTERS
 from tests.support.work import note_work
 
@@ -137,10 +138,12 @@ def test_zxcvbn_is_given_no_more_than_the_beginnings(
 ) -> None:
     work = note_work(monkeypatch)
 
-    password_problems("new_password", "x" * length, {str(n): "y" * 254 for n in range(words)})
+    password = ("xkq" * PASSWORD_CHARACTERS)[:length]
+    password_problems("new_password", password, {str(n): "y" * 254 for n in range(words)})
 
     seen = min(length, STRENGTH_CHARACTERS)
-    assert work.judged == [seen, *[STRENGTH_CHARACTERS] * words]
+    ours = [len(word) for word in CONTEXT_WORDS]
+    assert work.judged == [seen, *ours, *[STRENGTH_CHARACTERS] * words]
 
 
 @pytest.mark.parametrize("password", ["", "short", "x" * 129, "\0" * 60_000, "\ud800" * 20])
