@@ -1,4 +1,4 @@
-"""Request bodies: how much of them is read, and what they must be before a schema sees them."""
+"""Bodies and queries: how much of them is read, and what they must be before a schema sees them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import IO, Any
 from apiflask import APIFlask, HTTPError
 from flask import Request as FlaskRequest
 from flask import Response, request
-from werkzeug.datastructures import FileStorage
+from werkzeug.datastructures import FileStorage, MultiDict
 from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
 
 from ...bounds import IMAGE_BYTES
@@ -126,14 +126,22 @@ def load_json_or_form(request_: Request, schema: object) -> dict[str, Any]:
         # Werkzeug takes a form without its boundary, or one that was cut off, for an empty one: the
         # answer would be a 200 although nothing was changed.
         raise HTTPError(400, _UNREADABLE)
-    twice = {name for name, values in form.lists() if len(values) > 1}
-    if twice:
-        raise InvalidInput({name: [_TWICE] for name in sorted(twice)})
+    _refuse_twice(form)
     # Werkzeug puts this character for bytes that are not UTF-8: a name would be stored with it.
     broken = {name for name, value in form.items() if "\ufffd" in value}
     if broken:
         raise InvalidInput({name: [NOT_TEXT] for name in sorted(broken)})
     return form.to_dict()
+
+
+@parser.location_loader("query")
+def load_query(request_: Request, _schema: object) -> dict[str, str]:
+    """Read the parameters of the address for ``@input(…, location="query")``.
+
+    Raises InvalidInput for one that is there twice: a proxy in front may have looked at the other.
+    """
+    _refuse_twice(request_.args)
+    return request_.args.to_dict()
 
 
 def uploaded(name: str) -> bytes | None:
@@ -149,6 +157,12 @@ def uploaded(name: str) -> bytes | None:
         raise InvalidInput({name: [_TWICE]})
     data = files[0].read() if files else b""
     return data if files and (files[0].filename or data) else None
+
+
+def _refuse_twice(given: MultiDict[str, str]) -> None:
+    twice = {name for name, values in given.lists() if len(values) > 1}
+    if twice:
+        raise InvalidInput({name: [_TWICE] for name in sorted(twice)})
 
 
 class _Members(dict[str, Any]):
