@@ -22,7 +22,7 @@ from ..errors import (
     TokenNotValid,
 )
 from ..tokens import REFRESH
-from ..web import about, client, services
+from ..web import about, client, sent_by, services
 from .http import errors, schemas
 from .http.describe import raises
 
@@ -75,6 +75,7 @@ def refresh(json_data: dict[str, str]) -> dict[str, str]:
         now = database_now(transaction)
         claims = tokens.read(json_data["refresh"], REFRESH, now=now)
         account = credentials.by_claims(transaction, claims)
+        sent_by(account.public_id)
         return {"access": tokens.access(account, now=now, fresh=False)}
 
 

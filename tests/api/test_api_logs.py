@@ -80,6 +80,29 @@ def test_a_request_names_whose_account_it_is_about(
     ]
 
 
+def test_every_way_to_prove_who_one_is_leaves_a_line_also_where_it_is_refused(
+    client: FlaskClient, ann: Person, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By route and status; who it was only once that is proved (ASVS 5.0, 16.3.1, 16.3.2)."""
+    signed_in = client.post("/api/sign-in/", json={"email": ann.email, "password": PASSWORD})
+    capsys.readouterr()
+
+    client.post("/api/sign-in/", json={"email": ann.email, "password": "wrong password"})
+    client.post("/api/token/refresh/", json={"refresh": signed_in.json["refresh"]})
+    client.post("/api/token/refresh/", json={"refresh": signed_in.json["access"]})
+    client.get("/api/profile/", headers={"Authorization": "Bearer null"})
+    client.get("/api/admin/audit/", headers=ann.auth)
+
+    said = [(one["route"], one["status"], one["caller"]) for one in lines(capsys)]
+    assert said == [
+        ("/api/sign-in/", 401, None),
+        ("/api/token/refresh/", 200, str(ann.public_id)),
+        ("/api/token/refresh/", 401, None),
+        ("/api/profile/", 401, None),
+        ("/api/admin/audit/", 403, str(ann.public_id)),
+    ]
+
+
 def test_no_line_holds_personal_data(
     client: FlaskClient, ann: Person, capsys: pytest.CaptureFixture[str]
 ) -> None:
