@@ -52,6 +52,16 @@ def test_the_decoy_has_the_parameters_of_a_new_hash(cost: str) -> None:
     assert not PasswordHasher(cost).is_outdated(decoy)
 
 
+def test_a_hash_costs_what_is_recommended() -> None:
+    """RFC 9106, section 4, and more than OWASP's least of 19 MiB (ASVS 5.0, 11.4.2)."""
+    parameters = argon2.extract_parameters(PasswordHasher().hash("correct horse battery staple"))
+
+    assert parameters.type is argon2.Type.ID
+    assert parameters.memory_cost >= 64 * 1024
+    assert parameters.time_cost >= 3
+    assert (parameters.salt_len, parameters.hash_len) == (16, 32)
+
+
 @pytest.mark.parametrize("cost", COSTS)
 def test_the_decoy_is_verified_to_the_end(cost: str) -> None:
     """A decoy that cannot be read would be refused at once, and tell that the e-mail is unknown."""

@@ -9,6 +9,7 @@ from datetime import timedelta
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sqlalchemy import func, select
 
 from accountsvc.accounts import credentials, fields, profiles
 from accountsvc.db.models import Account
@@ -222,6 +223,12 @@ def test_of_two_sign_ups_at_once_one_wins_and_the_other_is_told(
     assert list(told) == [same]  # type: ignore[call-overload]
     assert len(events(services, "account.created")) == 1
     assert save_password(services, account, now=NOW)
+
+
+def test_nobody_has_an_account_before_signing_up(services: Services) -> None:
+    """There is no account by default, of staff or otherwise (ASVS 5.0, 6.3.2)."""
+    with services.reading() as session:
+        assert session.scalar(select(func.count()).select_from(Account)) == 0
 
 
 @pytest.mark.parametrize(

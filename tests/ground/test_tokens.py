@@ -73,7 +73,11 @@ def forge(
 
 
 def part(value: object) -> str:
-    return base64.urlsafe_b64encode(json.dumps(value).encode()).rstrip(b"=").decode()
+    return part_of(json.dumps(value).encode())
+
+
+def part_of(value: bytes) -> str:
+    return base64.urlsafe_b64encode(value).rstrip(b"=").decode()
 
 
 def refused(token: Any, *kinds: str, now: datetime = NOW) -> None:
@@ -197,6 +201,23 @@ def test_a_token_without_a_signature_is_refused(header: dict[str, str]) -> None:
 @pytest.mark.parametrize("algorithm", ["HS384", "HS512"])
 def test_another_algorithm_is_refused_even_with_the_right_key(algorithm: str) -> None:
     refused(forge(claims_of(ACCESS), kind=ACCESS, algorithm=algorithm))
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        {"jwk": {"kty": "oct", "k": part_of(b"k" * 32)}},
+        {"jku": "https://evil.example/keys.json"},
+        {"x5u": "https://evil.example/key.pem"},
+        {"x5c": [part_of(b"k" * 32)]},
+        {"kid": "../../../../dev/null"},
+    ],
+)
+def test_a_key_that_a_token_brings_along_is_not_used(header: dict[str, Any]) -> None:
+    """ASVS 5.0, 9.1.3: the keys are ours alone, whatever a header names."""
+    token = jwt.encode(claims_of(ACCESS), b"k" * 32, algorithm="HS256", headers=header)
+
+    refused(token)
 
 
 def test_a_token_of_another_installation_is_refused() -> None:

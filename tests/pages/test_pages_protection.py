@@ -175,6 +175,33 @@ def test_a_page_loads_nothing_from_elsewhere_and_has_no_code_in_its_text(
     assert not re.search(r"<style|style=|\son\w+=|<script(?! src=)|javascript:", page)
 
 
+def test_passwords_are_masked_and_left_to_password_managers(app: APIFlask, ann: Person) -> None:
+    """ASVS 5.0, 6.2.6 and 6.2.7: nothing of ours keeps anybody from pasting one."""
+    reset = follow(app.test_client(), "/reset-password/", reset_token(app, ann))
+    pages = [follow_mailed(app, ann).open().text, reset.open().text]
+    script = app.test_client().get("/pages/local-time.js", buffered=True).text
+
+    fields = [field for page in pages for field in re.findall(r"<input[^>]*password[^>]*>", page)]
+
+    assert len(fields) == 3
+    for field in fields:
+        assert 'type="password"' in field
+        assert re.search(r'autocomplete="(current|new)-password"', field)
+        assert not re.search(r"readonly|maxlength|pattern|onpaste", field)
+    assert not re.search(r"paste|addEventListener|input|Storage|innerHTML|cookie", script)
+
+
+def test_no_answer_but_the_cookie_hands_the_token_over(app: APIFlask, ann: Person) -> None:
+    """ASVS 5.0, 3.3.4: what a script cannot read in the cookie, it finds nowhere else."""
+    mailed = follow_mailed(app, ann)
+    reset = follow(app.test_client(), "/reset-password/", reset_token(app, ann))
+
+    for browser in (mailed, reset):
+        for answer in (browser.open(), browser.send(action="nonsense", new_password="short")):
+            headers = [text for name, text in answer.headers if name != "Set-Cookie"]
+            assert browser.token not in answer.text + "".join(headers)
+
+
 # Errors
 
 

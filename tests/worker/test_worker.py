@@ -315,6 +315,14 @@ def test_redis_does_not_give_a_task_away_that_may_still_run(
     assert conf.task_time_limit > celery_app.SLICE.total_seconds()
 
 
+def test_a_message_is_json_and_nothing_else_is_read(celery_app: ModuleType, tmp_path: Path) -> None:
+    """Whoever can write to the broker can send no object that runs code when it is read."""
+    conf = make(celery_app, tmp_path)
+
+    assert conf.accept_content == ["json"]
+    assert conf.task_serializer == conf.result_serializer == "json"
+
+
 def test_the_certificate_of_a_redis_with_tls_is_checked(
     celery_app: ModuleType, tmp_path: Path
 ) -> None:
