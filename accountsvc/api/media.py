@@ -43,6 +43,8 @@ def avatar(key: str) -> Response:
         raise NotFound
     with file:
         response = Response(file.read(), content_type=avatarstore.CONTENT_TYPE)
+    # Whoever saves it gets this name, and none that a client has made up.
+    response.headers["Content-Disposition"] = 'inline; filename="avatar.webp"'
     response.headers["Cache-Control"] = f"public, max-age={CACHED_SECONDS}"
     # The key is good for an ETag: a new image gets a new key, so a cache never keeps an old one.
     response.set_etag(key.partition(".")[0])

@@ -85,6 +85,18 @@ def test_every_answer_with_text_says_in_which_encoding(client: FlaskClient, ann:
     assert {path: got.headers["Content-Type"] for path, got in answers.items()} == wanted
 
 
+def test_what_is_downloaded_has_a_name_of_ours(client: FlaskClient, ann: Person) -> None:
+    """ASVS 5.0, 5.4.1: whatever name a file was sent with, or an address ends in."""
+    files = {
+        f"/media/avatars/{ann.avatar}?filename=x.html": 'inline; filename="avatar.webp"',
+        f"/api/profile/{ann.id}/export/?filename=x": 'attachment; filename="account-data.zip"',
+    }
+
+    said = {path: client.get(path, headers=ann.auth, buffered=True) for path in files}
+
+    assert {path: got.headers["Content-Disposition"] for path, got in said.items()} == files
+
+
 @pytest.mark.parametrize(
     "query",
     [

@@ -320,6 +320,7 @@ HTTP/1.1 200 OK
 Content-Type: image/webp
 Content-Length: {any length}
 Cache-Control: public, max-age=300
+Content-Disposition: inline; filename="avatar.webp"
 ETag: "{any etag}"
 Vary: Origin
 
