@@ -20,6 +20,7 @@ _CACHED_SECONDS = 3600
 _CSP = "; ".join(
     (
         "default-src 'none'",
+        "object-src 'none'",
         "script-src 'self'",
         "style-src 'self' 'unsafe-inline'",
         "img-src 'self' data:",

@@ -14,6 +14,7 @@ from .links import RECOVER, RESET_PASSWORD, enter
 _CSP = "; ".join(
     (
         "default-src 'none'",
+        "object-src 'none'",
         "style-src 'self'",
         "script-src 'self'",
         "img-src 'self'",

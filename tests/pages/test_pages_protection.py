@@ -140,7 +140,7 @@ def test_every_page_is_shut_to_everything_but_itself(app: APIFlask, ann: Person)
     ]  # fmt: skip
     for answer in answers:
         assert answer.headers["Content-Security-Policy"] == (
-            "default-src 'none'; style-src 'self'; script-src 'self'; img-src 'self'; "
+            "default-src 'none'; object-src 'none'; style-src 'self'; script-src 'self'; img-src 'self'; "
             "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
         )
         assert answer.headers["Referrer-Policy"] == "no-referrer"

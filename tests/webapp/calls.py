@@ -55,7 +55,7 @@ X-Request-ID: {any request_id}
 X-Content-Type-Options: nosniff
 Referrer-Policy: no-referrer
 X-Frame-Options: DENY
-Content-Security-Policy: default-src 'none'; base-uri 'none'; frame-ancestors 'none'""",
+Content-Security-Policy: default-src 'none'; object-src 'none'; base-uri 'none'; frame-ancestors 'none'""",
     # These lines let the app read an answer; without them it would see "Network Error".
     "cors": """\
 Access-Control-Allow-Origin: http://localhost:3000

@@ -28,7 +28,10 @@ _SECURITY = {
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
     "X-Frame-Options": "DENY",
-    "Content-Security-Policy": "default-src 'none'; base-uri 'none'; frame-ancestors 'none'",
+    # ``object-src`` would follow from ``default-src``; an auditor looks for its name (ASVS 5.0,
+    # 3.4.3).
+    "Content-Security-Policy": "default-src 'none'; object-src 'none'; base-uri 'none'; "
+    "frame-ancestors 'none'",
     # An answer that does not say otherwise may carry a person's data, which a proxy would keep.
     "Cache-Control": "no-store",
 }
