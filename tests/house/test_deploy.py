@@ -73,6 +73,7 @@ def test_every_variable_that_is_set_is_a_setting() -> None:
 
 # What each example leaves to whoever uses it.
 KEYS = {"SECRET_KEY": SECRET_KEY, "VAULT_KEYS": VAULT_KEY}
+PASSWORDS = {"POSTGRES_PASSWORD": "one", "MINIO_ROOT_PASSWORD": "another"}
 # What the Secret of the Kubernetes example holds.
 SERVERS = {
     "DATABASE_URL": "postgresql://accountsvc:password@db.example.org/accountsvc?sslmode=verify-full",
@@ -85,13 +86,34 @@ SERVERS = {
 def test_compose_starts_in_production_by_what_its_file_says(process: str) -> None:
     paste = upgrade_values()
 
-    settings = load_settings(compose_environment(process, {**paste, **KEYS}))
+    settings = load_settings(compose_environment(process, {**paste, **KEYS, **PASSWORDS}))
 
     assert settings.app_env == "production"
-    for name in ("SECRET_KEY", "VAULT_KEYS", "PUBLIC_URL", "CORS_ORIGINS"):
-        missing = {**paste, **KEYS, name: ""}
+    for name in ("SECRET_KEY", "VAULT_KEYS", "PUBLIC_URL", "CORS_ORIGINS", *PASSWORDS):
+        missing = {**paste, **KEYS, **PASSWORDS, name: ""}
         with pytest.raises((KeyError, ConfigError)):
             load_settings(compose_environment(process, missing))
+
+
+def test_no_example_has_a_password_that_everybody_can_read() -> None:
+    """ASVS 5.0, 13.2.3: each comes from whoever starts it, and an empty one stops the start."""
+    given = {
+        (service, name): value
+        for service, what in compose()["services"].items()
+        for name, value in what.get("environment", {}).items()
+        if re.search("PASSWORD|SECRET|KEYS", name)
+    }
+
+    assert len(given) > 8
+    assert {key: value for key, value in given.items() if not value.startswith("${")} == {}
+    urls = {
+        value
+        for what in compose()["services"].values()
+        for value in what.get("environment", {}).values()
+        if "://" in value and "@" in value
+    }
+    assert urls
+    assert [url for url in urls if not re.search(r"://[^:@/]+:\$\{\w+:\?[^}]*\}@", url)] == []
 
 
 def test_systemd_and_kubernetes_start_in_production_by_what_their_files_say() -> None:

@@ -27,12 +27,14 @@ def compose_command(service: str) -> list[str]:
 def compose_environment(service: str, dotenv: Mapping[str, str]) -> dict[str, str]:
     """Return the environment of *service*, with what Compose puts in from *dotenv*.
 
-    Raises KeyError for a variable that has to be in that file and is not.
+    Raises KeyError for a variable that has to be in that file and is not, or is empty.
     """
 
     def value(match: re.Match[str]) -> str:
         name, operator, rest = match.groups()
-        return dotenv.get(name) or (rest if operator == ":-" else dotenv[name])
+        if operator == ":?" and not dotenv.get(name):
+            raise KeyError(name)
+        return dotenv.get(name) or rest
 
     given: dict[str, str] = compose()["services"][service]["environment"]
     return {name: re.sub(r"\$\{(\w+)(:[-?])([^}]*)\}", value, text) for name, text in given.items()}
