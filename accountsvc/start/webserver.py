@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import resource
 import socket
 import time
@@ -58,6 +59,10 @@ _LINGER_SECONDS = 1
 _END_SECONDS = 1
 
 
+# The codings of a head; there may be several such headers, and each may go on in the next line.
+_CODINGS = re.compile(rb"^transfer-encoding:(.*(?:\n[ \t].*)*)", re.IGNORECASE | re.MULTILINE)
+
+
 class _Nothing:
     """A buffer that forgets, for bodies that no call takes."""
 
@@ -102,6 +107,10 @@ class _Request(HTTPRequestParser):
         # of this request, and what follows as another client's.
         both = self.chunked and "CONTENT_LENGTH" in self.headers
         if both or "TRANSFER_ENCODING" in self.headers:
+            raise ParsingError("")
+        # Chunks come in chunks no more than once (the same section): waitress would take the first
+        # end for the end of all, where a proxy may look for another.
+        if b"," in b",".join(_CODINGS.findall(header_plus)):
             raise ParsingError("")
         if self.content_length > _KEPT_BODY:
             self.body_rcv = FixedStreamReceiver(self.content_length, _Nothing())
