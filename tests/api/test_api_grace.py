@@ -288,7 +288,8 @@ def test_a_wrong_password_is_answered_as_for_an_active_or_an_unknown_account(
         assert answers[0].headers["WWW-Authenticate"] == "Bearer"
         assert without_chance(answers[0]) == without_chance(answers[1])
         assert without_chance(answers[0]) == without_chance(answers[2])
-        subjects = [ann.public_id, bystander.public_id, None]
+        # A try for an unknown e-mail is counted in a metric: rows would grow without an end.
+        subjects = [ann.public_id, bystander.public_id]
         assert trail(app, since) == [(action, one, None, "anybody") for one in subjects]
         since = mark(app)
     assert everything(services_of(app)) == before

@@ -25,7 +25,7 @@ from sqlalchemy.orm import Session
 from accountsvc import create_app
 from accountsvc.accounts import avatars, lifecycle, profiles, vault
 from accountsvc.accounts.lifecycle import Promise
-from accountsvc.accounts.vault import Entry
+from accountsvc.accounts.vault import Entry, Keyring
 from accountsvc.adapters import images
 from accountsvc.config import Settings, load_settings
 from accountsvc.db.audit import OPERATOR_ACTOR, Actor
@@ -275,7 +275,7 @@ def insert_accounts_in(
 ) -> list[int]:
     """Insert accounts with a vault key each, quickly, and return their ids in the order of *names*.
 
-    Nothing is hashed or encrypted, no event is written and no file made. Who has a *purge_at* was
+    Nothing is hashed, no entry encrypted, no event written and no file made. Who has a *purge_at* was
     deactivated by the owner ``GRACE`` before; *held* ones have an open hold. Each has *passwords*
     saved passwords, and *avatar_key* makes the key of its avatar from its name. *columns* are the
     same for all.
@@ -300,8 +300,7 @@ def insert_accounts_in(
     ]
     added = insert(Account).returning(Account.id, sort_by_parameter_order=True)
     ids = list(session.scalars(added, people))
-    keys = [{"account_id": number, "wrapped_key": b"k", "wrapped_by": "none"} for number in ids]
-    session.execute(insert(VaultKey), keys)
+    session.execute(insert(VaultKey), _vault_keys(ids, people))
     entries = [
         {
             "account_id": number,
@@ -318,6 +317,23 @@ def insert_accounts_in(
         hold = {"reason": "court", "placed_at": then, "placed_by_kind": "operator"}
         session.execute(insert(LegalHold), [{"account_id": number, **hold} for number in ids])
     return ids
+
+
+def _vault_keys(ids: Sequence[int], people: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A real key for each account: a process whose keys open none of the newest does not start."""
+    keyring = Keyring((base64.urlsafe_b64decode(VAULT_KEY),))
+    keys = [
+        keyring.new_key(Account(id=number, public_id=person["public_id"]))
+        for number, person in zip(ids, people, strict=True)
+    ]
+    return [
+        {
+            "account_id": key.account_id,
+            "wrapped_key": key.wrapped_key,
+            "wrapped_by": key.wrapped_by,
+        }
+        for key in keys
+    ]
 
 
 def put_files(folder: Path, keys: Sequence[str]) -> None:
