@@ -25,7 +25,7 @@ from waitress.adjustments import Adjustments
 from waitress.channel import HTTPChannel
 from waitress.parser import HTTPRequestParser, ParsingError
 from waitress.receiver import ChunkedReceiver, FixedStreamReceiver
-from waitress.server import TcpWSGIServer, UnixWSGIServer
+from waitress.server import BaseWSGIServer, TcpWSGIServer, UnixWSGIServer
 from waitress.task import ThreadedTaskDispatcher, WSGITask
 from waitress.utilities import BadRequest
 
@@ -53,6 +53,9 @@ _IDLE_SECONDS = 75
 # More connections are not accepted until others end, and idle ones end at once.
 _CONNECTIONS = 4_096
 _SPARE_FILES = 256
+# Supervisors ask for these, and replace a process that does not answer: in the queue of a flood,
+# a process that is only busy would be ended with all that it works on.
+_PROBES = frozenset({"/healthz", "/readyz"})
 # After SIGTERM an idle connection stays open so long, for a request that is on its way.
 _LINGER_SECONDS = 1
 # So much of gunicorn's graceful_timeout is left for the process to end by itself.
@@ -102,7 +105,11 @@ class _Request(HTTPRequestParser):
         return consumed
 
     def parse_header(self, header_plus: bytes) -> None:
-        super().parse_header(header_plus)
+        try:
+            super().parse_header(header_plus)
+        except ValueError as exc:
+            # A length of thousands of digits, which Python does not read.
+            raise ParsingError("") from exc
         # RFC 9112, section 6.1: with both, or with chunks in HTTP/1.0, a proxy may see another end
         # of this request, and what follows as another client's.
         both = self.chunked and "CONTENT_LENGTH" in self.headers
@@ -111,6 +118,13 @@ class _Request(HTTPRequestParser):
         # Chunks come in chunks no more than once (the same section): waitress would take the first
         # end for the end of all, where a proxy may look for another.
         if b"," in b",".join(_CODINGS.findall(header_plus)):
+            raise ParsingError("")
+        # RFC 9112, section 3.2: of two hosts a proxy may have asked its cache or its rules for one,
+        # and we would answer for the other. Two come as one value, with a comma.
+        host = self.headers.get("HOST")
+        if self.version not in {"1.0", "1.1"} or (self.version == "1.1" and host is None):
+            raise ParsingError("")
+        if host is not None and "," in host:
             raise ParsingError("")
         if self.content_length > _KEPT_BODY:
             self.body_rcv = FixedStreamReceiver(self.content_length, _Nothing())
@@ -168,6 +182,10 @@ class _Refusal(_Answer):
         return environ
 
 
+# What a client may keep us waiting for.
+_QUESTION, _HEAD, _BODY, _READER = "a question", "a head", "a body", "a reader"
+
+
 class Connection(HTTPChannel):
     """One client's connection, which knows for how long the client has kept us waiting."""
 
@@ -175,16 +193,18 @@ class Connection(HTTPChannel):
     task_class = _Answer
     error_task_class = _Refusal
 
-    _received = 0
+    _served = 0
     _sent = 0
-    _waits_for: object = None
-    _since = 0.0
     _sent_before = 0
 
-    def recv(self, buffer_size: int) -> bytes:
-        data: bytes = super().recv(buffer_size)
-        self._received += len(data)
-        return data
+    def __init__(self, *words: Any, **named: Any) -> None:
+        super().__init__(*words, **named)
+        # Since when the client has kept us waiting, by what for, and how many it had asked then.
+        self._since: dict[str, tuple[int, float]] = {}
+
+    def service(self) -> None:
+        self._served += 1
+        super().service()
 
     def send(self, data: bytes, do_close: bool = True) -> int:
         sent: int = super().send(data, do_close)
@@ -200,30 +220,42 @@ class Connection(HTTPChannel):
         """The bytes that are kept of a body which is not whole."""
         return self.request.kept if self.request else 0
 
-    def waits_since(self, now: float) -> float:
-        """Return since when the client has kept us waiting for the same; *now* if it does not."""
-        waits_for: object = None
-        if self.total_outbufs_len:
-            waits_for = "reading"
-        elif self.is_idle:
-            waits_for = self._received
-        elif self.request and not self.requests:
-            waits_for = (self.request, self.request.headers_finished)
-        if waits_for is None or waits_for != self._waits_for:
-            self._waits_for, self._since, self._sent_before = waits_for, now, self._sent
-        return self._since
+    @property
+    def body_since(self) -> float:
+        """When the body that is on its way was first seen."""
+        return self._since.get(_BODY, (0, 0.0))[1]
 
     def is_overdue(self, now: float, *, idle: float) -> bool:
-        """Say whether the client takes too long: to send, to read, or to ask again."""
-        waited = now - self.waits_since(now)
+        """Say whether the client takes too long: to send, to read, or to ask again.
+
+        Call it every second or so: a wait begins when it is first seen.
+        """
         if self.total_outbufs_len:
-            read = self._sent - self._sent_before
-            return waited > _body_seconds(read)
+            waited = self._waited(_READER, now)
+            if not waited:
+                self._sent_before = self._sent
+            return waited > _body_seconds(self._sent - self._sent_before)
+        if self.requests:
+            return False
         if self.request and self.request.headers_finished:
-            return waited > _body_seconds(self.request.body_bytes_received)
-        if self.is_idle and self._received:
-            return waited > idle
-        return waited > bounds.HEAD_SECONDS
+            return self._waited(_BODY, now) > _body_seconds(self.request.body_bytes_received)
+        if not self.request:
+            self._since.pop(_HEAD, None)
+        elif self._waited(_HEAD, now) > bounds.HEAD_SECONDS:
+            return True
+        # Blank lines begin one head after another: what counts then is that nothing was asked.
+        longest = idle if self._served else 0
+        if self.request or not self._served:
+            longest += bounds.HEAD_SECONDS
+        return self._waited(_QUESTION, now) > longest
+
+    def _waited(self, what: str, now: float) -> float:
+        """Return for how many seconds the client has kept us waiting for *what* since an answer."""
+        served, since = self._since.get(what, (None, now))
+        if served != self._served:
+            self._since[what] = (self._served, now)
+            return 0.0
+        return now - since
 
 
 def _body_seconds(size: int) -> float:
@@ -231,14 +263,44 @@ def _body_seconds(size: int) -> float:
     return bounds.BODY_SECONDS + size / bounds.BODY_BYTES_A_SECOND
 
 
-class _Listener:
+class _Listener(BaseWSGIServer):
     """What both kinds of listening sockets do; mixed into waitress's server."""
 
     channel_class = Connection
     is_stopping = False
-    # Of waitress's dispatcher.
-    del_channel: Any
-    socket: Any
+
+    def __init__(self, *words: Any, probe_dispatcher: ThreadedTaskDispatcher, **named: Any) -> None:
+        self._unread: set[Connection] = set()
+        self.probe_dispatcher = probe_dispatcher
+        super().__init__(*words, **named)
+
+    def add_task(self, task: Connection) -> None:
+        """Have a thread answer the next request of *task*, once its last answer has been read.
+
+        Requests may come one behind another in one piece: whoever sends twenty, and reads no
+        answer, would have all of them made, and kept.
+        """
+        if task.total_outbufs_len > _ANSWER_IN_MEMORY:
+            self._unread.add(task)
+        else:
+            self._begin(task)
+
+    def readable(self) -> bool:
+        self.go_on()
+        return bool(super().readable())
+
+    def go_on(self) -> None:
+        """Have a thread work for whoever has read what was answered."""
+        # A thread may add another meanwhile, and the set may not change while it is looked through.
+        for one in list(self._unread):
+            if not one.total_outbufs_len:
+                self._unread.discard(one)
+                if one.connected:
+                    self._begin(one)
+
+    def _begin(self, task: Connection) -> None:
+        is_probe = task.requests[0].path in _PROBES
+        (self.probe_dispatcher if is_probe else self.task_dispatcher).add_task(task)
 
     def maintenance(self, now: float) -> None:
         """Do nothing: waitress asks by the time of day, with which the clock may jump."""
@@ -279,6 +341,8 @@ class WebWorker(Worker):
         self._map: dict[int, Any] = {}
         self._threads = ThreadedTaskDispatcher()
         self._threads.set_thread_count(self.cfg.threads)
+        self._probe_threads = ThreadedTaskDispatcher()
+        self._probe_threads.set_thread_count(len(_PROBES))
         self._listeners = [self._listen(listener.sock) for listener in self.sockets]
         while self.alive and self.ppid == os.getppid():
             self._serve()
@@ -299,6 +363,7 @@ class WebWorker(Worker):
             self._map,
             _sock=sock,
             dispatcher=self._threads,
+            probe_dispatcher=self._probe_threads,
             adj=_adjustments(self.cfg.threads, self.cfg.backlog),
             bind_socket=False,
             sockinfo=(sock.family, sock.type, sock.proto, sock.getsockname()),
@@ -317,7 +382,7 @@ class WebWorker(Worker):
             if one.is_overdue(now, idle=1 if crowded else _IDLE_SECONDS):
                 one.will_close = True
         unfinished = sum(one.unfinished for one in connections)
-        for one in sorted(connections, key=lambda one: one.waits_since(now)):
+        for one in sorted(connections, key=lambda one: one.body_since):
             if unfinished > _UNFINISHED_BODIES and one.unfinished:
                 unfinished -= one.unfinished
                 one.will_close = True
@@ -333,10 +398,13 @@ class WebWorker(Worker):
             for one in connections:
                 if one.is_idle and stopped_for > _LINGER_SECONDS:
                     one.will_close = True
+            for listener in self._listeners:
+                listener.go_on()
             self.notify()
             wasyncore.loop(timeout=0.1, use_poll=True, map=self._map, count=1)
         # A thread that still works is a daemon, and ends with the process.
-        self._threads.shutdown(cancel_pending=True, timeout=0)
+        for threads in (self._threads, self._probe_threads):
+            threads.shutdown(cancel_pending=True, timeout=0)
 
     def _connections(self) -> list[Connection]:
         return [one for one in self._map.values() if isinstance(one, Connection)]

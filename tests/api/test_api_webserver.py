@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -12,14 +13,17 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from http.client import HTTPResponse
 from pathlib import Path
+from select import select as select_readable
 from types import SimpleNamespace
 
 import httpx
 import pytest
 from apiflask import APIFlask
+from sqlalchemy import select
 from waitress.adjustments import Adjustments
 
 from accountsvc import bounds
+from accountsvc.db.models import Account
 from accountsvc.start import webserver
 from tests.support.factories import Person, make_person, new_name, services_of
 from tests.support.processes import Running, client_of, environment, eventually, is_ready
@@ -67,11 +71,22 @@ def connect(port: int, data: bytes = b"") -> socket.socket:
     return connection
 
 
+class _Kept(io.BufferedReader):
+    """What is read of a connection, which one answer after another is taken from."""
+
+    def close(self) -> None:
+        """Stay open: an HTTPResponse closes what it has read to its end."""
+
+    def makefile(self, _mode: str) -> _Kept:
+        return self
+
+
 def answers(connection: socket.socket, count: int) -> list[int]:
     """Read *count* answers; their statuses."""
     statuses = []
+    file = _Kept(socket.SocketIO(connection, "rb"))
     for _ in range(count):
-        answer = HTTPResponse(connection)
+        answer = HTTPResponse(file)  # type: ignore[arg-type]
         answer.begin()
         answer.read()
         statuses.append(answer.status)
@@ -177,6 +192,13 @@ class Waiting:
         self.connection.requests = []
         self.connection.write_soon(b"x" * size)
 
+    def answered(self) -> None:
+        """The request that was whole is answered, and the answer read."""
+        self.connection.connected = False
+        self.connection.service()
+        self.connection.connected, self.connection.requests = True, []
+        self.connection.close_when_flushed = False
+
     def is_overdue(self, seconds: float = 0.0) -> bool:
         """Say whether the client takes too long, *seconds* later."""
         self.now += seconds
@@ -200,6 +222,27 @@ def test_a_head_has_its_seconds_however_it_drips(waiting: Waiting, sent: bytes) 
         assert not waiting.is_overdue(1)
 
     assert waiting.is_overdue(0.01)
+
+
+@pytest.mark.parametrize("sent", [b"\r\n", b"\r\n\r\n", b"\n\n", b"\r\nG"])
+def test_blank_lines_gain_no_time(waiting: Waiting, sent: bytes) -> None:
+    for _ in range(2 * bounds.HEAD_SECONDS):
+        waiting.receive(sent)
+        if waiting.is_overdue(0.6):
+            break
+
+    assert waiting.now - 1000 < bounds.HEAD_SECONDS + 1
+
+
+def test_blank_lines_gain_no_time_after_an_answer(waiting: Waiting) -> None:
+    waiting.receive(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+    waiting.answered()
+    for _ in range(1000):
+        waiting.receive(b"\r\n")
+        if waiting.is_overdue(0.6):
+            break
+
+    assert 75 < waiting.now - 1000 <= 75 + bounds.HEAD_SECONDS + 1
 
 
 @pytest.mark.parametrize("body", ["length", "chunks"])
@@ -235,7 +278,7 @@ def test_each_request_has_its_own_seconds(waiting: Waiting) -> None:
         waiting.receive(b"Host: x\r\n\r\n")
         # It is worked on, for as long as that takes.
         assert not waiting.is_overdue(1000)
-        waiting.connection.requests = []
+        waiting.answered()
 
     assert len(waiting.tasks) == 3
     assert not waiting.is_overdue()
@@ -284,6 +327,12 @@ UNREADABLE = {
     "another coding": b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n",
     "a bare line feed": b"GET /healthz HTTP/1.1\r\nHost: x\nX-Other: y\r\n\r\n",
     "a space before the colon": b"GET /healthz HTTP/1.1\r\nHost : x\r\n\r\n",
+    "no host": b"GET /healthz HTTP/1.1\r\nX-Other: y\r\n\r\n",
+    "two hosts": b"GET /healthz HTTP/1.1\r\nHost: x\r\nHost: y\r\n\r\n",
+    "no version": b"GET /healthz\r\n\r\n",
+    "a later version": b"GET /healthz HTTP/2.0\r\nHost: x\r\n\r\n",
+    "a length of five thousand digits": HEAD + b"Content-Length: " + b"1" * 5000 + b"\r\n\r\n",
+    "a length in other digits": HEAD + "Content-Length: ١".encode() + b"\r\n\r\n",
     "no method": b" / HTTP/1.1\r\nHost: x\r\n\r\n",
     "a line between chunks without end": SLOW["a chunk"][: -len(b"3e8\r\n{")]
     + b"1;"
@@ -367,6 +416,24 @@ def test_a_body_that_is_too_large_for_anything_leaves_no_trace_on_the_disk(
     assert [name for name in open_files if str(files) in name and "metrics" not in name] == []
 
 
+def test_who_reads_no_answer_gets_no_further_ones_made(
+    shared_app: APIFlask, tmp_path: Path
+) -> None:
+    """A hundred requests in one piece: with the first answers unread, the rest is not worked on."""
+    asked = b"GET /api/openapi.json HTTP/1.1\r\nHost: x\r\n\r\n"
+    with (
+        serving(shared_app, tmp_path) as (running, port),
+        connect(port, asked * 100) as connection,
+    ):
+        eventually(lambda: running.log.count("/api/openapi.json") > 0)
+        time.sleep(3)
+        made = running.log.count("/api/openapi.json")
+        statuses = answers(connection, 100)
+
+    assert made < 100
+    assert statuses == [200] * 100
+
+
 def test_answers_without_a_length_keep_their_connection(
     server: tuple[Running, int], ann: Person
 ) -> None:
@@ -393,6 +460,23 @@ def test_it_listens_at_a_socket_in_a_folder(shared_app: APIFlask, tmp_path: Path
         transport = httpx.HTTPTransport(uds=str(path))
         with httpx.Client(transport=transport, base_url="http://x", timeout=120) as client:
             assert client.get("/readyz").status_code == 200
+
+
+def test_probes_are_answered_while_every_thread_waits(
+    shared_app: APIFlask, server: tuple[Running, int], ann: Person
+) -> None:
+    """A supervisor that gets no answer would replace a process which is only busy."""
+    asked = f"DELETE /api/profile/{ann.id}/delete/ HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {ann.token}\r\n\r\n"
+    with services_of(shared_app).writing() as session, ExitStack() as stack:
+        session.execute(select(Account).where(Account.id == ann.id).with_for_update())
+        waiting = [stack.enter_context(connect(server[1], asked.encode())) for _ in range(100)]
+        with connect(server[1], b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n") as probe:
+            statuses = answers(probe, 1)
+        answered, _, _ = select_readable(waiting, [], [], 0)
+
+    assert statuses == [200]
+    # All wait for the row until they are refused, five seconds later.
+    assert answered == []
 
 
 # The end -----------------------------------------------------------------------------------------
