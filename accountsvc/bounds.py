@@ -17,6 +17,10 @@ USERNAME_CHARACTERS = 150
 PASSWORD_CHARACTERS = 128
 # zxcvbn sees so much of a password: its work grows with the square, and what follows adds strength.
 STRENGTH_CHARACTERS = 64
+# Fewer, where many of them can stand for letters ("$" for "s"): it looks up each piece in every way
+# of reading them all, and holds the interpreter meanwhile. In so many look-ups of 20 ms together,
+# and not of 400, everybody else of the process waits.
+STRENGTH_LOOKUPS = 2**17
 
 # Requests. A head must be whole within its seconds, a body within its own and one more for each
 # so many bytes of it, however they drip.

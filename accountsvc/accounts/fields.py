@@ -6,6 +6,7 @@ name is still free is for :mod:`.profiles` to say.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 
@@ -33,6 +34,10 @@ _MIN_PASSWORD_LENGTH = 8
 # zxcvbn's own scale of 0 to 4: a score of 1 means fewer than 10**6 guesses, too few against a
 # stolen table of hashes.
 _MIN_PASSWORD_SCORE = 2
+
+# The characters that zxcvbn also reads as a letter: one set for each letter, and one way to read a
+# password for each choice of one from each of them.
+_READ_AS_LETTERS = ("4@", "8", "([{<", "3", "69", "1!|", "1|7", "0", "$5", "+7", "%", "2")
 
 # A dot-atom (RFC 5322, section 3.2.3) with the letters and digits of every script, "@", and a host
 # name: "localhost", or labels of at most 63 characters. Quoted local parts and address literals are
@@ -82,8 +87,8 @@ def password_problems(name: str, password: str, profile: Mapping[str, str]) -> d
 
     It must not be easy to guess (NIST SP 800-63B, section 3.1.1.2), also for somebody who knows the
     values of *profile*, the words of this service and the most common passwords. It is judged by
-    its first ``STRENGTH_CHARACTERS``, and so is each of those values: one whose beginning is easy
-    to guess is refused, whatever follows.
+    its first ``STRENGTH_CHARACTERS`` at most, and so is each of those values: one whose beginning
+    is easy to guess is refused, whatever follows.
     """
     if not password:
         return {name: ["This field may not be blank."]}
@@ -93,11 +98,28 @@ def password_problems(name: str, password: str, profile: Mapping[str, str]) -> d
         return {name: ["Remove NUL bytes; send valid Unicode text."]}
     if len(password) < _MIN_PASSWORD_LENGTH:
         return {name: [f"Use at least {_MIN_PASSWORD_LENGTH} characters."]}
-    seen = bounds.STRENGTH_CHARACTERS
-    known = [*CONTEXT_WORDS, *(value[:seen] for value in profile.values() if value)]
-    if is_common(password) or int(zxcvbn(password[:seen], known).score) < _MIN_PASSWORD_SCORE:
+    longest = bounds.STRENGTH_CHARACTERS
+    known = [*CONTEXT_WORDS, *(value[:longest] for value in profile.values() if value)]
+    if is_common(password) or int(zxcvbn(_judged(password), known).score) < _MIN_PASSWORD_SCORE:
         return {name: ["This password is too easy to guess. Add more words or characters."]}
     return {}
+
+
+def _judged(password: str) -> str:
+    """Return the beginning of *password* on which zxcvbn spends ``STRENGTH_LOOKUPS`` at most.
+
+    Its look-ups are the square of the length times the ways to read it. What is left of a password
+    of very many signs is still long enough to be strong by itself.
+    """
+    seen = password[: bounds.STRENGTH_CHARACTERS]
+    while _ways_to_read(seen) * len(seen) ** 2 > bounds.STRENGTH_LOOKUPS:
+        seen = seen[:-1]
+    return seen
+
+
+def _ways_to_read(text: str) -> int:
+    found = set(text)
+    return math.prod(max(1, len(found & set(signs))) for signs in _READ_AS_LETTERS)
 
 
 def profile_of(account: Account) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 
 import pytest
@@ -10,9 +11,10 @@ from hypothesis import strategies as st
 from marshmallow import ValidationError
 from marshmallow.validate import Email
 
+from accountsvc.accounts import fields
 from accountsvc.accounts.fields import is_email, password_problems
 from accountsvc.accounts.guesses import CONTEXT_WORDS
-from accountsvc.bounds import PASSWORD_CHARACTERS, STRENGTH_CHARACTERS
+from accountsvc.bounds import PASSWORD_CHARACTERS, STRENGTH_CHARACTERS, STRENGTH_LOOKUPS
 from tests.support.work import note_work
 
 check = Email()
@@ -144,6 +146,69 @@ def test_zxcvbn_is_given_no_more_than_the_beginnings(
     seen = min(length, STRENGTH_CHARACTERS)
     ours = [len(word) for word in CONTEXT_WORDS]
     assert work.judged == [seen, *ours, *[STRENGTH_CHARACTERS] * words]
+
+
+# zxcvbn's own table: which signs it reads as which letter.
+SIGNS = {
+    "a": "4@", "b": "8", "c": "({[<", "e": "3", "g": "69", "i": "1!|", "l": "1|7", "o": "0",
+    "s": "$5", "t": "+7", "x": "%", "z": "2",
+}  # fmt: skip
+EVERY_SIGN = "".join(sorted(set("".join(SIGNS.values()))))
+
+
+def readings(text: str) -> int:
+    """Count the ways to read the signs of *text* as letters, one sign for each letter."""
+    choices = [[sign for sign in signs if sign in text] or [""] for signs in SIGNS.values()]
+    return sum(1 for _ in itertools.product(*choices))
+
+
+@pytest.mark.parametrize(
+    "password",
+    [
+        EVERY_SIGN * 7,
+        EVERY_SIGN[::-1] * 7,
+        "p4ssw0rd1!|$5+7" * 9,
+        "({[<4@69$5" * 13,
+        "aeiou" * 10 + EVERY_SIGN * 3,
+        "nine lively badgers sing",
+    ],
+)
+def test_zxcvbn_looks_up_a_bounded_number_of_pieces(
+    monkeypatch: pytest.MonkeyPatch, password: str
+) -> None:
+    """It holds the interpreter meanwhile: the worst password of 64 characters takes 0.4 s."""
+    judged: list[str] = []
+    zxcvbn = fields.zxcvbn
+
+    def note(text: str, known: list[str]) -> object:
+        judged.append(text)
+        return zxcvbn(text, known)
+
+    monkeypatch.setattr(fields, "zxcvbn", note)
+
+    password_problems("password", password[:PASSWORD_CHARACTERS], {})
+
+    (seen,) = judged
+    assert readings(seen) * len(seen) ** 2 <= STRENGTH_LOOKUPS
+    longer = password[: len(seen) + 1]
+    is_whole = len(seen) in {len(password), STRENGTH_CHARACTERS}
+    assert is_whole or readings(longer) * len(longer) ** 2 > STRENGTH_LOOKUPS
+
+
+@pytest.mark.parametrize(
+    ("password", "taken"),
+    [
+        (EVERY_SIGN, True),
+        (EVERY_SIGN[::-1] * 6, True),
+        ("P@$$w0rd", False),
+        ("1234567890!@#$%^&*()", False),
+        ("p4$$w0rd" * 8 + EVERY_SIGN, False),
+    ],
+)
+def test_signs_make_no_weak_password_strong_and_no_strong_one_weak(
+    password: str, taken: bool
+) -> None:
+    assert (password_problems("password", password, {}) == {}) is taken
 
 
 @pytest.mark.parametrize("password", ["", "short", "x" * 129, "\0" * 60_000, "\ud800" * 20])
