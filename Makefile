@@ -58,7 +58,7 @@ faults: install ## Inject every fault many times, drain a long backlog, kill the
 	TEST_FAULTS=long $(BIN)/pytest tests/faults $(PYTEST_OPTIONS)
 	TEST_KILLS=10 $(BIN)/pytest -n 0 tests/purge/test_kill.py $(PYTEST_OPTIONS)
 
-bench: install ## Measure, as ratios against a reference in the same run; BENCH_TIMES=20 measures longer
+bench: install ## Measure, as ratios against a reference in the same run, and attack; BENCH_TIMES=20 measures longer
 	$(BIN)/python -m bench $(BENCH_NAMES)
 
 lock: install ## Lock the dependencies anew; LOCK_OPTIONS=--upgrade takes newer releases

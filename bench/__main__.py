@@ -1,6 +1,7 @@
 """``python -m bench [NAME …]``: what the service costs, on a PostgreSQL that syncs to disk as usual.
 
-``BENCH_TIMES`` sets how often each work is measured. Without names everything is.
+``BENCH_TIMES`` sets how often each work is measured. Without names everything is. A bound that was
+passed ends it with 1.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import sys
 import tempfile
 import tracemalloc
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -26,7 +27,8 @@ from accountsvc.db.engine import database_now
 from accountsvc.db.models import Account, LegalHold
 from accountsvc.db.schema import upgrade
 from accountsvc.services import Services
-from bench.timing import Measured, Work, in_turns
+from bench.attack import attack
+from bench.timing import Measured, Result, Work, in_turns
 from tests.support.factories import (
     PASSWORD,
     Person,
@@ -233,7 +235,9 @@ def shutdown(app: APIFlask, folder: Path) -> list[Measured]:
     return [in_turns("the worker process", works, times=TIMES)]
 
 
-BENCHES = {one.__name__: one for one in (batches, held, requests, sign_in, export, shutdown)}
+Bench = Callable[[APIFlask, Path], Sequence[Result]]
+_ALL: tuple[Bench, ...] = (batches, held, requests, sign_in, export, shutdown, attack)
+BENCHES = {one.__name__: one for one in _ALL}
 
 
 def main(names: list[str]) -> int:
@@ -241,6 +245,7 @@ def main(names: list[str]) -> int:
     if unknown:
         print(f"{', '.join(unknown)}: not known; there are: {', '.join(BENCHES)}", file=sys.stderr)
         return 2
+    passed = 0
     with PostgresServer(fsync=True) as server, tempfile.TemporaryDirectory() as folder:
         for name in names or BENCHES:
             # Each on a database and an application of its own: none inherits what another left.
@@ -249,8 +254,9 @@ def main(names: list[str]) -> int:
             app = make_app(url, Path(folder) / name, LOG_LEVEL="ERROR")
             for measured in BENCHES[name](app, Path(folder) / name):
                 print(measured, end="\n\n", flush=True)
+                passed += len(measured.faults)
             dispose(app)
-    return 0
+    return 1 if passed else 0
 
 
 if __name__ == "__main__":

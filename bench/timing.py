@@ -17,8 +17,14 @@ class Work:
     prepare: Callable[[], object] | None = None
 
 
+class Result:
+    """What a bench found, which is printed; any *faults* are bounds that were passed."""
+
+    faults: tuple[str, ...] = ()
+
+
 @dataclass(frozen=True)
-class Measured:
+class Measured(Result):
     """A value for each named work, the reference first."""
 
     title: str
