@@ -32,6 +32,9 @@ BODY_BYTES_A_SECOND = 64 * _KIB
 # again. As many hashes are computed at once as there are cores.
 HASHES_WAITING = 16
 IMAGES_WAITING = 4
+# A vault of many pages, read and decrypted in one answer, takes half a second of the processor.
+LISTS_AT_ONCE = 2
+LISTS_WAITING = 4
 
 # Images, decoded in a process of their own.
 IMAGE_BYTES = 5 * _MIB

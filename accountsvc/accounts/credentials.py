@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import hmac
 import os
-import threading
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime
 
@@ -40,6 +38,7 @@ from ..errors import (
 )
 from ..outbox import notices
 from ..tokens import Claims
+from ..turns import Turns
 from .fields import password_problems, profile_of
 from .lifecycle import Promise
 
@@ -81,13 +80,12 @@ class PasswordHasher:
         self.at_once = max(1, (cores or _cores()) // processes)
         self.waiting = max(1, bounds.HASHES_WAITING // processes)
         self._argon2 = Argon2.from_parameters(_PARAMETERS[cost])
-        self._places = threading.BoundedSemaphore(self.at_once + self.waiting)
-        self._slots = threading.BoundedSemaphore(self.at_once)
+        self._turns = Turns(self.at_once, self.waiting)
         self._decoy = _DECOYS[cost]
 
     def hash(self, password: str) -> str:
         """Return a new hash of *password*, with its salt and parameters, in PHC format."""
-        with self._turn():
+        with self._turns.take():
             return self._argon2.hash(password)
 
     def verify(self, password_hash: str, password: str) -> bool:
@@ -98,7 +96,7 @@ class PasswordHasher:
         can_be_right = len(password) <= bounds.PASSWORD_CHARACTERS
         tried = password[: bounds.PASSWORD_CHARACTERS]
         try:
-            with self._turn():
+            with self._turns.take():
                 return self._argon2.verify(password_hash, tried) and can_be_right
         except (VerificationError, InvalidHashError, UnicodeEncodeError):
             return False
@@ -106,17 +104,6 @@ class PasswordHasher:
     def burn(self, password: str) -> None:
         """Take the time of one :meth:`verify`, so that an unknown e-mail is answered no sooner."""
         self.verify(self._decoy, password)
-
-    @contextmanager
-    def _turn(self) -> Iterator[None]:
-        """Wait for one's turn to compute a hash; raise Busy if too many wait already."""
-        if not self._places.acquire(blocking=False):
-            raise Busy
-        try:
-            with self._slots:
-                yield
-        finally:
-            self._places.release()
 
     def is_outdated(self, password_hash: str) -> bool:
         """Say whether *password_hash* was made with other parameters than this hasher's."""

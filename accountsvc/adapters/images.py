@@ -6,8 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 
 import structlog
 
@@ -21,6 +20,7 @@ from ..bounds import (
     IMAGES_WAITING,
 )
 from ..errors import Busy, ImageTooLarge, InvalidImage
+from ..turns import Turns
 from .imageworker import Refusal
 
 log = structlog.get_logger(__name__)
@@ -56,8 +56,8 @@ _STOPPED = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGAL
 
 # One image is decoded at a time: several big ones together would exhaust the memory of a small
 # host. So many wait; more would keep all threads from everybody else.
-_places = threading.BoundedSemaphore(1 + IMAGES_WAITING)
-_decoding = threading.Lock()
+_BUSY = "Too many images are being uploaded at this moment. Try again in a few seconds."
+turns = Turns(1, IMAGES_WAITING, refusal=_BUSY)
 
 
 def normalise(image: bytes) -> bytes:
@@ -82,28 +82,9 @@ def normalise(image: bytes) -> bytes:
     """
     if len(image) > IMAGE_BYTES:
         raise ImageTooLarge
-    with _turn():
+    # Those before take no longer than this in all, unless the machine is far too busy.
+    with turns.take(seconds=IMAGE_SECONDS):
         return _decoded_elsewhere(image)
-
-
-@contextmanager
-def _turn() -> Iterator[None]:
-    if not _places.acquire(blocking=False):
-        raise _busy()
-    try:
-        # Those before take no longer than this in all, unless the machine is far too busy.
-        if not _decoding.acquire(timeout=IMAGE_SECONDS):
-            raise _busy()
-        try:
-            yield
-        finally:
-            _decoding.release()
-    finally:
-        _places.release()
-
-
-def _busy() -> Busy:
-    return Busy("Too many images are being uploaded at this moment. Try again in a few seconds.")
 
 
 def _decoded_elsewhere(image: bytes) -> bytes:
@@ -121,7 +102,7 @@ def _decoded_elsewhere(image: bytes) -> bytes:
         )
     except OSError as exc:
         log.warning("no image worker could be started", error=type(exc).__name__, errno=exc.errno)
-        raise _busy() from exc
+        raise Busy(_BUSY) from exc
     # A worker in somebody else's hands may let its alarm pass, and neither read nor write.
     watch = threading.Timer(IMAGE_SECONDS + 1, process.kill)
     with process:
@@ -132,7 +113,7 @@ def _decoded_elsewhere(image: bytes) -> bytes:
         except RuntimeError as exc:
             # No thread could be started.
             process.kill()
-            raise _busy() from exc
+            raise Busy(_BUSY) from exc
         except BaseException:
             process.kill()
             raise
@@ -167,7 +148,7 @@ def _judged(status: int, answer: bytes) -> bytes:
         log.warning("an image worker was ended", reason=signal.Signals(-status).name)
         raise InvalidImage(_TOO_MUCH)
     log.error("an image worker failed", status=status)
-    raise _busy()
+    raise Busy(_BUSY)
 
 
 def _is_webp(answer: bytes) -> bool:

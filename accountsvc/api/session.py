@@ -9,7 +9,7 @@ from flask import Response
 
 from .. import documents
 from ..accounts import credentials, profiles
-from ..adapters.throttle import SIGN_UP
+from ..adapters.throttle import PASSWORD, SIGN_UP
 from ..db import rows
 from ..db.engine import database_now
 from ..db.models import Account
@@ -42,6 +42,8 @@ def sign_up(json_data: dict[str, str]) -> dict[str, Any]:
     account = profiles.sign_up(
         services().database, services().hasher, services().keyring, json_data
     )
+    # Whoever goes on guessing cannot keep the owner out of where the account was made.
+    services().throttle.clear(PASSWORD, account=account.email_key, address=client())
     return signed_in(account)
 
 

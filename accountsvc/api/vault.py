@@ -16,12 +16,20 @@ from ..accounts import credentials, vault
 from ..accounts.vault import Entry, StoredEntry
 from ..adapters.throttle import VAULT_WRITE
 from ..db.text import rfc3339
-from ..errors import InvalidInput, PasswordNotFound, TokenNotValid, VaultFull
+from ..errors import Busy, InvalidInput, PasswordNotFound, TokenNotValid, VaultFull
 from ..services import Services
+from ..turns import Turns
 from ..web import committed, services
 from .http import auth, schemas
 from .http.auth import Caller
 from .http.describe import raises, sends
+
+long_lists = Turns(
+    bounds.LISTS_AT_ONCE,
+    bounds.LISTS_WAITING,
+    refusal="Too many long lists are being read at this moment. Try again in a few seconds, "
+    "or ask for a page by limit.",
+)
 
 bp = APIBlueprint("vault", __name__, tag="Saved passwords")
 
@@ -68,17 +76,23 @@ def save(*, caller: Caller, json_data: dict[str, str]) -> dict[str, Any]:
 @bp.input(schemas.PageQuery, location="query")
 @bp.output(schemas.StoredPasswords)
 @sends(200, Link='</api/view-all-saved-passwords/?limit=100&cursor=100>; rel="next"')
-@raises(InvalidInput)
+@raises(InvalidInput, Busy)
 def show_all(*, caller: Caller, query_data: dict[str, Any]) -> Response:
     """Show one's saved passwords in the order in which they were saved
 
-    All at once; with ``limit`` a page at a time, and a ``Link`` to the next one. An entry that
+    All at once; with ``limit`` a page at a time, and a ``Link`` to the next one. Of vaults of many
+    pages few are read at once, and whoever comes then is asked to come again. An entry that
     cannot be read has ``unreadable`` and empty texts: it can be deleted, or overwritten by an
     update of all three fields.
     """
     limit, after = query_data.get("limit"), query_data["cursor"]
     if limit is None:
-        return _json_stream(_pages(services(), caller, after=after), caller)
+        pages = _pages(services(), caller, after=after)
+        first = next(pages, [])
+        if len(first) < vault.PAGE_SIZE:
+            return _json_stream(iter([first]), caller)
+        with long_lists.take():
+            return _json_stream(chain([first], pages), caller)
     entries = [
         stored
         for page in _pages(services(), caller, after=after, limit=limit + 1)

@@ -58,9 +58,10 @@ bind = listening.bind(settings.port)
 workers = settings.web_processes
 # gunicorn's own workers give a thread to each half-sent request, or serve one client at a time.
 worker_class = "accountsvc.start.webserver.WebWorker"
-# Threads for all who may wait for a hash or an image, or have their turn, and eight for everybody
-# else: with none left, a probe of the supervisor would wait, too, and the process be replaced.
-threads = bounds.HASHES_WAITING + bounds.IMAGES_WAITING + (os.cpu_count() or 1) + 8
+# Threads for all who may wait for a hash, an image or a long list, or have their turn, and eight
+# for everybody else, who would otherwise wait behind them.
+_TURNS = (os.cpu_count() or 1) + 1 + bounds.LISTS_AT_ONCE
+threads = bounds.HASHES_WAITING + bounds.IMAGES_WAITING + bounds.LISTS_WAITING + _TURNS + 8
 # Seconds: a worker that gives no sign of life for so long is replaced. No request takes so long;
 # with less, a busy machine would lose healthy workers.
 timeout = 30
@@ -96,8 +97,10 @@ def on_starting(_server: Any) -> None:
 
 def when_ready(_server: Any) -> None:
     """Say where it is served, once the socket listens."""
-    sys.stdout.write(f"accountsvc: serving {settings.public_url}\n")
-    sys.stdout.flush()
+    # In production a program reads stdout, where each line is a JSON object.
+    stream = sys.stderr if settings.app_env == "production" else sys.stdout
+    stream.write(f"accountsvc: serving {settings.public_url}\n")
+    stream.flush()
 
 
 def post_worker_init(worker: Any) -> None:

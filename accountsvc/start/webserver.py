@@ -65,6 +65,8 @@ _END_SECONDS = 1
 # The codings of a head; there may be several such headers, and each may go on in the next line.
 _CODINGS = re.compile(rb"^transfer-encoding:(.*(?:\n[ \t].*)*)", re.IGNORECASE | re.MULTILINE)
 
+_ORIGIN = re.compile(rb"^origin:[ \t]*(\S+)", re.IGNORECASE | re.MULTILINE)
+
 
 class _Nothing:
     """A buffer that forgets, for bodies that no call takes."""
@@ -86,6 +88,7 @@ class _Request(HTTPRequestParser):
     """A request that is being read; what is too much of it is forgotten, or an error."""
 
     # waitress leaves these out of a request that it cannot read, and then fails at its refusal.
+    error: Any = None
     command = "GET"
     path = "/"
     query = ""
@@ -93,7 +96,12 @@ class _Request(HTTPRequestParser):
     url_scheme = "http"
 
     def received(self, data: bytes) -> int:
+        head = self.header_plus + data
         consumed: int = super().received(data)
+        if self.error and (origin := _ORIGIN.search(head)):
+            # waitress reads no line of a head that is too large: without its origin a browser
+            # would not let its page know what was wrong.
+            self.headers["ORIGIN"] = origin.group(1).decode("latin-1")
         body = self.body_rcv
         if isinstance(body, ChunkedReceiver):
             if max(len(body.control_line), len(body.trailer)) > _CHUNK_LINE_BYTES:
@@ -388,6 +396,7 @@ class WebWorker(Worker):
                 one.will_close = True
 
     def _end(self) -> None:
+        """End what is under way; a thread that works on is a daemon, and ends with the process."""
         began = time.monotonic()
         for listener in self._listeners:
             listener.stop_accepting()
@@ -402,9 +411,6 @@ class WebWorker(Worker):
                 listener.go_on()
             self.notify()
             wasyncore.loop(timeout=0.1, use_poll=True, map=self._map, count=1)
-        # A thread that still works is a daemon, and ends with the process.
-        for threads in (self._threads, self._probe_threads):
-            threads.shutdown(cancel_pending=True, timeout=0)
 
     def _connections(self) -> list[Connection]:
         return [one for one in self._map.values() if isinstance(one, Connection)]

@@ -221,7 +221,7 @@ def test_one_image_is_decoded_at_once_four_wait_and_the_next_is_asked_to_come_ag
     waiting = bounds.IMAGES_WAITING
     with decoding() as (pid, first), ThreadPoolExecutor(waiting) as pool:
         others = [pool.submit(normalise, SMALL) for _ in range(waiting)]
-        eventually(lambda: images._places._value == 0)
+        eventually(lambda: images.turns._places._value == 0)
 
         with pytest.raises(Busy, match="Try again in a few seconds"):
             normalise(SMALL)

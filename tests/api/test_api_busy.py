@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -10,10 +11,14 @@ from contextlib import contextmanager
 import pytest
 from apiflask import APIFlask
 from flask.testing import FlaskClient
+from sqlalchemy import delete
 from werkzeug.test import TestResponse
 
+from accountsvc.accounts import vault
 from accountsvc.adapters.throttle import LIMITS
-from accountsvc.bounds import HASHES_WAITING
+from accountsvc.api.vault import long_lists
+from accountsvc.bounds import HASHES_WAITING, LISTS_AT_ONCE, LISTS_WAITING
+from accountsvc.db.models import SavedPassword
 from tests.conftest import NewApp
 from tests.support.factories import (
     PASSWORD,
@@ -237,3 +242,45 @@ def test_a_page_says_it_as_a_page(
     # The link is not used up.
     assert browser.post("/reset-password/", data=form).status_code == 200
     assert events(services, "account.password_reset")
+
+
+def test_of_many_long_lists_some_are_refused_and_short_ones_are_not(
+    client: FlaskClient, ann: Person, bob: Person, app: APIFlask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Ann has a page and more, Bob has not.
+    monkeypatch.setattr(vault, "PAGE_SIZE", len(ann.passwords))
+    services = services_of(app)
+    with services.writing() as session:
+        session.execute(delete(SavedPassword).where(SavedPassword.id == bob.passwords[0]))
+    path = "/api/view-all-saved-passwords/"
+    released, inside = threading.Event(), []
+
+    def list_slowly() -> None:
+        with long_lists.take():
+            inside.append(1)
+            released.wait(60)
+
+    with ThreadPoolExecutor(LISTS_AT_ONCE + LISTS_WAITING) as pool:
+        lists = [pool.submit(list_slowly) for _ in range(LISTS_AT_ONCE + LISTS_WAITING)]
+        try:
+            refused = eventually(
+                lambda: (answer := client.get(path, headers=ann.auth)).status_code == 503 and answer
+            )
+            others = [
+                client.get(f"{path}?limit=100", headers=ann.auth),
+                client.get(path, headers=bob.auth),
+                client.get("/api/profile/", headers=ann.auth),
+            ]
+            worked = len(inside)
+        finally:
+            released.set()
+    for one in lists:
+        one.result()
+
+    assert refused.get_json()["code"] == "busy"
+    assert "limit" in refused.get_json()["error"]
+    assert refused.headers["Retry-After"] == "5"
+    assert [answer.status_code for answer in others] == [200] * 3
+    assert worked == LISTS_AT_ONCE
+    answer = client.get(path, headers=ann.auth)
+    assert (answer.status_code, len(answer.get_json()["passwords"])) == (200, len(ann.passwords))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Iterator
 from io import BytesIO
 from typing import Any
@@ -14,6 +13,7 @@ from flask.testing import FlaskClient
 from PIL import Image
 
 from accountsvc.adapters import images
+from accountsvc.turns import Turns
 from tests.api.answers import NO_TOKEN, NOT_AUTHORIZED, NOT_FOUND
 from tests.conftest import NewApp
 from tests.support.factories import (
@@ -361,11 +361,11 @@ def test_an_upload_leaves_no_temporary_file(
 def test_an_image_that_finds_too_many_waiting_changes_nothing_and_may_come_again(
     app: APIFlask, client: FlaskClient, ann: Person, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(images, "_places", threading.BoundedSemaphore(1))
+    monkeypatch.setattr(images, "turns", Turns(1, 0, refusal=images._BUSY))
     before = everything(services_of(app))
-    images._places.acquire()
 
-    response = upload(client, ann, png(), first_name="Changed")
+    with images.turns.take():
+        response = upload(client, ann, png(), first_name="Changed")
 
     assert response.status_code == 503
     assert response.headers["Retry-After"] == "5"
@@ -374,7 +374,6 @@ def test_an_image_that_finds_too_many_waiting_changes_nothing_and_may_come_again
         "code": "busy",
     }
     assert everything(services_of(app)) == before
-    images._places.release()
     assert upload(client, ann, png()).status_code == 200
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ipaddress
 import json
 import re
-import threading
 import time
 from collections.abc import Callable, Iterator
 from datetime import timedelta
@@ -25,6 +24,7 @@ from accountsvc.adapters import images, throttle
 from accountsvc.adapters.throttle import UPLOAD, Throttle
 from accountsvc.db.models import Account
 from accountsvc.errors import Throttled
+from accountsvc.turns import Turns
 from accountsvc.web import client_address
 from tests.conftest import NewApp
 from tests.support.factories import (
@@ -604,6 +604,22 @@ def test_an_owner_from_an_unknown_address_is_let_in_by_a_reset(
     assert sign_in(client, cid.email, new, FAR_AWAY).status_code == 429
 
 
+def test_whoever_has_only_signed_up_is_not_kept_out_of_where_they_did(
+    app: APIFlask, client: FlaskClient
+) -> None:
+    person = {"username": "dora", "email": "dora@example.org", "password": PASSWORD}
+    signed_up = client.post("/api/sign-up/", json=person, **from_(ELSEWHERE))
+    attack = [
+        sign_in(client, person["email"], address=f"192.0.2.{number}").status_code
+        for number in range(12)
+        for _ in range(10)
+    ]
+
+    assert (signed_up.status_code, attack[-1]) == (201, 429)
+    assert sign_in(client, person["email"], PASSWORD, FAR_AWAY).status_code == 429
+    assert sign_in(client, person["email"], PASSWORD, ELSEWHERE).status_code == 200
+
+
 def test_two_hundred_rounds_of_deletion_and_return_are_refused_nowhere(
     app: APIFlask, client: FlaskClient, cid: Account
 ) -> None:
@@ -931,8 +947,8 @@ def test_the_image_of_an_upload_too_many_is_not_looked_at(
     for _ in range(60):
         services_of(app).throttle.spend(UPLOAD, address=HERE)
     # With no place left, looking at an image would be 503.
-    monkeypatch.setattr(images, "_places", threading.BoundedSemaphore(1))
-    images._places.acquire()
+    monkeypatch.setattr(images, "turns", Turns(1, 0))
 
-    assert upload(app, cid, HERE).status_code == 429
-    assert upload(app, cid, ELSEWHERE).status_code == 503
+    with images.turns.take():
+        assert upload(app, cid, HERE).status_code == 429
+        assert upload(app, cid, ELSEWHERE).status_code == 503

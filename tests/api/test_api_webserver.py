@@ -363,13 +363,18 @@ def test_what_is_no_request_is_400_and_nothing_behind_it_is_done(
     assert account.is_active
 
 
-def test_a_head_that_is_too_large_is_431(server: tuple[Running, int]) -> None:
+def test_a_head_that_is_too_large_is_431_and_a_browser_may_read_why(
+    server: tuple[Running, int],
+) -> None:
     lines = b"".join(b"X-Filler-%d: %s\r\n" % (number, b"x" * 1000) for number in range(40))
+    head = b"GET /healthz HTTP/1.1\r\nHost: x\r\nOrigin: http://localhost:3000\r\n"
 
-    with connect(
-        server[1], b"GET /healthz HTTP/1.1\r\nHost: x\r\n" + lines + b"\r\n"
-    ) as connection:
-        assert answers(connection, 1) == [431]
+    with connect(server[1], head + lines + b"\r\n") as connection:
+        answer = HTTPResponse(connection)
+        answer.begin()
+
+        assert answer.status == 431
+        assert answer.headers["Access-Control-Allow-Origin"] == "http://localhost:3000"
 
 
 # Bodies and answers ------------------------------------------------------------------------------

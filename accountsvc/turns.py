@@ -1,0 +1,40 @@
+"""Turns at work that is dear: so many at once, so many wait, and whoever comes then is refused."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from .errors import Busy
+
+
+class Turns:
+    """Let *at_once* threads of this process work, and *waiting* more wait for them.
+
+    Without a bound on those who wait, a flood would hold every thread, and everybody else's
+    requests would wait behind it. *refusal* is the sentence for whoever is not let in.
+    """
+
+    def __init__(self, at_once: int, waiting: int, *, refusal: str | None = None) -> None:
+        self._places = threading.BoundedSemaphore(at_once + waiting)
+        self._turns = threading.BoundedSemaphore(at_once)
+        self._refusal = refusal
+
+    @contextmanager
+    def take(self, *, seconds: float | None = None) -> Iterator[None]:
+        """Wait for a turn and hold it inside.
+
+        Raises Busy at once if too many wait already, and when none was had within *seconds*.
+        """
+        if not self._places.acquire(blocking=False):
+            raise Busy(self._refusal)
+        try:
+            if not self._turns.acquire(timeout=seconds):
+                raise Busy(self._refusal)
+            try:
+                yield
+            finally:
+                self._turns.release()
+        finally:
+            self._places.release()

@@ -1,0 +1,58 @@
+"""Turns: so many work, so many wait, and the next is refused at once."""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from accountsvc.errors import Busy
+from accountsvc.turns import Turns
+from tests.support.processes import eventually
+
+
+@pytest.mark.parametrize(("at_once", "waiting"), [(1, 0), (1, 3), (2, 0), (3, 5)])
+def test_so_many_work_so_many_wait_and_the_next_is_refused(at_once: int, waiting: int) -> None:
+    turns, released, inside, beyond = Turns(at_once, waiting), threading.Event(), [], 4
+
+    def work() -> bool:
+        try:
+            with turns.take():
+                inside.append(1)
+                released.wait(60)
+        except Busy:
+            return False
+        return True
+
+    with ThreadPoolExecutor(at_once + waiting + beyond) as pool:
+        tries = [pool.submit(work) for _ in range(at_once + waiting + beyond)]
+        try:
+            # Whoever is refused does not wait for anything.
+            eventually(lambda: sum(one.done() for one in tries) == beyond)
+            eventually(lambda: len(inside) == at_once)
+            refused = [one.result() for one in tries if one.done()]
+        finally:
+            released.set()
+
+    assert refused == [False] * beyond
+    assert sum(one.result() for one in tries) == at_once + waiting
+
+
+def test_a_turn_comes_back_whatever_happens_in_it() -> None:
+    turns = Turns(1, 0)
+    for _ in range(3):
+        with pytest.raises(KeyError), turns.take():
+            raise KeyError
+
+    with turns.take():
+        pass
+
+
+def test_who_waits_too_long_is_refused_and_leaves_the_place_to_others() -> None:
+    turns = Turns(1, 1, refusal="Come again.")
+
+    with turns.take():
+        for _ in range(3):
+            with pytest.raises(Busy, match="Come again"), turns.take(seconds=0.01):
+                pass
