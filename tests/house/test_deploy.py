@@ -10,13 +10,18 @@ import pytest
 
 from accountsvc import bounds
 from accountsvc.config import ConfigError, Settings, load_settings
+from accountsvc.pages.links import RECOVER, RESET_PASSWORD, Link
 from tests.support.deploy import (
+    NGINX,
     ROOT,
     compose,
     compose_command,
     compose_environment,
     kubernetes,
     kubernetes_container,
+    nginx_directives,
+    nginx_location,
+    nginx_refuses,
     procfile_command,
     systemd_command,
     systemd_environment,
@@ -175,3 +180,73 @@ def test_nobody_is_killed_before_the_work_ends(process: str) -> None:
 
     assert spec["terminationGracePeriodSeconds"] > 10
     assert compose()["services"][process]["stop_grace_period"] == "15s"
+
+
+# nginx in front ---------------------------------------------------------------------------------
+
+
+def test_nginx_takes_its_example(tmp_path: Path) -> None:
+    """By the table of directives, of their places and arguments, that nginx's makers publish."""
+    assert nginx_refuses(NGINX.read_text(), tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong"),
+    [
+        ("client_body_timeout 30s;", "client_body_time 30s;"),
+        ("    keepalive 32;", "    keepalive 32"),
+        ("upstream accountsvc {", "client_max_body_size 6m {"),
+        ("proxy_request_buffering on;", "proxy_request_buffering yes;"),
+        ("listen 80;", "server 127.0.0.1;"),
+        ("location / {", "location / "),
+    ],
+)
+def test_what_nginx_would_refuse_is_found(tmp_path: Path, right: str, wrong: str) -> None:
+    text = NGINX.read_text()
+    assert right in text
+
+    assert len(nginx_refuses(text.replace(right, wrong, 1), tmp_path)) >= 1
+
+
+def test_nginx_passes_on_whole_requests_within_the_time_of_the_service() -> None:
+    given = nginx_directives()
+
+    assert ("proxy_request_buffering", "on") in given
+    assert ("client_header_timeout", f"{bounds.HEAD_SECONDS}s") in given
+    assert ("client_body_timeout", f"{bounds.BODY_SECONDS}s") in given
+    # Room for the rest of the form.
+    assert ("client_max_body_size", f"{bounds.IMAGE_BYTES // 2**20 + 1}m") in given
+
+
+def test_nginx_passes_on_who_asks_and_for_which_request() -> None:
+    passed = {one[1:] for one in nginx_directives() if one[0] == "proxy_set_header"}
+
+    assert passed == {
+        ("Connection", ""),
+        ("Host", "$host"),
+        ("X-Forwarded-For", "$proxy_add_x_forwarded_for"),
+        ("X-Request-ID", "$request_id"),
+    }
+
+
+@pytest.mark.parametrize("link", [RECOVER, RESET_PASSWORD])
+def test_nginx_writes_no_mailed_token_into_a_log(link: Link) -> None:
+    """The token is in the path; an error is logged with the path of its request."""
+    block = nginx_location(f"{link.path}eyJhbGciOi.eyJzdWIi.c2ln")
+
+    assert ("access_log", "off") in block
+    assert ("error_log", "/dev/null", "crit") in block
+    assert ("access_log", "off") not in nginx_location("/api/profile/")
+
+
+def test_nginx_logs_neither_a_query_nor_where_somebody_came_from() -> None:
+    (written,) = (" ".join(one[2:]) for one in nginx_directives() if one[0] == "log_format")
+
+    assert "$uri" in written
+    assert re.search(r"\$(request|request_uri|args|query_string|http_\w+)\b", written) is None
+
+
+@pytest.mark.parametrize("path", ["/metrics", "/statusz", "/readyz"])
+def test_nginx_shows_how_the_service_stands_to_its_own_network_only(path: str) -> None:
+    assert ("deny", "all") in nginx_location(path)
+    assert ("deny", "all") not in nginx_location("/api/profile/")

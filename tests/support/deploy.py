@@ -8,9 +8,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import crossplane
 import yaml
 
 ROOT = Path(__file__).resolve().parent.parent.parent
+NGINX = ROOT / "docs" / "deploy" / "nginx" / "accountsvc.conf"
 
 
 def compose() -> dict[str, Any]:
@@ -89,3 +91,45 @@ def kubernetes_container(name: str) -> dict[str, Any]:
     ]
     (container,) = containers
     return container
+
+
+def nginx_refuses(config: str, folder: Path) -> list[str]:
+    """Return what is wrong with *config*, which nginx would include in its block ``http``."""
+    (folder / "included.conf").write_text(config)
+    # Which directives are allowed is known only from the block around them.
+    (folder / "nginx.conf").write_text("http { include included.conf; }\n")
+    read = crossplane.parse(str(folder / "nginx.conf"), strict=True)
+    return [str(one["error"]) for one in read["errors"]]
+
+
+def _nginx() -> list[dict[str, Any]]:
+    # It has no block `http` around it.
+    parsed: list[dict[str, Any]] = crossplane.parse(str(NGINX), check_ctx=False)["config"][0][
+        "parsed"
+    ]
+    return parsed
+
+
+def nginx_directives(block: list[dict[str, Any]] | None = None) -> list[tuple[str, ...]]:
+    """Return all directives of the example, each with its arguments; a block's stand behind it."""
+    if block is None:
+        block = _nginx()
+    found: list[tuple[str, ...]] = []
+    for one in block:
+        found.append((one["directive"], *one["args"]))
+        found += nginx_directives(one.get("block", []))
+    return found
+
+
+def nginx_location(path: str) -> list[tuple[str, ...]]:
+    """Return the directives of the block that answers *path*: by a pattern, or the one of ``/``."""
+    blocks = {
+        tuple(one["args"]): one["block"]
+        for server in _nginx()
+        for one in server.get("block", [])
+        if one["directive"] == "location"
+    }
+    for words, block in blocks.items():
+        if words[0] == "~" and re.search(words[1], path):
+            return nginx_directives(block)
+    return nginx_directives(blocks[("/",)])
