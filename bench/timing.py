@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 
@@ -42,6 +42,21 @@ class Measured(Result):
                 ),
             ]
         )
+
+
+@dataclass(frozen=True)
+class Table(Result):
+    """Cells by the name of their row and the title of their column, as a table of Markdown."""
+
+    title: str
+    rows: Mapping[str, Mapping[str, str]]
+
+    def __str__(self) -> str:
+        columns = list(dict.fromkeys(title for cells in self.rows.values() for title in cells))
+        lines = [["", *columns], ["---"] * (len(columns) + 1)]
+        for name, cells in self.rows.items():
+            lines.append([name, *(cells.get(title, "–") for title in columns)])
+        return "\n".join([self.title, "", *(f"| {' | '.join(line)} |" for line in lines)])
 
 
 def in_turns(title: str, works: Sequence[Work], *, times: int) -> Measured:
