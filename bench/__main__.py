@@ -10,6 +10,7 @@ that was passed ends it with 1.
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import tempfile
 import tracemalloc

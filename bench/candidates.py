@@ -116,7 +116,7 @@ def serving(
             env["PROMETHEUS_MULTIPROC_DIR"] = stack.enter_context(tempfile.TemporaryDirectory())
         running = stack.enter_context(Running(*candidate.command(str(port)), env=env))
         front = stack.enter_context(_nginx(port)) if behind_nginx else port
-        eventually(lambda: _is_ready(front) or running.process.poll() is not None, 60)
+        eventually(lambda: _is_ready(front) or running.process.poll() is not None)
         if running.process.poll() is not None:
             raise RuntimeError(f"{candidate.name} did not start:\n{running.log[-3000:]}")
         yield Served(running, front)

@@ -14,6 +14,7 @@ import re
 import signal
 import statistics
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -60,7 +61,7 @@ WANTED = os.environ.get("BENCH_SERVERS", "").split(",")
 
 PEOPLE, SLOW, SIGN_INS, UPLOADS = 16, 400, 64, 16
 ENTRIES = 10
-PROFILES, LISTS, DELETES, WARM_UP = 800, 400, 300, 200
+PROFILES, LISTS, DELETES, WARM_UP = 800, 400, 240, 160
 UNDER_WAY, HALF_BODIES, STOP_SECONDS = 16, 4, 15.0
 GUESSES = 60
 _KEPT_ALIVE = request("GET", "/healthz")
@@ -343,19 +344,35 @@ def _world(app: APIFlask, folder: Path, redis_url: str) -> World:
 
 def _measure(world: World, entrants: Sequence[Entrant]) -> dict[str, Result]:
     results = {one.name: Result() for one in entrants}
-    for _ in range(ROUNDS):
+    for number in range(ROUNDS):
         for one in entrants:
+            say(f"load {number + 1}/{ROUNDS}: {one.name}")
             with serving(one.candidate, world.environ, behind_nginx=one.behind_nginx) as served:
                 for name, done in measure_load(world, served).items():
                     results[one.name].loads.setdefault(name, []).append(done)
+                    say(f"  {name}: {done.rate:.0f} a second, p99 {milliseconds(done.p99)}")
     for one in entrants:
         cells = results[one.name].cells
         with serving(one.candidate, world.environ, behind_nginx=one.behind_nginx) as served:
             for title, criterion in CRITERIA.items():
-                cells[title] = criterion(world, served)
+                cells[title] = _cell(criterion, world, served)
+                say(f"{one.name}: {title}: {cells[title]}")
         if not one.behind_nginx:
             cells[f"{GUESSES} guesses without Redis"] = guesses(world, one.candidate)
     return results
+
+
+def _cell(criterion: Callable[[World, Served], str], world: World, served: Served) -> str:
+    # A server that refuses or cuts connections is a result, and the others are still to be asked.
+    try:
+        return criterion(world, served)
+    except (OSError, AssertionError) as exc:
+        return f"failed: {exc!r}"
+
+
+def say(line: str) -> None:
+    """Show where a long run is, beside its table."""
+    print(line, file=sys.stderr, flush=True)
 
 
 def _rates(result: Result, reference: Result) -> Iterator[tuple[str, str]]:
