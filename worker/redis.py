@@ -1,4 +1,7 @@
-"""Redis as kombu speaks it, except that what is no message at all does not end the worker."""
+"""Redis as kombu speaks it, except for two things that would stop a worker.
+
+One is what is no message at all; the other is a Redis that is lost while messages are worked on.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from typing import Any
 import structlog
 
 # kombu has no types: every ``type: ignore`` of this module is about a call of it.
-from kombu.transport import redis
+from kombu.transport import redis, virtual
 
 log = structlog.get_logger(__name__)
 
@@ -19,8 +22,25 @@ log = structlog.get_logger(__name__)
 _DROPPED = "a message that cannot be read was dropped"
 
 
+class QoS(redis.QoS):
+    """kombu's account of the messages that are being worked on, which survives a lost Redis."""
+
+    def ack(self, delivery_tag: Any) -> None:
+        try:
+            super().ack(delivery_tag)  # type: ignore[no-untyped-call]
+        except Exception:
+            # The message counts as done all the same. With as many as the worker takes at once, it
+            # would otherwise ask for no further one, so that it would neither notice that Redis is
+            # gone nor ever work again. Redis gives the message to somebody later, if it still has
+            # it.
+            virtual.QoS.ack(self, delivery_tag)  # type: ignore[no-untyped-call]
+            raise
+
+
 class Channel(redis.Channel):
     """kombu's channel, which drops what is no JSON."""
+
+    QoS = QoS
 
     def _brpop_read(self, **options: Any) -> Any:
         try:

@@ -154,3 +154,33 @@ def is_control(name: str) -> bool:
 def refusals(running: Running) -> list[dict[str, Any]]:
     lines = [json.loads(line) for line in running.log.splitlines() if line.startswith("{")]
     return [line for line in lines if line["event"] == "a message that is no tick was refused"]
+
+
+def test_a_worker_that_loses_redis_in_the_midst_of_its_tasks_asks_for_further_ones(
+    redis: ValkeyServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Asking, it notices that Redis is gone; otherwise it would be deaf for good."""
+    # The package ``worker`` reads the environment when it is first imported.
+    for name, value in environment(tmp_path).items():
+        monkeypatch.setenv(name, value)
+    for _ in range(2):
+        send(redis, body(), header(), {})
+    with Connection(redis.url, transport="worker.redis:Transport") as connection:
+        channel = connection.channel()
+        channel.basic_qos(0, 2, False)
+        taken: list[Any] = []
+        channel.basic_consume(QUEUE, no_ack=False, callback=taken.append, consumer_tag="1")
+        while len(taken) < 2:
+            connection.drain_events(timeout=60)
+        assert not channel.qos.can_consume()
+
+        # when
+        redis.stop()
+        for message in taken:
+            with pytest.raises(channel.connection_errors):
+                message.ack()
+
+        # then
+        assert channel.qos.can_consume()
+        # Nothing is given back at the end of a connection that is gone.
+        channel.qos.restore_at_shutdown = False
