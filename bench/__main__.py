@@ -250,6 +250,8 @@ def main(names: list[str]) -> int:
     if unknown:
         print(f"{', '.join(unknown)}: not known; there are: {', '.join(BENCHES)}", file=sys.stderr)
         return 2
+    # What was started is stopped however this ends.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     passed = 0
     with PostgresServer(fsync=True) as server, tempfile.TemporaryDirectory() as folder:
         for name in names or [one.__name__ for one in BY_DEFAULT]:
