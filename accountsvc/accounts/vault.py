@@ -37,6 +37,7 @@ _NONCE_BYTES = 12
 _ADDED_BYTES = _NONCE_BYTES + 16
 # So many rows are read and decrypted at once: a whole large vault in memory could end the process.
 PAGE_SIZE = 200
+_NAMED_IN_A_LINE = 10
 # So many of the newest vault keys are tried to find out whether ``VAULT_KEYS`` fit the database.
 _NEWEST = 20
 
@@ -230,7 +231,9 @@ def entries(
             log.error(
                 "saved passwords cannot be read",
                 account=str(account.public_id),
-                entries=unreadable,
+                count=len(unreadable),
+                # All of a vault's would be a line of thousands of ids, at each look into it.
+                entries=unreadable[:_NAMED_IN_A_LINE],
             )
         after = page[-1].id
         remaining = None if remaining is None else remaining - len(page)

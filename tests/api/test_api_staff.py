@@ -600,7 +600,7 @@ BAD_CURSORS = [
     "/////w==",
 ]
 BAD_TIMES = ["", "soon", "2026-12-07", "2026-12-07T09:30:00", "1765100000", "2026-13-01T00:00:00Z"]
-BAD_LIMITS = ["0", "-1", "1001", "many", "", "1e2", "9" * 5000]
+BAD_LIMITS = ["0", "-1", "1001", "many", "", "1e2", "9" * 5000, "٣", "1_0"]
 
 
 @pytest.mark.parametrize(
@@ -753,7 +753,8 @@ def test_what_happened_to_somebody_is_listed_in_order(
         (str(ann.public_id), "owner")
     ] * 3
     assert (failed["actor"], failed["actor_kind"]) == (None, "anybody")
-    assert (everybody[-1]["action"], everybody[-1]["subject"]) == ("sign_in.failed", None)
+    # A try for an e-mail without an account is counted in a metric only.
+    assert all(one["subject"] for one in everybody)
     ids = [one["id"] for one in everybody]
     assert ids == sorted(ids)
     assert [one for one in everybody if one["subject"] == str(ann.public_id)] == shown

@@ -5,6 +5,7 @@ Unknown members are ignored: nobody promotes themselves by sending ``is_staff``.
 
 from __future__ import annotations
 
+import re
 from datetime import UTC, datetime
 from typing import Any
 
@@ -74,6 +75,13 @@ class Whole(Integer):
         "invalid": "Send a whole number.",
         "too_large": "Send a smaller number.",
     }
+
+    def _validated(self, value: Any) -> Any:
+        # Python reads the digits of every script, and underscores between them; other programs,
+        # such as a proxy that looks at the query, do not.
+        if isinstance(value, str) and not re.fullmatch(r"[ +-]*[0-9]+ *", value):
+            raise self.make_error("invalid", input=value)
+        return super()._validated(value)
 
 
 class Moment(AwareDateTime):
