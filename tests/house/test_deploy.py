@@ -94,7 +94,7 @@ def test_compose_starts_in_production_by_what_its_file_says(process: str) -> Non
     settings = load_settings(compose_environment(process, {**paste, **KEYS, **PASSWORDS}))
 
     assert settings.app_env == "production"
-    for name in ("SECRET_KEY", "VAULT_KEYS", "PUBLIC_URL", "CORS_ORIGINS", *PASSWORDS):
+    for name in (*KEYS, "PUBLIC_URL", "CORS_ORIGINS", "TRUSTED_PROXIES", *PASSWORDS):
         missing = {**paste, **KEYS, **PASSWORDS, name: ""}
         with pytest.raises((KeyError, ConfigError)):
             load_settings(compose_environment(process, missing))
