@@ -26,7 +26,7 @@
     ├── VersionMismatch           If-Match does not name the current version
     ├── VersionRequired           If-Match is missing
     ├── InvalidSchedule           a purge time that may not be promised
-    ├── Throttled                 retry_after: whole seconds
+    ├── Throttled                 retry_after: whole seconds; limit: which limit was met
     └── Unavailable               a part that the service needs does not answer
         ├── DatabaseUnavailable
         ├── StoreUnavailable
@@ -39,10 +39,18 @@ Ids are kept as attributes, causes are chained. Messages carry no personal data.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 
 from . import bounds
+
+# The limits at which Busy is said. The last one is no limit of requests but a fault of the
+# installation, for which an operator is woken up.
+BUSY_PASSWORDS = "busy passwords"
+BUSY_IMAGES = "busy images"
+BUSY_LISTS = "busy lists"
+NO_IMAGE_WORKER = "no image worker"
 
 # The server puts a status under this name into the environment of what is no request (PEP 3333), so
 # that the application refuses it as it refuses everything else.
@@ -182,9 +190,25 @@ class InvalidSchedule(AccountError):
 
 
 class Throttled(AccountError):
-    def __init__(self, retry_after: int) -> None:
-        super().__init__(f"Too many attempts. Try again in {retry_after} seconds.")
+    """*limit* is which one was met, in words of a closed list such as ``upload account``."""
+
+    def __init__(self, retry_after: int, *, limit: str) -> None:
+        super().__init__(f"Too many requests of this kind. Try again in {in_words(retry_after)}.")
         self.retry_after = retry_after
+        self.limit = limit
+
+
+def in_words(seconds: int) -> str:
+    """Say how long *seconds* are, as people do: never less, but for an hour that is nearly whole.
+
+    The exact number is for programs, in ``Retry-After``.
+    """
+    minutes = math.ceil(seconds / 60)
+    if minutes <= 1:
+        return f"{seconds} second{'s' * (seconds != 1)}" if seconds < 60 else "a minute"
+    if minutes <= 55:
+        return f"{minutes} minutes"
+    return "about an hour" if minutes <= 60 else f"about {math.ceil(minutes / 60)} hours"
 
 
 class Unavailable(AccountError):
@@ -219,7 +243,12 @@ class VaultKeyMissing(Unavailable):
 class Busy(Unavailable):
     """Too many wait for work that is dear; nothing was looked at, and nothing was changed.
 
-    Its own words are about passwords; another work says its own.
+    Its own words are about passwords; another work says its own. *limit* is what was full, or
+    failed, as :class:`Throttled` has it.
     """
 
     message = "Too many passwords are being checked at this moment. Try again in a few seconds."
+
+    def __init__(self, message: str | None = None, *, limit: str = BUSY_PASSWORDS) -> None:
+        super().__init__(message)
+        self.limit = limit

@@ -137,6 +137,8 @@ def _request(fields: Mapping[str, Any]) -> str:
     for name, preposition in (("caller", "by"), ("subject", "about")):
         if name in fields:
             words += [preposition, fields[name]]
+    if "limit" in fields:
+        words += ["met the limit", fields["limit"]]
     return " ".join(map(str, words))
 
 

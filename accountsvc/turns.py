@@ -13,12 +13,15 @@ class Turns:
     """Let *at_once* threads of this process work, and *waiting* more wait for them.
 
     Without a bound on those who wait, a flood would hold every thread, and everybody else's
-    requests would wait behind it. *refusal* is the sentence for whoever is not let in.
+    requests would wait behind it. Whoever is not let in has met *limit*, and reads *refusal*.
     """
 
-    def __init__(self, at_once: int, waiting: int, *, refusal: str | None = None) -> None:
+    def __init__(
+        self, at_once: int, waiting: int, *, limit: str, refusal: str | None = None
+    ) -> None:
         self._places = threading.BoundedSemaphore(at_once + waiting)
         self._turns = threading.BoundedSemaphore(at_once)
+        self._limit = limit
         self._refusal = refusal
 
     @contextmanager
@@ -28,10 +31,10 @@ class Turns:
         Raises Busy at once if too many wait already, and when none was had within *seconds*.
         """
         if not self._places.acquire(blocking=False):
-            raise Busy(self._refusal)
+            raise Busy(self._refusal, limit=self._limit)
         try:
             if not self._turns.acquire(timeout=seconds):
-                raise Busy(self._refusal)
+                raise Busy(self._refusal, limit=self._limit)
             try:
                 yield
             finally:

@@ -22,6 +22,7 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from .db.engine import Database
 from .db.models import Base
+from .errors import Busy, Throttled
 from .services import Services
 
 T = TypeVar("T")
@@ -223,13 +224,27 @@ def about(public_id: uuid.UUID) -> None:
     g.subject = public_id
 
 
+def refused(exc: Throttled | Busy) -> None:
+    """Say which limit the request met, for its line in the log and for the count of refusals."""
+    g.limit = exc.limit
+
+
+def met_limit() -> str | None:
+    """Return the limit that :func:`refused` was told of; None: the request met none."""
+    limit: str | None = g.get("limit")
+    return limit
+
+
 def _start() -> None:
     g.started_at = time.perf_counter()
 
 
 def _log_request(response: Response) -> Response:
-    """Log one line: who, about whom (by public id), what (the route's rule), and how it ended."""
-    sender, subject = g.get("sender"), g.get("subject")
+    """Log one line: who, about whom (by public id), what (the route's rule), and how it ended.
+
+    The line of a request that was refused for the number of its kind names the limit.
+    """
+    sender, subject, limit = g.get("sender"), g.get("subject"), met_limit()
     access.info(
         "request",
         method=method(),
@@ -238,5 +253,6 @@ def _log_request(response: Response) -> Response:
         duration_ms=round(1000 * seconds(), 1),
         caller=None if sender is None else str(sender),
         subject=None if subject is None else str(subject),
+        **({} if limit is None else {"limit": limit}),
     )
     return response

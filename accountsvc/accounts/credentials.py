@@ -27,6 +27,7 @@ from ..db.engine import Clock, Database, database_now
 from ..db.models import DUE, OWNER, Account
 from ..db.text import unique_key
 from ..errors import (
+    BUSY_PASSWORDS,
     AccountDeactivated,
     AccountNotFound,
     Busy,
@@ -80,7 +81,7 @@ class PasswordHasher:
         self.at_once = max(1, (cores or _cores()) // processes)
         self.waiting = max(1, bounds.HASHES_WAITING // processes)
         self._argon2 = Argon2.from_parameters(_PARAMETERS[cost])
-        self._turns = Turns(self.at_once, self.waiting)
+        self._turns = Turns(self.at_once, self.waiting, limit=BUSY_PASSWORDS)
         self._decoy = _DECOYS[cost]
 
     def hash(self, password: str) -> str:

@@ -35,8 +35,8 @@ class Count:
 class Counts(Protocol):
     """Where counts are kept. Safe in threads."""
 
-    def add(self, asked: Sequence[Count], mark: Count | None) -> float:
-        """Add one to each of *asked* and return 0; if one is full, the seconds until it ends.
+    def add(self, asked: Sequence[Count], mark: Count | None) -> tuple[Count, float] | None:
+        """Add one to each of *asked*; if one is full, return it and the seconds until it ends.
 
         The first that is full decides, and nothing is counted then. While the *mark* is there, the
         last of *asked* is neither asked nor counted.
@@ -68,7 +68,7 @@ class ProcessCounts:
     def __len__(self) -> int:
         return sum(len(table) for table in self._tables.values())
 
-    def add(self, asked: Sequence[Count], mark: Count | None) -> float:
+    def add(self, asked: Sequence[Count], mark: Count | None) -> tuple[Count, float] | None:
         with self._lock:
             now = time.monotonic()
             if mark is not None and self._get(mark, now)[0]:
@@ -76,11 +76,11 @@ class ProcessCounts:
             for count in asked:
                 number, ends = self._get(count, now)
                 if number >= count.amount:
-                    return ends - now
+                    return count, ends - now
             for count in asked:
                 number, ends = self._get(count, now)
                 self._put(count, number + 1, ends, now)
-        return 0.0
+        return None
 
     def settle(
         self, back: Sequence[Count], drop: Sequence[Count], mark: Count | None, *, remember: bool
@@ -135,20 +135,21 @@ local function ends(key, seconds)
 end
 """
 
-# KEYS: the mark, then the counts. ARGV: of each count its amount and its seconds.
+# KEYS: the mark, then the counts. ARGV: of each count its amount and its seconds. Returned are
+# which of the counts is full, from 1 on, and the milliseconds until it ends; or zeros.
 _ADD = f"""{_ENDS}
 local last = #KEYS
 if redis.call('EXISTS', KEYS[1]) == 1 then last = last - 1 end
 for i = 2, last do
   if tonumber(redis.call('GET', KEYS[i]) or '0') >= tonumber(ARGV[2 * i - 3]) then
-    return math.max(1, ends(KEYS[i], ARGV[2 * i - 2]))
+    return {{i - 1, math.max(1, ends(KEYS[i], ARGV[2 * i - 2]))}}
   end
 end
 for i = 2, last do
   redis.call('INCR', KEYS[i])
   ends(KEYS[i], ARGV[2 * i - 2])
 end
-return 0
+return {{0, 0}}
 """
 
 # KEYS: the mark, then the counts to take one from, then those to end. ARGV: how many there are of
@@ -184,9 +185,10 @@ class RedisCounts:
         self._add = client.register_script(_ADD)
         self._settle = client.register_script(_SETTLE)
 
-    def add(self, asked: Sequence[Count], mark: Count | None) -> float:
+    def add(self, asked: Sequence[Count], mark: Count | None) -> tuple[Count, float] | None:
         numbers = [number for count in asked for number in (count.amount, count.seconds)]
-        return int(self._add([_key(mark), *map(_key, asked)], numbers)) / 1000
+        full, milliseconds = map(int, self._add([_key(mark), *map(_key, asked)], numbers))
+        return (asked[full - 1], milliseconds / 1000) if full else None
 
     def settle(
         self, back: Sequence[Count], drop: Sequence[Count], mark: Count | None, *, remember: bool

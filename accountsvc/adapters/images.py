@@ -19,7 +19,7 @@ from ..bounds import (
     IMAGE_SIDE,
     IMAGES_WAITING,
 )
-from ..errors import Busy, ImageTooLarge, InvalidImage
+from ..errors import BUSY_IMAGES, NO_IMAGE_WORKER, Busy, ImageTooLarge, InvalidImage
 from ..turns import Turns
 from .imageworker import Refusal
 
@@ -57,7 +57,7 @@ _STOPPED = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGAL
 # One image is decoded at a time: several big ones together would exhaust the memory of a small
 # host. So many wait; more would keep all threads from everybody else.
 _BUSY = "Too many images are being uploaded at this moment. Try again in a few seconds."
-turns = Turns(1, IMAGES_WAITING, refusal=_BUSY)
+turns = Turns(1, IMAGES_WAITING, limit=BUSY_IMAGES, refusal=_BUSY)
 
 
 def normalise(image: bytes) -> bytes:
@@ -102,7 +102,7 @@ def _decoded_elsewhere(image: bytes) -> bytes:
         )
     except OSError as exc:
         log.warning("no image worker could be started", error=type(exc).__name__, errno=exc.errno)
-        raise Busy(_BUSY) from exc
+        raise Busy(_BUSY, limit=NO_IMAGE_WORKER) from exc
     # A worker in somebody else's hands may let its alarm pass, and neither read nor write.
     watch = threading.Timer(IMAGE_SECONDS + 1, process.kill)
     with process:
@@ -113,7 +113,7 @@ def _decoded_elsewhere(image: bytes) -> bytes:
         except RuntimeError as exc:
             # No thread could be started.
             process.kill()
-            raise Busy(_BUSY) from exc
+            raise Busy(_BUSY, limit=NO_IMAGE_WORKER) from exc
         except BaseException:
             process.kill()
             raise
@@ -148,7 +148,7 @@ def _judged(status: int, answer: bytes) -> bytes:
         log.warning("an image worker was ended", reason=signal.Signals(-status).name)
         raise InvalidImage(_TOO_MUCH)
     log.error("an image worker failed", status=status)
-    raise Busy(_BUSY)
+    raise Busy(_BUSY, limit=NO_IMAGE_WORKER)
 
 
 def _is_webp(answer: bytes) -> bool:

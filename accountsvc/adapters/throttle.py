@@ -115,6 +115,12 @@ class _Try:
     account: Count | None
     known: Count | None
 
+    def name(self, count: Count) -> str:
+        """Return whose *count* of these it is, in a word that names nobody."""
+        if count == self.address:
+            return "address"
+        return "pair" if count == self.pair else "account"
+
 
 class Throttle:
     """The counts of tries. Safe in threads; one that is made before a fork connects after it."""
@@ -132,7 +138,8 @@ class Throttle:
         return "Throttle()"
 
     def spend(self, kind: str, *, account: str | None = None, address: str | None = None) -> None:
-        """Count one try against every limit, or raise Throttled with the seconds to wait.
+        """Count one try against every limit, or raise Throttled with the seconds to wait
+        and, as its limit, the kind and whose count is full: ``address``, ``pair`` or ``account``.
 
         The address is asked first, then the two together, then the account, and a try that one of
         them refuses is counted nowhere: an address that has to wait uses up nobody's tries. Call it
@@ -142,9 +149,10 @@ class Throttle:
             return
         one = self._try(kind, account, address)
         asked = _those(one.address, one.pair, one.account)
-        seconds = self._do(lambda counts: counts.add(asked, one.known))
-        if seconds:
-            raise Throttled(max(1, math.ceil(seconds)))
+        refusal = self._do(lambda counts: counts.add(asked, one.known))
+        if refusal is not None:
+            full, seconds = refusal
+            raise Throttled(max(1, math.ceil(seconds)), limit=f"{kind} {one.name(full)}")
 
     def forgive(self, kind: str, *, account: str | None = None, address: str | None = None) -> None:
         """Forgive a right try: forget those before it by whom it speaks for, else only that one.

@@ -9,7 +9,7 @@ from flask import Response, current_app, request
 
 from .. import web
 from ..db.text import rfc3339
-from ..monitoring.metrics import CONTENT_TYPE, Metrics, count_request
+from ..monitoring.metrics import CONTENT_TYPE, Metrics, count_refusal, count_request
 from ..monitoring.probes import OK, Probes
 from ..services import Services
 from ..web import RETRY_AFTER
@@ -53,6 +53,9 @@ def _count(response: Response) -> Response:
         status=response.status_code,
         seconds=web.seconds(),
     )
+    limit = web.met_limit()
+    if limit is not None:
+        count_refusal(limit)
     return response
 
 

@@ -10,7 +10,7 @@ from ..adapters.throttle import PASSWORD, PASSWORD_RESET, TOKEN
 from ..db.engine import database_now
 from ..db.text import unique_key
 from ..errors import Busy, InvalidInput, Throttled, TokenNotValid
-from ..web import about, client, committed, services
+from ..web import about, client, committed, refused, services
 from .http import schemas
 from .http.describe import raises
 
@@ -34,7 +34,8 @@ def ask(json_data: dict[str, str]) -> dict[str, str]:
     answer = {"message": "If this email belongs to an account, a link is on its way to it."}
     try:
         throttle.spend(PASSWORD_RESET, account=unique_key(email))
-    except Throttled:
+    except Throttled as exc:
+        refused(exc)
         # Answer as always: a 429 for one e-mail would say that somebody else asks for a link to it.
         return answer
     committed(

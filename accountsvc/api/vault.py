@@ -16,7 +16,7 @@ from ..accounts import credentials, vault
 from ..accounts.vault import Entry, StoredEntry
 from ..adapters.throttle import VAULT_WRITE
 from ..db.text import rfc3339
-from ..errors import Busy, InvalidInput, PasswordNotFound, TokenNotValid, VaultFull
+from ..errors import BUSY_LISTS, Busy, InvalidInput, PasswordNotFound, TokenNotValid, VaultFull
 from ..services import Services
 from ..turns import Turns
 from ..web import committed, services
@@ -27,6 +27,7 @@ from .http.describe import raises, sends
 long_lists = Turns(
     bounds.LISTS_AT_ONCE,
     bounds.LISTS_WAITING,
+    limit=BUSY_LISTS,
     refusal="Too many long lists are being read at this moment. Try again in a few seconds, "
     "or ask for a page by limit.",
 )

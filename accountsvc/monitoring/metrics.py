@@ -15,6 +15,7 @@ from prometheus_client.exposition import generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
+from ..errors import BUSY_IMAGES, BUSY_LISTS, BUSY_PASSWORDS, NO_IMAGE_WORKER
 from .probes import OK, Probes
 from .status import Status
 
@@ -41,6 +42,21 @@ _UNKNOWN_EMAILS = Counter(
     "Passwords tried for an e-mail that has no account.",
     registry=_requests,
 )
+_REFUSALS = Counter(
+    "accountsvc_refusals",
+    "Requests refused because there are too many of their kind, by the limit that they met.",
+    ["limit"],
+    registry=_requests,
+)
+# Without a series there would be nothing to subtract from the 503, and the alarm on these that
+# docs/operations.md has would never ring.
+for _limit in (BUSY_PASSWORDS, BUSY_IMAGES, BUSY_LISTS, NO_IMAGE_WORKER):
+    _REFUSALS.labels(_limit)
+
+
+def count_refusal(limit: str) -> None:
+    """Count one request that met *limit*, as the errors Throttled and Busy name it."""
+    _REFUSALS.labels(limit).inc()
 
 
 def count_unknown_email() -> None:

@@ -14,7 +14,7 @@ from werkzeug.exceptions import HTTPException
 from ..db.outages import is_passing_fault
 from ..errors import Busy, Throttled, Unavailable
 from ..logs import describe
-from ..web import RETRY_AFTER
+from ..web import RETRY_AFTER, refused
 from .links import RECOVER, RESET_PASSWORD
 from .messages import BROKEN, NOT_UNDERSTOOD, UNAVAILABLE, Message, ShowMessage
 
@@ -35,6 +35,7 @@ def say(message: Message) -> Response:
 
 def too_many(exc: Throttled, page: Callable[[Problems], Response]) -> Response:
     """Return the *page* that says how long to wait."""
+    refused(exc)
     minutes = math.ceil(exc.retry_after / 60)
     response = page(
         {"": f"Too many tries. Wait {minutes} minute{'s' * (minutes > 1)}, then try again."}
@@ -61,6 +62,7 @@ def init_blueprint(bp: Blueprint) -> None:
     @bp.errorhandler(Exception)
     def fail(exc: Exception) -> Response:
         if isinstance(exc, Busy):
+            refused(exc)
             return say(UNAVAILABLE)
         if isinstance(exc, Unavailable) or is_passing_fault(exc):
             log.warning("a part does not answer", **describe(exc))

@@ -198,4 +198,4 @@ def test_a_right_password_is_forgiven_whatever_follows_from_it(
 
     for _ in range(ALLOWED.amount):
         fail(attempts, ann.email, InvalidCredentials())
-    fail(attempts, ann.email, Throttled(1))
+    fail(attempts, ann.email, Throttled(1, limit="password pair"))

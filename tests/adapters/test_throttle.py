@@ -136,6 +136,25 @@ def test_of_other_kinds_the_address_is_asked_first_too(made: Throttle, kind: str
     assert tries(None, ELSEWHERE) == of_address.amount - of_account.amount
 
 
+@pytest.mark.parametrize("kind", LIMITS)
+def test_a_refusal_names_which_limit_was_met_and_nobody(made: Throttle, kind: str) -> None:
+    """CID and HERE are somebody's; the words are a closed list."""
+    limits = {"address": LIMITS[kind].address, "pair": LIMITS[kind].pair}
+    limits["account"] = LIMITS[kind].account
+    for whose, limit in limits.items():
+        if limit is None:
+            continue
+        account = None if whose == "address" else f"{whose}-{CID}"
+        address = None if whose == "account" else f"{whose}-{HERE}"
+        for _ in range(limit.amount):
+            made.spend(kind, account=account, address=address)
+
+        with pytest.raises(Throttled) as refused:
+            made.spend(kind, account=account, address=address)
+
+        assert refused.value.limit == f"{kind} {whose}"
+
+
 def test_address_pair_and_account_are_asked_in_this_order(
     later: Callable[[float], None],
 ) -> None:
@@ -326,8 +345,8 @@ def test_a_full_table_loses_what_ends_first(
 
     counts.add([last], None)
 
-    assert [counts.add([one], None) > 0 for one in (last, young, begun_again)] == [True] * 3
-    assert counts.add([old], None) == 0
+    assert [counts.add([one], None) is None for one in (last, young, begun_again)] == [False] * 3
+    assert counts.add([old], None) is None
 
 
 # Redis

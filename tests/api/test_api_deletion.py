@@ -24,6 +24,7 @@ from werkzeug.http import http_date
 from accountsvc import tokens
 from accountsvc.api.http.bodies import SPARE_LIMIT
 from accountsvc.db import engine
+from accountsvc.errors import in_words
 from tests.api.answers import (
     CONFIRM,
     NO_TOKEN,
@@ -453,7 +454,7 @@ def test_too_many_wrong_passwords_are_throttled_together_with_sign_in(
     assert 0 < int(seconds) <= 900
     assert (
         response.data
-        == f'{{"error": "Too many attempts. Try again in {seconds} seconds.", '
+        == f'{{"error": "Too many requests of this kind. Try again in {in_words(int(seconds))}.", '
         f'"code": "throttled"}}'.encode()
     )
     assert everything(services_of(app)) == before

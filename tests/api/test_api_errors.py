@@ -36,7 +36,7 @@ def sample(cls: type[tree.AccountError]) -> tree.AccountError:
         case tree.InvalidInput:
             return tree.InvalidInput({"email": ["Enter a valid email address."]})
         case tree.Throttled:
-            return tree.Throttled(7)
+            return tree.Throttled(7, limit="password pair")
         case tree.ConfirmationRequired:
             return tree.ConfirmationRequired(900)
         case tree.AccountDeactivated:
@@ -85,7 +85,7 @@ EXPECTED: dict[type[tree.AccountError], tuple[int, str, dict[str, str]]] = {
     ),
     tree.Throttled: (
         429,
-        '{"error": "Too many attempts. Try again in 7 seconds.", "code": "throttled"}',
+        '{"error": "Too many requests of this kind. Try again in 7 seconds.", "code": "throttled"}',
         {"Retry-After": "7"},
     ),
     tree.Busy: (
@@ -109,6 +109,28 @@ EXPECTED: dict[type[tree.AccountError], tuple[int, str, dict[str, str]]] = {
         ),
     ),
 }
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [
+        (1, "1 second"),
+        (59, "59 seconds"),
+        (60, "a minute"),
+        (61, "2 minutes"),
+        (900, "15 minutes"),
+        (3_300, "55 minutes"),
+        (3_301, "about an hour"),
+        (3_600, "about an hour"),
+        (3_601, "about 2 hours"),
+        (86_400, "about 24 hours"),
+    ],
+)
+def test_a_wait_is_said_in_a_unit_that_a_person_reads(seconds: int, words: str) -> None:
+    refusal = tree.Throttled(seconds, limit="upload account")
+
+    assert str(refusal) == f"Too many requests of this kind. Try again in {words}."
+
 
 # Those that have no literal line: status and code.
 CODES: dict[type[tree.AccountError], tuple[int, str]] = {

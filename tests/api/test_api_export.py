@@ -30,6 +30,7 @@ from accountsvc.accounts.vault import Entry
 from accountsvc.db import audit, rows
 from accountsvc.db.engine import database_now
 from accountsvc.db.models import Account, AuditEvent, SavedPassword
+from accountsvc.errors import in_words
 from tests.api.answers import (
     CONFIRM,
     NO_TOKEN,
@@ -743,7 +744,7 @@ def test_an_account_is_exported_ten_times_an_hour(
     seconds = int(throttled.headers["Retry-After"])
     assert 0 < seconds <= 3600
     assert throttled.json == {
-        "error": f"Too many attempts. Try again in {seconds} seconds.",
+        "error": f"Too many requests of this kind. Try again in {in_words(seconds)}.",
         "code": "throttled",
     }
     assert list(opened(other)) == FILES

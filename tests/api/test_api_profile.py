@@ -361,7 +361,7 @@ def test_an_upload_leaves_no_temporary_file(
 def test_an_image_that_finds_too_many_waiting_changes_nothing_and_may_come_again(
     app: APIFlask, client: FlaskClient, ann: Person, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(images, "turns", Turns(1, 0, refusal=images._BUSY))
+    monkeypatch.setattr(images, "turns", Turns(1, 0, limit="busy images", refusal=images._BUSY))
     before = everything(services_of(app))
 
     with images.turns.take():

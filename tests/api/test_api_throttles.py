@@ -23,7 +23,7 @@ from accountsvc import web
 from accountsvc.adapters import images, throttle
 from accountsvc.adapters.throttle import UPLOAD, Throttle
 from accountsvc.db.models import Account
-from accountsvc.errors import Throttled
+from accountsvc.errors import Throttled, in_words
 from accountsvc.turns import Turns
 from accountsvc.web import client_address
 from tests.conftest import NewApp
@@ -94,8 +94,8 @@ def check_throttled(send: Callable[[dict[str, str]], TestResponse], longest: int
     seconds = plain.headers["Retry-After"]
     assert plain.headers["Content-Type"] == "application/json"
     assert (
-        plain.data.decode() == f'{{"error": "Too many attempts. Try again in {seconds} seconds.", '
-        f'"code": "throttled"}}'
+        plain.data.decode() == f'{{"error": "Too many requests of this kind. Try again in '
+        f'{in_words(int(seconds))}.", "code": "throttled"}}'
     )
     seconds = problem.headers["Retry-After"]
     assert problem.headers["Content-Type"] == PROBLEM
@@ -103,7 +103,7 @@ def check_throttled(send: Callable[[dict[str, str]], TestResponse], longest: int
         "type": "urn:problem-type:accountsvc:throttled",
         "title": "Throttled",
         "status": 429,
-        "detail": f"Too many attempts. Try again in {seconds} seconds.",
+        "detail": f"Too many requests of this kind. Try again in {in_words(int(seconds))}.",
         "code": "throttled",
     }
 
@@ -947,7 +947,7 @@ def test_the_image_of_an_upload_too_many_is_not_looked_at(
     for _ in range(60):
         services_of(app).throttle.spend(UPLOAD, address=HERE)
     # With no place left, looking at an image would be 503.
-    monkeypatch.setattr(images, "turns", Turns(1, 0))
+    monkeypatch.setattr(images, "turns", Turns(1, 0, limit="busy images"))
 
     with images.turns.take():
         assert upload(app, cid, HERE).status_code == 429

@@ -14,7 +14,12 @@ from tests.support.processes import eventually
 
 @pytest.mark.parametrize(("at_once", "waiting"), [(1, 0), (1, 3), (2, 0), (3, 5)])
 def test_so_many_work_so_many_wait_and_the_next_is_refused(at_once: int, waiting: int) -> None:
-    turns, released, inside, beyond = Turns(at_once, waiting), threading.Event(), [], 4
+    turns, released, inside, beyond = (
+        Turns(at_once, waiting, limit="busy"),
+        threading.Event(),
+        [],
+        4,
+    )
 
     def work() -> bool:
         try:
@@ -40,7 +45,7 @@ def test_so_many_work_so_many_wait_and_the_next_is_refused(at_once: int, waiting
 
 
 def test_a_turn_comes_back_whatever_happens_in_it() -> None:
-    turns = Turns(1, 0)
+    turns = Turns(1, 0, limit="busy")
     for _ in range(3):
         with pytest.raises(KeyError), turns.take():
             raise KeyError
@@ -50,7 +55,7 @@ def test_a_turn_comes_back_whatever_happens_in_it() -> None:
 
 
 def test_who_waits_too_long_is_refused_and_leaves_the_place_to_others() -> None:
-    turns = Turns(1, 1, refusal="Come again.")
+    turns = Turns(1, 1, limit="busy", refusal="Come again.")
 
     with turns.take():
         for _ in range(3):

@@ -22,7 +22,7 @@ from ...db.outages import is_passing_fault
 from ...db.text import rfc3339
 from ...errors import AccountError
 from ...logs import describe
-from ...web import RETRY_AFTER
+from ...web import RETRY_AFTER, refused
 from . import apiflask_patches
 from .wire import json_response
 
@@ -170,6 +170,8 @@ def answer(exc: AccountError, **more: Any) -> Response:
     row = row_of(exc)
     if row is None:
         return unexpected(exc)
+    if isinstance(exc, (tree.Throttled, tree.Busy)):
+        refused(exc)
     # Who meets a full queue is in the access log already: a flood would fill the log twice.
     if row.status == HTTPStatus.SERVICE_UNAVAILABLE and not isinstance(exc, tree.Busy):
         log.warning("a part does not answer", **describe(exc))

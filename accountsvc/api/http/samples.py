@@ -111,7 +111,7 @@ def sample(error: type[AccountError]) -> AccountError:
     if error is errors.InvalidInput:
         return errors.InvalidInput({"email": ["Enter a valid email address."]})
     if error is errors.Throttled:
-        return errors.Throttled(30)
+        return errors.Throttled(30, limit="password pair")
     if error is errors.ConfirmationRequired:
         return errors.ConfirmationRequired(900)
     if error is errors.AccountDeactivated:
