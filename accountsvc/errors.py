@@ -127,10 +127,15 @@ class HoldNotFound(AccountError):
 
 
 class VaultFull(AccountError):
-    message = (
-        f"The vault is full: it takes {bounds.VAULT_ENTRIES:,} entries and "
-        f"{bounds.VAULT_BYTES // 2**20} MiB. Delete saved passwords that are not needed any more."
-    )
+    """There is no room for another entry, or for so many bytes; the sentence says which."""
+
+    ENTRIES = f"it holds {bounds.VAULT_ENTRIES:,} entries, the most that it takes"
+    BYTES = f"with this, its entries would have more than {bounds.VAULT_BYTES // 2**20} MiB"
+
+    def __init__(self, why: str = ENTRIES) -> None:
+        super().__init__(
+            f"The vault is full: {why}. Delete saved passwords that are not needed any more."
+        )
 
 
 class AccountDeactivated(AccountError):
@@ -231,8 +236,13 @@ class VaultKeyMissing(Unavailable):
     """None of ``VAULT_KEYS`` opens this account's key; nothing was lost.
 
     This process has not got a new one yet, or an old one was removed before ``accountsvc vault
-    rewrap`` ended.
+    rewrap`` ended. Until the operator adds the key, every repeat is refused too.
     """
+
+    message = (
+        "Your saved passwords cannot be opened until the operator of this service has mended its "
+        "settings. None is lost. Tell the operator if this lasts."
+    )
 
     def __init__(self, wrapped_by: str | None = None) -> None:
         super().__init__(

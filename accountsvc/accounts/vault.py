@@ -191,9 +191,9 @@ def _check_room(session: Session, account: Account, *, entries: int, size: int) 
         )
     ).one()
     if present + entries > bounds.VAULT_ENTRIES and entries > 0:
-        raise VaultFull
+        raise VaultFull(VaultFull.ENTRIES)
     if stored + size > bounds.VAULT_BYTES:
-        raise VaultFull
+        raise VaultFull(VaultFull.BYTES)
 
 
 def entries(
@@ -278,7 +278,10 @@ def _refuse_a_part(changes: Mapping[str, str]) -> None:
     """Raise InvalidInput for each missing field: what it was is lost, empty would be a guess."""
     missing = [field.name for field in fields(Entry) if field.name not in changes]
     if missing:
-        sentence = "This entry cannot be read any more. Send all three fields to overwrite it."
+        sentence = (
+            "This entry cannot be read any more. "
+            "Delete it, or send all three fields to overwrite it."
+        )
         raise InvalidInput({name: [sentence] for name in missing})
 
 

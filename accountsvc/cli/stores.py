@@ -203,6 +203,8 @@ def rewrap(*, as_json: bool) -> None:
     if remaining:
         keys = count(remaining, "key is", "keys are")
         fail(f"{keys} still wrapped by an older one. Repeat the command.")
+    if not as_json:
+        click.echo("Nothing is left: all keys are wrapped by the first of VAULT_KEYS.")
 
 
 def _rewrap_all(keyring: vault.Keyring) -> tuple[int, int, set[str]]:

@@ -94,12 +94,18 @@ EXPECTED: dict[type[tree.AccountError], tuple[int, str, dict[str, str]]] = {
         'seconds.", "code": "busy"}',
         {"Retry-After": "5"},
     ),
+    tree.VaultKeyMissing: (
+        503,
+        '{"error": "Your saved passwords cannot be opened until the operator of this service has '
+        'mended its settings. None is lost. Tell the operator if this lasts.", '
+        '"code": "unavailable"}',
+        {"Retry-After": "5"},
+    ),
     **dict.fromkeys(
         (
             tree.DatabaseUnavailable,
             tree.StoreUnavailable,
             tree.MailUnavailable,
-            tree.VaultKeyMissing,
         ),
         (
             503,

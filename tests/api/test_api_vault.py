@@ -276,7 +276,8 @@ def test_a_process_that_has_not_got_the_new_key_yet_asks_to_wait(new_app: NewApp
     for response in (shown, saved, exported):
         assert (response.status_code, response.headers["Retry-After"]) == (503, "5")
         assert response.data == (
-            b'{"error": "The service cannot do this at the moment. Try again in a few seconds.", '
+            b'{"error": "Your saved passwords cannot be opened until the operator of this service '
+            b'has mended its settings. None is lost. Tell the operator if this lasts.", '
             b'"code": "unavailable"}'
         )
     assert len(ahead.test_client().get(ALL, headers=zoe.auth).get_json()["passwords"]) == 3

@@ -31,7 +31,7 @@ from tests.support.state import belongings, everything, get_account, possessions
 
 SAVE, ALL = "/api/save-passwords/", "/api/view-all-saved-passwords/"
 FULL = (
-    b'{"error": "The vault is full: it takes 5,000 entries and 4 MiB. '
+    b'{"error": "The vault is full: it holds 5,000 entries, the most that it takes. '
     b'Delete saved passwords that are not needed any more.", "code": "vault_full"}'
 )
 
@@ -78,6 +78,7 @@ def test_a_longer_text_is_refused_where_the_bytes_are_used_up(
     shorter = client.put(entry(ann.passwords[0]), headers=ann.auth, json={"url": ""})
 
     assert (longer.status_code, longer.get_json()["code"]) == (409, "vault_full")
+    assert "entries would have more than 4 MiB. Delete" in longer.get_json()["error"]
     assert shorter.status_code == 200
 
 
@@ -259,7 +260,10 @@ def test_an_entry_that_cannot_be_read_says_so_and_is_overwritten_or_deleted(
     assert "unreadable" not in shown[2]
     assert shown[2]["password_saved"] == "ann 2"
     assert part.status_code == 400
-    assert set(part.get_json()) == {"name_pages", "password_saved"}
+    sentence = (
+        "This entry cannot be read any more. Delete it, or send all three fields to overwrite it."
+    )
+    assert part.get_json() == {"name_pages": [sentence], "password_saved": [sentence]}
     assert whole.status_code == 200
     assert gone.status_code == 204
     after = client.get(ALL, headers=ann.auth).get_json()["passwords"]

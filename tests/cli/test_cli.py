@@ -801,6 +801,9 @@ def test_the_commands_say_what_they_did_and_purge_says_why_it_does_not(
     assert read_account(services_of(app), ann.id) is None
 
 
+NOTHING_LEFT = "Nothing is left: all keys are wrapped by the first of VAULT_KEYS."
+
+
 def test_rewrap_wraps_every_key_by_the_newest(database_url: str, tmp_path: Path) -> None:
     old = make_app(database_url, tmp_path)
     ann = make_person(services_of(old), "ann")
@@ -815,7 +818,8 @@ def test_rewrap_wraps_every_key_by_the_newest(database_url: str, tmp_path: Path)
 
     assert document(first) == {"rewrapped": 1, "left": 0, "unopened": 0}
     assert second.exit_code == 0
-    assert "0 keys" in second.stdout
+    assert second.stdout.splitlines() == ["0 keys wrapped anew.", NOTHING_LEFT]
+    assert NOTHING_LEFT in (ROOT / "docs" / "operations.md").read_text()
     only_newest = make_app(database_url, tmp_path, VAULT_KEYS=newest)
     with services_of(only_newest).reading() as session:
         account = session.merge(read_account(services_of(only_newest), ann.id))
@@ -834,6 +838,7 @@ def test_rewrap_says_which_key_is_missing(database_url: str, tmp_path: Path) -> 
 
     assert result.exit_code == 1
     assert "VAULT_KEYS" in result.stderr
+    assert NOTHING_LEFT not in result.output
     dispose(other)
 
 
