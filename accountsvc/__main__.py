@@ -219,15 +219,16 @@ def settings() -> None:
     behind the list.
     """
     from .sources import Sources
-    from .start.settings import rows, table
+    from .start.settings import refuse_wrong_vault_keys, rows, table
 
     sources = Sources.of_this_process()
     for line in table(list(rows(sources))):
         click.echo(line)
-    for name in nearly_settings(sources.environ):
-        click.echo(f"accountsvc: {name} in the environment is nearly a setting", err=True)
+    for name, setting in nearly_settings(sources.environ).items():
+        line = f"{name} in the environment is no setting: did you mean {setting}?"
+        click.echo(f"accountsvc: {line}", err=True)
     # The exit code says whether a process would start with them.
-    load_settings()
+    refuse_wrong_vault_keys(load_settings())
 
 
 if __name__ == "__main__":

@@ -346,15 +346,16 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
     sources = Sources.of_this_process() if environ is None else Sources(environ, {})
     faults = Faults([sources.unreadable] if sources.unreadable else [])
     for name, setting in spelling.nearly(sources.dotenv, NAMES).items():
-        why = f"stands in the file .env and is no setting: is {setting} meant?"
-        faults.add(wrong_line(spelling.shown(name), why, f"{setting}={_example(setting)}"))
+        why = f"stands in the file .env and is no setting: did you mean {setting}?"
+        example = f"{setting}={_example(setting)}"
+        faults.add(f"{spelling.shown(name)} {why} For example: {example}")
     values = _read_all(sources, faults)
     if values.get("GRACE_PERIOD", timedelta.min) > values.get("MAX_GRACE", timedelta.max):
         example = "GRACE_PERIOD=14d MAX_GRACE=90d"
         faults.add(wrong_line("GRACE_PERIOD", "is longer than MAX_GRACE", example))
     # What a file that cannot be read may hold is not said to be missing.
     if sources.is_production and not sources.unreadable:
-        given = {name for name in NAMES if sources.is_given(name)}
+        given = {name: sources.given[name] for name in NAMES if sources.is_given(name)}
         for name, why, other in production.faults(values, given, sources.environ):
             faults.add(wrong_line(name, why, other or _example(name)))
     faults.refuse()
@@ -396,6 +397,10 @@ def _read(spec: Field[Any], text: str | None, *, is_production: bool) -> object:
         raise wrong(name, f"{exc}{shown}") from None
 
 
-def nearly_settings(environ: Mapping[str, str]) -> list[str]:
-    """Return the names in *environ* that are nearly a setting's, as a line may hold them."""
-    return [spelling.shown(name) for name in sorted(spelling.nearly(environ, NAMES))]
+def nearly_settings(environ: Mapping[str, str]) -> dict[str, str]:
+    """Return the names in *environ* that are nearly a setting's, each with that setting.
+
+    They are as a line may hold them.
+    """
+    found = spelling.nearly(environ, NAMES)
+    return {spelling.shown(name): found[name] for name in sorted(found)}

@@ -14,7 +14,7 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, TextIO
 
 import structlog
@@ -98,15 +98,17 @@ def configure(level: str, *, production: bool) -> None:
         logging.getLogger(name).setLevel(level)
 
 
-def say_misspelled(names: Sequence[str]) -> None:
+def say_misspelled(names: Mapping[str, str]) -> None:
     """Log one line with those *names* of the environment that are nearly a setting's, if any.
+
+    Each is named with the setting that it is near to.
 
     It is a warning and no refusal: other programs share the environment. Values may be secrets.
     """
     if names:
         structlog.get_logger(__name__).warning(
             "the environment has names that are nearly a setting's, and are not read",
-            names=list(names),
+            names=[f"{name} (near {setting})" for name, setting in names.items()],
         )
 
 

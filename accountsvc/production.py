@@ -32,11 +32,11 @@ _S3_ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
 
 
 def faults(
-    values: Mapping[str, Any], given: Collection[str], environ: Mapping[str, str]
+    values: Mapping[str, Any], given: Mapping[str, str], environ: Mapping[str, str]
 ) -> Iterator[Fault]:
     """Say what production refuses of *values*, the settings by name that could be read.
 
-    *given* are the names that somebody has set; *environ* is what libraries read beside us. A
+    *given* are the texts that somebody has set; *environ* is what libraries read beside us. A
     setting has one fault, which says all that is wrong with it.
     """
     for name, why in _GIVEN.items():
@@ -48,6 +48,7 @@ def faults(
     for name, why, example in (
         *_too_simple(known),
         *_open_to_others(known),
+        *_believing_everybody(known),
         *_in_clear(known, given, environ),
     ):
         earlier = f"{found[name][1]}, and " if name in found else ""
@@ -119,31 +120,71 @@ def _open_to_others(values: Mapping[str, Any]) -> Iterator[Fault]:
         yield "PUBLIC_URL", "may have no path in production", None
 
 
+def _believing_everybody(values: Mapping[str, Any]) -> Iterator[Fault]:
+    """Refuse proxies that are everybody: a client would be one, and could name any address.
+
+    Together the networks of the setting count, so that two halves are no way around.
+    """
+    trusted = values.get("TRUSTED_PROXIES", ())
+    for version, bits in ((4, 32), (6, 128)):
+        networks = [network for network in trusted if network.version == version]
+        count = sum(network.num_addresses for network in ipaddress.collapse_addresses(networks))
+        # Nobody's proxies have a sixteenth of all addresses; fc00::/7, which is private, has less.
+        if count >= 2 ** (bits - 4):
+            why = f"holds so many addresses of IPv{version} that a client could name its own"
+            yield "TRUSTED_PROXIES", why, "10.0.0.0/8"
+
+
 def _in_clear(
-    values: Mapping[str, Any], given: Collection[str], environ: Mapping[str, str]
+    values: Mapping[str, Any], given: Mapping[str, str], environ: Mapping[str, str]
 ) -> Iterator[Fault]:
     private = values.get("PRIVATE_NETWORK", frozenset())
-    remedy = "or its host be named in PRIVATE_NETWORK"
     database = values.get("DATABASE_URL", "sqlite")
     if database.startswith("sqlite"):
         if "DATABASE_URL" in values and not values.get("ALLOW_SQLITE", True):
             why = "names SQLite, which production refuses without ALLOW_SQLITE=1"
             yield "DATABASE_URL", why, None
-    elif not _is_safe(urls.database_server(database), private, environ):
+    elif not _is_safe(server := urls.database_server(database), private, environ):
         # ``require`` encrypts, but libpq checks no certificate then: whoever gets in between
         # answers in the server's place and reads along.
+        remedy = _remedy(server.hosts, private)
         yield "DATABASE_URL", f"must have sslmode=verify-full (or verify-ca), {remedy}", None
     for name in ("REDIS_URL", "CELERY_BROKER_URL"):
         # A broker that nobody has named is REDIS_URL, which has a line of its own.
         url = values.get(name, "") if name in given else ""
         if url.startswith("redis:") and not is_private(urlsplit(url).hostname or "", private):
+            remedy = _remedy([urlsplit(url).hostname or ""], private)
             yield name, f"must begin with rediss://, {remedy}", None
     mail = values.get("MAIL_URL", "file:")
     if not mail.startswith("file:"):
-        server = urls.mail_server(mail)
-        if server.tls == "none" and not is_private(server.host, private):
+        relay = urls.mail_server(mail)
+        if relay.tls == "none" and not is_private(relay.host, private):
+            remedy = _remedy([relay.host], private)
             yield "MAIL_URL", f"must speak TLS, without tls=none, {remedy}", None
-    yield from _s3_in_clear(values, private, environ)
+    yield from _s3_in_clear(given, private, environ)
+
+
+def _remedy(hosts: Collection[str], private: Collection[str]) -> str:
+    """Say how to exempt *hosts* from TLS, by the line to paste where they can be named there.
+
+    The line holds what *private* has too, or whoever pastes it would lose that.
+    """
+    try:
+        named = {_unmapped(name) for name in urls.hosts(",".join(hosts))}
+    except ValueError:
+        named = set()
+    named = {name for name in named if not is_private(name, private)}
+    if not named:
+        return "or its host be named in PRIVATE_NETWORK"
+    return f"or name its host: PRIVATE_NETWORK={','.join([*sorted(private), *sorted(named)])}"
+
+
+def _unmapped(name: str) -> str:
+    try:
+        mapped = getattr(ipaddress.ip_address(name), "ipv4_mapped", None)
+    except ValueError:
+        mapped = None
+    return str(mapped or name)
 
 
 def _is_safe(
@@ -161,19 +202,20 @@ def _is_safe(
 
 
 def _s3_in_clear(
-    values: Mapping[str, Any], private: Collection[str], environ: Mapping[str, str]
+    given: Mapping[str, str], private: Collection[str], environ: Mapping[str, str]
 ) -> Iterator[Fault]:
-    if not any(str(values.get(name)).startswith("s3:") for name in ("STORAGE_URL", "LEDGER_URL")):
+    # A URL of S3 that could not be read is meant all the same: its fault must not hide this one.
+    if not any(given.get(name, "").startswith("s3:") for name in ("STORAGE_URL", "LEDGER_URL")):
         return
     for name in _S3_ENDPOINTS:
         endpoint = environ.get(name)
         if endpoint:
             try:
                 parts = urlsplit(endpoint)
-                is_safe = parts.scheme == "https" or is_private(parts.hostname or "", private)
+                host, is_https = parts.hostname or "", parts.scheme == "https"
             except ValueError:
-                is_safe = False
-            if not is_safe:
-                why = "must begin with https://, or its host be named in PRIVATE_NETWORK"
+                host, is_https = "", False
+            if not is_https and not is_private(host, private):
+                why = f"must begin with https://, {_remedy([host], private)}"
                 yield name, why, "https://s3.example.org"
             return

@@ -26,14 +26,19 @@ def nearly(names: Iterable[str], settings: Iterable[str]) -> Mapping[str, str]:
     """Return those of *names* that are nearly a setting's, each with that setting.
 
     A name is nearly another if it differs in case, underscores and hyphens only, in one pair of
-    signs that changed places, or in one letter; in two letters from 14 on. A name of fewer than 8
+    signs that changed places, in the number (singular or plural) of a word, or in one letter; in
+    two letters from 14 on. A name of fewer than 8
     letters is nearly too many, and a digit means another one of a kind (``DATABASE_URL_2``).
     """
     ours = [(name, letters := _letters(name), _mask(letters)) for name in sorted(settings)]
     exact = {name for name, _, _ in ours}
     found = {}
+    singular = {_singular(name): name for name in sorted(settings)}
     for name in names:
         if name in exact or name in _OF_OTHERS or len(name) > _LONGEST:
+            continue
+        if _singular(name) in singular:
+            found[name] = singular[_singular(name)]
             continue
         letters = _letters(name)
         mask = _mask(letters)
@@ -43,6 +48,12 @@ def nearly(names: Iterable[str], settings: Iterable[str]) -> Mapping[str, str]:
                 found[name] = setting
                 break
     return found
+
+
+def _singular(name: str) -> str:
+    """Return *name* with each of its words in the singular, as far as English is regular."""
+    words = re.split(r"[\s_.-]+", name.upper())
+    return "_".join(re.sub(r"(?<=[A-Z]{2})(?<!S)S$", "", re.sub(r"IES$", "Y", w)) for w in words)
 
 
 def shown(name: str) -> str:

@@ -190,8 +190,12 @@ def _folder_or_bucket(text: str, *schemes: str) -> str:
     rest = text.partition("://")[2]
     if scheme == "file" and not rest.startswith("/"):
         raise ValueError("must name an absolute path, as in file:///path")
-    if scheme == "s3" and not is_bucket_name(rest.partition("/")[0]):
-        raise ValueError("does not name a bucket")
+    bucket = rest.partition("/")[0]
+    if scheme == "s3" and not is_bucket_name(bucket):
+        if not 3 <= len(bucket) <= 63:
+            length = "short" if len(bucket) < 3 else "long"
+            raise ValueError(f"names a bucket with too {length} a name: 3 to 63 characters")
+        raise ValueError("does not name a bucket: lower-case letters, digits, dots and hyphens")
     return text
 
 

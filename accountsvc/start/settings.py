@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
+from pathlib import Path
+
+from sqlalchemy.engine import make_url
 
 from ..config import Settings
+from ..services import build_services
 from ..sources import ConfigError, SourcedText, Sources, may_be_shown
 
 
@@ -57,6 +61,21 @@ def table(described: Sequence[Row]) -> Iterator[str]:
         yield f"{name:{widths[0]}}  {value:{widths[1]}}  {source:{widths[2]}}  {default}"
         if meaning:
             yield f"  {meaning}"
+
+
+def refuse_wrong_vault_keys(settings: Settings) -> None:
+    """Raise ConfigError for ``VAULT_KEYS`` with which web and worker would not start.
+
+    Nothing is written, and a database that does not answer refuses nothing.
+    """
+    # To connect to a SQLite file that is not there would make it.
+    if settings.is_sqlite and not Path(make_url(settings.database_url).database or "").is_file():
+        return
+    services = build_services(settings)
+    try:
+        services.refuse_wrong_vault_keys()
+    finally:
+        services.database.engine.dispose()
 
 
 def _shown(setting: SourcedText, *, secret: bool, sources: Sources) -> str:

@@ -361,6 +361,7 @@ def test_web_worker_and_prepare_end_with_one_line_for_wrong_vault_keys(
     }
     commands = {
         ("-m", "accountsvc", "prepare"): 2,
+        ("-m", "accountsvc", "settings"): 2,
         ("-c", "import wsgi"): 3,
         ("-m", "celery", "--quiet", "--app", "worker", "worker"): 2,
     }

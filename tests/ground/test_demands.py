@@ -267,6 +267,75 @@ def test_a_store_wants_tls_unless_it_is_private(tmp_path: Path, store: str, name
     assert refused(tmp_path, **{name: "http://s3.example.org"}) == [], "no store is at S3"
 
 
+@pytest.mark.parametrize(
+    ("name", "open_", "host"),
+    [
+        ("DATABASE_URL", DATABASE + "DB.Example.org:5433/x", "db.example.org"),
+        ("DATABASE_URL", DATABASE + "db,other/x?sslmode=disable", "db,other"),
+        ("DATABASE_URL", DATABASE + "[2001:DB8::1]/x", "2001:db8::1"),
+        ("DATABASE_URL", DATABASE + "[::ffff:192.0.2.1]/x", "192.0.2.1"),
+        ("REDIS_URL", "redis://:pa55@B\u00fccher.example/0", "xn--bcher-kva.example"),
+        ("CELERY_BROKER_URL", "redis://broker/1", "broker"),
+        ("MAIL_URL", "smtp://relay/?tls=none", "relay"),
+        ("AWS_ENDPOINT_URL", "http://minio:9000", "minio"),
+    ],
+)
+def test_the_line_to_paste_exempts_the_host_and_keeps_those_that_are_exempt(
+    tmp_path: Path, name: str, open_: str, host: str
+) -> None:
+    changes = {name: open_, "STORAGE_URL": "s3://bucket/x", "PRIVATE_NETWORK": "cache"}
+
+    (line,) = refused(tmp_path, **changes)
+
+    paste = line.partition("or name its host: PRIVATE_NETWORK=")[2].partition(";")[0]
+    paste = paste.partition(" (")[0]
+    assert paste == f"cache,{host}"
+    assert refused(tmp_path, **{**changes, "PRIVATE_NETWORK": paste}) == []
+
+
+def test_a_bucket_that_cannot_be_does_not_hide_the_fault_of_the_endpoint(tmp_path: Path) -> None:
+    for store, why in (
+        ("s3://b", "names a bucket with too short a name"),
+        ("s3://bb/x", "names a bucket with too short a name"),
+        ("s3://" + "b" * 64, "names a bucket with too long a name"),
+        ("s3://Bucket", "does not name a bucket"),
+    ):
+        for name in ("STORAGE_URL", "LEDGER_URL"):
+            of_store, of_endpoint = refused(
+                tmp_path, **{name: store}, AWS_ENDPOINT_URL="http://minio:9000"
+            )
+
+            assert of_store.startswith(f"{name} {why}")
+            assert of_endpoint.startswith("AWS_ENDPOINT_URL must begin with https://")
+
+
+# Proxies -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "everybody",
+    [
+        "0.0.0.0/0",
+        "::/0",
+        "10.0.0.0/8, ::/0",
+        "0.0.0.0/1,128.0.0.0/1",
+        "2000::/3",
+        "32.0.0.0/5,40.0.0.0/5",
+    ],
+)
+def test_proxies_that_are_everybody_are_refused(tmp_path: Path, everybody: str) -> None:
+    """A client would be a proxy, and could name any address as the one whose tries are counted."""
+    (line,) = refused(tmp_path, TRUSTED_PROXIES=everybody)
+
+    assert line.startswith("TRUSTED_PROXIES holds so many addresses of IPv")
+
+
+def test_private_networks_may_be_proxies(tmp_path: Path) -> None:
+    ours = "10.0.0.0/8,172.16.0.0/12,192.168.0.0/16,100.64.0.0/10,fc00::/7,fe80::/10,127.0.0.1,::1"
+
+    assert refused(tmp_path, TRUSTED_PROXIES=ours) == []
+
+
 # URLs --------------------------------------------------------------------------------------------
 
 

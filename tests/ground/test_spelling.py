@@ -86,6 +86,9 @@ OTHERS = [
     "SMTP_URL",
     "STORAGE_PATH",
     "TEST_DATABASE_URL",
+    "ALLOWED_HOSTS",
+    "AWS_ENDPOINT",
+    "HOSTS",
     "TRUST_PROXY",
     "VAULT_ADDR",
     "VAULT_TOKEN",
@@ -106,6 +109,12 @@ NEARLY = {
     "APP_EVN": "APP_ENV",
     "TRUSTED_PROXYS": "TRUSTED_PROXIES",
     "CORS_ORIGIN": "CORS_ORIGINS",
+    "TRUSTED_PROXY": "TRUSTED_PROXIES",
+    "trusted-proxy": "TRUSTED_PROXIES",
+    "RATES_LIMIT": "RATE_LIMITS",
+    "PRIVATE_NETWORKS": "PRIVATE_NETWORK",
+    "HSTS_SUBDOMAIN": "HSTS_SUBDOMAINS",
+    "PORTS": "PORT",
     "MAIL_FR\u041eM": "MAIL_FROM",
 }
 
@@ -121,8 +130,7 @@ def test_a_name_that_is_nearly_a_setting_is_refused_in_a_dotenv_file(
         load_settings()
 
     line = caught.value.lines[0]
-    assert f"is {setting} meant?" in line
-    assert f"; for example: {setting}=" in line
+    assert f"did you mean {setting}? For example: {setting}=" in line
     assert line.isascii()
     assert "pa55" not in line
 
@@ -170,6 +178,7 @@ def test_in_the_environment_it_is_one_line_of_the_log_without_the_value(
 
         assert it.log.count(SAID) == 1
         assert "GRACE_PEROID" in it.log
+        assert "near GRACE_PERIOD" in it.log
         assert "redis_uri" in it.log
         assert "pa55" not in it.log
 
@@ -183,4 +192,6 @@ def test_a_command_prints_nothing_beside_its_document(sqlite_url: str, tmp_path:
 
     assert (ours.stdout, flask.stdout) == ("[]\n", "[]\n")
     assert listed.returncode == 0
-    assert listed.stderr == "accountsvc: GRACE_PEROID in the environment is nearly a setting\n"
+    assert listed.stderr == (
+        "accountsvc: GRACE_PEROID in the environment is no setting: did you mean GRACE_PERIOD?\n"
+    )
