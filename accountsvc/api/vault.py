@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from itertools import chain
 from typing import Any
 
@@ -90,10 +91,12 @@ def show_all(*, caller: Caller, query_data: dict[str, Any]) -> Response:
     if limit is None:
         pages = _pages(services(), caller, after=after)
         first = next(pages, [])
-        if len(first) < vault.PAGE_SIZE:
-            return _json_stream(iter([first]), caller)
-        with long_lists.take():
-            return _json_stream(chain([first], pages), caller)
+        is_long = len(first) == vault.PAGE_SIZE
+        pages = chain(iter([first]), pages)
+        # Let go of the page: it would be kept until the last one is read.
+        del first
+        with long_lists.take() if is_long else nullcontext():
+            return _json_stream(pages, caller)
     entries = [
         stored
         for page in _pages(services(), caller, after=after, limit=limit + 1)

@@ -41,7 +41,7 @@ from tests.support.moments import GRACE, NOW, clock_of
 
 PASSWORD = "correct horse battery staple"
 SECRET_KEY = "a secret for tests, which is long enough"
-VAULT_KEY = base64.urlsafe_b64encode(b"k" * 32).decode()
+VAULT_KEY = base64.urlsafe_b64encode(bytes(range(32))).decode()
 
 # Applications
 
