@@ -201,7 +201,7 @@ def watch(
     return found
 
 
-def test_a_hundred_deletions_and_returns_in_a_minute_mail_a_stranger_seven_times(
+def test_a_hundred_deletions_and_returns_in_a_minute_mail_a_stranger_a_few_times(
     new_post: NewPost,
 ) -> None:
     # given: three accounts that have, or have had, the stranger's address
