@@ -752,6 +752,24 @@ def test_an_account_is_exported_ten_times_an_hour(
     assert exported == [*[ann.public_id] * 10, bob.public_id]
 
 
+def test_an_address_exports_thirty_times_an_hour_whoever_asks(
+    new_app: NewApp, app: APIFlask, ann: Person, bob: Person
+) -> None:
+    client = new_app(RATE_LIMITS="on").test_client()
+    people = [ann, bob, *(make_person(services_of(app), name) for name in ("cid", "dan"))]
+    for person in people[:3]:
+        for _ in range(10):
+            assert client.get(url(person), headers=person.auth).status_code == 200
+
+    here = client.get(url(people[3]), headers=people[3].auth)
+    elsewhere = client.get(
+        url(people[3]), headers=people[3].auth, environ_overrides={"REMOTE_ADDR": "192.0.2.9"}
+    )
+
+    assert (here.status_code, elsewhere.status_code) == (429, 200)
+    assert list(opened(elsewhere)) == FILES
+
+
 def test_wrong_passwords_are_throttled_as_at_sign_in(
     new_app: NewApp, app: APIFlask, ann: Person, bystander: Person
 ) -> None:
