@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import base64
 
-from tests.support.factories import VAULT_KEY
+from tests.support.factories import SECRET_KEY, VAULT_KEY
 
-# Three keys of different bytes each, as production wants them.
-SECRET_KEY = "Kq7-Vw2mX9tRb4Yc8ZdP5hLs3NfJ6gTa0Ue1Ri"
 OTHER_VAULT_KEY = base64.urlsafe_b64encode(bytes(range(32, 64))).decode()
 
 # All but DATABASE_URL.
