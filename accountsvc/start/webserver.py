@@ -293,6 +293,19 @@ class _Listener(BaseWSGIServer):
         else:
             self._begin(task)
 
+    def handle_accept(self) -> None:
+        """Accept the more at once, the more connections there are.
+
+        One at a time, as waitress does, a probe waits behind a flood for as many rounds of the loop
+        as others have connected. All at once, one process would take a proxy's few connections, and
+        another would have none.
+        """
+        for _ in range(1 + len(self._map) // 16):
+            before = len(self._map)
+            super().handle_accept()
+            if len(self._map) == before:
+                return
+
     def readable(self) -> bool:
         self.go_on()
         return bool(super().readable())
@@ -320,7 +333,7 @@ class _Listener(BaseWSGIServer):
         self.socket.close()
 
 
-class _TcpListener(_Listener, TcpWSGIServer):
+class TcpListener(_Listener, TcpWSGIServer):
     pass
 
 
@@ -365,7 +378,7 @@ class WebWorker(Worker):
 
     def _listen(self, sock: socket.socket) -> Any:
         sock.setblocking(False)
-        kind = _UnixListener if sock.family == socket.AF_UNIX else _TcpListener
+        kind = _UnixListener if sock.family == socket.AF_UNIX else TcpListener
         return kind(
             self.wsgi,
             self._map,

@@ -15,11 +15,13 @@ from http.client import HTTPResponse
 from pathlib import Path
 from select import select as select_readable
 from types import SimpleNamespace
+from typing import Any
 
 import httpx
 import pytest
 from apiflask import APIFlask
 from sqlalchemy import select
+from waitress import wasyncore
 from waitress.adjustments import Adjustments
 
 from accountsvc import bounds
@@ -133,6 +135,37 @@ def test_four_hundred_slow_clients_keep_nobody_out(
                 ]
 
     assert statuses == [200] * 6
+
+
+def test_a_flood_of_connections_is_accepted_in_few_rounds_and_a_few_one_by_one() -> None:
+    """A probe is behind those who connected before it; and two processes share a proxy's few."""
+    with socket.create_server(("127.0.0.1", 0), backlog=512) as listening, ExitStack() as stack:
+        listening.setblocking(False)
+        channels: dict[int, Any] = {}
+        listener = webserver.TcpListener(
+            None,
+            channels,
+            _sock=listening,
+            dispatcher=SimpleNamespace(),
+            probe_dispatcher=SimpleNamespace(),
+            adj=Adjustments(connection_limit=1000),
+            bind_socket=False,
+            sockinfo=(listening.family, listening.type, 0, listening.getsockname()),
+        )
+        accepted = []
+        for number in (8, 292):
+            for _ in range(number):
+                stack.enter_context(socket.create_connection(listening.getsockname()))
+            rounds = 0
+            while len(listener.active_channels) < sum(accepted, number):
+                wasyncore.loop(timeout=1, use_poll=True, map=channels, count=1)
+                rounds += 1
+                assert rounds < 1000
+            accepted.append(number)
+            if number == 8:
+                assert rounds == 8
+        assert rounds < 80
+        wasyncore.close_all(channels)
 
 
 def test_who_drips_on_is_closed(server: tuple[Running, int]) -> None:
