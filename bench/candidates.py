@@ -6,17 +6,15 @@ import contextlib
 import os
 import shutil
 import tempfile
-import threading
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import crossplane
 
+from bench.memory import pss, tree
 from bench.wire import ask, request
 from tests.support.deploy import NGINX
 from tests.support.processes import ROOT, Running, eventually
@@ -94,13 +92,14 @@ class Served:
     running: Running
     port: int
 
-    def memory(self) -> int:
-        """Return the bytes of all its processes and their children: PSS, what is shared parted."""
-        return sum(self.memory_each())
-
     def memory_each(self) -> list[int]:
-        """Return the same for each process."""
-        return [_pss(pid) for pid in _family(self.running.process.pid)]
+        """Return the bytes of each of its processes and their children (PSS)."""
+        return [pss(pid) for pid in tree(self.pid)]
+
+    @property
+    def pid(self) -> int:
+        """The process that was started, from which all others descend."""
+        return self.running.process.pid
 
 
 @contextmanager
@@ -189,56 +188,3 @@ def nginx_config(folder: Path, *, upstream: int, port: int) -> str:
         f"events {{ worker_connections 2048; }}\n"
         f"http {{ access_log off; {temporary}\n{crossplane.build(kept)}\n}}\n"
     )
-
-
-# Memory -----------------------------------------------------------------------------------------
-
-
-def _family(pid: int) -> list[int]:
-    """Return *pid* and all that descend from it, whatever environment they were given."""
-    children: dict[int, list[int]] = {}
-    for path in Path("/proc").iterdir():
-        if path.name.isdigit():
-            with suppress(OSError):
-                # Behind the name, which is in parentheses: the state, then the parent.
-                words = (path / "stat").read_text().rpartition(")")[2].split()
-                children.setdefault(int(words[1]), []).append(int(path.name))
-    found = [pid]
-    for one in found:
-        found += children.get(one, [])
-    return found
-
-
-def _pss(pid: int) -> int:
-    with suppress(OSError):
-        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
-            if line.startswith("Pss:"):
-                return int(line.split()[1]) * 1024
-    return 0
-
-
-class Watched:
-    """Looks at the memory of *served* again and again until it is left; ``most``, in bytes."""
-
-    def __init__(self, served: Served) -> None:
-        self._served = served
-        self._end = threading.Event()
-        self._thread = threading.Thread(target=self._run, daemon=True)
-        self.most = 0
-
-    def __enter__(self) -> Watched:
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
-    ) -> None:
-        self._end.set()
-        self._thread.join()
-
-    def _run(self) -> None:
-        while not self._end.is_set():
-            began = time.monotonic()
-            self.most = max(self.most, self._served.memory())
-            # To look takes a lock of the process that is looked at: a tenth of the time at most.
-            self._end.wait(max(0.05, 10 * (time.monotonic() - began)))

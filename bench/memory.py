@@ -46,14 +46,14 @@ def tree(pid: int) -> list[int]:
 
 def memory(pid: int) -> int:
     """Return the PSS of *pid* and of all that it has started, in bytes."""
-    return sum(_pss(one) for one in tree(pid))
+    return sum(pss(one) for one in tree(pid))
 
 
-def _pss(pid: int) -> int:
+def pss(pid: int) -> int:
+    """Return the PSS of *pid* alone, in bytes; 0 once it has ended."""
     try:
         lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
     except OSError:
-        # It has ended meanwhile.
         return 0
     return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:"))
 
