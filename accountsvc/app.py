@@ -35,7 +35,6 @@ def create_app(settings: Settings | None = None) -> APIFlask:
         # FLASK_DEBUG of the environment would switch it on, in production too: Flask then answers
         # a broken form with the names of what it looked for.
         DEBUG=False,
-        SECRET_KEY=settings.secret_key,
         SQLALCHEMY_DATABASE_URI=settings.database_url,
         SQLALCHEMY_ENGINE_OPTIONS=engine_options(settings.database_url),
     )

@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from .errors import Busy
+
+
+def _nothing() -> None:
+    """Stand in where nobody has to know."""
+
+
+# Called before work that takes long: the web process sets it, so that a thread which others depend
+# on is relieved first.
+before_waiting: Callable[[], None] = _nothing
 
 
 class Turns:
@@ -30,6 +39,7 @@ class Turns:
 
         Raises Busy at once if too many wait already, and when none was had within *seconds*.
         """
+        before_waiting()
         if not self._places.acquire(blocking=False):
             raise Busy(self._refusal, limit=self._limit)
         try:

@@ -29,13 +29,14 @@ class Candidate:
     """A server: its command for a port, and over how many processes it spreads.
 
     ``shares_metrics``: its configuration makes the folder in which the processes count. The others
-    are given one, as an operator could.
+    are given one, as an operator could. ``root`` is the checkout whose code it serves.
     """
 
     name: str
     command: Callable[[str], Sequence[str]]
     processes: int = 2
     shares_metrics: bool = False
+    root: Path = ROOT
 
 
 def _gunicorn(config: str, *words: str) -> Callable[[str], Sequence[str]]:
@@ -84,6 +85,23 @@ CANDIDATES = (
     ),
 )
 
+# Another checkout of this repository, with a .venv of its own, served as that one configures it and
+# on the same database: what has become of a call since then, in one run.
+EARLIER = os.environ.get("BENCH_EARLIER")
+if EARLIER:
+    CANDIDATES = (
+        Candidate(
+            "earlier",
+            lambda _port: (
+                f"{EARLIER}/.venv/bin/gunicorn",
+                *("--config", "python:accountsvc.start.gunicorn_conf"),
+            ),
+            shares_metrics=True,
+            root=Path(EARLIER),
+        ),
+        *CANDIDATES,
+    )
+
 
 @dataclass(frozen=True)
 class Served:
@@ -110,10 +128,12 @@ def serving(
     port = free_port()
     with contextlib.ExitStack() as stack:
         env = {**environ, "PORT": str(port), "WEB_CONCURRENCY": str(candidate.processes)}
-        env["PYTHONPATH"] = str(ROOT)
+        env["PYTHONPATH"] = str(candidate.root)
         if not candidate.shares_metrics and candidate.processes > 1:
             env["PROMETHEUS_MULTIPROC_DIR"] = stack.enter_context(tempfile.TemporaryDirectory())
-        running = stack.enter_context(Running(*candidate.command(str(port)), env=env))
+        running = stack.enter_context(
+            Running(*candidate.command(str(port)), env=env, folder=candidate.root)
+        )
         front = stack.enter_context(_nginx(port)) if behind_nginx else port
         eventually(lambda: _is_ready(front) or running.process.poll() is not None)
         if running.process.poll() is not None:

@@ -56,7 +56,7 @@ def replace_avatar(
     with database.writing() as session:
         account = rows.lock_for_write(session, account_id, epoch=epoch)
         now = clock(session)
-        deletion = queue.record(
+        deletion_uid = queue.record(
             session,
             queue.DELETE_FILE,
             subject=account.public_id,
@@ -64,7 +64,7 @@ def replace_avatar(
             now=now,
             after=now + UPLOAD_TIME,
         )
-        deletion_uid, subject = deletion.uid, account.public_id
+        subject = account.public_id
     store.put(key, image)
     try:
         with database.writing() as session:

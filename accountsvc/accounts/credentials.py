@@ -195,6 +195,20 @@ def confirm_password(
         raise WrongPassword
 
 
+def seen_by_claims(session: Session, claims: Claims) -> tuple[Account, datetime]:
+    """Return the active account of an access token that is in time, and the database's time.
+
+    Raises TokenNotValid as :func:`by_claims` does, and for a token that is not in time.
+    """
+    seen = rows.see(session, claims.public_id)
+    if seen is None:
+        raise TokenNotValid
+    account, now = seen
+    if not claims.is_in_time(now=now) or not account.is_active or account.epoch != claims.epoch:
+        raise TokenNotValid
+    return account, now
+
+
 def by_claims(session: Session, claims: Claims) -> Account:
     """Return the active account of an access or refresh token.
 

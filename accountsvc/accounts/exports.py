@@ -135,9 +135,12 @@ class _Source:
         while True:
             with self.database.reading() as session:
                 account = self.account(session)
-                page = list(
-                    vault.entries(session, self.keyring, account, after=after, limit=PAGE_SIZE)
-                )
+                try:
+                    page = list(
+                        vault.entries(session, self.keyring, account, after=after, limit=PAGE_SIZE)
+                    )
+                except TokenNotValid:
+                    raise ExportBroken from None
             if not page:
                 return
             yield page

@@ -10,7 +10,7 @@ The two windows are half-open and leave no gap: reactivation needs ``now < purge
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -23,7 +23,7 @@ from ..db.audit import Actor
 from ..db.engine import Clock, database_now
 from ..db.models import DUE, OWNER, STAFF, Account, PurgeFailure
 from ..db.models import LegalHold as Hold
-from ..db.rows import chunks, find_by_public_id, is_id, lock, lock_many
+from ..db.rows import find_by_public_id, is_id, lock, lock_for_deactivation, lock_many
 from ..db.text import text_problem
 from ..errors import (
     AccountNotFound,
@@ -91,9 +91,9 @@ def lock_as(
     *,
     by: Actor,
     epoch: int | None = None,
-    also: Collection[int] = (),
+    lock_rows: Callable[[Session, Collection[int]], Mapping[int, Account]] = lock_many,
 ) -> Account:
-    """Lock the account, the row of the staff member who acts, and the rows *also*, all in id order.
+    """Lock the account and the row of the staff member who acts by *lock_rows*, in id order.
 
     Return the account as it is under the lock. *epoch* is that of the token that acts, the owner's
     or the staff member's; None for an operator, who has none.
@@ -106,7 +106,7 @@ def lock_as(
         if actor is None:
             raise TokenNotValid
         actor_id = actor.id
-    locked = lock_many(session, {account_id, actor_id, *also})
+    locked = lock_rows(session, {account_id, actor_id})
     if account_id not in locked:
         raise AccountNotFound
     if epoch is not None:
@@ -114,15 +114,6 @@ def lock_as(
         if actor is None or actor.epoch != epoch or (by.kind == STAFF and not actor.is_active):
             raise TokenNotValid
     return locked[account_id]
-
-
-def lock_for_deactivation(session: Session, account_ids: Collection[int]) -> None:
-    """Lock, in id order, all rows that decide on the deactivation of several accounts.
-
-    Call this before you deactivate them one by one: each call of :func:`deactivate` locks in id
-    order by itself only, so two such callers could wait for each other for ever.
-    """
-    lock_many(session, {*account_ids, *_deciding_staff(session, account_ids)})
 
 
 def deactivate(
@@ -146,9 +137,7 @@ def deactivate(
     """
     if reason is not None:
         _check_reason(reason)
-    account = lock_as(
-        session, account_id, by=by, epoch=epoch, also=_deciding_staff(session, [account_id])
-    )
+    account = lock_as(session, account_id, by=by, epoch=epoch, lock_rows=lock_for_deactivation)
     now = clock(session)
     if not account.is_active:
         return account
@@ -416,20 +405,6 @@ def _lock_deletion(session: Session, account_id: int) -> Account:
     if account.is_active:
         raise AccountNotFound
     return account
-
-
-def _deciding_staff(session: Session, account_ids: Collection[int]) -> set[int]:
-    """Return all active staff if one of the accounts is staff: a deactivation must lock them too.
-
-    Otherwise the last two staff accounts could be deactivated at once, each because of the other.
-    """
-    staff = select(Account.id).where(Account.is_staff)
-    if not any(
-        session.scalar(staff.where(Account.id.in_(chunk)).limit(1))
-        for chunk in chunks(list(filter(is_id, account_ids)))
-    ):
-        return set()
-    return set(session.scalars(staff.where(rules.is_active())))
 
 
 def _other_active_staff(session: Session, account: Account) -> bool:

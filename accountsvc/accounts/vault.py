@@ -17,20 +17,23 @@ import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import astuple, dataclass, fields, replace
 from datetime import datetime
+from typing import Any
 
 import structlog
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-from sqlalchemy import func, select
+from sqlalchemy import Row, bindparam, func, select
 from sqlalchemy.orm import Session
 
 from .. import bounds
 from ..db.engine import Clock, database_now
 from ..db.models import Account, SavedPassword, VaultKey
 from ..db.rows import is_id, lock_for_write
-from ..errors import InvalidInput, PasswordNotFound, VaultFull, VaultKeyMissing
+from ..errors import InvalidInput, PasswordNotFound, TokenNotValid, VaultFull, VaultKeyMissing
 
 log = structlog.get_logger(__name__)
+
+_Columns = Row[*tuple[Any, ...]]
 
 _NONCE_BYTES = 12
 # A ciphertext is so much longer than its plaintext: by the nonce and GCM's tag of 128 bits.
@@ -103,8 +106,8 @@ class Keyring:
             wrapped_by=self.newest,
         )
 
-    def unwrap(self, row: VaultKey, public_id: uuid.UUID) -> bytes:
-        """Return the key of the account *public_id*.
+    def unwrap(self, row: VaultKey | _Columns, public_id: uuid.UUID) -> bytes:
+        """Return the key of the account *public_id* that the columns of *row* hold wrapped.
 
         Raises VaultKeyMissing if none of the wrapping keys opens *row*, or it is another account's.
         """
@@ -196,6 +199,29 @@ def _check_room(session: Session, account: Account, *, entries: int, size: int) 
         raise VaultFull(VaultFull.BYTES)
 
 
+# A page of a vault with the key that opens it. While there is no entry, it is one row without one.
+_PAGE = (
+    select(
+        VaultKey.wrapped_key,
+        VaultKey.wrapped_by,
+        SavedPassword.id,
+        SavedPassword.uid,
+        SavedPassword.ciphertext,
+        SavedPassword.created_at,
+        SavedPassword.updated_at,
+    )
+    .select_from(Account)
+    .join(VaultKey, VaultKey.account_id == Account.id)
+    .outerjoin(
+        SavedPassword,
+        (SavedPassword.account_id == Account.id) & (SavedPassword.id > bindparam("after")),
+    )
+    .where(Account.id == bindparam("account_id"), Account.epoch == bindparam("epoch"))
+    .order_by(SavedPassword.id)
+    .limit(bindparam("size"))
+)
+
+
 def entries(
     session: Session,
     keyring: Keyring,
@@ -207,18 +233,20 @@ def entries(
     """Yield the account's entries in id order, from the first id above *after*, *limit* at most.
 
     Memory stays bounded, however many there are. What cannot be read is yielded too, and said in
-    the log by its ids. Raises VaultKeyMissing.
+    the log by its ids. *account* is as the caller saw it: the statement that reads a page also asks
+    whether it still is, so that nothing is shown after a deactivation.
+
+    Raises TokenNotValid if it is gone or its epoch has moved on since, VaultKeyMissing.
     """
-    key = open_key(session, keyring, account)
     remaining = limit
     while remaining is None or remaining > 0:
-        page = session.scalars(
-            select(SavedPassword)
-            .where(SavedPassword.account_id == account.id, SavedPassword.id > after)
-            .order_by(SavedPassword.id)
-            .limit(PAGE_SIZE if remaining is None else min(PAGE_SIZE, remaining))
-        ).all()
+        size = PAGE_SIZE if remaining is None else min(PAGE_SIZE, remaining)
+        place = {"account_id": account.id, "epoch": account.epoch, "after": after, "size": size}
+        page = session.connection().execute(_PAGE, place).all()
         if not page:
+            raise TokenNotValid
+        key = keyring.unwrap(page[0], account.public_id)
+        if page[0].id is None:
             return
         unreadable = []
         for row in page:
@@ -226,7 +254,6 @@ def entries(
             if not stored.is_readable:
                 unreadable.append(row.id)
             yield stored
-            session.expunge(row)
         if unreadable:
             log.error(
                 "saved passwords cannot be read",
@@ -235,6 +262,8 @@ def entries(
                 # All of a vault's would be a line of thousands of ids, at each look into it.
                 entries=unreadable[:_NAMED_IN_A_LINE],
             )
+        if len(page) < size:
+            return
         after = page[-1].id
         remaining = None if remaining is None else remaining - len(page)
 
@@ -368,7 +397,7 @@ def _lock_owned(session: Session, account: Account, entry_id: int) -> SavedPassw
     return row
 
 
-def _bound_to(account: Account, row: SavedPassword) -> bytes:
+def _bound_to(account: Account, row: SavedPassword | _Columns) -> bytes:
     return b"saved password " + account.public_id.bytes + row.uid.bytes
 
 
@@ -377,14 +406,14 @@ def _encrypt_entry(key: bytes, account: Account, row: SavedPassword, entry: Entr
     return _encrypt(key, plain.encode(), _bound_to(account, row))
 
 
-def _stored(key: bytes, account: Account, row: SavedPassword) -> StoredEntry:
+def _stored(key: bytes, account: Account, row: SavedPassword | _Columns) -> StoredEntry:
     entry = _decrypt_entry(key, account, row)
     return StoredEntry(
         row.id, entry or _UNREADABLE, row.created_at, row.updated_at, is_readable=entry is not None
     )
 
 
-def _decrypt_entry(key: bytes, account: Account, row: SavedPassword) -> Entry | None:
+def _decrypt_entry(key: bytes, account: Account, row: SavedPassword | _Columns) -> Entry | None:
     """Return the entry, or None for a ciphertext that does not open or opens to anything else.
 
     It may have been changed, cut off, or copied from another row; or a fault of ours may have

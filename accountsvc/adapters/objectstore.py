@@ -16,7 +16,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .. import private
+from .. import private, turns
 from ..errors import StoreUnavailable
 from ..urls import is_bucket_name
 
@@ -129,6 +129,8 @@ class Bucket:
     @property
     def client(self) -> S3Client:
         """The client of this process, made when it is first needed."""
+        # Whoever asks for it is about to wait for the store.
+        turns.before_waiting()
         # Make another client after a fork: with one of before it, two processes would read each
         # other's answers from its connections. No lock is taken, since one that is held during a
         # fork stays locked in the child; that two threads may each make a client does no harm.

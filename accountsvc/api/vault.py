@@ -9,15 +9,14 @@ from typing import Any
 
 from apiflask import APIBlueprint
 from flask import Response, current_app
-from sqlalchemy.exc import NoResultFound
 from sqlalchemy.orm import Session
 
 from .. import bounds, generator
-from ..accounts import credentials, vault
+from ..accounts import vault
 from ..accounts.vault import Entry, StoredEntry
 from ..adapters.throttle import VAULT_WRITE
 from ..db.text import rfc3339
-from ..errors import BUSY_LISTS, Busy, InvalidInput, PasswordNotFound, TokenNotValid, VaultFull
+from ..errors import BUSY_LISTS, Busy, InvalidInput, PasswordNotFound, VaultFull
 from ..services import Services
 from ..turns import Turns
 from ..web import committed, services
@@ -114,22 +113,16 @@ def _pages(
 ) -> Iterator[list[StoredEntry]]:
     """Yield the caller's entries by pages, each read in a short transaction of its own.
 
-    Each looks at the account again: it may have been deactivated since the guard looked, and its
+    Each asks for the account again: it may have been deactivated since the guard looked, and its
     passwords would be shown all the same. Raises TokenNotValid, VaultKeyMissing.
     """
     remaining = limit
     while remaining is None or remaining > 0:
         size = vault.PAGE_SIZE if remaining is None else min(vault.PAGE_SIZE, remaining)
-        try:
-            with services.reading() as session:
-                account = credentials.by_claims(session, caller.claims)
-                page = list(
-                    vault.entries(session, services.keyring, account, after=after, limit=size)
-                )
-        except NoResultFound as exc:
-            # The account was purged between two statements of this transaction, so its key is gone:
-            # the answer is that of a token whose account is gone, not a 500.
-            raise TokenNotValid from exc
+        with services.reading() as session:
+            page = list(
+                vault.entries(session, services.keyring, caller.account, after=after, limit=size)
+            )
         if page:
             yield page
         if len(page) < size:

@@ -124,7 +124,7 @@ def deactivate(names: tuple[str, ...], *, reason: str | None, as_json: bool) -> 
         done="Account {id} is deactivated; purge at {purge_at}.",
         already="Account {id} was deactivated already; purge at {purge_at}.",
         as_json=as_json,
-        lock=lifecycle.lock_for_deactivation,
+        lock=rows.lock_for_deactivation,
     )
 
 

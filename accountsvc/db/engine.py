@@ -7,6 +7,7 @@ stays deferred and is refused a write by ``query_only``.
 
 from __future__ import annotations
 
+import select as polling
 import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -14,8 +15,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, DateTime, Dialect, Engine, create_engine, event, text
+import psycopg
+from sqlalchemy import Connection, DateTime, Dialect, Engine, create_engine, event, select
+from sqlalchemy.exc import InvalidatePoolError
+from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import Session, sessionmaker
+from sqlalchemy.sql.functions import FunctionElement
 from sqlalchemy.types import TypeDecorator
 
 from .. import private
@@ -64,7 +69,6 @@ def engine_options(url: str) -> dict[str, Any]:
         # deferred, so that two writers could only fail at each other's first write.
         return {"connect_args": {"isolation_level": None, "timeout": BUSY_TIMEOUT_MS / 1000}}
     return {
-        "pool_pre_ping": True,
         "pool_size": 10,
         "max_overflow": 10,
         # A request that waits longer for a connection would be answered after its client has
@@ -86,11 +90,12 @@ def make_engine(url: str) -> Engine:
 
 
 def prepare_engine(engine: Engine) -> None:
-    """Have each SQLite connection of *engine* set up, and each transaction begun as it needs.
-
-    PostgreSQL needs neither: its options are in :func:`engine_options`.
-    """
+    """Have each connection of *engine* set up, and each transaction begun as it needs."""
     if engine.dialect.name != "sqlite":
+        event.listen(engine, "checkout", _let_go_of_closed)
+        event.listen(engine, "begin", _begin_postgresql)
+        event.listen(engine, "checkin", _end_autocommit)
+        event.listen(engine, "before_cursor_execute", _refuse_to_write)
         return
     keep_file_private(engine)
     event.listen(engine, "connect", _set_pragmas)
@@ -138,6 +143,49 @@ def _begin(connection: Connection) -> None:
     writes = connection.get_execution_options().get("writes", False)
     connection.exec_driver_sql(f"PRAGMA query_only = {'OFF' if writes else 'ON'}")
     connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+
+def _let_go_of_closed(connection: psycopg.Connection[Any], _record: object, _proxy: object) -> None:
+    """Have the pool make a new connection if the server has closed this one while it lay idle.
+
+    A closed one can be read from: the end of the stream is waiting. So can one to which the server
+    has sent something on its own, which is rare and worth a new connection. This asks the kernel,
+    where a ping would wait for the server at the beginning of each transaction.
+    """
+    waiting = polling.poll()
+    waiting.register(connection.fileno(), polling.POLLIN)
+    if waiting.poll(0):
+        raise InvalidatePoolError
+
+
+def _begin_postgresql(connection: Connection) -> None:
+    """Let each statement of a reading transaction stand by itself, without BEGIN and ROLLBACK.
+
+    In READ COMMITTED each sees what is committed when it starts, in a transaction or not.
+    """
+    driver = connection.connection.dbapi_connection
+    if connection.get_execution_options().get("reads", False) and driver is not None:
+        driver.autocommit = True
+
+
+def _end_autocommit(connection: psycopg.Connection[Any] | None, _record: object) -> None:
+    """Give a connection back to the pool as it came: the next may write, or take a lock."""
+    if connection is not None and connection.autocommit:
+        connection.autocommit = False
+
+
+def _refuse_to_write(
+    connection: Connection,
+    _cursor: object,
+    _statement: str,
+    _parameters: object,
+    context: Any,
+    _many: bool,
+) -> None:
+    """Refuse a write in a reading transaction, as SQLite itself does: it would be committed."""
+    writes = context.isinsert or context.isupdate or context.isdelete
+    if writes and connection.get_execution_options().get("reads", False):
+        raise RuntimeError("a reading transaction may not write")
 
 
 class Database:
@@ -188,6 +236,7 @@ def reading(session: Session) -> Iterator[Session]:
     """Open a reading transaction on *session* as :meth:`Database.reading` does, and close both."""
     _refuse_nesting(session)
     try:
+        session.connection(execution_options={"reads": True})
         yield session
     finally:
         session.close()
@@ -198,15 +247,35 @@ def _refuse_nesting(session: Session) -> None:
         raise RuntimeError("a transaction is open on this session: end it before another begins")
 
 
+class Moment(FunctionElement[datetime]):
+    """The time of the database's clock as SQL, for a statement that reads a row beside it.
+
+    It is the moment at which the row is read, and not that of the transaction's start; to the
+    microsecond on PostgreSQL, to the millisecond on SQLite.
+    """
+
+    type = UtcDateTime()
+    inherit_cache = True
+
+
+@compiles(Moment, "postgresql")
+def _clock_of_postgresql(_element: Moment, _compiler: object, **_: object) -> str:
+    return "clock_timestamp()"
+
+
+@compiles(Moment, "sqlite")
+def _clock_of_sqlite(_element: Moment, _compiler: object, **_: object) -> str:
+    return "strftime('%Y-%m-%d %H:%M:%f000', 'now')"
+
+
+_NOW = select(Moment())
+
+
 def database_now(session: Session) -> datetime:
     """Return the time of the database's clock, the one that all hosts share: aware, in UTC.
 
-    It is the moment of the call and not of the transaction's start; to the microsecond on
-    PostgreSQL, to the millisecond on SQLite.
+    It is the moment of the call, as precise as :class:`Moment`.
     """
-    if session.get_bind().dialect.name == "sqlite":
-        now = session.scalar(text("SELECT strftime('%Y-%m-%dT%H:%M:%f', 'now')"))
-        return datetime.fromisoformat(str(now)).replace(tzinfo=UTC)
-    now = session.scalar(text("SELECT clock_timestamp()"))
+    now = session.connection().scalar(_NOW)
     assert isinstance(now, datetime)
-    return now.astimezone(UTC)
+    return now

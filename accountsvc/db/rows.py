@@ -8,16 +8,52 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Collection, Iterator, Sequence
+from datetime import datetime
 from typing import Any, TypeVar, cast
 
-from sqlalchemy import CursorResult, Delete, Update, select
-from sqlalchemy.orm import Session
+from sqlalchemy import (
+    BindParameter,
+    CursorResult,
+    Delete,
+    Update,
+    bindparam,
+    exists,
+    select,
+    union_all,
+)
+from sqlalchemy.orm import Session, aliased
 
 from ..errors import AccountNotFound, TokenNotValid
+from . import rules
+from .engine import Moment
 from .models import MAX_ID, Account
 from .text import is_text, unique_key
 
 T = TypeVar("T")
+
+# Every request begins with one of these: made anew each time, they would be a tenth of its work.
+_BY_PUBLIC_ID = select(Account).where(Account.public_id == bindparam("public_id"))
+_WITH_MOMENT = _BY_PUBLIC_ID.add_columns(Moment())
+
+_IDS: BindParameter[int] = bindparam("ids", expanding=True)
+_LOCK = (
+    select(Account)
+    .order_by(Account.id)
+    .with_for_update(of=Account)
+    .execution_options(populate_existing=True)
+)
+_LOCK_MANY = _LOCK.where(Account.id.in_(_IDS))
+_ONE_OF_THEM, _STAFF = aliased(Account), aliased(Account)
+_DECIDING_STAFF = select(_STAFF.id).where(
+    _STAFF.is_staff,
+    rules.is_active(_STAFF),
+    exists().where(_ONE_OF_THEM.id.in_(_IDS), _ONE_OF_THEM.is_staff),
+)
+_LOCK_WITH_STAFF = _LOCK.where(
+    Account.id.in_(
+        union_all(select(_ONE_OF_THEM.id).where(_ONE_OF_THEM.id.in_(_IDS)), _DECIDING_STAFF)
+    )
+)
 
 # One statement gets so many ids at most: SQLite refuses one with more than 32,766 values.
 CHUNK = 500
@@ -43,7 +79,16 @@ def find(session: Session, account_id: int) -> Account | None:
 
 def find_by_public_id(session: Session, public_id: uuid.UUID) -> Account | None:
     """Return the account of this public id without locking it; None if there is none."""
-    return session.scalar(select(Account).where(Account.public_id == public_id))
+    return session.scalar(_BY_PUBLIC_ID, {"public_id": public_id})
+
+
+def see(session: Session, public_id: uuid.UUID) -> tuple[Account, datetime] | None:
+    """Return the account of this public id, not locked, and the time at which it was so.
+
+    The time is that of the database's clock. None if there is no such account.
+    """
+    found = session.execute(_WITH_MOMENT, {"public_id": public_id}).one_or_none()
+    return None if found is None else (found[0], found[1])
 
 
 def find_by_email(session: Session, email: str) -> Account | None:
@@ -98,14 +143,25 @@ def lock_many(session: Session, account_ids: Collection[int]) -> dict[int, Accou
     return {
         account.id: account
         for chunk in chunks(ids)
-        for account in session.scalars(
-            select(Account)
-            .where(Account.id.in_(chunk))
-            .order_by(Account.id)
-            .with_for_update()
-            .execution_options(populate_existing=True)
-        )
+        for account in session.scalars(_LOCK_MANY, {"ids": chunk})
     }
+
+
+def lock_for_deactivation(session: Session, account_ids: Collection[int]) -> dict[int, Account]:
+    """Lock the accounts as :func:`lock_many` does and, if one is staff, all active staff too.
+
+    Otherwise the last two staff accounts could be deactivated at once, each because of the other.
+    """
+    ids = sorted(filter(is_id, set(account_ids)))
+    if len(ids) <= CHUNK:
+        return {row.id: row for row in session.scalars(_LOCK_WITH_STAFF, {"ids": ids})}
+    # Chunks that each lock staff too would lock out of order.
+    staff = {
+        staff_id
+        for chunk in chunks(ids)
+        for staff_id in session.scalars(_DECIDING_STAFF, {"ids": chunk})
+    }
+    return lock_many(session, {*ids, *staff})
 
 
 def change(session: Session, statement: Delete | Update) -> int:

@@ -18,9 +18,10 @@ Position = tuple[datetime, int]
 PURGE_ORDER = (Account.purge_at, Account.id)
 
 
-def is_active() -> ColumnElement[bool]:
-    """Select accounts that are not deactivated."""
-    return Account.purge_at.is_(None)
+def is_active(account: Any = Account) -> ColumnElement[bool]:
+    """Select accounts that are not deactivated; *account* may be an alias."""
+    active: ColumnElement[bool] = account.purge_at.is_(None)
+    return active
 
 
 def is_in_grace(now: datetime) -> ColumnElement[bool]:

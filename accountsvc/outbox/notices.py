@@ -12,8 +12,9 @@ could otherwise have the service mail them whatever they like.
 from __future__ import annotations
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import datetime, timedelta
+from typing import Any
 
 from sqlalchemy.orm import Session
 
@@ -71,8 +72,8 @@ def scheduled(
 
     If the address was changed within the last grace period, the previous one is told too.
     """
-    _owe_every_address(session, SCHEDULED, account, now=now, grace=grace)
-    _remind(session, account, now=now, reminders=reminders)
+    owed = _to_every_address(SCHEDULED, account, now=now, grace=grace)
+    queue.record_all(session, [*owed, *_reminders(account, now=now, reminders=reminders)])
 
 
 def date_moved(
@@ -80,14 +81,16 @@ def date_moved(
 ) -> None:
     """Owe the mail with the new date, and move the reminders with it; an unsent one is replaced."""
     queue.forget(session, subject=account.public_id, kinds=[DATE_MOVED, REMINDER])
-    _owe(session, DATE_MOVED, account, now=now)
-    _remind(session, account, now=now, reminders=reminders)
+    moved = _mail(DATE_MOVED, account, now=now)
+    queue.record_all(session, [moved, *_reminders(account, now=now, reminders=reminders)])
 
 
 def reactivated(session: Session, account: Account, *, now: datetime, grace: timedelta) -> None:
     """Owe the mail that the account is back, with what to do if it was somebody else's doing."""
     queue.forget(session, subject=account.public_id, kinds=OF_THE_DATE)
-    _owe_every_address(session, REACTIVATED, account, now=now, grace=grace, lifetime=NEWS_KEPT)
+    queue.record_all(
+        session, _to_every_address(REACTIVATED, account, now=now, grace=grace, lifetime=NEWS_KEPT)
+    )
 
 
 def address_changed(session: Session, account: Account, *, previous: str, now: datetime) -> None:
@@ -106,7 +109,8 @@ def password_changed(
     session: Session, account: Account, *, now: datetime, grace: timedelta
 ) -> None:
     """Owe every known address the news that the password is another."""
-    _owe_every_address(session, PASSWORD_CHANGED, account, now=now, grace=grace, lifetime=NEWS_KEPT)
+    owed = _to_every_address(PASSWORD_CHANGED, account, now=now, grace=grace, lifetime=NEWS_KEPT)
+    queue.record_all(session, owed)
 
 
 def password_reset(session: Session, subject: uuid.UUID, *, epoch: int, now: datetime) -> None:
@@ -126,32 +130,30 @@ def password_reset(session: Session, subject: uuid.UUID, *, epoch: int, now: dat
     )
 
 
-def _owe_every_address(
-    session: Session,
+def _to_every_address(
     kind: str,
     account: Account,
     *,
     now: datetime,
     grace: timedelta,
     lifetime: timedelta | None = None,
-) -> None:
-    """Owe a mail to the account's address, and to the previous one for one grace period."""
-    _owe(session, kind, account, now=now, lifetime=lifetime)
+) -> list[dict[str, Any]]:
+    """Return the mail to the account's address, and to the previous one for one grace period."""
+    mails = [_mail(kind, account, now=now, lifetime=lifetime)]
     if recently_moved(account, now=now, within=grace):
-        _owe(session, kind, account, now=now, to=PREVIOUS, lifetime=lifetime)
+        mails.append(_mail(kind, account, now=now, to=PREVIOUS, lifetime=lifetime))
+    return mails
 
 
-def _owe(
-    session: Session,
+def _mail(
     kind: str,
     account: Account,
     *,
     now: datetime,
     to: str = CURRENT,
     lifetime: timedelta | None = None,
-) -> None:
-    queue.record(
-        session,
+) -> dict[str, Any]:
+    return queue.row(
         kind,
         subject=account.public_id,
         payload=AccountMail(account.epoch, to),
@@ -160,17 +162,18 @@ def _owe(
     )
 
 
-def _remind(
-    session: Session, account: Account, *, now: datetime, reminders: Sequence[timedelta]
-) -> None:
+def _reminders(
+    account: Account, *, now: datetime, reminders: Sequence[timedelta]
+) -> Iterator[dict[str, Any]]:
+    """Yield those whose time is to come.
+
+    Another would be sent together with the first mail, and say the same.
+    """
     assert account.purge_at is not None
     for before in reminders:
         remind_at = account.purge_at - before
-        # A reminder whose time has passed would be sent together with the first mail, and say the
-        # same.
         if remind_at > now:
-            queue.record(
-                session,
+            yield queue.row(
                 REMINDER,
                 subject=account.public_id,
                 payload=ReminderMail(account.epoch, int(before.total_seconds())),

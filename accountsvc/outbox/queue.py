@@ -79,6 +79,8 @@ class Outcome:
     then: dict[uuid.UUID, Callable[[Session, datetime], None]] = field(default_factory=dict)
 
 
+_INSERT = insert(Effect.__table__)  # type: ignore[arg-type]
+
 Handler = Callable[[Sequence[Owed], datetime], Outcome]
 # Such a function is called, with the time, in the transaction that drops an effect for good: called
 # after it, a crash in between would lose the audit event.
@@ -126,15 +128,24 @@ def record(
     payload: Payload | None = None,
     after: datetime | None = None,
     expires_at: datetime | None = None,
-) -> Effect:
+) -> uuid.UUID:
     """Add an effect to the current transaction; it is owed if, and only if, that commits.
 
     It is not delivered before *after* (default: at once), and dropped undelivered at *expires_at*.
+    Return its ``uid``.
     """
-    terms = row(kind, subject=subject, now=now, payload=payload, after=after, expires_at=expires_at)
-    effect = Effect(**terms)
-    session.add(effect)
-    return effect
+    effect = row(
+        kind, subject=subject, now=now, payload=payload, after=after, expires_at=expires_at
+    )
+    record_all(session, [effect])
+    uid: uuid.UUID = effect["uid"]
+    return uid
+
+
+def record_all(session: Session, effects: Sequence[dict[str, Any]]) -> None:
+    """Add the *effects*, made by :func:`row`, to the current transaction in one statement."""
+    if effects:
+        session.connection().execute(_INSERT, effects)
 
 
 def write_nothing(session: Session) -> None:
@@ -145,7 +156,7 @@ def write_nothing(session: Session) -> None:
     """
     moment = datetime(2000, 1, 1, tzinfo=UTC)
     effect = row(DECOY, subject=None, now=moment)
-    session.execute(insert(Effect).values(effect))
+    record_all(session, [effect])
     change(session, delete(Effect).where(Effect.uid == effect["uid"]))
 
 

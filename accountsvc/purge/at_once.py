@@ -373,7 +373,7 @@ def _make_due(
     """
     kept: dict[int, Kept] = {}
     ids = sorted(plan.account_id for plan in planned)
-    lifecycle.lock_for_deactivation(session, ids)
+    rows.lock_for_deactivation(session, ids)
     for account_id in ids:
         try:
             account = rows.lock(session, account_id)

@@ -16,7 +16,6 @@ import time
 from collections.abc import Sequence
 from http import HTTPStatus
 from io import BytesIO
-from types import FrameType
 from typing import Any
 
 from gunicorn.workers.base import Worker
@@ -29,8 +28,9 @@ from waitress.server import BaseWSGIServer, TcpWSGIServer, UnixWSGIServer
 from waitress.task import ThreadedTaskDispatcher, WSGITask
 from waitress.utilities import BadRequest
 
-from .. import bounds
+from .. import bounds, turns
 from ..errors import UNREADABLE
+from .crew import LOOK_SECONDS, Crew
 
 # A body above the first is read and thrown away, since no call takes it, so that the client reads
 # why; above the second the connection is closed behind the answer.
@@ -326,6 +326,11 @@ class _Listener(BaseWSGIServer):
     def maintenance(self, now: float) -> None:
         """Do nothing: waitress asks by the time of day, with which the clock may jump."""
 
+    def pull_trigger(self) -> None:
+        """Wake the thread at the helm; one that has answered a request itself is awake."""
+        if not self.task_dispatcher.has_helm():
+            super().pull_trigger()
+
     def stop_accepting(self) -> None:
         """Let another process of ours, or nobody, accept who connects now."""
         self.is_stopping, self.accepting = True, False
@@ -360,21 +365,23 @@ class WebWorker(Worker):
     def run(self) -> None:
         """Serve until SIGTERM, then end what is under way, within gunicorn's graceful_timeout."""
         self._map: dict[int, Any] = {}
-        self._threads = ThreadedTaskDispatcher()
-        self._threads.set_thread_count(self.cfg.threads)
+        self._next_check = 0.0
+        self._crew = Crew(self._read_and_write, self.cfg.threads)
         self._probe_threads = ThreadedTaskDispatcher()
         self._probe_threads.set_thread_count(len(_PROBES))
         self._listeners = [self._listen(listener.sock) for listener in self.sockets]
+        turns.before_waiting = self._crew.give_up_helm
+        self._crew.start()
         while self.alive and self.ppid == os.getppid():
-            self._serve()
+            if self._crew.look():
+                self.notify()
+            time.sleep(LOOK_SECONDS)
+        self._crew.take_helm(self._wake)
         self._end()
 
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        super().handle_exit(sig, frame)
-        # The loop sleeps in poll(), which goes on after a signal (PEP 475). There is none yet when
-        # the signal comes while the application is being imported.
+    def _wake(self) -> None:
         for listener in self._listeners:
-            listener.pull_trigger()
+            listener.trigger.pull_trigger()
 
     def _listen(self, sock: socket.socket) -> Any:
         sock.setblocking(False)
@@ -383,20 +390,21 @@ class WebWorker(Worker):
             self.wsgi,
             self._map,
             _sock=sock,
-            dispatcher=self._threads,
+            dispatcher=self._crew,
             probe_dispatcher=self._probe_threads,
             adj=_adjustments(self.cfg.threads, self.cfg.backlog),
             bind_socket=False,
             sockinfo=(sock.family, sock.type, sock.proto, sock.getsockname()),
         )
 
-    def _serve(self) -> None:
-        """Handle events for about a second, then let go of who takes too long."""
-        self.notify()
-        until = time.monotonic() + 1
-        while self.alive and (left := until - time.monotonic()) > 0:
+    def _read_and_write(self) -> None:
+        """Handle events; every second, let go of who takes too long."""
+        left = self._next_check - time.monotonic()
+        if left > 0:
             wasyncore.loop(timeout=left, use_poll=True, map=self._map, count=1)
+            return
         now = time.monotonic()
+        self._next_check = now + 1
         crowded = len(self._map) >= _CONNECTIONS - _SPARE_FILES
         connections = self._connections()
         for one in connections:

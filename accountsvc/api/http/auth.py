@@ -39,7 +39,7 @@ from ...errors import (
 from ...services import Services
 from ...tokens import ACCESS, ALGORITHM, MAILED, RECOVERY, Claims, audience, claims_of
 from ...web import about, client, jwt, sent_by, services
-from . import errors
+from . import errors, jwt_patches
 from .describe import marks_of, takes_token
 
 View = TypeVar("View", bound=Callable[..., Any])
@@ -281,6 +281,7 @@ def init_app(app: APIFlask, services: Services) -> None:
         JWT_HEADER_TYPE=_SCHEME,
         JWT_TOKEN_LOCATION=["headers"],
     )
+    jwt_patches.take_apart_once()
     jwt.init_app(app)
     app.before_request(_normalise_authorization)
 
@@ -318,14 +319,11 @@ def _verify(_header: Mapping[str, Any], payload: Mapping[str, Any]) -> bool:
     claims = claims_of(payload, ACCESS)
     if claims is None:
         return False
-    with services().reading() as session:
-        now = database_now(session)
-        if not claims.is_in_time(now=now):
-            return False
-        try:
-            account = credentials.by_claims(session, claims)
-        except TokenNotValid:
-            return False
+    try:
+        with services().reading() as session:
+            account, now = credentials.seen_by_claims(session, claims)
+    except TokenNotValid:
+        return False
     g.caller = Caller(account, claims, now)
     sent_by(account.public_id)
     return True
