@@ -10,12 +10,27 @@ from .errors import Busy
 
 
 def _nothing() -> None:
-    """Stand in where nobody has to know."""
+    """Stand in where no thread depends on another: in the worker and in commands."""
 
 
-# Called before work that takes long: the web process sets it, so that a thread which others depend
-# on is relieved first.
-before_waiting: Callable[[], None] = _nothing
+_before_waiting: Callable[[], None] = _nothing
+
+
+def call_before_waiting(relieve: Callable[[], None]) -> None:
+    """Have *relieve* called in each thread of this process that says it is about to wait.
+
+    A process has one web server at most, and the rooms that wait know none: so it is one for all.
+    """
+    global _before_waiting  # noqa: PLW0603
+    _before_waiting = relieve
+
+
+def before_waiting() -> None:
+    """Say that this thread is about to do what takes long, so that others depend on it no more.
+
+    Nothing happens where nobody depends on it; call it from any thread, as often as you like.
+    """
+    _before_waiting()
 
 
 class Turns:

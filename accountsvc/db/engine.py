@@ -7,6 +7,7 @@ stays deferred and is refused a write by ``query_only``.
 
 from __future__ import annotations
 
+import re
 import select as polling
 import sqlite3
 from collections.abc import Callable, Iterator
@@ -20,6 +21,7 @@ from sqlalchemy import Connection, DateTime, Dialect, Engine, create_engine, eve
 from sqlalchemy.exc import InvalidatePoolError
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import Session, sessionmaker
+from sqlalchemy.pool import ConnectionPoolEntry
 from sqlalchemy.sql.functions import FunctionElement
 from sqlalchemy.types import TypeDecorator
 
@@ -37,6 +39,14 @@ _POSTGRESQL_OPTIONS = (
     "-c timezone=UTC -c statement_timeout=30000 -c lock_timeout=5000 "
     "-c idle_in_transaction_session_timeout=30000"
 )
+
+# What a reading transaction may send, and what it may not ask for beside: rows that are locked by a
+# statement alone would be free again before the next.
+_READS = re.compile(r"\s*(?:SELECT|WITH)\b", re.IGNORECASE)
+_WRITES = re.compile(r"\b(?:INSERT\s+INTO|DELETE\s+FROM|UPDATE|SHARE)\b", re.IGNORECASE)
+
+# In the info of a connection's record: it has lain in the pool.
+_LAY_IDLE = "lay idle"
 
 
 class UtcDateTime(TypeDecorator[datetime]):
@@ -94,7 +104,7 @@ def prepare_engine(engine: Engine) -> None:
     if engine.dialect.name != "sqlite":
         event.listen(engine, "checkout", _let_go_of_closed)
         event.listen(engine, "begin", _begin_postgresql)
-        event.listen(engine, "checkin", _end_autocommit)
+        event.listen(engine, "checkin", _give_back)
         event.listen(engine, "before_cursor_execute", _refuse_to_write)
         return
     keep_file_private(engine)
@@ -145,13 +155,20 @@ def _begin(connection: Connection) -> None:
     connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
 
 
-def _let_go_of_closed(connection: psycopg.Connection[Any], _record: object, _proxy: object) -> None:
+def _let_go_of_closed(
+    connection: psycopg.Connection[Any], record: ConnectionPoolEntry, _proxy: object
+) -> None:
     """Have the pool make a new connection if the server has closed this one while it lay idle.
 
     A closed one can be read from: the end of the stream is waiting. So can one to which the server
     has sent something on its own, which is rare and worth a new connection. This asks the kernel,
     where a ping would wait for the server at the beginning of each transaction.
     """
+    # What a server sends behind its greeting would have each new connection replaced by another.
+    if not record.info.pop(_LAY_IDLE, False):
+        return
+    if connection.closed:
+        raise InvalidatePoolError
     waiting = polling.poll()
     waiting.register(connection.fileno(), polling.POLLIN)
     if waiting.poll(0):
@@ -168,24 +185,31 @@ def _begin_postgresql(connection: Connection) -> None:
         driver.autocommit = True
 
 
-def _end_autocommit(connection: psycopg.Connection[Any] | None, _record: object) -> None:
+def _give_back(connection: psycopg.Connection[Any] | None, record: ConnectionPoolEntry) -> None:
     """Give a connection back to the pool as it came: the next may write, or take a lock."""
-    if connection is not None and connection.autocommit:
+    if connection is None:
+        return
+    record.info[_LAY_IDLE] = True
+    if connection.autocommit:
         connection.autocommit = False
 
 
 def _refuse_to_write(
     connection: Connection,
     _cursor: object,
-    _statement: str,
+    statement: str,
     _parameters: object,
-    context: Any,
+    _context: object,
     _many: bool,
 ) -> None:
-    """Refuse a write in a reading transaction, as SQLite itself does: it would be committed."""
-    writes = context.isinsert or context.isupdate or context.isdelete
-    if writes and connection.get_execution_options().get("reads", False):
-        raise RuntimeError("a reading transaction may not write")
+    """Refuse a write or a lock in a reading transaction, as SQLite itself refuses a write.
+
+    A write would be committed at once, and a lock be gone before the next statement.
+    """
+    if not connection.get_execution_options().get("reads", False):
+        return
+    if not _READS.match(statement) or _WRITES.search(statement):
+        raise RuntimeError("a reading transaction may neither write nor lock")
 
 
 class Database:

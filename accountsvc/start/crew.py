@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from typing import Protocol
@@ -19,6 +20,11 @@ log = logging.getLogger("waitress")
 # A request that is found unanswered at two looks, so far apart, has its thread relieved. Sooner,
 # and a slice of another process would hand the helm over; later, and everybody would feel it.
 LOOK_SECONDS = 0.02
+# Requests that are each short are answered for so long between two looks at the connections: a few
+# clients that send hundreds in one piece would keep all others, and probes, from being read.
+_ANSWER_SECONDS = 0.02
+# A thread that finds nothing to read waits so long for something.
+_WAIT_SECONDS = 1.0
 
 
 class Task(Protocol):
@@ -31,13 +37,13 @@ class Task(Protocol):
 class Crew:
     """Threads that take turns at the helm and answer requests.
 
-    *read_and_write* takes a second at most, is called by the thread at the helm alone, and adds
-    what it has read whole by :meth:`add_task`. While all other threads are busy the one at the
-    helm answers nothing, so that reading goes on whatever happens; requests then wait for a thread
-    in the order in which they came.
+    *read_and_write* waits at most the seconds that it is given, is called by the thread at the helm
+    alone, and adds what it has read whole by :meth:`add_task`. While all other threads are busy the
+    one at the helm answers nothing, so that reading goes on whatever happens; requests then wait
+    for a thread in the order in which they came.
     """
 
-    def __init__(self, read_and_write: Callable[[], None], threads: int) -> None:
+    def __init__(self, read_and_write: Callable[[float], None], threads: int) -> None:
         self._read_and_write = read_and_write
         self._threads = threads
         # Guards what follows.
@@ -93,11 +99,14 @@ class Crew:
     def take_helm(self, wake: Callable[[], None]) -> None:
         """Take the helm for good, from a thread that answers nothing: the others answer.
 
-        *wake* ends the round that is under way.
+        *wake* ends the round that is under way. Raises what has ended a thread.
         """
         with self._changed:
             self._is_ending = True
             while self._helm is not None and self._answering is None:
+                # A thread that has ended in its round would never let go of the helm.
+                if self._fault is not None:
+                    raise self._fault
                 wake()
                 self._changed.wait(LOOK_SECONDS)
             self._helm, self._answering = threading.get_ident(), None
@@ -139,7 +148,7 @@ class Crew:
 
     def _steer(self) -> None:
         """Read, answer and write until relieved."""
-        me = threading.get_ident()
+        me, read_by = threading.get_ident(), 0.0
         while True:
             with self._changed:
                 if self._helm != me:
@@ -149,14 +158,17 @@ class Crew:
                     self._helm = None
                     self._changed.notify_all()
                     return
-                task = self._waiting.popleft() if self._waiting and self._idle else None
-                if task is None:
-                    self._rounds += 1
-                else:
+                may_answer = bool(self._waiting and self._idle)
+                task = None
+                if may_answer and time.monotonic() < read_by:
+                    task = self._waiting.popleft()
                     self._answered += 1
                     self._answering = self._answered
+                else:
+                    self._rounds += 1
             if task is None:
-                self._read_and_write()
+                self._read_and_write(0.0 if may_answer else _WAIT_SECONDS)
+                read_by = time.monotonic() + _ANSWER_SECONDS
             else:
                 _answer(task)
 
@@ -164,6 +176,7 @@ class Crew:
 def _answer(task: Task) -> None:
     try:
         task.service()
-    except Exception:
-        # The thread would end, and with it the process, for one request.
+    except BaseException:
+        # The thread would end, and with it the process, for one request: a SystemExit of some
+        # library, too.
         log.exception("A request failed")

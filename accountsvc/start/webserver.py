@@ -370,7 +370,7 @@ class WebWorker(Worker):
         self._probe_threads = ThreadedTaskDispatcher()
         self._probe_threads.set_thread_count(len(_PROBES))
         self._listeners = [self._listen(listener.sock) for listener in self.sockets]
-        turns.before_waiting = self._crew.give_up_helm
+        turns.call_before_waiting(self._crew.give_up_helm)
         self._crew.start()
         while self.alive and self.ppid == os.getppid():
             if self._crew.look():
@@ -397,14 +397,14 @@ class WebWorker(Worker):
             sockinfo=(sock.family, sock.type, sock.proto, sock.getsockname()),
         )
 
-    def _read_and_write(self) -> None:
-        """Handle events; every second, let go of who takes too long."""
-        left = self._next_check - time.monotonic()
-        if left > 0:
-            wasyncore.loop(timeout=left, use_poll=True, map=self._map, count=1)
-            return
-        now = time.monotonic()
-        self._next_check = now + 1
+    def _read_and_write(self, seconds: float) -> None:
+        """Handle events, or wait *seconds* for one; each second, let go of who takes too long."""
+        wasyncore.loop(timeout=seconds, use_poll=True, map=self._map, count=1)
+        if (now := time.monotonic()) >= self._next_check:
+            self._next_check = now + 1
+            self._let_go_of_slow_clients(now)
+
+    def _let_go_of_slow_clients(self, now: float) -> None:
         crowded = len(self._map) >= _CONNECTIONS - _SPARE_FILES
         connections = self._connections()
         for one in connections:
