@@ -6,13 +6,16 @@ import threading
 import uuid
 
 import pytest
+from sqlalchemy import text
 
 from accountsvc.db import rows
-from accountsvc.db.models import MAX_ID
+from accountsvc.db.engine import database_now
+from accountsvc.db.models import MAX_ID, Account
 from accountsvc.errors import AccountNotFound, TokenNotValid
 from accountsvc.services import Services
 from tests.support.factories import deactivate, insert_account, insert_accounts, numbered
 from tests.support.moments import NOW, SECOND
+from tests.support.processes import eventually
 from tests.support.state import waits_for_a_lock
 
 NO_ID = [0, -1, 999, MAX_ID, MAX_ID + 1, 2**64, -(2**63), 10**40]
@@ -142,3 +145,81 @@ def test_writers_share_a_row_and_a_deactivation_waits_for_them(postgresql: Servi
         assert not done.is_set()
     thread.join(30)
     assert done.is_set()
+
+
+def test_an_account_is_seen_with_the_time_at_which_it_was_so(services: Services) -> None:
+    account = insert_account(services, "ann")
+    insert_account(services, "bob")
+
+    with services.reading() as session:
+        before = database_now(session)
+        seen = rows.see(session, account.public_id)
+        after = database_now(session)
+        assert rows.see(session, uuid.uuid4()) is None
+
+    assert seen is not None
+    found, moment = seen
+    assert (found.id, found.username) == (account.id, "ann")
+    assert before <= moment <= after
+
+
+@pytest.mark.parametrize("chunk", [500, 2])
+def test_a_deactivation_locks_all_active_staff_if_one_of_them_is_staff(
+    services: Services, monkeypatch: pytest.MonkeyPatch, chunk: int
+) -> None:
+    monkeypatch.setattr(rows, "CHUNK", chunk)
+    ann, bob, cid = insert_accounts(services, ["ann", "bob", "cid"])
+    first = insert_account(services, "first", is_staff=True).id
+    insert_account(services, "away", is_staff=True, purge_at=NOW + SECOND)
+    dot = insert_account(services, "dot").id
+    last = insert_account(services, "last", is_staff=True).id
+
+    with services.writing() as session:
+        nobody = rows.lock_for_deactivation(session, [dot, cid, ann, bob, ann, 999, -1])
+        some = rows.lock_for_deactivation(session, [last, dot, bob, ann])
+        others = rows.lock_for_deactivation(session, [first])
+        assert list(rows.lock_for_deactivation(session, [])) == []
+        assert some[last] is session.get_one(Account, last)
+
+    assert list(nobody) == [ann, bob, cid, dot]
+    assert list(some) == [ann, bob, first, dot, last]
+    assert list(others) == [first, last]
+
+
+@pytest.mark.parametrize("chunk", [500, 1])
+def test_staff_are_locked_in_id_order_and_not_for_others(
+    postgresql: Services, monkeypatch: pytest.MonkeyPatch, chunk: int
+) -> None:
+    """Two who lock in different orders wait for each other until one of them is refused."""
+    monkeypatch.setattr(rows, "CHUNK", chunk)
+    low, middle, high = (
+        insert_account(postgresql, name, is_staff=True).id for name in ("low", "middle", "high")
+    )
+    ann, bob = insert_accounts(postgresql, ["ann", "bob"])
+    database = postgresql.database
+
+    def is_locked(account_id: int) -> bool:
+        with postgresql.reading() as session:
+            query = "SELECT 1 FROM accounts WHERE id = :id"
+            assert session.scalar(text(query), {"id": account_id}) == 1
+        with database.engine.connect() as other:
+            free = other.execute(text(f"{query} FOR UPDATE SKIP LOCKED"), {"id": account_id})
+            return free.first() is None
+
+    with postgresql.writing() as session:
+        rows.lock_for_deactivation(session, [bob, ann])
+        assert [is_locked(one) for one in (low, middle, high, ann, bob)] == [False] * 3 + [True] * 2
+
+    def lock() -> None:
+        with postgresql.writing() as session:
+            rows.lock_for_deactivation(session, [high, ann])
+
+    with postgresql.writing() as session:
+        rows.lock(session, middle)
+        thread = threading.Thread(target=lock)
+        thread.start()
+        eventually(lambda: waits_for_a_lock(database.engine), pause=0)
+        locked = [is_locked(one) for one in (low, middle, high, ann)]
+    thread.join(60)
+
+    assert locked == [True, True, False, False]
