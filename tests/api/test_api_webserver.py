@@ -517,6 +517,133 @@ def test_probes_are_answered_while_every_thread_waits(
     assert answered == []
 
 
+# Slow requests -----------------------------------------------------------------------------------
+
+# The service, with one more path: it answers when the test lets it, and is as slow as a lock that
+# is held or a store that does not answer, without the time at which these are given up.
+KEPT_APP = """
+import os, time
+from accountsvc.start.wsgi import app as service
+
+def app(environ, start_response):
+    if environ["PATH_INFO"] != "/kept":
+        return service(environ, start_response)
+    open(os.environ["KEPT"] + ".begun", "a").write("x")
+    while not os.path.exists(os.environ["KEPT"]):
+        time.sleep(0.01)
+    start_response("200 OK", [("Content-Length", "4")])
+    return [b"kept"]
+"""
+KEPT_THREADS = 8
+KEPT = b"GET /kept HTTP/1.1\r\nHost: x\r\n\r\n"
+
+
+class KeptServer:
+    """One web process, whose requests for /kept are answered from the moment of ``release``."""
+
+    def __init__(self, running: Running, port: int, folder: Path) -> None:
+        self.running, self.port, self._kept = running, port, folder / "kept"
+
+    def release(self) -> None:
+        self._kept.touch()
+
+    @property
+    def begun(self) -> int:
+        """How many requests for /kept a thread has begun with."""
+        path = self._kept.with_suffix(".begun")
+        return path.stat().st_size if path.exists() else 0
+
+
+@pytest.fixture
+def kept_server(shared_app: APIFlask, tmp_path: Path) -> Iterator[KeptServer]:
+    (tmp_path / "kept_app.py").write_text(KEPT_APP)
+    env = environment(
+        tmp_path,
+        services_of(shared_app).settings.database_url,
+        PORT=str(free_port()),
+        WEB_CONCURRENCY="1",
+        PYTHONPATH=str(tmp_path),
+        KEPT=str(tmp_path / "kept"),
+    )
+    words = ("--config", "gunicorn.conf.py", "--threads", str(KEPT_THREADS), "kept_app:app")
+    with Running("gunicorn", *words, env=env) as running:
+        with client_of(env) as client:
+            eventually(lambda: is_ready(client))
+        server = KeptServer(running, int(env["PORT"]), tmp_path)
+        yield server
+        server.release()
+        assert "Traceback" not in running.log
+
+
+def test_a_slow_request_keeps_no_other_from_being_answered(
+    kept_server: KeptServer, ann: Person
+) -> None:
+    """The thread that has read it answers it, and another one reads on."""
+    asked = f"GET /api/profile/ HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {ann.token}\r\n\r\n"
+    with ExitStack() as stack:
+        # The one before it answers, and the one behind it waits on the same connection.
+        early = stack.enter_context(connect(kept_server.port, asked.encode()))
+        assert answers(early, 1) == [200]
+        kept = stack.enter_context(connect(kept_server.port, KEPT + asked.encode()))
+        eventually(lambda: kept_server.begun == 1)
+
+        for _ in range(3):
+            early.sendall(asked.encode())
+            assert answers(early, 1) == [200]
+            late = stack.enter_context(connect(kept_server.port, asked.encode() * 3))
+            assert answers(late, 3) == [200] * 3
+        assert select_readable([kept], [], [], 0)[0] == []
+        kept_server.release()
+
+        assert answers(kept, 2) == [200, 200]
+
+
+def test_more_slow_requests_than_threads_are_read_and_all_answered_in_the_end(
+    kept_server: KeptServer, ann: Person
+) -> None:
+    with ExitStack() as stack:
+        kept = [stack.enter_context(connect(kept_server.port, KEPT)) for _ in range(60)]
+        eventually(lambda: kept_server.begun == KEPT_THREADS)
+        asked = (
+            f"GET /api/profile/ HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {ann.token}\r\n\r\n"
+        )
+        waiting = stack.enter_context(connect(kept_server.port, asked.encode()))
+
+        # More than the kernel keeps for both ends: it is sent because it is read.
+        head = HEAD + b"Content-Length: 60000000\r\n\r\n"
+        stack.enter_context(connect(kept_server.port, head + b"x" * 50_000_000))
+        for path in (b"/healthz", b"/readyz"):
+            probe = stack.enter_context(
+                connect(kept_server.port, b"GET " + path + b" HTTP/1.1\r\nHost: x\r\n\r\n")
+            )
+            assert answers(probe, 1) == [200]
+        assert select_readable([*kept, waiting], [], [], 0)[0] == []
+        assert kept_server.begun == KEPT_THREADS
+        kept_server.release()
+
+        assert [answers(one, 1) for one in kept] == [[200]] * 60
+        assert answers(waiting, 1) == [200]
+
+
+def test_hundreds_of_short_requests_in_one_piece_keep_nobody_from_being_read(
+    kept_server: KeptServer, ann: Person
+) -> None:
+    """They are answered, and between them whoever else has asked."""
+    piece = b"GET /x HTTP/1.1\r\nHost: x\r\n\r\n" * 250
+    with ExitStack() as stack:
+        many = [stack.enter_context(connect(kept_server.port, piece)) for _ in range(20)]
+        with httpx.Client(base_url=f"http://127.0.0.1:{kept_server.port}", timeout=120) as client:
+            statuses = [
+                client.get("/healthz").status_code,
+                client.get("/api/profile/", headers=ann.auth).status_code,
+            ]
+        made = kept_server.running.log.count('"status": 404')
+        assert [answers(one, 250) for one in many] == [[404] * 250] * 20
+    assert statuses == [200, 200]
+    assert made < 250 * 20
+    eventually(lambda: kept_server.running.log.count('"status": 404') == 250 * 20)
+
+
 # The end -----------------------------------------------------------------------------------------
 
 

@@ -7,8 +7,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from accountsvc.adapters.objectstore import Bucket
 from accountsvc.errors import Busy
-from accountsvc.turns import Turns
+from accountsvc.turns import Turns, before_waiting, call_before_waiting
 from tests.support.processes import eventually
 
 
@@ -61,3 +62,25 @@ def test_who_waits_too_long_is_refused_and_leaves_the_place_to_others() -> None:
         for _ in range(3):
             with pytest.raises(Busy, match="Come again"), turns.take(seconds=0.01):
                 pass
+
+
+def test_a_thread_says_that_it_is_about_to_wait_before_it_does() -> None:
+    turns, said, seen = Turns(1, 0, limit="busy"), [0], []
+
+    def relieve() -> None:
+        said[0] += 1
+
+    before_waiting()
+    call_before_waiting(relieve)
+    try:
+        with turns.take():
+            seen.append(said[0])
+            with pytest.raises(Busy), turns.take():
+                pass
+            seen.append(said[0])
+        bucket = Bucket("files", client_factory=lambda: seen.append(said[0]))  # type: ignore[arg-type,return-value]
+        assert bucket.client is None
+    finally:
+        call_before_waiting(lambda: None)
+
+    assert seen == [1, 2, 3]
