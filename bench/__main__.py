@@ -3,8 +3,10 @@
 ``BENCH_TIMES`` sets how often each work is measured. Without names everything is, except
 ``servers``, the table of web servers, which takes half an hour and has to be named. For it
 ``BENCH_SECONDS`` sets for how long slow clients drip (10; 60 shows who closes them), and
-``BENCH_SERVERS`` which candidates take part, by parts of their names with commas between. A bound
-that was passed ends it with 1.
+``BENCH_SERVERS`` which candidates take part, by parts of their names with commas between.
+``BENCH_EARLIER`` is the folder of another checkout of this repository, with a ``.venv`` of its own,
+which is served beside them on the same database; its schema has to be an earlier one that can run
+beside this one's, or the same. A bound that was passed ends it with 1.
 """
 
 from __future__ import annotations

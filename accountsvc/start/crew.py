@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Protocol
 
-log = logging.getLogger("waitress")
+log = logging.getLogger(__name__)
 
 # A request that is found unanswered at two looks, so far apart, has its thread relieved. Sooner,
 # and a slice of another process would hand the helm over; later, and everybody would feel it.

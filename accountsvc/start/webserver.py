@@ -2,7 +2,8 @@
 
 A thread gets a request when it is whole. However slowly a client sends or reads, it costs the
 memory of its own connection and nobody a thread; beyond its time it is closed.
-``docs/decisions/0033-threads-get-whole-requests.md`` has what this was chosen over.
+``docs/decisions/0033-threads-get-whole-requests.md`` has what this was chosen over, and
+``0041-the-reader-answers.md`` which thread answers.
 """
 
 from __future__ import annotations
@@ -347,7 +348,7 @@ class _UnixListener(_Listener, UnixWSGIServer):
 
 
 class WebWorker(Worker):
-    """One web process: a loop that reads and writes, and threads that answer whole requests.
+    """One web process: a crew that reads, answers and writes, and a thread that looks after it.
 
     gunicorn's settings ``threads`` and ``graceful_timeout`` count; those of its own parser do not.
     """
