@@ -1,4 +1,7 @@
-"""Turns at work that is dear: so many at once, so many wait, and whoever comes then is refused."""
+"""Turns at work that is dear: so many at once, so many wait, and whoever comes then is refused.
+
+Here is also where a thread says that it is about to wait, for a turn or for what is outside.
+"""
 
 from __future__ import annotations
 

@@ -2,7 +2,8 @@
 
 Transactions are opened by :class:`Database` and by nothing else. On SQLite a writing one begins
 ``IMMEDIATE``, so that it waits for its turn instead of failing when it first writes; a reading one
-stays deferred and is refused a write by ``query_only``.
+stays deferred and is refused a write by ``query_only``. On PostgreSQL each statement of a reading
+one stands by itself, and one that writes or locks is refused before it is sent.
 """
 
 from __future__ import annotations
@@ -14,9 +15,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import psycopg
 from sqlalchemy import Connection, DateTime, Dialect, Engine, create_engine, event, select
 from sqlalchemy.exc import InvalidatePoolError
 from sqlalchemy.ext.compiler import compiles
@@ -26,6 +26,9 @@ from sqlalchemy.sql.functions import FunctionElement
 from sqlalchemy.types import TypeDecorator
 
 from .. import private
+
+if TYPE_CHECKING:
+    import psycopg
 
 Clock = Callable[[Session], datetime]
 
@@ -235,7 +238,10 @@ class Database:
 
     @contextmanager
     def reading(self) -> Iterator[Session]:
-        """Open a transaction that only reads; otherwise as :meth:`writing`."""
+        """Open a transaction that only reads; otherwise as :meth:`writing`.
+
+        What two of its statements read may be of two moments on PostgreSQL; on SQLite it is of one.
+        """
         with reading(self._session()) as session:
             yield session
 

@@ -219,6 +219,17 @@ def test_a_connection_that_ends_while_it_is_read_from_is_one_error_and_not_two(
         assert session.scalar(select(Account.id)) == account.id
 
 
+def test_a_connection_that_was_closed_on_this_side_is_replaced(postgresql: Services) -> None:
+    """The driver closes one after some faults: it has no socket to ask the kernel about."""
+    with postgresql.reading() as session:
+        driver = driver_of(session)
+    driver.close()
+
+    with postgresql.reading() as session:
+        assert session.scalar(select(1)) == 1
+        assert driver_of(session) is not driver
+
+
 def test_what_a_server_sends_first_does_not_have_a_new_connection_replaced(
     postgresql: Services,
 ) -> None:
