@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import select as polling
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -10,7 +11,7 @@ from datetime import UTC, timedelta
 import psycopg
 import pytest
 from psycopg.pq import TransactionStatus
-from sqlalchemy import Engine, event, select, text, update
+from sqlalchemy import Engine, String, event, select, text, type_coerce, update
 from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.orm import Session
 
@@ -100,6 +101,8 @@ LOCKS: dict[str, Callable[[Session, int], object]] = {
     "an object": lambda session, account_id: session.get(
         Account, account_id, with_for_update={"skip_locked": True}
     ),
+    "a table": lambda session, _: session.execute(text("LOCK TABLE accounts")),
+    "and empty a table": lambda session, _: session.execute(text("TRUNCATE accounts CASCADE")),
     "in a WITH that writes": lambda session, _: session.execute(
         text("WITH one AS (UPDATE accounts SET epoch = 9 RETURNING id) SELECT * FROM one")
     ),
@@ -281,13 +284,24 @@ def test_a_moment_is_not_the_start_of_the_transaction(postgresql: Services) -> N
 
 
 def test_stored_times_are_compared_with_a_moment(services: Services) -> None:
-    """On SQLite both are texts: of another form, one would be later whatever the time is."""
     with services.writing() as session:
         now = database_now(session)
     insert_account(services, "past", joined_at=now)
-    insert_account(services, "soon", joined_at=now + timedelta(days=1))
+    insert_account(services, "tomorrow", joined_at=now + timedelta(days=1))
     insert_account(services, "today", joined_at=now - timedelta(milliseconds=1))
+    insert_account(services, "later", joined_at=now + timedelta(minutes=10))
 
     with services.reading() as session:
         past = session.scalars(select(Account.username).where(Account.joined_at <= Moment()))
         assert sorted(past) == ["past", "today"]
+
+
+def test_a_moment_has_the_form_of_a_stored_time(sqlite: Services) -> None:
+    """Both are texts: of another form, one would be later than the other whatever the time is."""
+    insert_account(sqlite, joined_at=NOW)
+
+    with sqlite.reading() as session:
+        stored = session.scalar(text("SELECT joined_at FROM accounts"))
+        moment = session.scalar(select(type_coerce(Moment(), String)))
+
+    assert re.sub(r"\d", "0", moment or "") == re.sub(r"\d", "0", stored)
