@@ -35,6 +35,10 @@ IMAGES_WAITING = 4
 # A vault of many pages, read and decrypted in one answer, takes half a second of the processor.
 LISTS_AT_ONCE = 2
 LISTS_WAITING = 4
+# The store of the avatars is another machine's, or a disk's: while it hangs, whoever asks for a
+# picture waits for it, and may not take every thread.
+FILES_AT_ONCE = 8
+FILES_WAITING = 8
 
 # Images, decoded in a process of their own.
 IMAGE_BYTES = 5 * _MIB

@@ -50,6 +50,7 @@ from . import bounds
 BUSY_PASSWORDS = "busy passwords"
 BUSY_IMAGES = "busy images"
 BUSY_LISTS = "busy lists"
+BUSY_FILES = "busy files"
 NO_IMAGE_WORKER = "no image worker"
 
 # The server puts a status under this name into the environment of what is no request (PEP 3333), so

@@ -16,16 +16,27 @@ import structlog
 from sqlalchemy import delete, false, select, true, union_all, update
 from sqlalchemy.orm import Session
 
+from .. import bounds
 from ..adapters import avatarstore
 from ..db import audit, rows
 from ..db.audit import Actor
 from ..db.engine import Clock, Database, database_now
 from ..db.models import Account, Effect
-from ..errors import StoreUnavailable
+from ..errors import BUSY_FILES, StoreUnavailable
 from ..outbox import queue
 from ..outbox.payloads import FileDeletion
+from ..turns import Turns
 
 log = structlog.get_logger(__name__)
+
+# Take a turn before a request reads or writes a file.
+file_turns = Turns(
+    bounds.FILES_AT_ONCE,
+    bounds.FILES_WAITING,
+    limit=BUSY_FILES,
+    refusal="Too many pictures are being read or stored at this moment. "
+    "Try again in a few seconds.",
+)
 
 # An upload may take so long before its file is deleted as the orphan of a crash. With less, a slow
 # store would have its files deleted while they are being stored.

@@ -29,6 +29,7 @@ from ..db.models import ACCOUNTS, OWNER, STAFF, Account, AuditEvent
 from ..db.text import rfc3339
 from ..errors import TokenNotValid
 from . import vault
+from .avatars import file_turns
 from .vault import Keyring, StoredEntry
 
 CONTENT_TYPE = "application/zip"
@@ -115,10 +116,16 @@ class _Source:
         return account
 
     def read_avatar(self, store: AvatarStore) -> None:
-        """Read the picture into memory: as it is stored, it fits 512 by 512 pixels."""
-        if self.avatar_key is None:
-            return
-        file = store.open(self.avatar_key)
+        """Read the picture into memory: as it is stored, it fits 512 by 512 pixels.
+
+        Raises StoreUnavailable, Busy.
+        """
+        if self.avatar_key is not None:
+            with file_turns.take():
+                self._read_avatar(store, self.avatar_key)
+
+    def _read_avatar(self, store: AvatarStore, key: str) -> None:
+        file = store.open(key)
         if file is None:
             # The picture may have been replaced since its key was read: without a second look the
             # export would lack it.

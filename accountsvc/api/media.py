@@ -8,9 +8,10 @@ from flask import Response, request
 from sqlalchemy import select
 from werkzeug.exceptions import NotFound
 
+from ..accounts import avatars
 from ..adapters import avatarstore
 from ..db.models import Account
-from ..errors import StoreUnavailable
+from ..errors import Busy, StoreUnavailable
 from ..web import services
 from .http.describe import raises, sends
 
@@ -25,7 +26,7 @@ _ETAG = '"f0090e27ab25c12f4e0a760c800e6341"'
 @bp.get("/media/avatars/<key>")
 @bp.output(FileSchema(), content_type=avatarstore.CONTENT_TYPE)
 @bp.doc(responses={304: "Not changed"})
-@raises(StoreUnavailable)
+@raises(StoreUnavailable, Busy)
 @sends(304, ETag=_ETAG)
 @sends(200, ETag=_ETAG, Cache_Control="public, max-age=300")
 def avatar(key: str) -> Response:
@@ -38,11 +39,12 @@ def avatar(key: str) -> Response:
         )
     if account_id is None:
         raise NotFound
-    file = services().avatars.open(key)
-    if file is None:
-        raise NotFound
-    with file:
-        response = Response(file.read(), content_type=avatarstore.CONTENT_TYPE)
+    with avatars.file_turns.take():
+        file = services().avatars.open(key)
+        if file is None:
+            raise NotFound
+        with file:
+            response = Response(file.read(), content_type=avatarstore.CONTENT_TYPE)
     # Whoever saves it gets this name, and none that a client has made up.
     response.headers["Content-Disposition"] = 'inline; filename="avatar.webp"'
     response.headers["Cache-Control"] = f"public, max-age={CACHED_SECONDS}"

@@ -89,14 +89,15 @@ def update(user_id: int, *, caller: Caller, changes: dict[str, str]) -> dict[str
     unchanged = profiles.changes_nothing(caller.account, changes)
     account = caller.account if unchanged else committed(change)
     if normalised is not None:
-        account = avatars.replace_avatar(
-            services().database,
-            services().avatars,
-            user_id,
-            epoch=caller.epoch,
-            image=normalised,
-            by=caller.actor(user_id),
-        )
+        with avatars.file_turns.take():
+            account = avatars.replace_avatar(
+                services().database,
+                services().avatars,
+                user_id,
+                epoch=caller.epoch,
+                image=normalised,
+                by=caller.actor(user_id),
+            )
     return documents.user_document(account)
 
 

@@ -15,7 +15,13 @@ from prometheus_client.exposition import generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
-from ..errors import BUSY_IMAGES, BUSY_LISTS, BUSY_PASSWORDS, NO_IMAGE_WORKER
+from ..errors import (
+    BUSY_FILES,
+    BUSY_IMAGES,
+    BUSY_LISTS,
+    BUSY_PASSWORDS,
+    NO_IMAGE_WORKER,
+)
 from .probes import OK, Probes
 from .status import Status
 
@@ -50,7 +56,7 @@ _REFUSALS = Counter(
 )
 # Without a series there would be nothing to subtract from the 503, and the alarm on these that
 # docs/operations.md has would never ring.
-for _limit in (BUSY_PASSWORDS, BUSY_IMAGES, BUSY_LISTS, NO_IMAGE_WORKER):
+for _limit in (BUSY_PASSWORDS, BUSY_IMAGES, BUSY_LISTS, BUSY_FILES, NO_IMAGE_WORKER):
     _REFUSALS.labels(_limit)
 
 

@@ -58,10 +58,13 @@ bind = listening.bind(settings.port)
 workers = settings.web_processes
 # gunicorn's own workers give a thread to each half-sent request, or serve one client at a time.
 worker_class = "accountsvc.start.webserver.WebWorker"
-# Threads for all who may wait for a hash, an image or a long list, or have their turn, and eight
-# for everybody else, who would otherwise wait behind them.
-_TURNS = (os.cpu_count() or 1) + 1 + bounds.LISTS_AT_ONCE
-threads = bounds.HASHES_WAITING + bounds.IMAGES_WAITING + bounds.LISTS_WAITING + _TURNS + 8
+# Threads for all who may wait for a hash, an image, a long list or a file, or have their turn, and
+# eight for everybody else, who would otherwise wait behind them.
+_TURNS = (os.cpu_count() or 1) + 1 + bounds.LISTS_AT_ONCE + bounds.FILES_AT_ONCE
+_QUEUES = (
+    bounds.HASHES_WAITING + bounds.IMAGES_WAITING + bounds.LISTS_WAITING + bounds.FILES_WAITING
+)
+threads = _QUEUES + _TURNS + 8
 # Seconds: a worker that gives no sign of life for so long is replaced. No request takes so long;
 # with less, a busy machine would lose healthy workers.
 timeout = 30

@@ -14,7 +14,7 @@ import re
 import resource
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from io import BytesIO
 from typing import Any
@@ -56,7 +56,8 @@ _CONNECTIONS = 4_096
 _SPARE_FILES = 256
 # Supervisors ask for these, and replace a process that does not answer: in the queue of a flood,
 # a process that is only busy would be ended with all that it works on.
-_PROBES = frozenset({"/healthz", "/readyz"})
+# /readyz waits for the database: who asks whether the process lives may not wait behind it.
+_PROBES = {"/healthz": 1, "/readyz": 2}
 # After SIGTERM an idle connection stays open so long, for a request that is on its way.
 _LINGER_SECONDS = 1
 # So much of gunicorn's graceful_timeout is left for the process to end by itself.
@@ -90,6 +91,7 @@ class _Request(HTTPRequestParser):
 
     # waitress leaves these out of a request that it cannot read, and then fails at its refusal.
     error: Any = None
+    completed = False
     command = "GET"
     path = "/"
     query = ""
@@ -99,6 +101,9 @@ class _Request(HTTPRequestParser):
     def received(self, data: bytes) -> int:
         head = self.header_plus + data
         consumed: int = super().received(data)
+        if self.completed:
+            # Nothing is to follow: waitress would ask for it, and never answer.
+            self.expect_continue = False
         if self.error and (origin := _ORIGIN.search(head)):
             # waitress reads no line of a head that is too large: without its origin a browser
             # would not let its page know what was wrong.
@@ -135,6 +140,10 @@ class _Request(HTTPRequestParser):
             raise ParsingError("")
         if host is not None and "," in host:
             raise ParsingError("")
+        # A list, of which waitress reads a single word (RFC 9110, section 7.6.1).
+        options = self.headers.get("CONNECTION", "").lower().split(",")
+        if "close" in {option.strip() for option in options}:
+            self.connection_close = True
         if self.content_length > _KEPT_BODY:
             self.body_rcv = FixedStreamReceiver(self.content_length, _Nothing())
 
@@ -278,9 +287,11 @@ class _Listener(BaseWSGIServer):
     channel_class = Connection
     is_stopping = False
 
-    def __init__(self, *words: Any, probe_dispatcher: ThreadedTaskDispatcher, **named: Any) -> None:
+    def __init__(
+        self, *words: Any, probes: Mapping[str, ThreadedTaskDispatcher], **named: Any
+    ) -> None:
         self._unread: set[Connection] = set()
-        self.probe_dispatcher = probe_dispatcher
+        self._probes = probes
         super().__init__(*words, **named)
 
     def add_task(self, task: Connection) -> None:
@@ -321,8 +332,7 @@ class _Listener(BaseWSGIServer):
                     self._begin(one)
 
     def _begin(self, task: Connection) -> None:
-        is_probe = task.requests[0].path in _PROBES
-        (self.probe_dispatcher if is_probe else self.task_dispatcher).add_task(task)
+        self._probes.get(task.requests[0].path, self.task_dispatcher).add_task(task)
 
     def maintenance(self, now: float) -> None:
         """Do nothing: waitress asks by the time of day, with which the clock may jump."""
@@ -333,7 +343,15 @@ class _Listener(BaseWSGIServer):
             super().pull_trigger()
 
     def stop_accepting(self) -> None:
-        """Let another process of ours, or nobody, accept who connects now."""
+        """Let another process of ours, or nobody, accept who connects now.
+
+        Who has connected is accepted before: the last process to close the socket would reset
+        them, and the requests that they have sent.
+        """
+        before = -1
+        while before < len(self._map) < _CONNECTIONS:
+            before = len(self._map)
+            self.handle_accept()
         self.is_stopping, self.accepting = True, False
         self.del_channel()
         self.socket.close()
@@ -368,8 +386,9 @@ class WebWorker(Worker):
         self._map: dict[int, Any] = {}
         self._next_check = 0.0
         self._crew = Crew(self._read_and_write, self.cfg.threads)
-        self._probe_threads = ThreadedTaskDispatcher()
-        self._probe_threads.set_thread_count(len(_PROBES))
+        self._probes = {path: ThreadedTaskDispatcher() for path in _PROBES}
+        for path, threads in _PROBES.items():
+            self._probes[path].set_thread_count(threads)
         self._listeners = [self._listen(listener.sock) for listener in self.sockets]
         turns.call_before_waiting(self._crew.give_up_helm)
         self._crew.start()
@@ -392,7 +411,7 @@ class WebWorker(Worker):
             self._map,
             _sock=sock,
             dispatcher=self._crew,
-            probe_dispatcher=self._probe_threads,
+            probes=self._probes,
             adj=_adjustments(self.cfg.threads, self.cfg.backlog),
             bind_socket=False,
             sockinfo=(sock.family, sock.type, sock.proto, sock.getsockname()),

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import threading
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from typing import BinaryIO
+
+import pytest
 from apiflask import APIFlask
 from flask.testing import FlaskClient
 
+from accountsvc import bounds
+from accountsvc.adapters.avatarstore import FileStore
 from tests.support.factories import Person, deactivate, services_of
 
 
@@ -82,3 +89,31 @@ def test_a_row_whose_file_is_lost_is_not_found(
     services_of(app).avatars.delete_many([ann.avatar])
 
     assert client.get(f"/media/avatars/{ann.avatar}").status_code == 404
+
+
+def test_a_store_that_hangs_takes_some_threads_and_the_next_is_asked_to_come_again(
+    app: APIFlask, client: FlaskClient, ann: Person, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers_again, read, opened = threading.Event(), FileStore.open, []
+
+    def hang(store: FileStore, key: str) -> BinaryIO | None:
+        opened.append(key)
+        assert answers_again.wait(300)
+        return read(store, key)
+
+    monkeypatch.setattr(FileStore, "open", hang)
+    path, most = f"/media/avatars/{ann.avatar}", bounds.FILES_AT_ONCE + bounds.FILES_WAITING
+    with ThreadPoolExecutor(most + 1) as people:
+        asked = {people.submit(lambda: app.test_client().get(path)) for _ in range(most + 1)}
+        refused, waiting = wait(asked, 300, FIRST_COMPLETED)
+        begun = len(opened)
+        other = client.get("/api/profile/", headers=ann.auth)
+        answers_again.set()
+        answered = [one.result(300) for one in waiting]
+    (response,) = [one.result() for one in refused]
+
+    assert (response.status_code, response.json["code"]) == (503, "busy")
+    assert int(response.headers["Retry-After"]) > 0
+    assert begun <= bounds.FILES_AT_ONCE
+    assert other.status_code == 200
+    assert [one.status_code for one in answered] == [200] * most

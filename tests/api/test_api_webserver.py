@@ -137,27 +137,35 @@ def test_four_hundred_slow_clients_keep_nobody_out(
     assert statuses == [200] * 6
 
 
-def test_a_flood_of_connections_is_accepted_in_few_rounds_and_a_few_one_by_one() -> None:
-    """A probe is behind those who connected before it; and two processes share a proxy's few."""
-    with socket.create_server(("127.0.0.1", 0), backlog=512) as listening, ExitStack() as stack:
+@contextmanager
+def listener() -> Iterator[tuple[webserver.TcpListener, dict[int, Any], Any]]:
+    """A listener without its process, the connections that it has accepted, and its address."""
+    with socket.create_server(("127.0.0.1", 0), backlog=512) as listening:
         listening.setblocking(False)
         channels: dict[int, Any] = {}
-        listener = webserver.TcpListener(
+        made = webserver.TcpListener(
             None,
             channels,
             _sock=listening,
             dispatcher=SimpleNamespace(),
-            probe_dispatcher=SimpleNamespace(),
+            probes={},
             adj=Adjustments(connection_limit=1000),
             bind_socket=False,
             sockinfo=(listening.family, listening.type, 0, listening.getsockname()),
         )
+        yield made, channels, listening.getsockname()
+        wasyncore.close_all(channels)
+
+
+def test_a_flood_of_connections_is_accepted_in_few_rounds_and_a_few_one_by_one() -> None:
+    """A probe is behind those who connected before it; and two processes share a proxy's few."""
+    with listener() as (made, channels, address), ExitStack() as stack:
         accepted = []
         for number in (8, 292):
             for _ in range(number):
-                stack.enter_context(socket.create_connection(listening.getsockname()))
+                stack.enter_context(socket.create_connection(address))
             rounds = 0
-            while len(listener.active_channels) < sum(accepted, number):
+            while len(made.active_channels) < sum(accepted, number):
                 wasyncore.loop(timeout=1, use_poll=True, map=channels, count=1)
                 rounds += 1
                 assert rounds < 1000
@@ -165,7 +173,20 @@ def test_a_flood_of_connections_is_accepted_in_few_rounds_and_a_few_one_by_one()
             if number == 8:
                 assert rounds == 8
         assert rounds < 80
-        wasyncore.close_all(channels)
+
+
+@pytest.mark.parametrize("count", [1, 24, 300])
+def test_who_has_connected_before_the_end_is_accepted(count: int) -> None:
+    """The kernel would reset them, with the requests that they have sent."""
+    with listener() as (made, _channels, address), ExitStack() as stack:
+        for _ in range(count):
+            stack.enter_context(socket.create_connection(address))
+
+        made.stop_accepting()
+
+        assert len(made.active_channels) == count
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(address)
 
 
 def test_who_drips_on_is_closed(server: tuple[Running, int]) -> None:
@@ -481,12 +502,42 @@ def test_answers_without_a_length_keep_their_connection(
         assert answers(connection, 2) == [200, 200]
 
 
-def test_who_asks_for_the_end_of_the_connection_gets_it(server: tuple[Running, int]) -> None:
-    with connect(
-        server[1], b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
-    ) as connection:
+@pytest.mark.parametrize("words", [b"close", b"Close", b"upgrade, close", b"close,keep-alive"])
+def test_who_asks_for_the_end_of_the_connection_gets_it(
+    server: tuple[Running, int], words: bytes
+) -> None:
+    asked = b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: " + words + b"\r\n\r\n"
+    with connect(server[1], asked) as connection:
         assert answers(connection, 1) == [200]
         eventually(lambda: is_closed(connection))
+
+
+@pytest.mark.parametrize(
+    ("asked", "status"),
+    [
+        (b"GET /healthz HTTP/1.1\r\nHost: x\r\n", 200),
+        (b"GET /healthz HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n", 200),
+        (b"DELETE /api/profile/1/delete/ HTTP/1.1\r\nHost: x\r\n", 401),
+        (b"POST /api/sign-in/ HTTP/1.1\r\nContent-Length: 2\r\n", 400),
+        (b"POST /api/sign-in/ HTTP/1.1\r\nHost: x\r\nContent-Length: x\r\n", 400),
+    ],
+)
+def test_who_expects_to_be_asked_for_a_body_that_nobody_waits_for_is_answered(
+    server: tuple[Running, int], asked: bytes, status: int
+) -> None:
+    with connect(server[1], asked + b"Expect: 100-continue\r\n\r\n") as connection:
+        head = connection.recv(12)
+
+    assert head == f"HTTP/1.1 {status}".encode()
+
+
+def test_who_expects_to_be_asked_for_a_body_is_asked_and_answered(
+    server: tuple[Running, int],
+) -> None:
+    with connect(server[1], HEAD + b"Content-Length: 2\r\nExpect: 100-continue\r\n\r\n") as asking:
+        assert asking.recv(25) == b"HTTP/1.1 100 Continue\r\n\r\n"
+        asking.sendall(b"{}")
+        assert answers(asking, 1) == [400]
 
 
 def test_it_listens_at_a_socket_in_a_folder(shared_app: APIFlask, tmp_path: Path) -> None:
@@ -526,7 +577,8 @@ import os, time
 from accountsvc.start.wsgi import app as service
 
 def app(environ, start_response):
-    if environ["PATH_INFO"] != "/kept":
+    kept_probe = environ["PATH_INFO"] == "/readyz" and os.path.exists(os.environ["KEPT"] + ".begun")
+    if environ["PATH_INFO"] != "/kept" and not kept_probe:
         return service(environ, start_response)
     open(os.environ["KEPT"] + ".begun", "a").write("x")
     while not os.path.exists(os.environ["KEPT"]):
@@ -575,6 +627,24 @@ def kept_server(shared_app: APIFlask, tmp_path: Path) -> Iterator[KeptServer]:
         assert "Traceback" not in running.log
 
 
+def test_whether_the_process_lives_is_said_while_everybody_asks_whether_it_is_ready(
+    kept_server: KeptServer,
+) -> None:
+    """A database that hangs holds up /readyz: the process would be ended for it, and all others."""
+    ready = b"GET /readyz HTTP/1.1\r\nHost: x\r\n\r\n"
+    with ExitStack() as stack:
+        stack.enter_context(connect(kept_server.port, KEPT))
+        eventually(lambda: kept_server.begun == 1)
+        for _ in range(20):
+            stack.enter_context(connect(kept_server.port, ready))
+        eventually(lambda: kept_server.begun == 3)
+
+        with connect(kept_server.port, b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n") as probe:
+            assert answers(probe, 1) == [200]
+        assert kept_server.begun == 3
+        kept_server.release()
+
+
 def test_a_slow_request_keeps_no_other_from_being_answered(
     kept_server: KeptServer, ann: Person
 ) -> None:
@@ -612,11 +682,10 @@ def test_more_slow_requests_than_threads_are_read_and_all_answered_in_the_end(
         # More than the kernel keeps for both ends: it is sent because it is read.
         head = HEAD + b"Content-Length: 60000000\r\n\r\n"
         stack.enter_context(connect(kept_server.port, head + b"x" * 50_000_000))
-        for path in (b"/healthz", b"/readyz"):
-            probe = stack.enter_context(
-                connect(kept_server.port, b"GET " + path + b" HTTP/1.1\r\nHost: x\r\n\r\n")
-            )
-            assert answers(probe, 1) == [200]
+        probe = stack.enter_context(
+            connect(kept_server.port, b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+        )
+        assert answers(probe, 1) == [200]
         assert select_readable([*kept, waiting], [], [], 0)[0] == []
         assert kept_server.begun == KEPT_THREADS
         kept_server.release()
