@@ -14,6 +14,7 @@ import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -211,8 +212,14 @@ def _refuse_to_write(
     """
     if not connection.get_execution_options().get("reads", False):
         return
-    if not _READS.match(statement) or _WRITES.search(statement):
+    if not _only_reads(statement):
         raise RuntimeError("a reading transaction may neither write nor lock")
+
+
+@lru_cache(maxsize=512)
+def _only_reads(statement: str) -> bool:
+    """Say whether *statement* writes and locks nothing; asked of the same few again and again."""
+    return bool(_READS.match(statement)) and not _WRITES.search(statement)
 
 
 class Database:
