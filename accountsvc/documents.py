@@ -15,6 +15,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from .accounts import lifecycle
+from .db import audit, rules
 from .db.models import DEACTIVATED, OWNER, Account, AuditEvent, LegalHold, PurgeFailure
 from .db.text import rfc3339
 from .purge import claim
@@ -48,8 +49,8 @@ def deletion_documents(
 ) -> list[Document]:
     """Return the deletions of *accounts* as the staff see them at *now*, in the order given.
 
-    Reads the holds and failures of all of them in two statements. After *max_attempts* failures a
-    purge is stuck.
+    Reads the holds, failures and witnesses of all of them in three statements. After *max_attempts*
+    failures a purge is stuck.
     """
     ids = [account.id for account in accounts]
     holds: dict[int, list[LegalHold]] = {account_id: [] for account_id in ids}
@@ -59,6 +60,9 @@ def deletion_documents(
         failure.account_id: failure
         for failure in session.scalars(select(PurgeFailure).where(PurgeFailure.account_id.in_(ids)))
     }
+    unexplained = set(
+        session.scalars(select(Account.id).where(Account.id.in_(ids), rules.is_unexplained()))
+    )
     return [
         {
             **_deletion(account, now, may_reactivate=True),
@@ -67,6 +71,7 @@ def deletion_documents(
             "blocked_by": blocked_by(
                 failure,
                 is_held=any(hold.released_at is None for hold in holds[account.id]),
+                is_unexplained=account.id in unexplained,
                 max_attempts=max_attempts,
             ),
             "attempts": 0 if failure is None else failure.attempts,
@@ -109,7 +114,13 @@ def account_document(
     failure = session.get(PurgeFailure, account.id)
     open_holds = lifecycle.open_holds(session, account.id)
     planned = claim.count(session, [account.id])
-    blocked = blocked_by(failure, is_held=bool(open_holds), max_attempts=max_attempts)
+    unexplained = not account.is_active and not audit.is_explained(session, account)
+    blocked = blocked_by(
+        failure,
+        is_held=bool(open_holds),
+        is_unexplained=unexplained,
+        max_attempts=max_attempts,
+    )
     return {
         **user_document(account),
         "public_id": str(account.public_id),
@@ -119,6 +130,7 @@ def account_document(
         "deactivated_by": account.deactivated_by,
         "purge_at": _time(account.purge_at),
         "reason": account.reason,
+        "unexplained": unexplained,
         "blocked_by": None if account.is_active else blocked,
         "attempts": 0 if failure is None else failure.attempts,
         "error": None if failure is None else failure.error,

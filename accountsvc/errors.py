@@ -22,6 +22,7 @@
     ├── NotDeactivated
     ├── GraceOver
     ├── LegalHold
+    ├── Unexplained               deactivated, but nobody has promised the purge
     ├── RecentChange              e-mail or password changed too recently to purge now
     ├── VersionMismatch           If-Match does not name the current version
     ├── VersionRequired           If-Match is missing
@@ -174,6 +175,10 @@ class GraceOver(AccountError):
 
 class LegalHold(AccountError):
     message = "A legal hold suspends the purge of this account. Release it first."
+
+
+class Unexplained(AccountError):
+    message = "Nobody has promised the purge of this account. An operator has to accept it first."
 
 
 class RecentChange(AccountError):

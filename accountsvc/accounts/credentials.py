@@ -22,7 +22,7 @@ from sqlalchemy.orm import Session
 
 from .. import bounds
 from ..db import audit, rows
-from ..db.audit import Actor
+from ..db.audit import Actor, Witness
 from ..db.engine import Clock, Database, database_now
 from ..db.models import DUE, OWNER, Account
 from ..db.text import unique_key
@@ -352,10 +352,14 @@ def _set_password(
 ) -> None:
     """Store the hash on the locked *account*, end all its sessions and tell its owner."""
     owner = Actor(OWNER, account.public_id)
+    # In the grace period the promise goes on under the next epoch: without a witness of that, who
+    # has reset the password would not be purged any more.
+    explained = audit.is_explained(session, account)
     account.password_hash = password_hash
     account.password_changed_at = now
     account.epoch += 1
-    audit.record(session, action, subject=account.public_id, by=owner, now=now)
+    witness = Witness.of(account) if explained else None
+    audit.record(session, action, subject=account.public_id, by=owner, now=now, witness=witness)
     notices.password_changed(session, account, now=now, grace=promise.grace)
     session.flush()
 

@@ -1,8 +1,9 @@
-"""Deactivate, reactivate, reschedule, hold, release: each whole or not at all, in one transaction.
+"""Deactivate, reactivate, reschedule, accept, hold, release: each whole or not at all.
 
 Every function that changes anything takes a Session inside a writing transaction of the caller,
 locks the rows that it decides on, then reads the *clock* (by default the database's), and writes
-the change, its audit event and its effects together. What raises has changed nothing.
+the change, its audit event and its effects together. What raises has changed nothing. The event of
+a change that makes, moves or ends a promise is its witness (``db/audit.py``).
 
 The two windows are half-open and leave no gap: reactivation needs ``now < purge_at``, the purge
 ``now >= purge_at``. All times are aware.
@@ -19,7 +20,7 @@ from sqlalchemy.orm import Session
 
 from ..config import Settings
 from ..db import audit, rules
-from ..db.audit import Actor
+from ..db.audit import Actor, Witness
 from ..db.engine import Clock, database_now
 from ..db.models import DUE, OWNER, STAFF, Account, PurgeFailure
 from ..db.models import LegalHold as Hold
@@ -37,6 +38,7 @@ from ..errors import (
     ReactivationForbidden,
     RecentChange,
     TokenNotValid,
+    Unexplained,
 )
 from ..outbox import notices
 
@@ -148,7 +150,7 @@ def deactivate(
     account.deactivated_by = by.kind
     account.reason = reason
     account.epoch += 1
-    audit.record(session, "account.deactivated", subject=account.public_id, by=by, now=now)
+    _record(session, "account.deactivated", account, by=by, now=now)
     notices.scheduled(session, account, now=now, grace=promise.grace, reminders=promise.reminders)
     session.flush()
     return account
@@ -184,7 +186,9 @@ def reactivate(
     # Forget the failures of the purge that is called off: counted on, they would have the purge
     # after another deactivation given up as stuck at its first failure.
     session.execute(delete(PurgeFailure).where(PurgeFailure.account_id == account.id))
-    audit.record(session, "account.reactivated", subject=account.public_id, by=by, now=now)
+    # With the epoch and without dates: rows of accounts alone that are put back from a backup would
+    # otherwise be what the promise from before the reactivation says, and be purged.
+    _record(session, "account.reactivated", account, by=by, now=now)
     notices.reactivated(session, account, now=now, grace=promise.grace)
     session.flush()
     return account
@@ -201,6 +205,8 @@ def reschedule(
 ) -> Account:
     """Move the promised purge later, within ``promise.max_grace``, and say so by mail.
 
+    An account that is unexplained stays so.
+
     Raises AccountNotFound (also when active), InvalidSchedule, GraceOver when it is due.
     """
     account = _lock_deletion(session, account_id)
@@ -214,8 +220,9 @@ def reschedule(
         raise InvalidSchedule
     purge_at = whole_second(purge_at)
     if purge_at != account.purge_at:
+        explained = audit.is_explained(session, account)
         account.purge_at = purge_at
-        audit.record(session, "deletion.rescheduled", subject=account.public_id, by=by, now=now)
+        _record(session, "deletion.rescheduled", account, by=by, now=now, explained=explained)
         notices.date_moved(session, account, now=now, reminders=promise.reminders)
         session.flush()
     return account
@@ -249,6 +256,7 @@ def due_now(
     *,
     by: Actor,
     epoch: int | None = None,
+    promised_elsewhere: bool = False,
     clock: Clock = database_now,
 ) -> Account:
     """Waive the rest of the grace period: ``purge_at`` becomes now; the next sweep purges.
@@ -257,8 +265,12 @@ def due_now(
     of a change of e-mail or password, and is not told of a hold (the sweep respects it all the
     same).
 
+    An owner's own wish is a promise, whatever the row said before. Staff and operators can only
+    waive what was promised, unless it is *promised_elsewhere*: by a line of the ledger, which says
+    that this very account was purged.
+
     Raises AccountNotFound, NotDeactivated, TokenNotValid (as :func:`reactivate` does), RecentChange
-    to an owner, and LegalHold to staff and operators.
+    to an owner, and LegalHold and Unexplained to staff and operators.
     """
     account = lock_as(session, account_id, by=by, epoch=epoch)
     now = clock(session)
@@ -270,13 +282,57 @@ def due_now(
             raise RecentChange
     elif open_holds(session, account.id):
         raise LegalHold
-    if account.state(now) != DUE:
+    explained = audit.is_explained(session, account)
+    if not explained and by.kind != OWNER and not promised_elsewhere:
+        raise Unexplained
+    is_due = account.state(now) == DUE
+    if not is_due:
         assert account.deactivated_at is not None
         # Round down, unlike a promise: rounded up, the account would not be due yet when the caller
         # begins to purge it. A purge before the deactivation would break a CHECK.
         account.purge_at = max(now.replace(microsecond=0), account.deactivated_at)
-        audit.record(session, "deletion.purge_requested", subject=account.public_id, by=by, now=now)
+    if not is_due or not explained:
+        _record(session, "deletion.purge_requested", account, by=by, now=now)
         session.flush()
+    return account
+
+
+def accept(
+    session: Session,
+    account_id: int,
+    *,
+    reason: str,
+    promise: Promise,
+    by: Actor,
+    clock: Clock = database_now,
+) -> Account:
+    """Promise the purge of an unexplained account, a full grace period from now; say so by mail.
+
+    One that is explained is returned as it is: its promise is not moved. A later date stays, as far
+    as ``promise.max_grace`` allows one: it may have been promised, by a process of a version
+    without witnesses. The *reason* is stored as :func:`set_reason` does.
+
+    Raises AccountNotFound, NotDeactivated, InvalidInput for a blank or unfit *reason*.
+    """
+    _check_reason(reason, may_be_blank=False)
+    account = lock(session, account_id)
+    now = clock(session)
+    if account.is_active:
+        raise NotDeactivated
+    if audit.is_explained(session, account):
+        return account
+    assert account.deactivated_at is not None
+    assert account.purge_at is not None
+    # A deactivation that is to come was never made: it would put the date off for as long.
+    account.deactivated_at = min(account.deactivated_at, now)
+    latest = whole_second(account.deactivated_at + promise.max_grace)
+    account.purge_at = max(whole_second(now + promise.grace), min(account.purge_at, latest))
+    account.reason = reason
+    _record(session, "deletion.accepted", account, by=by, now=now)
+    notices.scheduled_anew(
+        session, account, now=now, grace=promise.grace, reminders=promise.reminders
+    )
+    session.flush()
     return account
 
 
@@ -297,9 +353,7 @@ def place_hold(
     Raises AccountNotFound, InvalidInput for a blank or unfit *reason*, TokenNotValid (another
     *epoch* of the staff member's).
     """
-    _check_reason(reason)
-    if not reason.strip():
-        raise InvalidInput({"reason": ["This field may not be blank."]})
+    _check_reason(reason, may_be_blank=False)
     account = lock_as(session, account_id, by=by, epoch=epoch)
     now = clock(session)
     hold = Hold(
@@ -329,7 +383,7 @@ def release_hold(
     """Release a hold; it stays on record until the purge.
 
     Releasing the last open one sets ``purge_at`` to at least ``promise.hold_release_delay`` from
-    now, so that a mistaken release is not final.
+    now, so that a mistaken release is not final. An account that is unexplained stays so.
 
     Raises AccountNotFound, HoldNotFound (also when it was released before), TokenNotValid (as
     :func:`place_hold` does).
@@ -342,9 +396,18 @@ def release_hold(
     hold.released_at = now
     hold.released_by = by.public_id
     session.flush()
+    explained = audit.is_explained(session, account)
     if account.purge_at is not None and not open_holds(session, account.id):
         account.purge_at = max(account.purge_at, whole_second(now + promise.hold_release_delay))
-    audit.record(session, "hold.released", subject=account.public_id, by=by, now=now, hold=hold.id)
+    audit.record(
+        session,
+        "hold.released",
+        subject=account.public_id,
+        by=by,
+        now=now,
+        witness=Witness.of(account) if explained else None,
+        hold=hold.id,
+    )
     session.flush()
     return hold
 
@@ -390,13 +453,29 @@ def deletions(
     return session.scalars(query).all()
 
 
-def _check_reason(reason: str) -> None:
+def _record(
+    session: Session,
+    action: str,
+    account: Account,
+    *,
+    by: Actor,
+    now: datetime,
+    explained: bool = True,
+) -> None:
+    """Add an event about *account*, which if *explained* is the witness of what its row says."""
+    witness = Witness.of(account) if explained else None
+    audit.record(session, action, subject=account.public_id, by=by, now=now, witness=witness)
+
+
+def _check_reason(reason: str, *, may_be_blank: bool = True) -> None:
     if len(reason) > REASON_LENGTH:
         raise InvalidInput({"reason": [f"Use at most {REASON_LENGTH} characters."]})
     # A reason may have several lines. Any other control character is refused: it could clear or
     # rewrite the screen of the operator who has the account shown.
     if problem := text_problem(reason, allowed="\t\n\r"):
         raise InvalidInput({"reason": [problem]})
+    if not may_be_blank and not reason.strip():
+        raise InvalidInput({"reason": ["This field may not be blank."]})
 
 
 def _lock_deletion(session: Session, account_id: int) -> Account:

@@ -17,7 +17,7 @@ from sqlalchemy.orm import Session
 from ..db import audit, rows, rules
 from ..db.audit import Actor
 from ..db.engine import Clock, Database, database_now
-from ..db.models import ACTIVE, DEACTIVATED, DUE, OWNER, Account
+from ..db.models import ACTIVE, DEACTIVATED, DUE, OWNER, UNEXPLAINED, Account
 from ..db.text import unique_key
 from ..errors import InvalidInput
 from ..outbox import notices
@@ -176,7 +176,7 @@ def list_accounts(
 ) -> Sequence[Account]:
     """Return at most *limit* accounts in id order, from the first id above *after*.
 
-    With *state*: only those of which ``Account.state`` says that at *now*.
+    With *state*: only those of which ``Account.state`` says that at *now*, or ``unexplained`` ones.
     """
     query = select(Account).where(Account.id > after).order_by(Account.id).limit(limit)
     if state == ACTIVE:
@@ -185,6 +185,8 @@ def list_accounts(
         query = query.where(rules.is_in_grace(now))
     elif state == DUE:
         query = query.where(rules.is_due(now))
+    elif state == UNEXPLAINED:
+        query = query.where(rules.is_unexplained())
     return session.scalars(query).all()
 
 

@@ -30,6 +30,7 @@ from ..errors import (
     RecentChange,
     Throttled,
     TokenNotValid,
+    Unexplained,
     VersionMismatch,
     VersionRequired,
     WrongPassword,
@@ -207,6 +208,7 @@ def change(user_id: int, *, caller: Caller, json_data: dict[str, Any]) -> Respon
     NotDeactivated,
     RecentChange,
     LegalHold,
+    Unexplained,
     Throttled,
     Busy,
 )

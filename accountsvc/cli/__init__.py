@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 from flask import Flask
 
-from . import schema
+from . import accepting, schema  # noqa: F401 - accepting adds its command to accounts_group
 from .accounts import accounts_group
 from .purging import sweeps_group
 from .stores import avatars_group, ledger_group, vault_group

@@ -8,7 +8,7 @@ stderr.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from datetime import timedelta
 from typing import Any
 
@@ -21,14 +21,15 @@ from ..accounts import lifecycle, profiles
 from ..db import rows
 from ..db.audit import OPERATOR_ACTOR
 from ..db.engine import database_now
-from ..db.models import ACTIVE, DEACTIVATED, DUE, MAX_ID
-from ..errors import AccountError, AccountNotFound, HoldNotFound
+from ..db.models import ACTIVE, DEACTIVATED, DUE, MAX_ID, UNEXPLAINED
+from ..errors import AccountNotFound, HoldNotFound
 from ..monitoring.status import read as read_status
 from ..outbox import notices, queue
 from ..purge import failures
 from ..web import services
 from .console import (
     account_document,
+    change_each,
     fail,
     find,
     json_option,
@@ -53,39 +54,6 @@ accounts_group = AppGroup(
     why; 2 bad usage.
     """,
 )
-
-
-def _change_each(
-    names: Sequence[str],
-    change: Callable[[Session, int], bool],
-    *,
-    done: str,
-    already: str,
-    as_json: bool,
-    lock: Callable[[Session, Sequence[int]], object] = rows.lock_many,
-) -> None:
-    """Change all the named accounts or, if one of them refuses, none, and say so of each.
-
-    *change* says whether it changed anything; *done* and *already* are the sentences for that, with
-    names of :func:`account_document` in braces. *lock* takes all that *change* will lock, in id
-    order, before the first account is changed.
-    """
-    results = []
-    ids = sorted(find(names))
-    with services().writing() as session:
-        lock(session, ids)
-        for account_id in ids:
-            try:
-                changed = change(session, account_id)
-                shown = account_document(session, rows.lock(session, account_id))
-            except AccountError as exc:
-                fail(f"Account {account_id}: {exc} Nothing was changed.")
-            results.append({"changed": changed, **shown})
-    if as_json:
-        show_json(results)
-        return
-    for result in results:
-        click.echo((done if result["changed"] else already).format(**result))
 
 
 @accounts_group.command()
@@ -118,7 +86,7 @@ def deactivate(names: tuple[str, ...], *, reason: str | None, as_json: bool) -> 
         lifecycle.set_reason(session, account_id, reason=reason, by=OPERATOR_ACTOR)
         return True
 
-    _change_each(
+    change_each(
         names,
         change,
         done="Account {id} is deactivated; purge at {purge_at}.",
@@ -150,7 +118,7 @@ def reactivate(names: tuple[str, ...], *, as_json: bool) -> None:
         lifecycle.reactivate(session, account_id, promise=services().promise, by=OPERATOR_ACTOR)
         return True
 
-    _change_each(
+    change_each(
         names,
         change,
         done="Account {id} is active again.",
@@ -204,6 +172,7 @@ def _account_lines(shown: Mapping[str, Any]) -> Iterator[str]:
             "purge at": shown["purge_at"],
             "reason": shown["reason"],
             "blocked by": _BLOCKS.get(shown["blocked_by"]),
+            "unexplained": shown["unexplained"] or None,
             "failed tries": shown["attempts"] or None,
             "error": shown["error"],
             "constraint": shown["constraint"],
@@ -217,13 +186,16 @@ def _account_lines(shown: Mapping[str, Any]) -> Iterator[str]:
 
 _BLOCKS = {
     failures.HELD: "an open hold: `accounts release` ends it",
+    UNEXPLAINED: "nobody has promised the purge: `accounts accept` does",
     failures.WAITING: "a failure: it is tried again by itself",
     failures.STUCK: "a failure, too often: mend the cause, then `accounts retry`",
 }
 
 
 @accounts_group.command("list")
-@click.option("--state", type=click.Choice([ACTIVE, DEACTIVATED, DUE]), help="Only these.")
+@click.option(
+    "--state", type=click.Choice([ACTIVE, DEACTIVATED, DUE, UNEXPLAINED]), help="Only these."
+)
 @click.option(
     "--after",
     type=click.IntRange(0, MAX_ID),
@@ -237,7 +209,8 @@ _BLOCKS = {
 def list_command(state: str | None, after: int, limit: int, *, as_json: bool) -> None:
     """List accounts by id, a page at a time.
 
-    A long username is cut; --json has all of it.
+    A long username is cut; --json has all of it. The unexplained are those whose purge nobody has
+    promised; they are deactivated or due as well, and `accounts accept` ends it.
 
     \b
     flask --app wsgi accounts list --state deactivated --limit 20
@@ -393,7 +366,7 @@ def retry(names: tuple[str, ...], *, as_json: bool) -> None:
     def change(session: Session, account_id: int) -> bool:
         return failures.retry(session, account_id, by=OPERATOR_ACTOR)
 
-    _change_each(
+    change_each(
         names,
         change,
         done="Account {id} will be tried again.",
@@ -406,15 +379,15 @@ def retry(names: tuple[str, ...], *, as_json: bool) -> None:
 @json_option
 @sentences
 def status(*, as_json: bool) -> None:
-    """Show what is due, overdue, held, stuck and owed.
+    """Show what is due, overdue, held, stuck, unexplained and owed.
 
     \b
     flask --app wsgi accounts status
     flask --app wsgi accounts status --json
 
     \b
-    Exit codes: 0 nobody is stuck; 1 somebody is, or it cannot be read;
-    2 bad usage.
+    Exit codes: 0 nobody is stuck or unexplained; 1 somebody is, or it
+    cannot be read; 2 bad usage.
     """
     settings = services().settings
     with services().reading() as session:
@@ -429,6 +402,7 @@ def status(*, as_json: bool) -> None:
         "held": counts.held,
         "failing": counts.failing,
         "stuck": counts.stuck,
+        "unexplained": counts.unexplained,
         "overdue_seconds": round(counts.overdue.total_seconds()),
         "owed": dict(counts.owed),
         "delayed": dict(counts.delayed),
@@ -442,13 +416,22 @@ def status(*, as_json: bool) -> None:
         show_json(shown)
     else:
         show_lines(_status_lines(shown))
+    wrong = []
     if counts.stuck:
         accounts = count(counts.stuck, "account is", "accounts are")
-        fail(f"{accounts} stuck. `accounts show ID` says why.")
+        wrong.append(f"{accounts} stuck. `accounts show ID` says why.")
+    if counts.unexplained:
+        accounts = count(counts.unexplained, "account is", "accounts are")
+        wrong.append(
+            f"{accounts} unexplained: nobody has promised the purge. "
+            "`accounts list --state unexplained` names them, `accounts accept` ends it."
+        )
+    if wrong:
+        fail(" ".join(wrong))
 
 
 def _status_lines(shown: Mapping[str, Any]) -> Iterator[str]:
-    states = ("active", "deactivated", "due", "held", "failing", "stuck")
+    states = ("active", "deactivated", "due", "held", "failing", "stuck", "unexplained")
     yield from table(["ACCOUNTS", "STATE"], ((shown[name], _STATES[name]) for name in states))
     yield ""
     troubled = ", ".join(map(str, shown["troubled"]))
@@ -481,6 +464,7 @@ _STATES = {
     "held": "  of these on hold",
     "failing": "  of these failing",
     "stuck": "  of these stuck",
+    "unexplained": "unexplained, due or not: not purged",
 }
 
 # Every kind of effect has its words; a kind without words is shown with a dash.

@@ -136,6 +136,39 @@ def account_document(session: Session, account: Account) -> dict[str, Any]:
     )
 
 
+def change_each(
+    names: Sequence[str],
+    change: Callable[[Session, int], bool],
+    *,
+    done: str,
+    already: str,
+    as_json: bool,
+    lock: Callable[[Session, Sequence[int]], object] = rows.lock_many,
+) -> None:
+    """Change all the named accounts or, if one of them refuses, none, and say so of each.
+
+    *change* says whether it changed anything; *done* and *already* are the sentences for that, with
+    names of :func:`account_document` in braces. *lock* takes all that *change* will lock, in id
+    order, before the first account is changed.
+    """
+    results = []
+    ids = sorted(find(names))
+    with services().writing() as session:
+        lock(session, ids)
+        for account_id in ids:
+            try:
+                changed = change(session, account_id)
+                shown = account_document(session, rows.lock(session, account_id))
+            except AccountError as exc:
+                fail(f"Account {account_id}: {exc} Nothing was changed.")
+            results.append({"changed": changed, **shown})
+    if as_json:
+        show_json(results)
+        return
+    for result in results:
+        click.echo((done if result["changed"] else already).format(**result))
+
+
 def ask(question: str, *, yes: bool) -> None:
     """Ask at the terminal unless *yes*; end the command at a no.
 

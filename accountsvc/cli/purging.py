@@ -104,6 +104,8 @@ OBSTACLES: Mapping[Obstacle, str] = {
     Obstacle.ACTIVE: "It is active. Deactivate it first, or give --force.",
     Obstacle.LAST_STAFF: LastStaff.message,
     Obstacle.HELD: LegalHold.message,
+    Obstacle.UNEXPLAINED: "It is unexplained: nobody has promised its purge. "
+    "`accounts accept` promises it.",
     Obstacle.REACTIVATED: "It was reactivated meanwhile.",
     Obstacle.BUSY: "Another process works on it. Repeat the command.",
     Obstacle.NO_RECEIPT: "It is gone without a receipt.",

@@ -2,6 +2,9 @@
 
 It holds no e-mail, name, address or free text, because it outlives the person's data (GDPR
 art. 5(2) against art. 17). Triggers make it append-only.
+
+The event that makes or moves a promise is its witness: it holds the promised dates. Without one
+nobody is purged, so a date that SQL, a script or a migration has set purges nobody.
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ from typing import Any
 from sqlalchemy import insert, select
 from sqlalchemy.orm import Session
 
-from .models import OPERATOR, SYSTEM, AuditEvent
+from .models import OPERATOR, SYSTEM, Account, AuditEvent
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,9 @@ ACTIONS = frozenset(
         "deletion.rescheduled",
         "deletion.reason_changed",
         "deletion.purge_requested",
+        "deletion.accepted",
+        # Written by the migration that brought the witnesses, for those who waited at that moment.
+        "deletion.witnessed",
         "access.denied",
         "confirmation.failed",
         "confirmation.throttled",
@@ -79,18 +85,52 @@ _INSERT = insert(AuditEvent.__table__)  # type: ignore[arg-type]
 Detail = str | int | bool | None
 
 
+@dataclass(frozen=True)
+class Witness:
+    """The promise that an event holds: the epoch and the dates of its account after the event.
+
+    The dates are None after a reactivation, which ends every promise from before it.
+    """
+
+    epoch: int
+    deactivated_at: datetime | None
+    purge_at: datetime | None
+
+    @classmethod
+    def of(cls, account: Account) -> Witness:
+        """Return what the row of *account* says."""
+        return cls(account.epoch, account.deactivated_at, account.purge_at)
+
+    def explains(self, account: Account) -> bool:
+        """Say whether this, as the latest witness of *account*, is a promise of what its row says.
+
+        It is of the same deactivation and the same epoch, and the row's ``purge_at`` is not before
+        the promised one. ``rules.is_explained`` says the same in SQL; a test compares the two.
+        """
+        return (
+            self.epoch == account.epoch
+            and self.deactivated_at is not None
+            and self.deactivated_at == account.deactivated_at
+            and self.purge_at is not None
+            and account.purge_at is not None
+            and self.purge_at <= account.purge_at
+        )
+
+
 def row(
     action: str,
     *,
     subject: uuid.UUID | None,
     by: Actor,
     now: datetime,
+    witness: Witness | None = None,
     **details: Detail,
 ) -> dict[str, Any]:
     """Return the columns of one event, for an INSERT of many at once.
 
-    *details* hold counts, ids and words from closed lists, never personal data. Raises ValueError
-    for an action that is not in ``ACTIONS``.
+    An event that makes, moves or ends a promise has its *witness*: one without leaves people whom
+    no sweep purges. *details* hold counts, ids and words from closed lists, never personal data.
+    Raises ValueError for an action that is not in ``ACTIONS``.
     """
     if action not in ACTIONS:
         raise ValueError(f"not an audited action: {action}")
@@ -101,6 +141,7 @@ def row(
         "actor": by.public_id,
         "actor_kind": by.kind,
         "details": details,
+        **({} if witness is None else vars(witness)),
     }
 
 
@@ -111,14 +152,33 @@ def record(
     subject: uuid.UUID | None,
     by: Actor,
     now: datetime,
+    witness: Witness | None = None,
     **details: Detail,
 ) -> None:
     """Add an event, made as :func:`row` says, to the current transaction.
 
     It is there if, and only if, that commits.
     """
-    event = row(action, subject=subject, by=by, now=now, **details)
+    event = row(action, subject=subject, by=by, now=now, witness=witness, **details)
     session.connection().execute(_INSERT, event)
+
+
+def is_explained(session: Session, account: Account) -> bool:
+    """Say whether the latest witness of *account* is a promise of what its row says.
+
+    Whoever moves a promise asks this before, and passes a witness on only then: otherwise a date
+    that nobody promised would become one by the release of a hold or a reset of the password.
+    """
+    columns = AuditEvent.epoch, AuditEvent.deactivated_at, AuditEvent.purge_at
+    latest = session.execute(
+        select(*columns)
+        .where(AuditEvent.subject == account.public_id, AuditEvent.epoch.is_not(None))
+        .order_by(AuditEvent.id.desc())
+        .limit(1)
+    ).one_or_none()
+    if latest is None:
+        return False
+    return Witness(latest.epoch, latest.deactivated_at, latest.purge_at).explains(account)
 
 
 def events(

@@ -40,6 +40,8 @@ MAX_ID = 2**63 - 1
 OWNER, STAFF, OPERATOR, SYSTEM = "owner", "staff", "operator", "system"
 
 ACTIVE, DEACTIVATED, DUE = "active", "deactivated", "due"
+# Not a state of a row by itself: ``rules.is_unexplained`` says it of those that are not active.
+UNEXPLAINED = "unexplained"
 
 SWEPT, PAUSED = "swept", "paused"
 
@@ -315,6 +317,11 @@ class AuditEvent(Base):
     # Details are counts, ids and words from closed lists: personal data in here would outlive the
     # purge.
     details: Mapped[dict[str, Any]] = mapped_column(default=dict)
+    # A witness holds these of the account as its event left it. A reactivation has the epoch alone,
+    # so that no promise from before it counts again; any other event has none of them.
+    epoch: Mapped[int | None] = mapped_column(Integer)
+    deactivated_at: Mapped[datetime | None]
+    purge_at: Mapped[datetime | None]
 
 
 def _create_triggers(_metadata: MetaData, connection: Any, **_options: object) -> None:

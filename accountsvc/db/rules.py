@@ -1,6 +1,7 @@
-"""The rules of one account in SQL, each written once: due, in grace, held, and the purge's order.
+"""The rules of one account in SQL, each written once: due, in grace, held, explained, the order.
 
-``Account.state`` says the same of a row in Python; a test compares the two at every boundary.
+``Account.state`` and ``audit.Witness`` say the same of a row in Python; tests compare them at every
+boundary.
 """
 
 from __future__ import annotations
@@ -8,9 +9,9 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Exists, exists
+from sqlalchemy import ColumnElement, Exists, exists, false, func, select
 
-from .models import Account, LegalHold, PurgeFailure
+from .models import Account, AuditEvent, LegalHold, PurgeFailure
 
 # Accounts are purged, and listed, in this order, and a position is one account's sort key in it.
 # The id is a part of it: of two accounts that are due at once, a page's end would skip the second.
@@ -47,6 +48,33 @@ def has_open_hold(account_id: Any = Account.id) -> Exists:
 def has_failed(*conditions: ColumnElement[bool]) -> Exists:
     """Select accounts whose purge has failed, and whose failure meets *conditions*."""
     return exists().where(PurgeFailure.account_id == Account.id, *conditions)
+
+
+def is_explained() -> ColumnElement[bool]:
+    """Select deactivated accounts whose latest witness is a promise of what their row says.
+
+    The latest and not any: a date that staff have moved later, and SQL has set back to the first
+    promise, is no promise any more. It is one look into an index for each account; written as an
+    EXISTS it would become a join, for which an engine may read the whole audit trail.
+    """
+    latest = (
+        select(
+            (AuditEvent.epoch == Account.epoch)
+            & (AuditEvent.deactivated_at == Account.deactivated_at)
+            & (AuditEvent.purge_at <= Account.purge_at)
+        )
+        .where(AuditEvent.subject == Account.public_id, AuditEvent.epoch.is_not(None))
+        .order_by(AuditEvent.id.desc())
+        .limit(1)
+        .correlate(Account)
+        .scalar_subquery()
+    )
+    return func.coalesce(latest, false())
+
+
+def is_unexplained() -> ColumnElement[bool]:
+    """Select deactivated accounts whose purge nobody has promised: they are not purged."""
+    return ~is_active() & ~is_explained()
 
 
 def comes_after(position: Position) -> ColumnElement[bool]:

@@ -120,16 +120,22 @@ def _backlog(counts: Status) -> Iterator[Metric]:
     accounts = GaugeMetricFamily(
         "accountsvc_accounts", "Deactivated accounts, by what they wait for.", labels=["state"]
     )
-    blocked = counts.held + counts.failing + counts.stuck
+    blocked = counts.held + counts.failing + counts.stuck + counts.unexplained_due
     for state, count in (
         ("deactivated", counts.deactivated),
         ("due", counts.due - blocked),
         ("held", counts.held),
         ("failing", counts.failing),
         ("stuck", counts.stuck),
+        ("unexplained", counts.unexplained_due),
     ):
         accounts.add_metric([state], count)
     yield accounts
+    yield GaugeMetricFamily(
+        "accountsvc_unexplained_accounts",
+        "Deactivated accounts whose purge nobody has promised, due or not.",
+        value=counts.unexplained,
+    )
     effects = GaugeMetricFamily(
         "accountsvc_outbox_effects", "Effects that are due, by kind.", labels=["kind"]
     )

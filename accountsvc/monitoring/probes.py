@@ -190,12 +190,13 @@ class Probes:
                 "held": counts.held,
                 "failing": counts.failing,
                 "stuck": counts.stuck,
+                "unexplained": counts.unexplained,
                 "oldest_overdue_seconds": round(counts.overdue.total_seconds()),
                 "owed": dict(counts.owed),
                 "delayed": dict(counts.delayed),
                 "unscrubbed": counts.unscrubbed if self._services.settings.is_sqlite else 0,
             }
-            fine = fine and not late and not counts.stuck
+            fine = fine and not late and not counts.stuck and not counts.unexplained
         return {
             "status": OK if fine else "degraded",
             "parts": parts,

@@ -20,11 +20,12 @@ class Status:
     """Counts of accounts, and the moments of the sweeps, at ``at``; times are aware, in UTC.
 
     ``active`` is None unless it was asked for: to count those takes a pass over the whole table.
-    Of those that are ``due``, ``held`` wait for a hold's release, ``failing`` for their next try
-    and ``stuck`` for a person; the others are for the next sweep. ``overdue`` is how long the
-    oldest of these has waited. ``owed`` counts effects that are due, by kind; ``delayed`` counts
-    mails that wait for their turn; ``unscrubbed`` counts receipts. ``troubled_ids`` are the first
-    failing or stuck accounts.
+    Of those that are ``due``, ``held`` wait for a hold's release, ``unexplained_due`` for somebody
+    to accept them, ``failing`` for their next try and ``stuck`` for a person, each counted once;
+    the others are for the next sweep, and ``overdue`` is how long the oldest of these has waited.
+    ``unexplained`` counts those in their grace period and under a hold, too. ``owed`` counts
+    effects that are due, by kind; ``delayed`` counts mails that wait for their turn; ``unscrubbed``
+    counts receipts. ``troubled_ids`` are the first failing or stuck accounts.
     """
 
     at: datetime
@@ -34,6 +35,8 @@ class Status:
     held: int
     failing: int
     stuck: int
+    unexplained: int
+    unexplained_due: int
     overdue: timedelta
     owed: Mapping[str, int]
     delayed: Mapping[str, int]
@@ -61,17 +64,21 @@ def read(
         return session.scalar(select(func.count()).select_from(Account).where(*conditions)) or 0
 
     is_due, held = rules.is_due(now), rules.has_open_hold()
-    failed = rules.has_failed()
+    failed, explained = rules.has_failed(), rules.is_explained()
     given_up = rules.has_failed(PurgeFailure.attempts >= max_attempts)
-    oldest = session.scalar(select(func.min(Account.purge_at)).where(is_due, ~held, ~failed))
+    oldest = session.scalar(
+        select(func.min(Account.purge_at)).where(is_due, ~held, ~failed, explained)
+    )
     return Status(
         at=now,
         active=count(rules.is_active()) if count_active else None,
         deactivated=count(rules.is_in_grace(now)),
         due=count(is_due),
         held=count(is_due, held),
-        failing=count(is_due, ~held, failed, ~given_up),
-        stuck=count(is_due, ~held, given_up),
+        failing=count(is_due, ~held, failed, ~given_up, explained),
+        stuck=count(is_due, ~held, given_up, explained),
+        unexplained=count(rules.is_unexplained()),
+        unexplained_due=count(is_due, ~held, ~explained),
         overdue=timedelta() if oldest is None else now - oldest,
         owed=queue.count_owed(session, now),
         delayed=pacing.count_delayed(session, now),

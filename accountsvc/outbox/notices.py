@@ -76,6 +76,19 @@ def scheduled(
     queue.record_all(session, [*owed, *_reminders(account, now=now, reminders=reminders)])
 
 
+def scheduled_anew(
+    session: Session,
+    account: Account,
+    *,
+    now: datetime,
+    grace: timedelta,
+    reminders: Sequence[timedelta],
+) -> None:
+    """Owe what :func:`scheduled` owes in the place of every unsent mail about the date."""
+    queue.forget(session, subject=account.public_id, kinds=OF_THE_DATE)
+    scheduled(session, account, now=now, grace=grace, reminders=reminders)
+
+
 def date_moved(
     session: Session, account: Account, *, now: datetime, reminders: Sequence[timedelta]
 ) -> None:

@@ -19,11 +19,11 @@ from sqlalchemy import exists, func, select
 from sqlalchemy.orm import Session
 
 from ..accounts import lifecycle
-from ..db import rows, rules
+from ..db import audit, rows, rules
 from ..db.audit import OPERATOR_ACTOR, Actor
 from ..db.engine import Database, database_now
 from ..db.models import Account, Effect, PurgeFailure, Receipt
-from ..errors import AccountNotFound, LastStaff, LegalHold, NotDeactivated
+from ..errors import AccountNotFound, LastStaff, LegalHold, NotDeactivated, Unexplained
 from ..outbox import notices, queue
 from ..outbox.pacing import is_delayed
 from . import brake, claim, failures
@@ -59,6 +59,7 @@ class Obstacle(Enum):
     ACTIVE = auto()
     LAST_STAFF = auto()
     HELD = auto()
+    UNEXPLAINED = auto()
     FAILED = auto()
     REACTIVATED = auto()
     BUSY = auto()  # Another process has the account locked.
@@ -153,13 +154,16 @@ class PurgeNow:
     def purge_due(
         self, planned: Sequence[PlannedPurge], progress: Progress | None = None
     ) -> PurgeReport:
-        """Purge the *planned* accounts, which are due; report on failing and stuck ones too.
+        """Purge the *planned* accounts, which are due; report on others that are due as well.
 
-        Those are due as well, but they wait for their next try or for a person, and are in no plan.
+        Failing, stuck and unexplained ones wait for their next try or for a person, and are in no
+        plan.
         """
         report = self._purge(planned, {}, progress)
         for account_id in self._troubled():
             report.kept.setdefault(account_id, self._why_kept(account_id))
+        for account_id in self._unexplained():
+            report.kept.setdefault(account_id, Kept(Obstacle.UNEXPLAINED))
         if not report.purged:
             # A worker that was faster may wait an hour before it scrubs; until then the file would
             # still hold what it purged.
@@ -182,12 +186,13 @@ class PurgeNow:
     ) -> PurgeReport:
         """Purge again whom a restore has brought back, active or not, also while purging is paused.
 
-        An account that may not be purged keeps no other from it.
+        Whoever is unexplained too: the ledger's line is the promise, and the event that makes them
+        due is its witness. An account that may not be purged keeps no other from it.
         """
         kept: dict[int, Kept] = {}
         for chunk in rows.chunks(planned):
             with self.database.writing() as session:
-                kept |= _make_due(session, chunk, promise=self.promise)
+                kept |= _make_due(session, chunk, promise=self.promise, replaying=True)
         return self._purge(planned, kept, progress, replaying=True)
 
     def _purge(
@@ -254,6 +259,7 @@ class PurgeNow:
                         rules.is_due(now),
                         ~rules.has_open_hold(),
                         ~rules.has_failed(),
+                        rules.is_explained(),
                     )
                 )
             ]
@@ -279,6 +285,12 @@ class PurgeNow:
             now = database_now(session)
             return session.scalars(failures.troubled(now, MOST_TROUBLED)).all()
 
+    def _unexplained(self) -> Sequence[int]:
+        """Return the due accounts whose purge nobody has promised, the first of them."""
+        with self.database.reading() as session:
+            first = select(Account.id).where(*claim.is_left_out_unexplained(database_now(session)))
+            return session.scalars(first.order_by(Account.id).limit(MOST_TROUBLED)).all()
+
     def _why_kept(self, account_id: int) -> Kept:
         with self.database.reading() as session:
             account = rows.find(session, account_id)
@@ -286,6 +298,8 @@ class PurgeNow:
                 return Kept(Obstacle.NO_RECEIPT)
             if lifecycle.open_holds(session, account_id):
                 return Kept(Obstacle.HELD)
+            if not account.is_active and not audit.is_explained(session, account):
+                return Kept(Obstacle.UNEXPLAINED)
             failure = session.get(PurgeFailure, account_id)
             if failure is not None:
                 return Kept(Obstacle.FAILED, failure)
@@ -365,11 +379,16 @@ def _make_all_due(
 
 
 def _make_due(
-    session: Session, planned: Sequence[PlannedPurge], *, promise: lifecycle.Promise | None
+    session: Session,
+    planned: Sequence[PlannedPurge],
+    *,
+    promise: lifecycle.Promise | None,
+    replaying: bool = False,
 ) -> dict[int, Kept]:
     """Make accounts due now, active ones only with a *promise*; return who is refused, and why.
 
-    An account that is gone meanwhile is passed over: a worker has purged it.
+    Unexplained ones only when *replaying* the ledger. An account that is gone meanwhile is passed
+    over: a worker has purged it.
     """
     kept: dict[int, Kept] = {}
     ids = sorted(plan.account_id for plan in planned)
@@ -382,7 +401,7 @@ def _make_due(
                 # for each account, which the purge would delete again.
                 waived = replace(promise, reminders=())
                 lifecycle.deactivate(session, account_id, promise=waived, by=OPERATOR_ACTOR)
-            lifecycle.due_now(session, account_id, by=OPERATOR_ACTOR)
+            lifecycle.due_now(session, account_id, by=OPERATOR_ACTOR, promised_elsewhere=replaying)
         except AccountNotFound:
             continue
         except NotDeactivated:
@@ -391,4 +410,6 @@ def _make_due(
             kept[account_id] = Kept(Obstacle.LAST_STAFF)
         except LegalHold:
             kept[account_id] = Kept(Obstacle.HELD)
+        except Unexplained:
+            kept[account_id] = Kept(Obstacle.UNEXPLAINED)
     return kept

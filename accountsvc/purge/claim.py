@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import Select, func, select
+from sqlalchemy import ColumnElement, Select, func, select
 from sqlalchemy.orm import Session
 
 from ..db import rules
@@ -66,21 +66,48 @@ def lock_due(
     return [row.id for row in session.execute(query.with_for_update(of=Account, skip_locked=True))]
 
 
+@dataclass(frozen=True)
+class UnexplainedDue:
+    """How many are due and neither on hold nor explained, with the public ids of the first."""
+
+    count: int
+    public_ids: list[uuid.UUID]
+
+
+def is_left_out_unexplained(now: datetime) -> tuple[ColumnElement[bool], ...]:
+    """Select due accounts that nothing but the missing promise keeps from being proposed."""
+    return rules.is_due(now), ~rules.has_open_hold(), rules.is_unexplained()
+
+
+def unexplained(session: Session, now: datetime, *, most_ids: int) -> UnexplainedDue:
+    """Return the due accounts that no sweep purges, because nobody has promised their purge."""
+    conditions = is_left_out_unexplained(now)
+    first = select(Account.public_id).where(*conditions).order_by(*rules.PURGE_ORDER)
+    return UnexplainedDue(
+        session.scalar(select(func.count()).select_from(Account).where(*conditions)) or 0,
+        list(session.scalars(first.limit(most_ids))),
+    )
+
+
 def decide(session: Session, proposed: Sequence[int], now: datetime) -> list[PlannedPurge]:
     """Return those of the locked *proposed* that may be purged, with what that destroys.
 
     It asks in new statements: the locking query sees what was committed before it began, so a hold
-    that was placed while the lock was waited for would be missed, and its account purged.
+    that was placed while the lock was waited for would be missed, and its account purged. Nobody is
+    purged whose purge has no witness: such a date is a mistake of SQL, a script or a migration.
     """
     held = set(
         session.scalars(
             select(LegalHold.account_id).where(LegalHold.account_id.in_(proposed), rules.is_open())
         )
     )
-    not_held = [account_id for account_id in proposed if account_id not in held]
+    explained = set(
+        session.scalars(select(Account.id).where(Account.id.in_(proposed), rules.is_explained()))
+    )
+    may_go = [one for one in proposed if one in explained and one not in held]
     return [
         planned
-        for planned in _count(session, not_held)
+        for planned in _count(session, may_go)
         if planned.purge_at is not None and planned.purge_at <= now
     ]
 
@@ -90,12 +117,12 @@ def _propose(
 ) -> Select[int, datetime | None]:
     """Select due accounts in the purge's order.
 
-    Held, failing and stuck accounts are left out: at the head of the queue a hundred of them would
-    otherwise fill every batch, and nobody behind them would ever be purged.
+    Held, unexplained, failing and stuck accounts are left out: at the head of the queue a hundred
+    of them would otherwise fill every batch, and nobody behind them would ever be purged.
     """
     query = (
         select(Account.id, Account.purge_at)
-        .where(rules.is_due(now), ~rules.has_open_hold())
+        .where(rules.is_due(now), ~rules.has_open_hold(), rules.is_explained())
         .order_by(*rules.PURGE_ORDER)
     )
     if max_attempts is not None:

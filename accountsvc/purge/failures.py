@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 from ..db import audit, rows, rules
 from ..db.audit import SYSTEM_ACTOR, Actor
 from ..db.engine import Clock, database_now
-from ..db.models import Account, PurgeFailure
+from ..db.models import UNEXPLAINED, Account, PurgeFailure
 from ..outbox.queue import growing_pause
 
 log = structlog.get_logger(__name__)
@@ -22,15 +22,23 @@ log = structlog.get_logger(__name__)
 FIRST_RETRY = timedelta(minutes=1)
 LONGEST_RETRY = timedelta(hours=6)
 
-# A due account is blocked by one of these: a hold suspends its purge, or it waits for its next try
-# or for a person. The words are on the wire: others would break the programs that compare them.
+# A due account is blocked by one of these: a hold suspends its purge, nobody has promised it, or it
+# waits for its next try or for a person. The words are on the wire: others would break the programs
+# that compare them.
 HELD, WAITING, STUCK = "hold", "retry", "stuck"
 
 
-def blocked_by(failure: PurgeFailure | None, *, is_held: bool, max_attempts: int) -> str | None:
-    """Return what keeps a due account from its purge: ``hold``, ``retry``, ``stuck`` or None."""
+def blocked_by(
+    failure: PurgeFailure | None, *, is_held: bool, is_unexplained: bool, max_attempts: int
+) -> str | None:
+    """Return what keeps a due account from its purge, None if nothing does.
+
+    That is ``hold``, ``unexplained``, ``retry`` or ``stuck``, the first that applies.
+    """
     if is_held:
         return HELD
+    if is_unexplained:
+        return UNEXPLAINED
     if failure is None:
         return None
     return STUCK if failure.attempts >= max_attempts else WAITING
@@ -39,11 +47,11 @@ def blocked_by(failure: PurgeFailure | None, *, is_held: bool, max_attempts: int
 def troubled(now: datetime, limit: int) -> Select[int]:
     """Select the ids of due accounts that are failing or stuck, *limit* of them at most.
 
-    Those under a hold are left out: until it is released nobody tries to purge them.
+    Those under a hold, and the unexplained, are left out: nobody tries to purge them as they are.
     """
     return (
         select(Account.id)
-        .where(rules.is_due(now), rules.has_failed(), ~rules.has_open_hold())
+        .where(rules.is_due(now), rules.has_failed(), ~rules.has_open_hold(), rules.is_explained())
         .order_by(Account.id)
         .limit(limit)
     )

@@ -3,8 +3,8 @@
 One batch is one short transaction:
 
 1. lock due accounts in ``purge_at`` order, skipping those that another worker has locked;
-2. in a new statement, which sees what was committed while the locks were waited for, drop those
-   with an open hold;
+2. in new statements, which see what was committed while the locks were waited for, drop those with
+   an open hold and those whose purge nobody has promised;
 3. delete everything by those ids, set by set, as the data map says;
 4. write receipts, audit events, and what is owed: files to delete, mails, the ledger line;
 5. commit.
@@ -37,6 +37,9 @@ log = structlog.get_logger(__name__)
 # A sweep calls this after each batch with the number of accounts that it dealt with. It is outside
 # any transaction: a slow terminal would otherwise hold the batch's locks.
 Progress = Callable[[int], None]
+
+# A line of the log names so many unexplained accounts at most: by a mistake there are thousands.
+MOST_NAMED = 10
 
 
 @dataclass(frozen=True)
@@ -109,9 +112,10 @@ class Sweep:
     def run(self, *, seconds: float | None = None, progress: Progress | None = None) -> SweepResult:
         """Purge until nothing due remains, the limit is reached, or about *seconds* have passed.
 
-        The clock is read anew for every batch. Held, failing and stuck accounts neither stop nor
-        slow the others; one that fails is written to ``purge_failures``. Active accounts and
-        accounts in their grace period are not touched. The ledger is written before the first batch
+        The clock is read anew for every batch. Held, unexplained, failing and stuck accounts do not
+        stop the others; one that fails is written to ``purge_failures``, and a sweep to the end
+        logs how many are unexplained. Active accounts and accounts in their grace period are not
+        touched. The ledger is written before the first batch
         and after each, and a batch does not begin while it is behind. A sweep over all that is due
         leaves its time as :func:`brake.swept_at`.
 
@@ -142,7 +146,22 @@ class Sweep:
         if self.only is None:
             with self.database.writing() as session:
                 brake.mark(session, SWEPT, self.clock(session))
+            if not self.result.more:
+                self._tell_unexplained()
         return self.result
+
+    def _tell_unexplained(self) -> None:
+        """Log once for those who are due and whom nobody may purge, since nobody promised it."""
+        with self.database.reading() as session:
+            found = claim.unexplained(session, self.clock(session), most_ids=MOST_NAMED)
+        if found.count:
+            log.error(
+                "due accounts are not purged, nobody has promised it",
+                count=found.count,
+                public_ids=[str(public_id) for public_id in found.public_ids],
+                list_them="accountsvc accounts list --state unexplained",
+                end_it="accountsvc accounts accept",
+            )
 
     def _is_anybody_due(self) -> bool:
         if self.only is not None:

@@ -224,9 +224,13 @@ def described_by_postgresql(connection: Connection) -> set[str]:
 
 
 def counted(url: str) -> dict[str, int]:
+    """Count the rows of each table, without the witnesses that a revision adds for who waits."""
+    added = {"audit_events": " WHERE action <> 'deletion.witnessed'"}
     with connected(url) as connection:
         return {
-            name: connection.exec_driver_sql(f"SELECT count(*) FROM {name}").scalar_one()
+            name: connection.exec_driver_sql(
+                f"SELECT count(*) FROM {name}{added.get(name, '')}"
+            ).scalar_one()
             for name in inspect(connection).get_table_names()
             if name != "alembic_version"
         }

@@ -83,9 +83,7 @@ def test_four_workers_and_two_beats_share_a_backlog(
         # when
         with services.writing() as session:
             session.execute(
-                update(Account)
-                .where(Account.public_id.in_(due))
-                .values(purge_at=Account.deactivated_at)
+                update(Account).where(Account.public_id.in_(due)).values(purge_at=purge_at)
             )
 
         # then

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import delete, select
+from sqlalchemy import delete, select, true
 from sqlalchemy.orm import Session
 
 from accountsvc import services
+from accountsvc.db import rules
 from accountsvc.db.audit import Actor
 from accountsvc.db.engine import Clock, Database
 from accountsvc.db.models import Account, Effect, SavedPassword
@@ -57,6 +58,11 @@ def a_clock_that_is_ahead(_here: World) -> None:
     """Believe a host's clock that is a month ahead, instead of the database's."""
     clock = services.database_now
     services.database_now = lambda session: clock(session) + timedelta(days=30)
+
+
+def no_witness_asked(_here: World) -> None:
+    """Take any date for a promise."""
+    rules.is_explained = true
 
 
 def files_that_nobody_owes(_here: World) -> None:
@@ -129,6 +135,7 @@ MUTANTS = {
     files_before_the_commit: (Fault(Kind.DATABASE, "sweep: before DELETE accounts"), "1: due"),
     a_commit_too_early: (Fault(Kind.DATABASE, "sweep: before DELETE accounts"), "1: due"),
     a_clock_that_is_ahead: (Fault(Kind.KILL, "deliver: before COMMIT"), "3: waiting"),
+    no_witness_asked: (Fault(Kind.KILL, "deliver: before COMMIT"), "3: mistaken"),
     files_that_nobody_owes: (Fault(Kind.KILL, "deliver: before COMMIT"), "2: due"),
     no_receipt: (Fault(Kind.KILL, "deliver: before COMMIT"), "4: due"),
     no_audit_event: (Fault(Kind.KILL, "deliver: before COMMIT"), "4: due"),

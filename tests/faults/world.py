@@ -36,7 +36,7 @@ MAIL = "mail.purged"
 
 # What the oracle asks each time, by the numbers of its violations.
 CHECKED = """checked during and after each: 1 who is active lacks nothing, 2 of who is purged there is nothing left,
-3 nobody is purged early or under a hold, 4 one receipt and one event each, 5 no file is nobody's, 6 every 2xx was true"""
+3 nobody is purged early, under a hold or without a promise, 4 one receipt and one event each, 5 no file is nobody's, 6 every 2xx was true"""
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,8 @@ class World:
         roles: list[tuple[str, dict[str, Any]]] = [
             *[("due", {"purge_at": past})] * 3,
             ("held", {"purge_at": past}),
+            # Older than who is due: at the head of the queue they must not keep anybody from it.
+            *[("mistaken", {"purge_at": past - timedelta(hours=1), "witnessed": False})] * 2,
             ("returner", {"purge_at": future}),
             ("waiting", {"purge_at": future}),
             ("leaver", {}),
@@ -210,7 +212,7 @@ class World:
             return [f"6: {who} was told 200 and is deactivated"]
         if one.role == "uploader" and answers.get("upload") == 200 and row.avatar_key == one.avatar:
             return [f"6: {who} was told 200 and has the old avatar"]
-        if one.role in {"held", "waiting"} and row.is_active:
+        if one.role in {"held", "waiting", "mistaken"} and row.is_active:
             return [f"6: {who} became active by itself"]
         if one.role in {"bystander", "uploader"} and not row.is_active:
             return [f"6: {who} became deactivated by itself"]

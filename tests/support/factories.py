@@ -19,7 +19,7 @@ from typing import Any
 
 from apiflask import APIFlask
 from PIL import Image
-from sqlalchemy import insert, text
+from sqlalchemy import insert, select, text
 from sqlalchemy.orm import Session
 
 from accountsvc import create_app
@@ -28,9 +28,10 @@ from accountsvc.accounts.lifecycle import Promise
 from accountsvc.accounts.vault import Entry, Keyring
 from accountsvc.adapters import images
 from accountsvc.config import Settings, load_settings
-from accountsvc.db.audit import OPERATOR_ACTOR, Actor
+from accountsvc.db import audit
+from accountsvc.db.audit import OPERATOR_ACTOR, Actor, Witness
 from accountsvc.db.engine import database_now
-from accountsvc.db.models import Account, LegalHold, SavedPassword, VaultKey
+from accountsvc.db.models import Account, AuditEvent, LegalHold, SavedPassword, VaultKey
 from accountsvc.db.rows import find
 from accountsvc.outbox import delivery, queue
 from accountsvc.outbox.queue import DeliveryResult
@@ -264,6 +265,36 @@ def insert_account(services: Services, name: str = "ann", **options: Any) -> Acc
         return session.get_one(Account, account_id)
 
 
+def witness(services: Services, account_id: int | None = None) -> None:
+    """Write the witness of what the row says, of one account or of everybody who is away.
+
+    For a date that a test has set by hand and that somebody promised all the same.
+    """
+    with services.writing() as session:
+        witness_in(session, None if account_id is None else [account_id])
+
+
+def witness_in(session: Session, ids: Sequence[int] | None = None) -> None:
+    """Write witnesses as :func:`witness` does; with *ids* of those who are away among them."""
+    session.flush()
+    away = select(Account).where(Account.deactivated_at.is_not(None))
+    if ids is not None:
+        away = away.where(Account.id.in_(ids))
+    now = database_now(session)
+    events = [
+        audit.row(
+            "account.deactivated",
+            subject=account.public_id,
+            by=Actor("owner", account.public_id),
+            now=now,
+            witness=Witness.of(account),
+        )
+        for account in session.scalars(away.execution_options(populate_existing=True))
+    ]
+    if events:
+        session.execute(insert(AuditEvent), events)
+
+
 def insert_accounts_in(
     session: Session,
     names: Sequence[str],
@@ -272,12 +303,14 @@ def insert_accounts_in(
     passwords: int = 0,
     avatar_key: Callable[[str], str] | None = None,
     held: bool = False,
+    witnessed: bool = True,
     **columns: Any,
 ) -> list[int]:
     """Insert accounts with a vault key each, quickly, and return their ids in the order of *names*.
 
-    Nothing is hashed, no entry encrypted, no event written and no file made. Who has a *purge_at* was
-    deactivated by the owner ``GRACE`` before; *held* ones have an open hold. Each has *passwords*
+    Nothing is hashed, no entry encrypted and no file made. Who has a *purge_at* was deactivated by
+    the owner ``GRACE`` before, with the witness of it unless *witnessed* is false; no other event is
+    written. *held* ones have an open hold. Each has *passwords*
     saved passwords, and *avatar_key* makes the key of its avatar from its name. *columns* are the
     same for all.
     """
@@ -285,7 +318,7 @@ def insert_accounts_in(
     if purge_at is not None:
         away = {"deactivated_at": then, "purge_at": purge_at, "deactivated_by": "owner"}
         columns = {**away, **columns}
-    people = [
+    people: list[dict[str, Any]] = [
         {
             "public_id": uuid.uuid4(),
             "username": name,
@@ -302,6 +335,8 @@ def insert_accounts_in(
     added = insert(Account).returning(Account.id, sort_by_parameter_order=True)
     ids = list(session.scalars(added, people))
     session.execute(insert(VaultKey), _vault_keys(ids, people))
+    if witnessed and people and people[0].get("purge_at") is not None:
+        session.execute(insert(AuditEvent), _witnesses(people))
     entries = [
         {
             "account_id": number,
@@ -318,6 +353,19 @@ def insert_accounts_in(
         hold = {"reason": "court", "placed_at": then, "placed_by_kind": "operator"}
         session.execute(insert(LegalHold), [{"account_id": number, **hold} for number in ids])
     return ids
+
+
+def _witnesses(people: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [
+        audit.row(
+            "account.deactivated",
+            subject=person["public_id"],
+            by=Actor("owner", person["public_id"]),
+            now=person["deactivated_at"],
+            witness=Witness(person.get("epoch", 0), person["deactivated_at"], person["purge_at"]),
+        )
+        for person in people
+    ]
 
 
 def _vault_keys(ids: Sequence[int], people: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -403,6 +451,7 @@ def make_due(services: Services, person: Person, *, since: str | None = None) ->
             since=since,
             id=person.id,
         )
+    witness(services, person.id)
 
 
 def reactivate(

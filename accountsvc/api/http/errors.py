@@ -128,6 +128,7 @@ TABLE: Mapping[type[AccountError], Row] = {
     tree.NotDeactivated: Row(409, "not_deactivated"),
     tree.GraceOver: Row(409, "grace_over"),
     tree.LegalHold: Row(409, "legal_hold"),
+    tree.Unexplained: Row(409, "unexplained"),
     tree.RecentChange: Row(409, "recent_change"),
     tree.VersionMismatch: Row(412, "version_mismatch"),
     tree.VersionRequired: Row(428, "version_required"),

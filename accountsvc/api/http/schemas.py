@@ -24,7 +24,7 @@ from marshmallow.validate import Length, OneOf, Range, Regexp
 
 from ... import bounds, generator
 from ...accounts.lifecycle import REASON_LENGTH
-from ...db.models import ACTIVE, DEACTIVATED, DUE, MAX_ID, OPERATOR, OWNER, STAFF
+from ...db.models import ACTIVE, DEACTIVATED, DUE, MAX_ID, OPERATOR, OWNER, STAFF, UNEXPLAINED
 from ...db.text import is_text
 from ...purge.failures import HELD, STUCK, WAITING
 from .bodies import NOT_TEXT
@@ -252,7 +252,9 @@ class Deletion(Schema):
     can_reactivate = Boolean(required=True)
     reason = String(allow_none=True)
     holds = List(Nested(Hold))
-    blocked_by = String(allow_none=True, metadata={"enum": [HELD, WAITING, STUCK, None]})
+    blocked_by = String(
+        allow_none=True, metadata={"enum": [HELD, UNEXPLAINED, WAITING, STUCK, None]}
+    )
     attempts = Integer()
 
 
@@ -407,6 +409,7 @@ class Backlog(Schema):
     held = Integer(required=True)
     failing = Integer(required=True)
     stuck = Integer(required=True)
+    unexplained = Integer(required=True)
     oldest_overdue_seconds = Integer(required=True)
     owed = Dict(required=True)
     delayed = Dict(required=True)
