@@ -44,6 +44,7 @@ from tests.support.factories import (
     make_account,
     run_sql,
     services_of,
+    witness,
 )
 from tests.support.moments import now
 from tests.support.state import belongings, effects, events, everything, read_account
@@ -230,6 +231,7 @@ def purge(app: APIFlask, person: Person) -> None:
         "UPDATE accounts SET purge_at = deactivated_at WHERE id = :id",
         id=person.id,
     )
+    witness(services_of(app), person.id)
     assert services_of(app).sweep().purged == 1
 
 

@@ -51,6 +51,7 @@ from tests.support.factories import (
     new_name,
     run_sql,
     services_of,
+    witness,
 )
 from tests.support.moments import now
 from tests.support.state import belongings, events, everything, read_account
@@ -498,6 +499,7 @@ def purge(app: APIFlask, person: Person) -> None:
         "UPDATE accounts SET purge_at = deactivated_at WHERE id = :id",
         id=person.id,
     )
+    witness(services_of(app), person.id)
     assert services_of(app).sweep(only=[person.id]).purged == 1
 
 

@@ -43,6 +43,7 @@ from tests.support.factories import (
     make_promise,
     run_sql,
     services_of,
+    witness,
 )
 from tests.support.moments import at, now
 from tests.support.state import belongings, effects, events, everything, read_account
@@ -146,6 +147,7 @@ def promise(app: APIFlask, person: Person, *, purge_in: timedelta) -> datetime:
     """Make it so that the purge was promised for *purge_in* from now."""
     purge_at = (now(services_of(app)) + purge_in).replace(microsecond=0)
     set_row(app, person, deactivated_at=purge_at - timedelta(days=14), purge_at=purge_at)
+    witness(services_of(app), person.id)
     return purge_at
 
 

@@ -26,6 +26,7 @@ from tests.support.factories import (
     Person,
     deactivate,
     dispose,
+    insert_account,
     make_app,
     make_due,
     make_person,
@@ -251,6 +252,26 @@ def test_a_stuck_account_is_loud_but_the_web_serves(
     assert status is not None
     assert (status["status"], status["backlog"]["stuck"]) == ("degraded", 1)
     assert metrics(client)["accountsvc_accounts", ("stuck",)] == 1
+    assert client.get("/readyz").status_code == 200
+
+
+def test_an_unexplained_account_is_loud_and_is_not_overdue(
+    app: APIFlask, client: FlaskClient
+) -> None:
+    long_ago = now(services_of(app)) - timedelta(days=7)
+    to_come = now(services_of(app)) + timedelta(days=7)
+    insert_account(services_of(app), "lost", purge_at=long_ago, witnessed=False)
+    insert_account(services_of(app), "later", purge_at=to_come, witnessed=False)
+
+    status = client.get("/statusz").json
+
+    assert status is not None
+    assert (status["status"], status["backlog"]["unexplained"]) == ("degraded", 2)
+    assert (status["sweep"]["late"], status["backlog"]["oldest_overdue_seconds"]) == (False, 0)
+    counted = metrics(client)
+    assert counted["accountsvc_unexplained_accounts", ()] == 2
+    assert counted["accountsvc_accounts", ("unexplained",)] == 1
+    assert counted["accountsvc_accounts", ("due",)] == 0
     assert client.get("/readyz").status_code == 200
 
 

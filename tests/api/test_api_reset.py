@@ -23,6 +23,7 @@ from tests.support.factories import (
     deactivate,
     make_account,
     services_of,
+    witness,
 )
 from tests.support.moments import now
 from tests.support.smtp import text_of
@@ -70,6 +71,7 @@ def write(app: APIFlask, account_id: int, **values: Any) -> None:
 def end_grace(app: APIFlask, account_id: int) -> None:
     purge_at = now(services_of(app)).replace(microsecond=0)
     write(app, account_id, deactivated_at=purge_at - timedelta(days=14), purge_at=purge_at)
+    witness(services_of(app), account_id)
 
 
 def mails(app: APIFlask) -> dict[str, list[str]]:

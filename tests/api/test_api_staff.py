@@ -31,6 +31,7 @@ from tests.support.factories import (
     new_name,
     run_sql,
     services_of,
+    witness,
 )
 from tests.support.moments import now
 from tests.support.state import belongings, events, everything, read_account
@@ -76,6 +77,7 @@ def promise(app: APIFlask, account_id: int, purge_at: datetime) -> datetime:
         account.deactivated_at = min(purge_at, account.deactivated_at or purge_at) - 14 * DAY
         account.purge_at = purge_at
         account.deactivated_by = account.deactivated_by or "owner"
+    witness(services_of(app), account_id)
     return purge_at
 
 

@@ -36,6 +36,7 @@ from tests.support.factories import (
     make_person,
     run_sql,
     services_of,
+    witness,
 )
 from tests.support.processes import INHERITED, START
 
@@ -188,6 +189,7 @@ def test_status_counts_in_words(app: APIFlask, run: Run, ann: Person) -> None:
         services_of(app),
         f"UPDATE accounts SET purge_at = {long_ago}, deactivated_at = {long_ago} WHERE id = 1",
     )
+    witness(services_of(app), 1)
     run_sql(
         services_of(app),
         "DELETE FROM outbox WHERE id NOT IN"
@@ -207,6 +209,7 @@ def test_status_counts_in_words(app: APIFlask, run: Run, ann: Person) -> None:
         "       1    of these on hold\n"
         "       1    of these failing\n"
         "       1    of these stuck\n"
+        "       0  unexplained, due or not: not purged\n"
         "\n"
         "overdue            2 h 5 min\n"
         "failing or stuck   3, 4\n"
@@ -234,6 +237,7 @@ def test_status_names_some_of_many_troubled_accounts(app: APIFlask, run: Run) ->
             id=account.id,
         )
         fail_to_purge(app, account.id, attempts=8)
+    witness(services_of(app))
 
     result = run("accounts", "status")
 
@@ -410,6 +414,7 @@ def account_document(person: Person, **changes: Any) -> dict[str, Any]:
         "deactivated_by": "operator",
         "purge_at": STAMP,
         "reason": None,
+        "unexplained": False,
         "blocked_by": None,
         "attempts": 0,
         "error": None,
@@ -485,6 +490,7 @@ def test_json_of_status_keeps_every_byte(app: APIFlask, run: Run, ann: Person) -
             "held": 0,
             "failing": 1,
             "stuck": 0,
+            "unexplained": 0,
             "overdue_seconds": 0,
             "owed": {"mail.scheduled": 1},
             "delayed": {},

@@ -12,7 +12,13 @@ from werkzeug.test import TestResponse
 
 from accountsvc.db.models import Account
 from accountsvc.db.rows import find
-from tests.support.factories import Person, deactivate, make_person, services_of
+from tests.support.factories import (
+    Person,
+    deactivate,
+    make_person,
+    services_of,
+    witness,
+)
 from tests.support.moments import now
 from tests.support.state import read_account
 
@@ -55,6 +61,7 @@ def promise(app: APIFlask, person: Person, *, purge_in: timedelta) -> datetime:
         purge_at = (now(services_of(app)) + purge_in).replace(microsecond=0)
         account.deactivated_at = purge_at - timedelta(days=14)
         account.purge_at = purge_at
+    witness(services_of(app), person.id)
     return purge_at
 
 

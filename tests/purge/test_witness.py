@@ -18,6 +18,7 @@ from accountsvc.db.models import Account, AuditEvent, Receipt
 from accountsvc.errors import InvalidInput, NotDeactivated, Unexplained
 from accountsvc.purge import claim
 from accountsvc.purge import sweep as sweeping
+from accountsvc.purge.at_once import Kept, NotPurgeable, Obstacle
 from accountsvc.services import Services
 from accountsvc.tokens import PASSWORD_RESET
 from tests.support.factories import (
@@ -324,6 +325,36 @@ def test_an_owner_promises_by_asking_for_the_purge_at_once(services: Services) -
         lifecycle.due_now(session, account_id, by=owner, clock=at(NOW + DAY))
 
     assert sweep(services, NOW + DAY).purged_ids == [account_id]
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_an_operator_who_names_the_unexplained_is_refused(services: Services, force: bool) -> None:
+    account_id = insert_account(services, purge_at=NOW - 20 * DAY, witnessed=False).id
+    before = everything(services)
+
+    with pytest.raises(NotPurgeable) as refused:
+        services.purge_now.plan_named([account_id], force=force)
+
+    assert refused.value.kept == {account_id: Kept(Obstacle.UNEXPLAINED)}
+    assert everything(services) == before
+
+
+@pytest.mark.parametrize("days", [-20, 400], ids=["due", "in grace"])
+def test_a_replay_purges_again_whom_a_restore_brought_back_without_a_promise(
+    services: Services, days: int
+) -> None:
+    """The ledger's line is the promise."""
+    purge_at = NOW + timedelta(days=days)
+    then = NOW - 40 * DAY
+    back = insert_account(services, purge_at=purge_at, deactivated_at=then, witnessed=False).id
+    bystander = insert_account(services, "bob", purge_at=NOW - 20 * DAY, witnessed=False).id
+    with services.reading() as session:
+        planned = claim.count(session, [back])
+
+    report = services.purge_now.replay(planned)
+
+    assert [one.account_id for one in report.purged] == [back]
+    assert ids_left(services) == [bystander]
 
 
 # Accepting ----------------------------------------------------------------------------------------

@@ -29,7 +29,7 @@ from accountsvc.accounts.vault import Entry, Keyring
 from accountsvc.adapters import images
 from accountsvc.config import Settings, load_settings
 from accountsvc.db import audit
-from accountsvc.db.audit import OPERATOR_ACTOR, Actor, Witness
+from accountsvc.db.audit import OPERATOR_ACTOR, SYSTEM_ACTOR, Actor, Witness
 from accountsvc.db.engine import database_now
 from accountsvc.db.models import Account, AuditEvent, LegalHold, SavedPassword, VaultKey
 from accountsvc.db.rows import find
@@ -283,9 +283,9 @@ def witness_in(session: Session, ids: Sequence[int] | None = None) -> None:
     now = database_now(session)
     events = [
         audit.row(
-            "account.deactivated",
+            "deletion.witnessed",
             subject=account.public_id,
-            by=Actor("owner", account.public_id),
+            by=SYSTEM_ACTOR,
             now=now,
             witness=Witness.of(account),
         )
