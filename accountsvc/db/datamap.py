@@ -112,7 +112,7 @@ PLACES = (
         Purge.KEPT,
         exported="activity.json",
         not_exported_because=None,
-        kept_for="for good: public ids, actions and times only",
+        kept_for="for good: public ids, actions, times and numbers only",
     ),
     Place(
         "mail_paces",

@@ -133,6 +133,11 @@ WRITES: dict[str, Write] = {
             session, account.id, promise=PROMISE, by=OPERATOR_ACTOR, clock=clock
         )
     ),
+    "lifecycle.accept": when_away(
+        lambda _, session, account, clock: lifecycle.accept(
+            session, account.id, reason="by letter", promise=PROMISE, by=OPERATOR_ACTOR, clock=clock
+        )
+    ),
     "lifecycle.due_now": when_away(
         lambda _, session, account, clock: lifecycle.due_now(
             session, account.id, by=OPERATOR_ACTOR, clock=clock

@@ -774,7 +774,7 @@ def test_a_purged_account_is_found_by_its_public_id_only(
     by_id = client.get(f"{AUDIT}?subject={ann.id}", headers=sue.auth)
 
     assert actions(by_public_id) == [
-        "account.created", "avatar.replaced", "account.deactivated", "account.purged",
+        "account.created", "avatar.replaced", "account.deactivated", "deletion.witnessed", "account.purged",
     ]  # fmt: skip
     assert results(by_public_id)[-1]["actor_kind"] == "system"
     assert results(by_id) == []
