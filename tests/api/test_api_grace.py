@@ -75,6 +75,11 @@ HELD = (
     b'"code": "legal_hold"}'
 )
 
+UNEXPLAINED = (
+    b'{"error": "Nobody has promised the purge of this account. '
+    b'An operator has to accept it first.", "code": "unexplained"}'
+)
+
 SIGN_IN = "/api/sign-in/"
 REACTIVATE = "/api/profile/reactivate/"
 NEW_PASSWORD = "another horse, another battery"
@@ -1228,6 +1233,22 @@ def test_a_hold_stops_the_staff_and_is_hidden_from_the_owner(
     seen = client.get(path(ann, "deletion"), headers=sue.auth)
     assert seen.json is not None
     assert (seen.json["state"], seen.json["blocked_by"]) == ("due", "hold")
+
+
+def test_the_staff_see_who_is_unexplained_and_cannot_purge_them(
+    app: APIFlask, client: FlaskClient, ann: Person, sue: Person
+) -> None:
+    """A script has set the dates of somebody active."""
+    set_row(app, ann, deactivated_at=PAST, purge_at=PAST, deactivated_by="owner")
+    before = everything(services_of(app))
+
+    shown = client.get(path(ann, "deletion"), headers=sue.auth)
+    refused = client.post(path(ann, "purge"), headers=sue.auth, json={"confirm": "ann"})
+
+    assert shown.json is not None
+    assert (shown.json["state"], shown.json["blocked_by"]) == ("due", "unexplained")
+    assert answer(refused) == (409, UNEXPLAINED)
+    assert everything(services_of(app)) == before
 
 
 # The boundary
