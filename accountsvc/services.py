@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from functools import partial
 
@@ -18,6 +18,7 @@ from .accounts.vault import Keyring
 from .adapters.avatarstore import AvatarStore, store_from_url
 from .adapters.ledger import Ledger, ledger_from_url
 from .adapters.mail import Mailer, mailer_from_url
+from .adapters.redisclock import redis_clock
 from .adapters.throttle import EXPORT, Throttle
 from .config import ConfigError, Settings
 from .db.audit import SYSTEM_ACTOR, Actor
@@ -29,6 +30,7 @@ from .outbox.pacing import Pace
 from .outbox.queue import DeliveryResult
 from .purge import scrub
 from .purge.at_once import PurgeNow
+from .purge.clocks import Clocks
 from .purge.restore import Restore
 from .purge.sweep import Progress, Rules, Sweep, SweepResult
 from .tokens import Tokens, derive_key
@@ -55,6 +57,7 @@ class Services:
     throttle: Throttle
     attempts: Attempts
     handlers: Mapping[str, queue.Handler]
+    clocks: Clocks
 
     @property
     def sweep_rules(self) -> Rules:
@@ -86,8 +89,12 @@ class Services:
         """Purge what is due, as ``Sweep.run`` promises, with this process's settings and ledger.
 
         *replaying* the ledger ends what a restore has brought back, so neither that nor a pause
-        stops it.
+        stops it. A clock that may be wrong does.
+
+        What was scheduled by a clock that was ahead is due first; the ledger's lines would
+        otherwise keep the sweep waiting until that clock's time.
         """
+        queue.heal(self.database, database_now)
         sweep = Sweep(
             self.database,
             self.sweep_rules,
@@ -97,6 +104,7 @@ class Services:
             only=only,
             although_paused=replaying,
             by=by,
+            clocks=self.clocks,
         )
         return sweep.run(seconds=seconds, progress=progress)
 
@@ -111,6 +119,7 @@ class Services:
         return PurgeNow(
             self.database,
             self.restore,
+            self.clocks,
             sweep=self.sweep,
             deliver=self.deliver,
             scrub=partial(self.scrub, at_most_every=None),
@@ -123,10 +132,14 @@ class Services:
     ) -> DeliveryResult:
         """Deliver what the outbox owes, as ``queue.deliver`` promises.
 
-        If that is of all *kinds*, forget of recipients what is a day old, too.
+        If that is of all *kinds*, forget of recipients what is a day old, too. No file is deleted
+        while two clocks differ so much that nothing is purged.
         """
         if kinds is None:
             pacing.prune(self.database, database_now)
+        kinds = list(self.handlers) if kinds is None else kinds
+        if queue.DELETE_FILE in kinds and self.clocks.differ() is not None:
+            kinds = [kind for kind in kinds if kind != queue.DELETE_FILE]
         return queue.deliver(
             self.database,
             database_now,
@@ -220,6 +233,9 @@ def build_services(
         origin=Origin(settings.public_url.rstrip("/"), settings.mail_from),
         pace=Pace(derive_key(settings.secret_key, "mail recipient")),
     )
+    clocks = Clocks(database)
+    if settings.redis_url:
+        clocks = replace(clocks, redis_clock=redis_clock(settings.redis_url))
     return Services(
         settings=settings,
         promise=lifecycle.Promise.from_settings(settings),
@@ -234,4 +250,5 @@ def build_services(
         throttle=throttle,
         attempts=Attempts(database, throttle, hasher, count_unknown=count_unknown),
         handlers=handlers,
+        clocks=clocks,
     )

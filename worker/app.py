@@ -77,6 +77,20 @@ class Schedule(Scheduler):  # type: ignore[misc]
     def setup_schedule(self) -> None:
         self.merge_inplace(self.app.conf.beat_schedule)
 
+    def tick(self, *arguments: Any, **options: Any) -> Any:
+        """Send what is due and return the seconds to sleep, also after the host's clock went back.
+
+        By Celery's own method an entry that ran at a time to come would wait until that time: after
+        a clock that was ahead by ten days, nobody would sweep for ten days.
+        """
+        entries = self.schedule.values()
+        if any(entry.last_run_at > entry.default_now() for entry in entries):
+            for entry in entries:
+                entry.last_run_at = entry.default_now()
+            # This holds when each entry runs next, and is made anew where it is missing.
+            self._heap = None
+        return super().tick(*arguments, **options)
+
     def apply_entry(self, entry: Any, producer: Any = None) -> None:
         """Send what is due; a broker that does not answer is one line of the log.
 

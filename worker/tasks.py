@@ -13,6 +13,7 @@ from kombu.exceptions import OperationalError as BrokerUnavailable
 from accountsvc.config import load_settings
 from accountsvc.db.outages import is_passing_fault
 from accountsvc.purge.brake import LedgerBehind, PurgedAreBack, PurgingPaused, Refused
+from accountsvc.purge.clocks import ClockMoved, ClocksDiffer
 from accountsvc.services import Services, build_services
 
 from .app import DELIVER, SLICE, SWEEP, expiry
@@ -49,6 +50,17 @@ def doorway(name: str) -> Callable[[Callable[[], bool]], Any]:
                     "a restore has brought purged people back, so nothing is purged: "
                     "`accountsvc ledger replay` ends that",
                     task=name,
+                )
+            except ClocksDiffer as exc:
+                log.error(
+                    "two clocks differ, so nothing is purged: set the wrong one right",
+                    other=exc.other,
+                    seconds=round(exc.ahead.total_seconds()),
+                )
+            except ClockMoved:
+                log.error(
+                    "the database's clock has moved, so nothing is purged until it is back: "
+                    "`accountsvc sweeps allow --clock` if it is right as it is"
                 )
             except PurgingPaused:
                 log.warning("purging is paused: `accountsvc sweeps resume` ends it")

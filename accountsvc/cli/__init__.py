@@ -6,6 +6,8 @@ import click
 from flask import Flask
 
 from . import accepting, schema  # noqa: F401 - accepting adds its command to accounts_group
+from . import status as _status  # noqa: F401 - adds its command to the accounts' group
+from . import sweeps as _sweeps  # noqa: F401 - adds its command to the sweeps' group
 from .accounts import accounts_group
 from .purging import sweeps_group
 from .stores import avatars_group, ledger_group, vault_group

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Mapping
-from datetime import timedelta
 from typing import Any
 
 import click
@@ -23,8 +22,6 @@ from ..db.audit import OPERATOR_ACTOR
 from ..db.engine import database_now
 from ..db.models import ACTIVE, DEACTIVATED, DUE, MAX_ID, UNEXPLAINED
 from ..errors import AccountNotFound, HoldNotFound
-from ..monitoring.status import read as read_status
-from ..outbox import notices, queue
 from ..purge import failures
 from ..web import services
 from .console import (
@@ -37,7 +34,7 @@ from .console import (
     show_json,
     show_lines,
 )
-from .words import Column, count, duration, fields, paused, stamp, table
+from .words import Column, fields, stamp, table
 
 accounts_group = AppGroup(
     "accounts",
@@ -373,110 +370,3 @@ def retry(names: tuple[str, ...], *, as_json: bool) -> None:
         already="Account {id} had not failed.",
         as_json=as_json,
     )
-
-
-@accounts_group.command()
-@json_option
-@sentences
-def status(*, as_json: bool) -> None:
-    """Show what is due, overdue, held, stuck, unexplained and owed.
-
-    \b
-    flask --app wsgi accounts status
-    flask --app wsgi accounts status --json
-
-    \b
-    Exit codes: 0 nobody is stuck or unexplained; 1 somebody is, or it
-    cannot be read; 2 bad usage.
-    """
-    settings = services().settings
-    with services().reading() as session:
-        now = database_now(session)
-        counts = read_status(session, now=now, max_attempts=settings.purge_max_attempts)
-    if counts.paused_at is not None and not as_json:
-        click.echo(paused(counts.paused_at), err=True)
-    shown = {
-        "active": counts.active,
-        "deactivated": counts.deactivated,
-        "due": counts.due,
-        "held": counts.held,
-        "failing": counts.failing,
-        "stuck": counts.stuck,
-        "unexplained": counts.unexplained,
-        "overdue_seconds": round(counts.overdue.total_seconds()),
-        "owed": dict(counts.owed),
-        "delayed": dict(counts.delayed),
-        "last_purged_at": stamp(counts.last_purged_at),
-        "swept_at": stamp(counts.swept_at),
-        "paused_at": stamp(counts.paused_at),
-        "unscrubbed": counts.unscrubbed if settings.is_sqlite else 0,
-        "troubled": list(counts.troubled_ids),
-    }
-    if as_json:
-        show_json(shown)
-    else:
-        show_lines(_status_lines(shown))
-    wrong = []
-    if counts.stuck:
-        accounts = count(counts.stuck, "account is", "accounts are")
-        wrong.append(f"{accounts} stuck. `accounts show ID` says why.")
-    if counts.unexplained:
-        accounts = count(counts.unexplained, "account is", "accounts are")
-        wrong.append(
-            f"{accounts} unexplained: nobody has promised the purge. "
-            "`accounts list --state unexplained` names them, `accounts accept` ends it."
-        )
-    if wrong:
-        fail(" ".join(wrong))
-
-
-def _status_lines(shown: Mapping[str, Any]) -> Iterator[str]:
-    states = ("active", "deactivated", "due", "held", "failing", "stuck", "unexplained")
-    yield from table(["ACCOUNTS", "STATE"], ((shown[name], _STATES[name]) for name in states))
-    yield ""
-    troubled = ", ".join(map(str, shown["troubled"]))
-    unnamed = shown["failing"] + shown["stuck"] - len(shown["troubled"])
-    yield from fields(
-        {
-            "overdue": duration(timedelta(seconds=shown["overdue_seconds"])),
-            "failing or stuck": f"{troubled} and {unnamed} more" if unnamed > 0 else troubled,
-            "last purge at": shown["last_purged_at"],
-            "last sweep at": shown["swept_at"],
-            "paused since": shown["paused_at"],
-            "receipts to scrub": shown["unscrubbed"],
-            "mails delayed": sum(shown["delayed"].values()),
-        }
-    )
-    yield ""
-    if not shown["owed"]:
-        yield "The outbox owes nothing."
-        return
-    owed = sorted(shown["owed"].items())
-    yield from table(
-        ["OWED", "WHAT", "KIND"], ((number, EFFECTS.get(kind), kind) for kind, number in owed)
-    )
-
-
-_STATES = {
-    "active": "active",
-    "deactivated": "deactivated, in their grace period",
-    "due": "due",
-    "held": "  of these on hold",
-    "failing": "  of these failing",
-    "stuck": "  of these stuck",
-    "unexplained": "unexplained, due or not: not purged",
-}
-
-# Every kind of effect has its words; a kind without words is shown with a dash.
-EFFECTS = {
-    queue.DELETE_FILE: "files to delete",
-    queue.LEDGER: "batches for the ledger",
-    notices.SCHEDULED: "mails: the account will be purged",
-    notices.DATE_MOVED: "mails: the purge is later",
-    notices.REMINDER: "mails: the purge is near",
-    notices.REACTIVATED: "mails: the account is back",
-    notices.PURGED: "mails: the account is purged",
-    notices.ADDRESS_CHANGED: "mails: the address is another",
-    notices.PASSWORD_CHANGED: "mails: the password is another",
-    notices.PASSWORD_RESET: "mails: link for a new password",
-}

@@ -17,6 +17,7 @@ from ..purge import brake
 from ..purge.at_once import Kept, NotPurgeable, Obstacle, PurgeReport
 from ..purge.brake import LedgerBehind, PurgedAreBack, PurgingPaused
 from ..purge.claim import PlannedPurge
+from ..purge.clocks import ClockMoved, ClocksDiffer
 from ..purge.sweep import Progress
 from ..web import services
 from .accounts import accounts_group
@@ -31,7 +32,7 @@ from .console import (
     show_lines,
     yes_option,
 )
-from .words import count, paused, stamp, table
+from .words import clocks_differ, count, paused, stamp, table
 
 # A plan that somebody is asked about shows so many accounts at most, or the question would scroll
 # its totals, which are of all, out of sight.
@@ -39,14 +40,15 @@ MOST_SHOWN = 20
 
 sweeps_group = AppGroup(
     "sweeps",
-    help="""Pause all purging, and let it go on.
+    help="""Stop all purging, and let it go on.
 
     \b
     flask --app wsgi sweeps pause
     flask --app wsgi sweeps resume
+    flask --app wsgi sweeps allow --clock
 
     \b
-    Exit codes: 0 done, or so already; 1 the database does not answer; 2 bad usage.
+    Exit codes: 0 done, or so already; 1 it cannot be done (it says why); 2 bad usage.
     """,
 )
 
@@ -86,7 +88,7 @@ def purge(
     if force and expired:
         raise click.UsageError("--force is for named accounts: those that are due are not active.")
     purge_now = services().purge_now
-    with _refusals():
+    with refusals():
         if not dry_run:
             purge_now.refuse_if_stopped()
         planned = purge_now.plan_named(find(names), force=force) if names else purge_now.plan_due()
@@ -113,11 +115,15 @@ OBSTACLES: Mapping[Obstacle, str] = {
     Obstacle.LEDGER_BEHIND: "The ledger cannot be read or written. Mend it first.",
     Obstacle.PURGED_ARE_BACK: "The database is older than its ledger: purged people are back, and "
     "who is due may have come back since. Run `ledger replay` first.",
+    Obstacle.CLOCKS_DIFFER: "Two clocks differ by more than 5 minutes. Set the wrong one right; "
+    "`accounts status` says which.",
+    Obstacle.CLOCK_MOVED: "The database's clock has moved. Purging goes on by itself when it is "
+    "back; if it is right as it is, run `sweeps allow --clock`.",
 }
 
 
 @contextmanager
-def _refusals() -> Iterator[None]:
+def refusals() -> Iterator[None]:
     """End the command with a sentence where the core has refused before it changed anything."""
     try:
         yield
@@ -132,6 +138,10 @@ def _refusals() -> Iterator[None]:
         fail(f"{OBSTACLES[Obstacle.LEDGER_BEHIND]} Nothing was changed.")
     except PurgedAreBack:
         fail(f"{OBSTACLES[Obstacle.PURGED_ARE_BACK]} Nothing was changed.")
+    except ClocksDiffer as exc:
+        fail(f"{clocks_differ(exc)} Nothing was changed.")
+    except ClockMoved:
+        fail(f"{OBSTACLES[Obstacle.CLOCK_MOVED]} Nothing was changed.")
 
 
 def _why(kept: Kept, *, once: str = "1 time") -> str:
@@ -222,6 +232,7 @@ def finish(report: PurgeReport, *, as_json: bool) -> None:
                 ],
                 "owed": report.owed,
                 "scrubbed": report.scrubbed,
+                "paused": report.paused,
             }
         )
     elif report.purged:
@@ -230,6 +241,9 @@ def finish(report: PurgeReport, *, as_json: bool) -> None:
         effects, done = _OWED[kind]
         still = f"{count(number, *effects)} still to be {done}"
         click.echo(f"Left: {still}; the worker goes on trying.", err=True)
+    if report.paused:
+        files = count(report.paused, "file waits", "files wait")
+        click.echo(f"Left: {files} until purging goes on: `sweeps resume`.", err=True)
     if not report.scrubbed:
         click.echo("Left: the database file is not scrubbed yet; the worker does it.", err=True)
     for account_id, kept in report.kept.items():
@@ -255,7 +269,7 @@ def pause(*, as_json: bool) -> None:
 
     By the workers and by `accounts purge`; only `ledger replay` still purges. A batch under way
     ends first, within seconds. Accounts can be deactivated and reactivated meanwhile, mails go out,
-    and what is due waits.
+    and what is due waits; so do files that are to be deleted.
 
     \b
     flask --app wsgi sweeps pause

@@ -28,7 +28,7 @@ from .console import (
     show_lines,
     yes_option,
 )
-from .purging import confirm, finish, progress_bar
+from .purging import confirm, finish, progress_bar, refusals
 from .words import count, stamp, table
 
 avatars_group = AppGroup(
@@ -89,7 +89,7 @@ def orphans(*, delete: bool, force: bool, yes: bool, as_json: bool) -> None:
 
     No account shows them, and nothing is to delete them. A restore from a backup forgets files;
     otherwise there should be none. Files younger than an hour may be uploads under way and are
-    passed over. Safe while everything runs.
+    passed over. Safe while everything runs. None is deleted while purging is paused.
 
     \b
     flask --app wsgi avatars orphans
@@ -99,6 +99,9 @@ def orphans(*, delete: bool, force: bool, yes: bool, as_json: bool) -> None:
     Exit codes: 0 there is none, or all are deleted; 1 there are some;
     2 bad usage.
     """
+    if delete:
+        with refusals():
+            services().purge_now.refuse_if_paused()
     with services().reading() as session:
         now = database_now(session)
     total = in_use = 0
@@ -289,7 +292,8 @@ def replay(*, dry_run: bool, yes: bool, as_json: bool) -> None:
     """Purge again whoever a restore brought back.
 
     By public id only: whoever has got an account's number since cannot be hit. Works while purging
-    is paused, so that nothing else is purged before you have looked.
+    is paused, so that nothing else is purged before you have looked; not by a clock that may be
+    wrong.
 
     \b
     flask --app wsgi ledger replay --dry-run
@@ -302,6 +306,6 @@ def replay(*, dry_run: bool, yes: bool, as_json: bool) -> None:
         planned = services().restore.plan()
     if not confirm(planned, dry_run=dry_run, yes=yes, as_json=as_json):
         return
-    with progress_bar(planned) as progress:
+    with refusals(), progress_bar(planned) as progress:
         report = services().purge_now.replay(planned, progress)
     finish(report, as_json=as_json)

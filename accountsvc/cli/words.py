@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from ..db.text import rfc3339
+from ..purge.clocks import ClocksDiffer
 
 DASH = "–"
 
@@ -147,3 +148,17 @@ def fields(values: Mapping[str, object]) -> Iterator[str]:
 def paused(since: datetime | None) -> str:
     """Return the sentence that purging is paused since a time, and what ends that."""
     return f"Purging is paused since {stamp(since)}. `sweeps resume` ends that."
+
+
+def clocks_differ(difference: ClocksDiffer) -> str:
+    """Return the sentence that two clocks differ, and what ends that."""
+    text = str(difference)
+    return f"{text[0].upper()}{text[1:]}. Nothing is purged until the wrong one is set right."
+
+
+def clock_moved(since: datetime) -> str:
+    """Return the sentence that the clock has stopped purging since a time, and what ends that."""
+    return (
+        f"The database's clock has moved: purging is stopped since {stamp(since)}, until it is "
+        "back. If it is right as it is, `sweeps allow --clock` ends that."
+    )

@@ -76,6 +76,9 @@ ACTIONS = frozenset(
         "purge.retried",
         "mail.given_up",
         "vault.rewrapped",
+        "clock.moved",
+        "clock.back",
+        "clock.allowed",
     }
 )
 

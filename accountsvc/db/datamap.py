@@ -14,6 +14,7 @@ from .models import (
     Account,
     AuditEvent,
     Base,
+    ClockReading,
     Effect,
     LegalHold,
     MailPace,
@@ -137,6 +138,14 @@ PLACES = (
         exported=None,
         not_exported_because="about the service, not about a person",
         kept_for="for good: two times",
+    ),
+    Place(
+        "clock_readings",
+        ClockReading,
+        Purge.KEPT,
+        exported=None,
+        not_exported_because="about the service's hosts, not about a person",
+        kept_for="90 days after a host has swept last",
     ),
 )
 

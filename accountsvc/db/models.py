@@ -298,6 +298,24 @@ class SweepMark(Base):
     at: Mapped[datetime]
 
 
+class ClockReading(Base):
+    """The database's clock as one host has seen it last, beside a clock that nobody can set.
+
+    ``boot`` names one life of the host. ``booted_at`` is the time that the database's clock showed,
+    or would have shown, when that began; ``read_at`` is when it was read.
+    """
+
+    __tablename__ = "clock_readings"
+
+    boot: Mapped[str] = mapped_column(String(32), primary_key=True)
+    booted_at: Mapped[datetime]
+    read_at: Mapped[datetime]
+    # While this is set in any row nothing is purged. It is the host's own mark: another host that
+    # began while the clock was wrong would find that all is well. It is the time that the clock
+    # should have shown, because the one that it showed may be years away.
+    moved_at: Mapped[datetime | None]
+
+
 class AuditEvent(Base):
     """One thing that happened, by public ids; no e-mail, name, address or free text."""
 

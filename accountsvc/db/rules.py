@@ -9,9 +9,9 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Exists, exists, false, func, select
+from sqlalchemy import ColumnElement, Exists, exists, false, func, or_, select
 
-from .models import Account, AuditEvent, LegalHold, PurgeFailure
+from .models import PAUSED, Account, AuditEvent, ClockReading, LegalHold, PurgeFailure, SweepMark
 
 # Accounts are purged, and listed, in this order, and a position is one account's sort key in it.
 # The id is a part of it: of two accounts that are due at once, a page's end would skip the second.
@@ -82,4 +82,11 @@ def comes_after(position: Position) -> ColumnElement[bool]:
     purge_at, account_id = position
     return (Account.purge_at > purge_at) | (
         (Account.purge_at == purge_at) & (Account.id > account_id)
+    )
+
+
+def purging_is_stopped() -> ColumnElement[bool]:
+    """Say whether an operator has paused purging, or the database's clock has moved."""
+    return or_(
+        exists().where(SweepMark.name == PAUSED), exists().where(ClockReading.moved_at.is_not(None))
     )

@@ -142,6 +142,14 @@ def _backlog(counts: Status) -> Iterator[Metric]:
     for kind, count in counts.owed.items():
         effects.add_metric([kind], count)
     yield effects
+    paused = GaugeMetricFamily(
+        "accountsvc_outbox_effects_paused",
+        "Effects that are due and wait until purging goes on, by kind.",
+        labels=["kind"],
+    )
+    for kind, count in counts.paused.items():
+        paused.add_metric([kind], count)
+    yield paused
     delayed = GaugeMetricFamily(
         "accountsvc_mails_delayed",
         "Mails that wait because their recipient has been mailed, by kind.",
@@ -168,4 +176,9 @@ def _sweeps(counts: Status) -> Iterator[Metric]:
         "accountsvc_purging_paused",
         "1 while an operator has paused purging.",
         value=counts.paused_at is not None,
+    )
+    yield GaugeMetricFamily(
+        "accountsvc_purging_stopped_by_clock",
+        "1 while the database's clock has moved.",
+        value=counts.clock_moved_at is not None,
     )

@@ -24,12 +24,17 @@ from sqlalchemy import select
 
 from ..adapters import objectstore
 from ..db import engine, outages, schema
+from ..purge import clocks
 from ..services import Services
 from . import status
 from .status import Status
 
 OK = "ok"
 WRONG_KEYS = "VAULT_KEYS opens none of the newest vault keys: add the key that wrapped them"
+CLOCK_MOVED = (
+    "has moved, so purging is stopped until it is back; if it is right as it is: "
+    "`accountsvc sweeps allow --clock`"
+)
 PURGED_ARE_BACK = "purged accounts are back, as after a restore: run `accountsvc ledger replay`"
 
 # All probes of one request may take so long together. A load balancer waits longer for its answer:
@@ -118,6 +123,7 @@ class Probes:
         self._schema = Probe(self._ask_schema)
         self._purged_stay_purged = Probe(self._ask_ledger, lifetime=LEDGER_ANSWER_KEPT)
         self._vault = Probe(self._ask_vault)
+        self._clock = Probe(self._ask_clock)
         self._parts = {
             "broker": Probe(self._ask_broker),
             "storage": Probe(services.avatars.check),
@@ -152,6 +158,7 @@ class Probes:
         parts = {name: probe.read(deadline) for name, probe in self._parts.items()}
         if needed.get("schema") == OK:
             parts["vault"] = self._vault.read(deadline)
+            parts["clock"] = self._clock.read(deadline)
         # The ledger answers two questions: can it be written, and is anybody of it back. The second
         # is the worse one, and would be hidden by an ``ok`` of the first.
         if needed.get("ledger") == PURGED_ARE_BACK:
@@ -184,6 +191,7 @@ class Probes:
                 "late": late,
                 "paused": counts.paused_at is not None,
                 "paused_at": counts.paused_at,
+                "clock_moved_at": counts.clock_moved_at,
             }
             backlog = {
                 "due": counts.due,
@@ -193,6 +201,7 @@ class Probes:
                 "unexplained": counts.unexplained,
                 "oldest_overdue_seconds": round(counts.overdue.total_seconds()),
                 "owed": dict(counts.owed),
+                "paused": dict(counts.paused),
                 "delayed": dict(counts.delayed),
                 "unscrubbed": counts.unscrubbed if self._services.settings.is_sqlite else 0,
             }
@@ -219,15 +228,19 @@ class Probes:
             raise
 
     def _sweeps_are_late(self, counts: Status) -> bool:
-        """Say whether sweeps should have run and did not; while purging is paused they are not."""
-        if counts.paused_at is not None:
+        """Say whether sweeps should have run and did not; while purging is stopped they are not."""
+        if counts.paused_at is not None or counts.clock_moved_at is not None:
             return False
         # With an interval of a second, as tests and demonstrations have it, five of them are no
         # time at all: any busy moment would look like an outage.
         interval = max(self._services.settings.sweep_interval, PROBE_PATIENCE)
         longest = SWEEPS_MISSED * interval
         last_at = counts.swept_at
-        return counts.overdue > longest or (last_at is not None and counts.at - last_at > longest)
+        # A clock that was ahead leaves a mark of a time to come: by it alone, sweeps that stand
+        # still would not be late until then.
+        return counts.overdue > longest or (
+            last_at is not None and abs(counts.at - last_at) > longest
+        )
 
     def _ask_database(self) -> None:
         with self._services.reading() as session:
@@ -242,6 +255,13 @@ class Probes:
 
     def _ask_ledger(self) -> str | None:
         return PURGED_ARE_BACK if self._services.restore.purged_are_back() else None
+
+    def _ask_clock(self) -> str | None:
+        differs = self._services.clocks.differ()
+        if differs is not None:
+            return f"{differs}, so nothing is purged: set the wrong one right"
+        with self._services.reading() as session:
+            return None if clocks.stopped_at(session) is None else CLOCK_MOVED
 
     def _ask_vault(self) -> str | None:
         return None if self._services.vault_keys_fit() else WRONG_KEYS

@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 from ..db import rules
 from ..db.models import Account, PurgeFailure, Receipt
 from ..outbox import pacing, queue
-from ..purge import brake, failures
+from ..purge import brake, clocks, failures
 
 
 @dataclass(frozen=True)
@@ -24,8 +24,10 @@ class Status:
     to accept them, ``failing`` for their next try and ``stuck`` for a person, each counted once;
     the others are for the next sweep, and ``overdue`` is how long the oldest of these has waited.
     ``unexplained`` counts those in their grace period and under a hold, too. ``owed`` counts
-    effects that are due, by kind; ``delayed`` counts mails that wait for their turn; ``unscrubbed``
-    counts receipts. ``troubled_ids`` are the first failing or stuck accounts.
+    effects that are due, by kind, and ``paused`` those of them that wait until purging goes on;
+    ``delayed`` counts mails that wait for their turn; ``unscrubbed`` counts receipts.
+    ``troubled_ids`` are the first failing or stuck accounts. ``clock_moved_at`` is when the clock
+    has stopped purging.
     """
 
     at: datetime
@@ -39,10 +41,12 @@ class Status:
     unexplained_due: int
     overdue: timedelta
     owed: Mapping[str, int]
+    paused: Mapping[str, int]
     delayed: Mapping[str, int]
     last_purged_at: datetime | None
     swept_at: datetime | None
     paused_at: datetime | None
+    clock_moved_at: datetime | None
     unscrubbed: int
     troubled_ids: tuple[int, ...]
 
@@ -69,6 +73,7 @@ def read(
     oldest = session.scalar(
         select(func.min(Account.purge_at)).where(is_due, ~held, ~failed, explained)
     )
+    owed = queue.count_owed(session, now)
     return Status(
         at=now,
         active=count(rules.is_active()) if count_active else None,
@@ -80,11 +85,13 @@ def read(
         unexplained=count(rules.is_unexplained()),
         unexplained_due=count(is_due, ~held, ~explained),
         overdue=timedelta() if oldest is None else now - oldest,
-        owed=queue.count_owed(session, now),
+        owed=owed,
+        paused={kind: count for kind, count in owed.items() if queue.waits(session, kind)},
         delayed=pacing.count_delayed(session, now),
         last_purged_at=session.scalar(select(func.max(Receipt.purged_at))),
         swept_at=brake.swept_at(session),
         paused_at=brake.paused_at(session),
+        clock_moved_at=clocks.stopped_at(session),
         unscrubbed=session.scalar(
             select(func.count()).select_from(Receipt).where(Receipt.scrubbed_at.is_(None))
         )

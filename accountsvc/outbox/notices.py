@@ -24,7 +24,7 @@ from .payloads import CURRENT, PREVIOUS, AccountMail, AddressedMail, ReminderMai
 
 SCHEDULED = "mail.scheduled"
 DATE_MOVED = "mail.date_moved"
-REMINDER = "mail.reminder"
+REMINDER = queue.REMINDER
 REACTIVATED = "mail.reactivated"
 PURGED = "mail.purged"
 ADDRESS_CHANGED = "mail.address_changed"

@@ -16,12 +16,24 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import structlog
-from sqlalchemy import Select, delete, func, insert, select, tuple_, update
+from sqlalchemy import (
+    ColumnElement,
+    Select,
+    and_,
+    delete,
+    func,
+    insert,
+    or_,
+    select,
+    tuple_,
+    update,
+)
 from sqlalchemy.orm import Session
 
+from ..db import rules
 from ..db.engine import Clock, Database
 from ..db.models import Effect
-from ..db.rows import change
+from ..db.rows import change, chunks
 from ..errors import Unavailable
 from .payloads import FileDeletion, Payload
 
@@ -30,6 +42,7 @@ log = structlog.get_logger(__name__)
 DELETE_FILE = "file.delete"
 LEDGER = "ledger.append"
 MAIL_PREFIX = "mail."
+REMINDER = f"{MAIL_PREFIX}reminder"
 # This kind is never committed, so it needs no handler.
 DECOY = "decoy"
 
@@ -47,6 +60,8 @@ LONGEST_RETRY = timedelta(hours=1)
 # Nobody is purged while the ledger is behind. With pauses of an hour, purging would stand still for
 # up to an hour after the ledger has been mended.
 LONGEST_LEDGER_RETRY = timedelta(minutes=1)
+# A mail that was refused, or whose recipient has been mailed often, waits so long at most.
+LONGEST_MAIL_RETRY = timedelta(days=1)
 
 
 @dataclass(frozen=True)
@@ -180,6 +195,11 @@ def count_owed(session: Session, now: datetime) -> dict[str, int]:
     return dict(iter(rows))
 
 
+def waits(session: Session, kind: str) -> bool:
+    """Say whether effects of *kind* wait because purging is stopped: a file is as gone as a row."""
+    return kind == DELETE_FILE and bool(session.scalar(select(rules.purging_is_stopped())))
+
+
 def is_behind(session: Session, kind: str, now: datetime) -> bool:
     """Say whether an effect of *kind* has been tried in vain and still waits.
 
@@ -193,6 +213,48 @@ def is_behind(session: Session, kind: str, now: datetime) -> bool:
         .limit(1)
     )
     return effect_id is not None
+
+
+def heal(database: Database, clock: Clock) -> int:
+    """Have due now what a clock that was ahead has put off; return how many effects that were.
+
+    No lease and no pause is longer than its kind's longest, so what has been tried and waits longer
+    was put off by such a clock. So was what was to be done at once and is from a time to come. A
+    reminder lies weeks ahead by right, and only a failure puts it off.
+    """
+    with database.reading() as session:
+        now = clock(session)
+        # Every sweep asks this: as an UPDATE it would take SQLite's write lock each time.
+        ids = session.scalars(select(Effect.id).where(_is_put_off(now))).all()
+    if not ids:
+        return 0
+    with database.writing() as session:
+        now = clock(session)
+        healed = sum(
+            change(
+                session,
+                update(Effect)
+                .where(Effect.id.in_(chunk), _is_put_off(now))
+                .values(deliver_after=now),
+            )
+            for chunk in chunks(ids)
+        )
+    log.warning("effects put off by a clock that was ahead are due", count=healed)
+    return healed
+
+
+def _is_put_off(now: datetime) -> ColumnElement[bool]:
+    of_a_mail = Effect.kind.startswith(MAIL_PREFIX, autoescape=True)
+    after_a_failure = or_(Effect.last_error.is_not(None), Effect.kind != REMINDER)
+    too_far = or_(
+        and_(Effect.kind == LEDGER, Effect.deliver_after > now + LEASE),
+        and_(Effect.kind != LEDGER, ~of_a_mail, Effect.deliver_after > now + LONGEST_RETRY),
+        and_(of_a_mail, after_a_failure, Effect.deliver_after > now + LONGEST_MAIL_RETRY),
+    )
+    to_be_done_at_once = and_(
+        Effect.attempts == 0, Effect.created_at > now, Effect.deliver_after <= Effect.created_at
+    )
+    return or_(and_(Effect.attempts > 0, too_far), to_be_done_at_once)
 
 
 def deliver(
@@ -210,7 +272,8 @@ def deliver(
     Of each kind the oldest come first, and the kinds take turns. Returns after about *seconds*, or
     when nothing more is due; ``more`` says that something may be. Mails are claimed one at a time,
     so that a slow server holds up only its own lease. A failing effect is tried again with growing
-    pauses and never stands in the way of the others. Safe beside itself. Raises the database's own
+    pauses and never stands in the way of the others. Files wait while purging is stopped, and no
+    try of theirs is counted. Safe beside itself. Raises the database's own
     errors only; a handler's failure is counted.
     """
     result = DeliveryResult()
@@ -258,9 +321,12 @@ def _failing_last(database: Database, kinds: list[str]) -> list[str]:
 def _claim(database: Database, clock: Clock, kind: str, size: int) -> dict[int, Owed] | None:
     """Lease up to *size* effects, by their row's id.
 
-    Returns None when none is due, and an empty mapping when all that were due had expired.
+    Returns None when none is due or the kind waits, and an empty mapping when all that were due had
+    expired.
     """
     with database.writing() as session:
+        if waits(session, kind):
+            return None
         now = clock(session)
         rows = session.scalars(
             select(Effect)
@@ -360,6 +426,9 @@ def _rescheduled(effect: Owed, outcome: Outcome, now: datetime) -> dict[str, Any
     values: dict[str, Any] = {}
     if effect.uid in outcome.later:
         again_at = outcome.later[effect.uid]
+        # It has not failed this time. A reminder with an error that lies weeks ahead would be
+        # taken for one that a wrong clock has put off, and be asked about at each sweep.
+        values["last_error"] = None
     else:
         again_at = now + retry_pause(effect.attempts, effect.kind)
         values["last_error"] = outcome.failed[effect.uid][:100]

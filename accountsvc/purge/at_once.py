@@ -28,6 +28,7 @@ from ..outbox import notices, queue
 from ..outbox.pacing import is_delayed
 from . import brake, claim, failures
 from .claim import PlannedPurge
+from .clocks import ClockMoved, Clocks, ClocksDiffer
 from .restore import Restore
 from .sweep import Progress
 
@@ -67,12 +68,16 @@ class Obstacle(Enum):
     PAUSED = auto()
     LEDGER_BEHIND = auto()
     PURGED_ARE_BACK = auto()
+    CLOCKS_DIFFER = auto()
+    CLOCK_MOVED = auto()
 
 
 _STOPS: Mapping[type[brake.Refused], Obstacle] = {
     brake.PurgingPaused: Obstacle.PAUSED,
     brake.LedgerBehind: Obstacle.LEDGER_BEHIND,
     brake.PurgedAreBack: Obstacle.PURGED_ARE_BACK,
+    ClocksDiffer: Obstacle.CLOCKS_DIFFER,
+    ClockMoved: Obstacle.CLOCK_MOVED,
 }
 
 
@@ -98,13 +103,15 @@ class PurgeReport:
 
     ``purged`` says by the receipts what was destroyed; ``kept`` names by id who was not purged, and
     why. ``owed`` counts by kind what is still to be delivered for those who were purged, and
-    ``scrubbed`` says whether nothing of them is left in the database's file.
+    ``scrubbed`` says whether nothing of them is left in the database's file. ``paused`` counts
+    files whose deletion waits until purging goes on, as after a replay while it is paused.
     """
 
     purged: list[PlannedPurge] = field(default_factory=list)
     kept: dict[int, Kept] = field(default_factory=dict)
     owed: dict[str, int] = field(default_factory=dict)
     scrubbed: bool = True
+    paused: int = 0
 
 
 @dataclass(frozen=True)
@@ -117,6 +124,7 @@ class PurgeNow:
 
     database: Database
     restore: Restore
+    clocks: Clocks
     sweep: Sweep
     deliver: Deliver
     scrub: Callable[[], bool]
@@ -124,10 +132,15 @@ class PurgeNow:
     max_attempts: int
 
     def refuse_if_stopped(self) -> None:
-        """Raise PurgingPaused, LedgerBehind or PurgedAreBack where a purge would do so."""
+        """Raise whatever is Refused, where a purge would do so."""
+        self.refuse_if_paused()
+        self.restore.refuse_after_restore()
+
+    def refuse_if_paused(self) -> None:
+        """Raise PurgingPaused, ClocksDiffer or ClockMoved, while neither rows nor files may go."""
+        self.clocks.look()
         with self.database.reading() as session:
             brake.heed_pause(session)
-        self.restore.refuse_after_restore()
 
     def plan_due(self) -> list[PlannedPurge]:
         """Return what :meth:`purge_due` would destroy, oldest first; change nothing."""
@@ -187,8 +200,11 @@ class PurgeNow:
         """Purge again whom a restore has brought back, active or not, also while purging is paused.
 
         Whoever is unexplained too: the ledger's line is the promise, and the event that makes them
-        due is its witness. An account that may not be purged keeps no other from it.
+        due is its witness. An account that may not be purged keeps no other from it. Raises
+        ClocksDiffer or ClockMoved before anything is changed: the times in the new receipts would
+        be wrong for good.
         """
+        self.clocks.look()
         kept: dict[int, Kept] = {}
         for chunk in rows.chunks(planned):
             with self.database.writing() as session:
@@ -220,6 +236,9 @@ class PurgeNow:
                 report.kept[plan.account_id] = kept
         if report.purged:
             report.owed = self._deliver(list(receipts))
+            with self.database.reading() as session:
+                if queue.waits(session, queue.DELETE_FILE):
+                    report.paused = report.owed.pop(queue.DELETE_FILE, 0)
             report.scrubbed = not report.owed and self._scrub(list(receipts))
         return report
 
@@ -328,7 +347,8 @@ class PurgeNow:
     def _owed(self, public_ids: Sequence[uuid.UUID]) -> tuple[dict[str, int], int]:
         """Count what is owed for purged accounts, by kind, and how much of it will not move soon.
 
-        That was tried in vain, or is a mail that waits for its turn.
+        That was tried in vain, is a mail that waits for its turn, or a file while purging is
+        stopped.
         """
         owed: dict[str, int] = {}
         failed = 0
@@ -336,6 +356,8 @@ class PurgeNow:
         conditions = [of_the_purge & Effect.subject.in_(chunk) for chunk in rows.chunks(public_ids)]
         with self.database.reading() as session:
             waits = Effect.last_error.is_not(None) | is_delayed(database_now(session))
+            if queue.waits(session, queue.DELETE_FILE):
+                waits |= Effect.kind == queue.DELETE_FILE
             for condition in [Effect.kind == queue.LEDGER, *conditions]:
                 for kind, count, tried in session.execute(
                     select(Effect.kind, func.count(), func.count().filter(waits))

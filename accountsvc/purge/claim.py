@@ -13,6 +13,7 @@ from sqlalchemy.orm import Session
 from ..db import rules
 from ..db.models import Account, LegalHold, PurgeFailure, SavedPassword
 from ..db.rows import chunks
+from .failures import LONGEST_RETRY
 
 
 @dataclass(frozen=True)
@@ -127,8 +128,10 @@ def _propose(
     )
     if max_attempts is not None:
         query = query.where(
+            # A retry that is further ahead than any pause was set by a clock that was ahead.
             ~rules.has_failed(
-                (PurgeFailure.retry_at > now) | (PurgeFailure.attempts >= max_attempts)
+                ((PurgeFailure.retry_at > now) & (PurgeFailure.retry_at <= now + LONGEST_RETRY))
+                | (PurgeFailure.attempts >= max_attempts)
             )
         )
     return query if only is None else query.where(Account.id.in_(only))

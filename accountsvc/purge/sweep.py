@@ -30,6 +30,7 @@ from ..db.outages import is_outage
 from . import brake, claim, erase, failures
 from .brake import LedgerBehind, Refused
 from .claim import PlannedPurge
+from .clocks import ClockMoved, Clocks, Reading
 from .restore import Restore
 
 log = structlog.get_logger(__name__)
@@ -91,6 +92,9 @@ class Sweep:
 
     Nothing is purged after a *restore* that was not replayed: whoever came back, or was put under a
     hold, after the backup was made is due again without it. None: that is not looked at.
+
+    Nobody is purged by a clock that *clocks* do not believe, in a replay neither. None: all are
+    believed.
     """
 
     database: Database
@@ -101,6 +105,7 @@ class Sweep:
     only: Collection[int] | None = None
     although_paused: bool = False
     by: Actor = SYSTEM_ACTOR
+    clocks: Clocks | None = None
     result: SweepResult = field(default_factory=SweepResult, init=False)
 
     def __post_init__(self) -> None:
@@ -108,6 +113,7 @@ class Sweep:
         # An operator who names an account wants it tried now, so that neither the time of its next
         # try nor the limit of attempts counts.
         self._max_attempts = self.rules.max_attempts if self.only is None else None
+        self._reading: Reading | None = None
 
     def run(self, *, seconds: float | None = None, progress: Progress | None = None) -> SweepResult:
         """Purge until nothing due remains, the limit is reached, or about *seconds* have passed.
@@ -119,10 +125,22 @@ class Sweep:
         and after each, and a batch does not begin while it is behind. A sweep over all that is due
         leaves its time as :func:`brake.swept_at`.
 
-        Raises PurgedAreBack after a restore; LedgerBehind; PurgingPaused from the first batch after
-        :func:`brake.pause` on; and the database's own error if no sweep can run at all. What was
-        purged before stays purged.
+        Raises ClocksDiffer and ClockMoved before a batch whose clock may be wrong; PurgedAreBack
+        after a restore; LedgerBehind; PurgingPaused from the first batch after :func:`brake.pause`
+        on; and the database's own error if no sweep can run at all. What was purged before stays
+        purged.
         """
+        if self.clocks is None:
+            return self._run(seconds, progress)
+        self._reading = self.clocks.look()
+        try:
+            return self._run(seconds, progress)
+        except ClockMoved:
+            # The batch that has seen it is rolled back, and a mark in it would be too.
+            self.clocks.look(self._reading)
+            raise
+
+    def _run(self, seconds: float | None, progress: Progress | None) -> SweepResult:
         stop_at = None if seconds is None else time.monotonic() + seconds
         # This reads the newest batches of the ledger: with nobody due, a tick each minute would pay
         # for nothing but that.
@@ -145,7 +163,10 @@ class Sweep:
             self._require_ledger()
         if self.only is None:
             with self.database.writing() as session:
-                brake.mark(session, SWEPT, self.clock(session))
+                now = self.clock(session)
+                brake.mark(session, SWEPT, now)
+                if self.clocks is not None and self._reading is not None:
+                    self.clocks.keep(session, now, self._reading)
             if not self.result.more:
                 self._tell_unexplained()
         return self.result
@@ -231,6 +252,8 @@ class Sweep:
         now = self.clock(session)
         if not self.although_paused:
             brake.heed_pause(session)
+        if self.clocks is not None and self._reading is not None:
+            self.clocks.heed(session, now, self._reading)
         return now, claim.lock_due(session, now, size, only, self._max_attempts)
 
     def _erase(

@@ -16,10 +16,14 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from accountsvc.config import ConfigError
 from accountsvc.db.audit import OPERATOR_ACTOR
+from accountsvc.db.engine import database_now
+from accountsvc.db.models import SWEPT, ClockReading
 from accountsvc.db.schema import downgrade
 from accountsvc.monitoring import probes
 from accountsvc.monitoring.probes import PURGED_ARE_BACK, WRONG_KEYS, Probe, Probes
+from accountsvc.outbox import queue
 from accountsvc.purge import brake
+from accountsvc.purge.clocks import Clocks, ClocksDiffer
 from tests.conftest import NewApp
 from tests.support.factories import (
     VAULT_KEY,
@@ -34,7 +38,7 @@ from tests.support.factories import (
     services_of,
     variables,
 )
-from tests.support.moments import now
+from tests.support.moments import NOW, now
 from tests.support.servers import free_port
 from tests.support.state import everything
 
@@ -229,6 +233,8 @@ def test_sweeps_that_stopped_are_late_though_nothing_is_due(
 
 def test_a_pause_is_shown_and_is_no_fault(app: APIFlask, client: FlaskClient) -> None:
     with services_of(app).writing() as session:
+        owed_now = database_now(session)
+        queue.record(session, queue.DELETE_FILE, subject=None, now=owed_now)
         brake.pause(session, by=OPERATOR_ACTOR)
 
     status = client.get("/statusz").json
@@ -237,7 +243,58 @@ def test_a_pause_is_shown_and_is_no_fault(app: APIFlask, client: FlaskClient) ->
     assert status["status"] == "ok"
     assert status["sweep"]["paused"] is True
     assert status["sweep"]["paused_at"].endswith("Z")
-    assert metrics(client)["accountsvc_purging_paused", ()] == 1
+    seen = metrics(client)
+    assert seen["accountsvc_purging_paused", ()] == 1
+    assert status["backlog"]["paused"] == {"file.delete": 1}
+    assert seen["accountsvc_outbox_effects_paused", ("file.delete",)] == 1
+
+
+def test_a_clock_that_has_moved_is_a_part_that_fails(app: APIFlask, client: FlaskClient) -> None:
+    fine = client.get("/statusz").json
+    with services_of(app).writing() as session:
+        session.add(ClockReading(boot="b", booted_at=NOW, read_at=NOW, moved_at=NOW))
+    status = Probes(services_of(app)).describe()
+    seen = metrics(client)
+
+    assert fine is not None
+    assert fine["parts"]["clock"] == "ok"
+    assert fine["sweep"]["clock_moved_at"] is None
+    assert status["status"] == "degraded"
+    assert "`accountsvc sweeps allow --clock`" in status["parts"]["clock"]
+    assert status["sweep"]["clock_moved_at"] == NOW
+    assert status["sweep"]["late"] is False
+    assert seen["accountsvc_purging_stopped_by_clock", ()] == 1
+
+
+def test_two_clocks_that_differ_are_a_part_that_fails(
+    app: APIFlask, client: FlaskClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        Clocks, "_differs", lambda *_: ClocksDiffer("this host", timedelta(minutes=6))
+    )
+
+    status = client.get("/statusz").json
+
+    assert status is not None
+    assert status["parts"]["clock"] == (
+        "the database's clock is 360 s ahead of the one of this host, so nothing is purged: "
+        "set the wrong one right"
+    )
+    assert client.get("/readyz").status_code == 200
+
+
+def test_a_mark_of_a_time_to_come_is_late_like_an_old_one(
+    app: APIFlask, client: FlaskClient
+) -> None:
+    services_of(app).sweep()
+    to_come = now(services_of(app)) + timedelta(days=10)
+    with services_of(app).writing() as session:
+        brake.mark(session, SWEPT, to_come)
+
+    status = client.get("/statusz").json
+
+    assert status is not None
+    assert status["sweep"]["late"] is True
 
 
 def test_a_stuck_account_is_loud_but_the_web_serves(

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +25,11 @@ from accountsvc.adapters.avatarstore import new_key
 from accountsvc.db import rows
 from accountsvc.db.audit import OPERATOR_ACTOR
 from accountsvc.db.engine import database_now
-from accountsvc.db.models import Receipt
+from accountsvc.db.models import ClockReading, Receipt
 from accountsvc.outbox import queue
 from accountsvc.outbox.payloads import FileDeletion
 from accountsvc.purge import brake
+from accountsvc.purge.clocks import Clocks, ClocksDiffer
 from accountsvc.services import Services
 from tests.cli.conftest import Run
 from tests.support.factories import (
@@ -440,7 +441,9 @@ def test_a_pause_while_the_command_waits_is_a_sentence_and_loses_no_report(
     assert document(result)["left"] == [
         {"id": ann.id, "reason": "Purging was paused meanwhile. `sweeps resume` ends that."}
     ]
-    assert services_of(app).avatars.open(eve.avatar) is None
+    # The file waits for the end of the pause, as all files do.
+    assert document(result)["paused"] == 1
+    assert document(result)["owed"] == {}
     dispose(app)
 
 
@@ -768,6 +771,92 @@ def test_status_counts_what_is_due_overdue_held_and_owed(
     assert re.search(r"^overdue +\d+ d( \d+ h)?$", words.stdout, re.MULTILINE)
 
 
+def test_purge_and_status_say_that_the_clock_has_moved_and_one_command_ends_it(
+    app: APIFlask, run: Run, ann: Person
+) -> None:
+    make_due(services_of(app), ann)
+    services_of(app).sweep(only=[0])
+    assert run("sweeps", "allow", "--clock").stdout == "No clock has stopped purging.\n"
+    clock_moved(services_of(app))
+
+    refused = [
+        run("accounts", "purge", "--expired", "--yes"),
+        run("accounts", "purge", str(ann.id), "--yes"),
+    ]
+    status = run("accounts", "status")
+    shown = document(run("accounts", "status", "--json"))
+    asked = run("sweeps", "allow", "--clock")
+    nothing_said = run("sweeps", "allow", "--yes")
+
+    for result in refused:
+        assert result.exit_code == 1
+        assert "The database's clock has moved." in result.stderr
+        assert "`sweeps allow --clock`. Nothing was changed." in result.stderr
+    assert "purging is stopped since 2026-11-20T00:00:00Z, until it is back." in status.stderr
+    assert shown["clock_moved_at"] == "2026-11-20T00:00:00Z"
+    assert asked.exit_code == nothing_said.exit_code == 2
+    assert read_account(services_of(app), ann.id) is not None
+
+    allowed = run("sweeps", "allow", "--clock", "--yes", "--json")
+    assert document(allowed) == {"changed": True}
+    assert run("accounts", "purge", "--expired", "--yes").exit_code == 0
+
+
+def test_orphans_are_not_deleted_while_purging_is_stopped(app: APIFlask, run: Run) -> None:
+    key = new_key()
+    services_of(app).avatars.put(key, b"x")
+    then = time.time() - 7200
+    (path,) = (services_of(app).settings.instance_path / "media").rglob("*.webp")
+    os.utime(path, (then, then))
+    delete = ("avatars", "orphans", "--delete", "--force", "--yes")
+    run("sweeps", "pause")
+
+    paused = run(*delete)
+    run("sweeps", "resume")
+    clock_moved(services_of(app))
+    stopped = run(*delete)
+    listed = run("avatars", "orphans")
+
+    assert paused.exit_code == stopped.exit_code == listed.exit_code == 1
+    assert "`sweeps resume` ends that. Nothing was changed." in paused.stderr
+    assert "`sweeps allow --clock`. Nothing was changed." in stopped.stderr
+    assert key in listed.stdout
+    assert path.exists()
+    assert effects(services_of(app), queue.DELETE_FILE) == []
+    run("sweeps", "allow", "--clock", "--yes")
+    assert run(*delete).exit_code == 0
+    assert not path.exists()
+
+
+def test_purge_and_status_say_which_clocks_differ(
+    app: APIFlask, run: Run, ann: Person, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_due(services_of(app), ann)
+    differs = ClocksDiffer("Redis", timedelta(minutes=-6))
+    monkeypatch.setattr(Clocks, "_differs", lambda *_: differs)
+    said = (
+        "The database's clock is 360 s behind the one of Redis. "
+        "Nothing is purged until the wrong one is set right."
+    )
+
+    refused = run("accounts", "purge", str(ann.id), "--yes")
+    status = run("accounts", "status")
+
+    assert refused.exit_code == 1
+    assert refused.stderr == f"Error: {said} Nothing was changed.\n"
+    assert f"{said}\n" in status.stderr
+    assert read_account(services_of(app), ann.id) is not None
+    clock_moved(services_of(app))
+    assert run("sweeps", "allow", "--clock", "--yes").exit_code == 1
+
+
+def clock_moved(services: Services) -> None:
+    """Let another host have found that the clock has moved."""
+    then = datetime(2026, 11, 20, tzinfo=UTC)
+    with services.writing() as session:
+        session.add(ClockReading(boot="another", booted_at=then, read_at=then, moved_at=then))
+
+
 def test_the_commands_say_what_they_did_and_purge_says_why_it_does_not(
     app: APIFlask, run: Run, ann: Person
 ) -> None:
@@ -896,10 +985,15 @@ def test_replay_works_while_everything_else_is_paused(
     make_due(services_of(app), bob)
     run("sweeps", "pause")
 
+    began = time.monotonic()
     real = run("ledger", "replay", "--yes", "--json")
 
     assert real.exit_code == 0, real.output
     assert [one["public_id"] for one in document(real)["purged"]] == [str(ann.public_id)]
+    # The file waits as all files do, and nobody waits for it.
+    assert document(real)["paused"] == 1
+    assert real.stderr.endswith("Left: 1 file waits until purging goes on: `sweeps resume`.\n")
+    assert time.monotonic() - began < 8
     # Who is due waits until somebody has looked: a hold or a return may be lost with the backup.
     assert read_account(services_of(app), bob.id) is not None
 

@@ -19,8 +19,8 @@ from click.testing import Result
 from accountsvc.accounts import profiles
 from accountsvc.adapters.avatarstore import new_key
 from accountsvc.cli import groups
-from accountsvc.cli.accounts import EFFECTS
 from accountsvc.cli.purging import OBSTACLES
+from accountsvc.cli.status import EFFECTS
 from accountsvc.db.models import Account
 from accountsvc.purge.at_once import Obstacle
 from tests.cli.conftest import Run
@@ -74,16 +74,16 @@ def sign_up(app: APIFlask, name: str, email: str, *, staff: bool = False) -> Acc
 
 
 def fail_to_purge(app: APIFlask, account_id: int, *, attempts: int = 1) -> None:
-    """Let the purge of an account have failed, with the next try far away."""
+    """Let the purge of an account have failed, with the next try in hours."""
     run_sql(
         services_of(app),
         "INSERT INTO purge_failures"
         " (account_id, attempts, failed_at, retry_at, error, constraint_name)"
-        " VALUES (:id, :attempts, :then, :later, 'IntegrityError', 'stray_account_id_fkey')",
+        " VALUES (:id, :attempts, :then, datetime('now', '+5 hours') || '.000000',"
+        " 'IntegrityError', 'stray_account_id_fkey')",
         id=account_id,
         attempts=attempts,
         then=THEN,
-        later="2099-01-01 00:00:00.000000",
     )
 
 
@@ -493,10 +493,12 @@ def test_json_of_status_keeps_every_byte(app: APIFlask, run: Run, ann: Person) -
             "unexplained": 0,
             "overdue_seconds": 0,
             "owed": {"mail.scheduled": 1},
+            "paused": {},
             "delayed": {},
             "last_purged_at": None,
             "swept_at": None,
             "paused_at": None,
+            "clock_moved_at": None,
             "unscrubbed": 0,
             "troubled": [1],
         }
@@ -528,6 +530,7 @@ def test_json_of_a_purge_keeps_every_byte(app: APIFlask, run: Run, ann: Person) 
             ],
             "owed": {},
             "scrubbed": True,
+            "paused": 0,
         }
     )
 

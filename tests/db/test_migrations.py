@@ -121,6 +121,7 @@ ROWS: dict[str, dict[str, list[dict[str, Any]]]] = {
             {"at": EARLY, "action": "purged", "actor_kind": "system", "details": '{"files": 1}'}
         ],
     },
+    "0005": {"clock_readings": [{"boot": "b" * 32, "booted_at": EARLY, "read_at": LATE}]},
     "0003": {
         "mail_paces": [
             {"recipient": "d" * 64, "kind": "mail.purged", "sent": "{}", "last_at": EARLY}

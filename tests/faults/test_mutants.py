@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import replace
 from datetime import datetime, timedelta
 from functools import partial
 from pathlib import Path
@@ -13,20 +15,25 @@ import pytest
 from sqlalchemy import delete, select, true
 from sqlalchemy.orm import Session
 
-from accountsvc import services
 from accountsvc.db import rules
 from accountsvc.db.audit import Actor
 from accountsvc.db.engine import Clock, Database
 from accountsvc.db.models import Account, Effect, SavedPassword
 from accountsvc.outbox import queue
 from accountsvc.outbox.queue import Owed
-from accountsvc.purge import erase
+from accountsvc.purge import claim, clocks, erase
+from accountsvc.purge.brake import Refused
 from accountsvc.purge.claim import PlannedPurge
+from accountsvc.purge.clocks import Clocks, Reading
+from accountsvc.services import Services, build_services
 from accountsvc.web import db
 from tests.faults.injection import Fault, Kind
 from tests.faults.suite import Result, inject, world
 from tests.faults.world import World
-from tests.support.factories import services_of
+from tests.support.clocks import MovableClock, movable_clock
+from tests.support.factories import insert_account, make_settings, services_of
+from tests.support.moments import now
+from tests.support.state import read_account
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:This process .* is multi-threaded:DeprecationWarning"
@@ -55,9 +62,17 @@ def a_commit_too_early(_here: World) -> None:
 
 
 def a_clock_that_is_ahead(_here: World) -> None:
-    """Believe a host's clock that is a month ahead, instead of the database's."""
-    clock = services.database_now
-    services.database_now = lambda session: clock(session) + timedelta(days=30)
+    """Believe a clock that is a month ahead for who is due, behind the back of what compares clocks."""
+    lock_due, decide = claim.lock_due, claim.decide
+    month = timedelta(days=30)
+
+    def locked(session: Session, now: datetime, *rest: Any) -> list[int]:
+        return lock_due(session, now + month, *rest)
+
+    def decided(session: Session, proposed: Sequence[int], now: datetime) -> list[PlannedPurge]:
+        return decide(session, proposed, now + month)
+
+    claim.lock_due, claim.decide = locked, decided
 
 
 def no_witness_asked(_here: World) -> None:
@@ -162,3 +177,71 @@ def test_each_mutant_is_caught_and_none_is_seen_without_one(
     assert innocent.injected.total() == 1
     assert innocent.violations == []
     assert any(broken in one for one in guilty.violations), guilty.violations
+
+
+# Clocks ----------------------------------------------------------------------------------------
+
+
+def a_mark_that_is_not_read(change: pytest.MonkeyPatch) -> None:
+    """Purge although another host has found that the clock has moved."""
+    change.setattr(clocks, "stopped_at", lambda _session: None)
+
+
+def a_clock_that_is_not_measured(change: pytest.MonkeyPatch) -> None:
+    """Take any time of the database's clock for the one that comes next."""
+    change.setattr(Reading, "has_moved", lambda *_: False)
+
+
+def a_mark_that_stays(change: pytest.MonkeyPatch) -> None:
+    """Never find that the clock is back."""
+    change.setattr(Clocks, "_go_on", lambda *_: True)
+
+
+CLOCK_MUTANTS = {
+    a_mark_that_is_not_read: "waiting was purged by another host",
+    a_clock_that_is_not_measured: "waiting was purged by this host",
+    a_mark_that_stays: "due was not purged after all",
+}
+
+
+def clock_violations(here: Services, clock: MovableClock) -> list[str]:
+    """Let the clocks of all jump and come back; return what was not as promised."""
+    this_host = replace(here, clocks=replace(here.clocks, host_clock=clock.now))
+    with suppress(Refused):
+        this_host.sweep()
+    # It has seen nothing before the jump.
+    other_host = replace(this_host, clocks=replace(this_host.clocks, boot="another"))
+    waiting = insert_account(here, "waiting", purge_at=now(here) + timedelta(days=7))
+    due = insert_account(here, "due", purge_at=now(here) - timedelta(days=1))
+    found = []
+    clock.move(timedelta(days=10))
+    for name, host in (("this", this_host), ("another", other_host)):
+        with suppress(Refused):
+            host.sweep()
+        if read_account(here, waiting.id) is None:
+            return [f"waiting was purged by {name} host"]
+    clock.move(timedelta())
+    with suppress(Refused):
+        this_host.sweep()
+    if read_account(here, due.id) is not None:
+        found.append("due was not purged after all")
+    return found
+
+
+@pytest.mark.parametrize("mutant", [None, *CLOCK_MUTANTS])
+def test_each_mutant_of_the_clocks_is_caught(
+    database_url: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    mutant: Callable[[pytest.MonkeyPatch], None] | None,
+) -> None:
+    with movable_clock(database_url) as clock:
+        here = build_services(make_settings(database_url, tmp_path))
+        if mutant is not None:
+            mutant(monkeypatch)
+
+        found = clock_violations(here, clock)
+
+        here.database.engine.dispose()
+    broken = None if mutant is None else CLOCK_MUTANTS[mutant]
+    assert found == ([] if broken is None else [broken])

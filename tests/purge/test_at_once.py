@@ -107,7 +107,11 @@ def test_a_stop_between_two_tries_loses_nothing_of_what_was_purged_before(
     assert [purged.account_id for purged in report.purged] == [eve.id]
     assert report.kept == {ann.id: Kept(obstacle)}
     assert (report.owed, report.scrubbed) == ({}, True)
-    assert services.avatars.open(eve.avatar) is None
+    # Files wait for the end of a pause; everything else is done.
+    is_paused = obstacle is Obstacle.PAUSED
+    assert report.paused == is_paused
+    path = services.settings.instance_path / "media" / eve.avatar[:2] / eve.avatar
+    assert path.exists() == is_paused
     assert effects(services, "mail.purged") == []
     with services.reading() as session:
         receipt = session.get_one(Receipt, eve.public_id)

@@ -7,6 +7,7 @@ from datetime import datetime
 
 from accountsvc.db.audit import SYSTEM_ACTOR, Actor
 from accountsvc.db.engine import Clock
+from accountsvc.purge.clocks import Clocks
 from accountsvc.purge.sweep import Progress, Rules, Sweep, SweepResult
 from accountsvc.services import Services
 
@@ -22,9 +23,12 @@ def sweep(
     by: Actor = SYSTEM_ACTOR,
     progress: Progress | None = None,
     seconds: float | None = None,
+    clocks: Clocks | None = None,
 ) -> SweepResult:
     """Purge what is due at *now*, a moment or a clock, by a ledger that takes everything."""
     clock = now if callable(now) else lambda _session: now
     rules = Rules(batch_size=batch_size, max_attempts=max_attempts)
-    one_pass = Sweep(services.database, rules, write_ledger, clock=clock, only=only, by=by)
+    one_pass = Sweep(
+        services.database, rules, write_ledger, clock=clock, only=only, by=by, clocks=clocks
+    )
     return one_pass.run(seconds=seconds, progress=progress)

@@ -397,12 +397,14 @@ class SweepStatus(Schema):
     late = Boolean(required=True)
     paused = Boolean(required=True)
     paused_at = String(required=True, allow_none=True, metadata={"format": "date-time"})
+    clock_moved_at = String(required=True, allow_none=True, metadata={"format": "date-time"})
 
 
 class Backlog(Schema):
     """Counts of accounts; ``owed`` counts effects by kind, ``unscrubbed`` counts receipts.
 
-    ``delayed`` counts mails, by kind, that wait because their recipient has been mailed.
+    ``paused`` counts those of the owed that wait until purging goes on, ``delayed`` counts mails
+    that wait because their recipient has been mailed; both by kind.
     """
 
     due = Integer(required=True)
@@ -412,6 +414,7 @@ class Backlog(Schema):
     unexplained = Integer(required=True)
     oldest_overdue_seconds = Integer(required=True)
     owed = Dict(required=True)
+    paused = Dict(required=True)
     delayed = Dict(required=True)
     unscrubbed = Integer(required=True)
 

@@ -1,0 +1,146 @@
+"""The command that says how everything stands, in counts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from datetime import timedelta
+from typing import Any
+
+from ..db.engine import database_now
+from ..monitoring.status import Status
+from ..monitoring.status import read as read_status
+from ..outbox import notices, queue
+from ..web import services
+from .accounts import accounts_group
+from .console import fail, json_option, sentences, show_json, show_lines
+from .words import clock_moved, clocks_differ, count, duration, fields, paused, stamp, table
+
+
+@accounts_group.command()
+@json_option
+@sentences
+def status(*, as_json: bool) -> None:
+    """Show what is due, overdue, held, stuck, unexplained and owed.
+
+    \b
+    flask --app wsgi accounts status
+    flask --app wsgi accounts status --json
+
+    \b
+    Exit codes: 0 nobody is stuck or unexplained; 1 somebody is, or it
+    cannot be read; 2 bad usage.
+    """
+    settings = services().settings
+    with services().reading() as session:
+        now = database_now(session)
+        counts = read_status(session, now=now, max_attempts=settings.purge_max_attempts)
+    if not as_json:
+        show_lines(_what_stops(counts), err=True)
+    shown = {
+        "active": counts.active,
+        "deactivated": counts.deactivated,
+        "due": counts.due,
+        "held": counts.held,
+        "failing": counts.failing,
+        "stuck": counts.stuck,
+        "unexplained": counts.unexplained,
+        "overdue_seconds": round(counts.overdue.total_seconds()),
+        "owed": dict(counts.owed),
+        "paused": dict(counts.paused),
+        "delayed": dict(counts.delayed),
+        "last_purged_at": stamp(counts.last_purged_at),
+        "swept_at": stamp(counts.swept_at),
+        "paused_at": stamp(counts.paused_at),
+        "clock_moved_at": stamp(counts.clock_moved_at),
+        "unscrubbed": counts.unscrubbed if settings.is_sqlite else 0,
+        "troubled": list(counts.troubled_ids),
+    }
+    if as_json:
+        show_json(shown)
+    else:
+        show_lines(_status_lines(shown))
+    if wrong := list(_wrong(counts)):
+        fail(" ".join(wrong))
+
+
+def _wrong(counts: Status) -> Iterator[str]:
+    """Yield a sentence for each kind of account that waits for a person, and what ends it."""
+    if counts.stuck:
+        accounts = count(counts.stuck, "account is", "accounts are")
+        yield f"{accounts} stuck. `accounts show ID` says why."
+    if counts.unexplained:
+        accounts = count(counts.unexplained, "account is", "accounts are")
+        yield (
+            f"{accounts} unexplained: nobody has promised the purge. "
+            "`accounts list --state unexplained` names them, `accounts accept` ends it."
+        )
+
+
+def _what_stops(counts: Status) -> Iterator[str]:
+    """Yield a sentence for each thing that keeps everybody from being purged, and what ends it."""
+    if counts.paused_at is not None:
+        yield paused(counts.paused_at)
+    if counts.clock_moved_at is not None:
+        yield clock_moved(counts.clock_moved_at)
+    differs = services().clocks.differ()
+    if differs is not None:
+        yield clocks_differ(differs)
+
+
+def _status_lines(shown: Mapping[str, Any]) -> Iterator[str]:
+    states = ("active", "deactivated", "due", "held", "failing", "stuck", "unexplained")
+    yield from table(["ACCOUNTS", "STATE"], ((shown[name], _STATES[name]) for name in states))
+    yield ""
+    troubled = ", ".join(map(str, shown["troubled"]))
+    unnamed = shown["failing"] + shown["stuck"] - len(shown["troubled"])
+    yield from fields(
+        {
+            "overdue": duration(timedelta(seconds=shown["overdue_seconds"])),
+            "failing or stuck": f"{troubled} and {unnamed} more" if unnamed > 0 else troubled,
+            "last purge at": shown["last_purged_at"],
+            "last sweep at": shown["swept_at"],
+            "paused since": shown["paused_at"],
+            "stopped by the clock since": shown["clock_moved_at"],
+            "receipts to scrub": shown["unscrubbed"],
+            "mails delayed": sum(shown["delayed"].values()),
+        }
+    )
+    yield ""
+    if not shown["owed"]:
+        yield "The outbox owes nothing."
+        return
+    owed = sorted(shown["owed"].items())
+    yield from table(
+        ["OWED", "WHAT", "KIND"],
+        ((number, _what(kind, shown["paused"]), kind) for kind, number in owed),
+    )
+
+
+def _what(kind: str, paused: Mapping[str, int]) -> str | None:
+    words = EFFECTS.get(kind)
+    return f"{words}, paused" if words and kind in paused else words
+
+
+_STATES = {
+    "active": "active",
+    "deactivated": "deactivated, in their grace period",
+    "due": "due",
+    "held": "  of these on hold",
+    "failing": "  of these failing",
+    "stuck": "  of these stuck",
+    "unexplained": "unexplained, due or not: not purged",
+}
+
+# Every kind of effect has its words; a kind without words is shown with a dash.
+EFFECTS = {
+    queue.DELETE_FILE: "files to delete",
+    queue.LEDGER: "batches for the ledger",
+    notices.SCHEDULED: "mails: the account will be purged",
+    notices.DATE_MOVED: "mails: the purge is later",
+    notices.REMINDER: "mails: the purge is near",
+    notices.REACTIVATED: "mails: the account is back",
+    notices.PURGED: "mails: the account is purged",
+    notices.ADDRESS_CHANGED: "mails: the address is another",
+    notices.PASSWORD_CHANGED: "mails: the password is another",
+    notices.PASSWORD_RESET: "mails: link for a new password",
+}
