@@ -147,6 +147,7 @@ CODES: dict[type[tree.AccountError], tuple[int, str]] = {
     tree.NotDeactivated: (409, "not_deactivated"),
     tree.GraceOver: (409, "grace_over"),
     tree.LegalHold: (409, "legal_hold"),
+    tree.Unexplained: (409, "unexplained"),
     tree.RecentChange: (409, "recent_change"),
     tree.VersionMismatch: (412, "version_mismatch"),
     tree.VersionRequired: (428, "version_required"),
