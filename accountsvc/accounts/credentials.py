@@ -204,9 +204,9 @@ def seen_by_claims(session: Session, claims: Claims) -> tuple[Account, datetime]
     if seen is None:
         raise TokenNotValid
     account, now = seen
-    if not claims.is_in_time(now=now) or not account.is_active or account.epoch != claims.epoch:
+    if not claims.is_in_time(now=now):
         raise TokenNotValid
-    return account, now
+    return _if_active(account, claims), now
 
 
 def by_claims(session: Session, claims: Claims) -> Account:
@@ -214,7 +214,10 @@ def by_claims(session: Session, claims: Claims) -> Account:
 
     Raises TokenNotValid if it is gone, deactivated, or its sessions were ended since.
     """
-    account = rows.find_by_public_id(session, claims.public_id)
+    return _if_active(rows.find_by_public_id(session, claims.public_id), claims)
+
+
+def _if_active(account: Account | None, claims: Claims) -> Account:
     if account is None or not account.is_active or account.epoch != claims.epoch:
         raise TokenNotValid
     return account
