@@ -13,12 +13,12 @@ from uuid import uuid4
 
 import pytest
 import redis
-from structlog.testing import capture_logs
 
 from accountsvc.adapters import throttle
 from accountsvc.adapters.counts import Count, ProcessCounts
 from accountsvc.adapters.throttle import LIMITS, PASSWORD, Throttle
 from accountsvc.errors import Throttled
+from tests.support.loglines import lines_of
 from tests.support.servers import ValkeyServer
 
 HERE, ELSEWHERE = "203.0.113.7", "198.51.100.8"
@@ -463,7 +463,7 @@ def test_a_redis_that_refuses_is_left_alone_and_asked_again(
         with suppress(redis.RedisError):
             admin.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
 
-        with capture_logs() as logged:
+        with lines_of(throttle) as logged:
             alone = [passes(made, DAN, HERE) for _ in range(12)]
         for undo in (
             ("REPLICAOF", "NO", "ONE"),

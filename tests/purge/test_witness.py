@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 from sqlalchemy import insert, select
-from structlog.testing import capture_logs
 
 from accountsvc.accounts import lifecycle
 from accountsvc.accounts.credentials import reset_password
@@ -32,6 +31,7 @@ from tests.support.factories import (
     reactivate,
     release_hold,
 )
+from tests.support.loglines import lines_of
 from tests.support.moments import GRACE, NOW, SECOND, at
 from tests.support.state import effects, events, everything, get_account, ids_left, rows_of
 from tests.support.sweeps import sweep
@@ -438,7 +438,7 @@ def test_a_sweep_tells_once_of_the_unexplained_and_how_to_end_it(services: Servi
     insert_accounts(services, ["held"], purge_at=NOW, witnessed=False, held=True)
     insert_accounts(services, ["later"], purge_at=NOW + 2 * GRACE, witnessed=False)
 
-    with capture_logs() as lines:
+    with lines_of(sweeping) as lines:
         sweep(services, NOW, batch_size=1)
 
     (line,) = (line for line in lines if line["log_level"] == "error")
@@ -457,7 +457,7 @@ def test_a_sweep_tells_once_of_the_unexplained_and_how_to_end_it(services: Servi
 def test_a_sweep_that_finds_none_says_nothing(services: Services) -> None:
     insert_accounts(services, numbered("gone", 3), purge_at=NOW)
 
-    with capture_logs() as lines:
+    with lines_of(sweeping) as lines:
         sweep(services, NOW)
 
     assert [line for line in lines if line["log_level"] == "error"] == []
