@@ -210,12 +210,12 @@ class Settings:
         "500",
         "How many accounts one transaction purges at most.",
     )
-    purge_max_per_sweep: int = _setting(
-        "PURGE_MAX_PER_SWEEP",
-        "0",
-        readers.whole(0, 999_999_999),
-        "100000",
-        "How many accounts one sweep purges at most; 0 is no limit.",
+    purge_brake: bool = _setting(
+        "PURGE_BRAKE",
+        "on",
+        readers.switch,
+        "on",
+        "Whether the purges of an hour that nobody has asked for are bounded.",
     )
     purge_max_attempts: int = _setting(
         "PURGE_MAX_ATTEMPTS",

@@ -101,6 +101,8 @@ def _too_simple(values: Mapping[str, Any]) -> Iterator[Fault]:
         yield "OPS_TOKEN", f"has {why}", None
     if not values.get("RATE_LIMITS", True):
         yield "RATE_LIMITS", "may not be off in production", "RATE_LIMITS=on"
+    if not values.get("PURGE_BRAKE", True):
+        yield "PURGE_BRAKE", "may not be off in production", "PURGE_BRAKE=on"
     if values.get("PASSWORD_HASH_COST", "normal") != "normal":
         yield "PASSWORD_HASH_COST", "may not be cheap in production", None
 

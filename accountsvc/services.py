@@ -66,7 +66,7 @@ class Services:
         return Rules(
             batch_size=settings.purge_batch_size,
             max_attempts=settings.purge_max_attempts,
-            limit=settings.purge_max_per_sweep or None,
+            has_brake=settings.purge_brake,
         )
 
     def reading(self) -> AbstractContextManager[Session]:
@@ -82,14 +82,16 @@ class Services:
         *,
         seconds: float | None = None,
         only: Sequence[int] | None = None,
+        named: bool = False,
         replaying: bool = False,
         by: Actor = SYSTEM_ACTOR,
         progress: Progress | None = None,
     ) -> SweepResult:
         """Purge what is due, as ``Sweep.run`` promises, with this process's settings and ledger.
 
-        *replaying* the ledger ends what a restore has brought back, so neither that nor a pause
-        stops it. A clock that may be wrong does.
+        The brake does not bound accounts that somebody has *named*. *replaying* the ledger ends
+        what a restore has brought back, so neither that, nor a pause, nor the brake stops it. A
+        clock that may be wrong does.
 
         What was scheduled by a clock that was ahead is due first; the ledger's lines would
         otherwise keep the sweep waiting until that clock's time.
@@ -103,6 +105,7 @@ class Services:
             clock=database_now,
             only=only,
             although_paused=replaying,
+            named=named or replaying,
             by=by,
             clocks=self.clocks,
         )

@@ -18,6 +18,9 @@ _OF_OTHERS = frozenset(
     }
 )
 
+# Nobody reads these, whatever stands in their text: each with the setting that is meant instead.
+MEANT = {"PURGE_MAX_PER_SWEEP": "PURGE_BRAKE"}
+
 # Nobody types a longer name by mistake for one of ours, and each comparison has a bound.
 _LONGEST = 40
 
@@ -36,6 +39,9 @@ def nearly(names: Iterable[str], settings: Iterable[str]) -> Mapping[str, str]:
     singular = {_singular(name): name for name in sorted(settings)}
     for name in names:
         if name in exact or name in _OF_OTHERS or len(name) > _LONGEST:
+            continue
+        if name in MEANT and MEANT[name] in exact:
+            found[name] = MEANT[name]
             continue
         if _singular(name) in singular:
             found[name] = singular[_singular(name)]

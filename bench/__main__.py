@@ -260,7 +260,7 @@ def main(names: list[str]) -> int:
             # Each on a database and an application of its own: none inherits what another left.
             url = server.create_database(f"bench_{name}")
             upgrade(url)
-            app = make_app(url, Path(folder) / name, LOG_LEVEL="ERROR")
+            app = make_app(url, Path(folder) / name, LOG_LEVEL="ERROR", PURGE_BRAKE="off")
             for measured in BENCHES[name](app, Path(folder) / name):
                 print(measured, end="\n\n", flush=True)
                 passed += len(measured.faults)

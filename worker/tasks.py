@@ -103,13 +103,11 @@ def sweep() -> bool:
             failed=result.failed,
             stuck=result.stuck,
             more=result.more,
+            waiting=result.waiting,
         )
-    # With PURGE_MAX_PER_SWEEP the remainder waits for the next tick: a follow-up at once would make
-    # the limit one of a batch, and no limit at all.
-    again = result.more and not services().settings.purge_max_per_sweep
-    if not again:
+    if not result.more:
         services().scrub()
-    return again
+    return result.more
 
 
 @doorway(DELIVER)

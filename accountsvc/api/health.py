@@ -93,7 +93,7 @@ def statusz() -> Response:
     status = _probes().describe()
     sweep = status["sweep"]
     if sweep is not None:
-        for name in ("last_at", "paused_at", "clock_moved_at"):
+        for name in ("last_at", "paused_at", "clock_moved_at", "braked_at"):
             sweep[name] = None if sweep[name] is None else rfc3339(sweep[name])
     return json_response(status)
 

@@ -40,12 +40,13 @@ MOST_SHOWN = 20
 
 sweeps_group = AppGroup(
     "sweeps",
-    help="""Stop all purging, and let it go on.
+    help="""Stop all purging, let it go on, let more go than the brake does.
 
     \b
     flask --app wsgi sweeps pause
     flask --app wsgi sweeps resume
     flask --app wsgi sweeps allow --clock
+    flask --app wsgi sweeps allow --up-to 200 --reason "a school has closed"
 
     \b
     Exit codes: 0 done, or so already; 1 it cannot be done (it says why); 2 bad usage.
@@ -111,6 +112,7 @@ OBSTACLES: Mapping[Obstacle, str] = {
     Obstacle.REACTIVATED: "It was reactivated meanwhile.",
     Obstacle.BUSY: "Another process works on it. Repeat the command.",
     Obstacle.NO_RECEIPT: "It is gone without a receipt.",
+    Obstacle.BRAKED: "The brake holds. It goes with a later sweep, or by `sweeps allow`.",
     Obstacle.PAUSED: "Purging was paused meanwhile. `sweeps resume` ends that.",
     Obstacle.LEDGER_BEHIND: "The ledger cannot be read or written. Mend it first.",
     Obstacle.PURGED_ARE_BACK: "The database is older than its ledger: purged people are back, and "
@@ -246,11 +248,22 @@ def finish(report: PurgeReport, *, as_json: bool) -> None:
         click.echo(f"Left: {files} until purging goes on: `sweeps resume`.", err=True)
     if not report.scrubbed:
         click.echo("Left: the database file is not scrubbed yet; the worker does it.", err=True)
+    braked = sum(kept.obstacle is Obstacle.BRAKED for kept in report.kept.values())
+    if braked:
+        # One line: a line for each of thousands would hide the others.
+        wait = count(braked, "account waits", "accounts wait")
+        click.echo(f"Left: {wait} for the brake. {_BRAKE_REMEDY}", err=True)
     for account_id, kept in report.kept.items():
-        click.echo(f"Left: account {account_id}. {_why(kept)}", err=True)
+        if kept.obstacle is not Obstacle.BRAKED:
+            click.echo(f"Left: account {account_id}. {_why(kept)}", err=True)
     if report.owed or report.kept or not report.scrubbed:
         sys.exit(1)
 
+
+_BRAKE_REMEDY = (
+    "Look who they are (`accounts list --state due`); they go with later sweeps, oldest first, or "
+    "by `sweeps allow --up-to N --reason …`."
+)
 
 # A purge owes effects of these kinds: the words for one, for several, and for what is still to be
 # done. A kind without words would end the report with an error.

@@ -13,7 +13,7 @@ from ..outbox import notices, queue
 from ..web import services
 from .accounts import accounts_group
 from .console import fail, json_option, sentences, show_json, show_lines
-from .words import clock_moved, clocks_differ, count, duration, fields, paused, stamp, table
+from .words import braked, clock_moved, clocks_differ, count, duration, fields, paused, stamp, table
 
 
 @accounts_group.command()
@@ -43,6 +43,7 @@ def status(*, as_json: bool) -> None:
         "held": counts.held,
         "failing": counts.failing,
         "stuck": counts.stuck,
+        "braked": counts.braked,
         "unexplained": counts.unexplained,
         "overdue_seconds": round(counts.overdue.total_seconds()),
         "owed": dict(counts.owed),
@@ -52,13 +53,15 @@ def status(*, as_json: bool) -> None:
         "swept_at": stamp(counts.swept_at),
         "paused_at": stamp(counts.paused_at),
         "clock_moved_at": stamp(counts.clock_moved_at),
+        "braked_at": stamp(counts.brake.held_at),
+        "allowed": counts.brake.allowed,
         "unscrubbed": counts.unscrubbed if settings.is_sqlite else 0,
         "troubled": list(counts.troubled_ids),
     }
     if as_json:
         show_json(shown)
     else:
-        show_lines(_status_lines(shown))
+        show_lines(_status_lines({**shown, "reason": counts.brake.reason}))
     if wrong := list(_wrong(counts)):
         fail(" ".join(wrong))
 
@@ -77,9 +80,11 @@ def _wrong(counts: Status) -> Iterator[str]:
 
 
 def _what_stops(counts: Status) -> Iterator[str]:
-    """Yield a sentence for each thing that keeps everybody from being purged, and what ends it."""
+    """Yield a sentence for each thing that keeps people from being purged, and what ends it."""
     if counts.paused_at is not None:
         yield paused(counts.paused_at)
+    if counts.brake.held_at is not None:
+        yield braked(counts.brake.held_at, counts.braked)
     if counts.clock_moved_at is not None:
         yield clock_moved(counts.clock_moved_at)
     differs = services().clocks.differ()
@@ -88,7 +93,7 @@ def _what_stops(counts: Status) -> Iterator[str]:
 
 
 def _status_lines(shown: Mapping[str, Any]) -> Iterator[str]:
-    states = ("active", "deactivated", "due", "held", "failing", "stuck", "unexplained")
+    states = ("active", "deactivated", "due", "held", "failing", "stuck", "braked", "unexplained")
     yield from table(["ACCOUNTS", "STATE"], ((shown[name], _STATES[name]) for name in states))
     yield ""
     troubled = ", ".join(map(str, shown["troubled"]))
@@ -101,6 +106,9 @@ def _status_lines(shown: Mapping[str, Any]) -> Iterator[str]:
             "last sweep at": shown["swept_at"],
             "paused since": shown["paused_at"],
             "stopped by the clock since": shown["clock_moved_at"],
+            "brake holds since": shown["braked_at"],
+            "allowed beyond it": shown["allowed"] or None,
+            "because": shown["reason"],
             "receipts to scrub": shown["unscrubbed"],
             "mails delayed": sum(shown["delayed"].values()),
         }
@@ -128,6 +136,7 @@ _STATES = {
     "held": "  of these on hold",
     "failing": "  of these failing",
     "stuck": "  of these stuck",
+    "braked": "  of these waiting for the brake",
     "unexplained": "unexplained, due or not: not purged",
 }
 

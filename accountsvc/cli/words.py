@@ -145,6 +145,15 @@ def fields(values: Mapping[str, object]) -> Iterator[str]:
         yield f"{_aligned(name, longest, False)}  {shown(value)}"
 
 
+def braked(since: datetime | None, waiting: int) -> str:
+    """Return the sentence that the brake holds since a time, who waits, and what ends that."""
+    accounts = count(waiting, "account waits", "accounts wait")
+    return (
+        f"The brake holds since {stamp(since)}: {accounts}. Look who they are (`accounts list "
+        "--state due`); `sweeps allow --up-to N --reason …` lets more go."
+    )
+
+
 def paused(since: datetime | None) -> str:
     """Return the sentence that purging is paused since a time, and what ends that."""
     return f"Purging is paused since {stamp(since)}. `sweeps resume` ends that."

@@ -18,6 +18,7 @@ from .models import (
     Effect,
     LegalHold,
     MailPace,
+    PurgeBrake,
     PurgeFailure,
     Receipt,
     SavedPassword,
@@ -130,6 +131,14 @@ PLACES = (
         exported=None,
         not_exported_because="written when the person's data is gone",
         kept_for="for good: the proof that the data is gone",
+    ),
+    Place(
+        "purge_brake",
+        PurgeBrake,
+        Purge.KEPT,
+        exported=None,
+        not_exported_because="about the service, not about a person",
+        kept_for="counts for an hour; an operator's reason until the brake lets go",
     ),
     Place(
         "sweep_marks",

@@ -270,6 +270,8 @@ class Receipt(Base):
             sqlite_where=text("scrubbed_at IS NULL"),
             postgresql_where=text("scrubbed_at IS NULL"),
         ),
+        # The brake counts the receipts of four weeks, once a sweep.
+        Index("ix_receipts_purged_at", "purged_at"),
     )
 
     public_id: Mapped[uuid.UUID] = mapped_column(primary_key=True)
@@ -314,6 +316,30 @@ class ClockReading(Base):
     # began while the clock was wrong would find that all is well. It is the time that the clock
     # should have shown, because the one that it showed may be years away.
     moved_at: Mapped[datetime | None]
+
+
+class PurgeBrake(Base):
+    """The one row of the brake: what was purged within the hour, and since when it holds."""
+
+    __tablename__ = "purge_brake"
+    __table_args__ = (
+        CheckConstraint("id = 1", name="one_row"),
+        CheckConstraint("allowed >= 0", name="allowed"),
+    )
+
+    id: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=False)
+    # Counts by the minute, in ISO 8601 in UTC, and what sweeps have taken for a batch, by its uid.
+    purged: Mapped[dict[str, Any]] = mapped_column(default=dict)
+    reserved: Mapped[dict[str, Any]] = mapped_column(default=dict)
+    looked_at: Mapped[datetime | None]
+    # From then on, for an hour, nobody goes: the clock was put back.
+    full_at: Mapped[datetime | None]
+    held_at: Mapped[datetime | None]
+    allowed: Mapped[int] = mapped_column(Integer, default=0)
+    allowed_at: Mapped[datetime | None]
+    # Free text of the operator. It is here because it goes when the brake lets go: in the audit
+    # trail a name in it would stay.
+    reason: Mapped[str | None] = mapped_column(Text)
 
 
 class AuditEvent(Base):

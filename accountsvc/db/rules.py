@@ -11,7 +11,19 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Exists, exists, false, func, or_, select
 
-from .models import PAUSED, Account, AuditEvent, ClockReading, LegalHold, PurgeFailure, SweepMark
+from .models import (
+    OWNER,
+    PAUSED,
+    Account,
+    AuditEvent,
+    ClockReading,
+    LegalHold,
+    PurgeFailure,
+    SweepMark,
+)
+
+# The action of the event by which somebody waives the rest of a grace period.
+PURGE_REQUESTED = "deletion.purge_requested"
 
 # Accounts are purged, and listed, in this order, and a position is one account's sort key in it.
 # The id is a part of it: of two accounts that are due at once, a page's end would skip the second.
@@ -75,6 +87,19 @@ def is_explained() -> ColumnElement[bool]:
 def is_unexplained() -> ColumnElement[bool]:
     """Select deactivated accounts whose purge nobody has promised: they are not purged."""
     return ~is_active() & ~is_explained()
+
+
+def owner_asked_for_purge() -> Exists:
+    """Select accounts whose owner has asked, since the deactivation, to be purged at once.
+
+    A request of the staff is none: a stolen account of theirs could ask for everybody.
+    """
+    return exists().where(
+        AuditEvent.subject == Account.public_id,
+        AuditEvent.action == PURGE_REQUESTED,
+        AuditEvent.actor_kind == OWNER,
+        AuditEvent.at >= Account.deactivated_at,
+    )
 
 
 def comes_after(position: Position) -> ColumnElement[bool]:

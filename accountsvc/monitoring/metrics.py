@@ -182,3 +182,13 @@ def _sweeps(counts: Status) -> Iterator[Metric]:
         "1 while the database's clock has moved.",
         value=counts.clock_moved_at is not None,
     )
+    yield GaugeMetricFamily(
+        "accountsvc_brake_holds",
+        "1 while more accounts are due than the brake lets go in an hour.",
+        value=counts.brake.held_at is not None,
+    )
+    yield GaugeMetricFamily(
+        "accountsvc_brake_waiting",
+        "Accounts that wait for the brake.",
+        value=counts.braked,
+    )

@@ -25,6 +25,7 @@ from sqlalchemy import select
 from ..adapters import objectstore
 from ..db import engine, outages, schema
 from ..purge import clocks
+from ..purge.allowance import COMMAND
 from ..services import Services
 from . import status
 from .status import Status
@@ -61,6 +62,12 @@ def _revisions() -> tuple[str | None, frozenset[str]]:
     scripts = ScriptDirectory(str(schema.migrations_path()))
     known = frozenset(script.revision for script in scripts.walk_revisions())
     return scripts.get_current_head(), known
+
+
+def _brake_in_words(counts: Status) -> str:
+    if counts.brake.held_at is None:
+        return OK
+    return f"holds: {counts.braked} wait; look who they are, then run `{COMMAND}`"
 
 
 def _deadline() -> float:
@@ -192,6 +199,9 @@ class Probes:
                 "paused": counts.paused_at is not None,
                 "paused_at": counts.paused_at,
                 "clock_moved_at": counts.clock_moved_at,
+                "braked": counts.brake.held_at is not None,
+                "braked_at": counts.brake.held_at,
+                "brake": _brake_in_words(counts),
             }
             backlog = {
                 "due": counts.due,
@@ -199,13 +209,14 @@ class Probes:
                 "failing": counts.failing,
                 "stuck": counts.stuck,
                 "unexplained": counts.unexplained,
+                "braked": counts.braked,
                 "oldest_overdue_seconds": round(counts.overdue.total_seconds()),
                 "owed": dict(counts.owed),
                 "paused": dict(counts.paused),
                 "delayed": dict(counts.delayed),
                 "unscrubbed": counts.unscrubbed if self._services.settings.is_sqlite else 0,
             }
-            fine = fine and not late and not counts.stuck and not counts.unexplained
+            fine = fine and not (late or counts.stuck or counts.unexplained or sweep["braked"])
         return {
             "status": OK if fine else "degraded",
             "parts": parts,
@@ -236,11 +247,11 @@ class Probes:
         interval = max(self._services.settings.sweep_interval, PROBE_PATIENCE)
         longest = SWEEPS_MISSED * interval
         last_at = counts.swept_at
+        # Who waits for the brake is overdue by its will, and no sweep would change that.
+        is_overdue = counts.overdue > longest and counts.brake.held_at is None
         # A clock that was ahead leaves a mark of a time to come: by it alone, sweeps that stand
         # still would not be late until then.
-        return counts.overdue > longest or (
-            last_at is not None and abs(counts.at - last_at) > longest
-        )
+        return is_overdue or (last_at is not None and abs(counts.at - last_at) > longest)
 
     def _ask_database(self) -> None:
         with self._services.reading() as session:

@@ -12,7 +12,8 @@ from sqlalchemy.orm import Session
 from ..db import rules
 from ..db.models import Account, PurgeFailure, Receipt
 from ..outbox import pacing, queue
-from ..purge import brake, clocks, failures
+from ..purge import allowance, brake, claim, clocks, failures
+from ..purge.allowance import Standing
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,7 @@ class Status:
     Of those that are ``due``, ``held`` wait for a hold's release, ``unexplained_due`` for somebody
     to accept them, ``failing`` for their next try and ``stuck`` for a person, each counted once;
     the others are for the next sweep, and ``overdue`` is how long the oldest of these has waited.
+    ``braked`` counts those of them who wait for the ``brake``: none while it does not hold.
     ``unexplained`` counts those in their grace period and under a hold, too. ``owed`` counts
     effects that are due, by kind, and ``paused`` those of them that wait until purging goes on;
     ``delayed`` counts mails that wait for their turn; ``unscrubbed`` counts receipts.
@@ -47,8 +49,17 @@ class Status:
     swept_at: datetime | None
     paused_at: datetime | None
     clock_moved_at: datetime | None
+    brake: Standing
+    braked: int
     unscrubbed: int
     troubled_ids: tuple[int, ...]
+
+
+def count_braked(session: Session, *, now: datetime, max_attempts: int) -> int:
+    """Count the accounts that wait for the brake; 0 while it does not hold."""
+    if allowance.standing(session).held_at is None:
+        return 0
+    return claim.count_due(session, now, max_attempts)
 
 
 def read(
@@ -92,6 +103,8 @@ def read(
         swept_at=brake.swept_at(session),
         paused_at=brake.paused_at(session),
         clock_moved_at=clocks.stopped_at(session),
+        brake=allowance.standing(session, now),
+        braked=count_braked(session, now=now, max_attempts=max_attempts),
         unscrubbed=session.scalar(
             select(func.count()).select_from(Receipt).where(Receipt.scrubbed_at.is_(None))
         )

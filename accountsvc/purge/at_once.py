@@ -30,7 +30,7 @@ from . import brake, claim, failures
 from .claim import PlannedPurge
 from .clocks import ClockMoved, Clocks, ClocksDiffer
 from .restore import Restore
-from .sweep import Progress
+from .sweep import Progress, SweepResult
 
 # A purge waits so long for what another process has locked, or is at work on. That is longer than
 # any transaction of ours: with less, an account would be reported as kept while a worker purges it.
@@ -44,8 +44,14 @@ class Sweep(Protocol):
     """Purge those of *only* that are due, as ``Services.sweep`` promises."""
 
     def __call__(
-        self, *, only: Sequence[int], replaying: bool, by: Actor, progress: Progress | None
-    ) -> object: ...
+        self,
+        *,
+        only: Sequence[int],
+        named: bool,
+        replaying: bool,
+        by: Actor,
+        progress: Progress | None,
+    ) -> SweepResult: ...
 
 
 class Deliver(Protocol):
@@ -65,6 +71,7 @@ class Obstacle(Enum):
     REACTIVATED = auto()
     BUSY = auto()  # Another process has the account locked.
     NO_RECEIPT = auto()  # The account is gone, but not by a purge.
+    BRAKED = auto()  # The brake lets no more go in this hour.
     PAUSED = auto()
     LEDGER_BEHIND = auto()
     PURGED_ARE_BACK = auto()
@@ -169,10 +176,10 @@ class PurgeNow:
     ) -> PurgeReport:
         """Purge the *planned* accounts, which are due; report on others that are due as well.
 
-        Failing, stuck and unexplained ones wait for their next try or for a person, and are in no
-        plan.
+        The brake bounds it, as it does a worker's sweeps. Failing, stuck and unexplained ones wait
+        for their next try or for a person, and are in no plan.
         """
-        report = self._purge(planned, {}, progress)
+        report = self._purge(planned, {}, progress, named=False)
         for account_id in self._troubled():
             report.kept.setdefault(account_id, self._why_kept(account_id))
         for account_id in self._unexplained():
@@ -217,10 +224,13 @@ class PurgeNow:
         refused: Mapping[int, Kept],
         progress: Progress | None,
         *,
+        named: bool = True,
         replaying: bool = False,
     ) -> PurgeReport:
         wanted = [plan for plan in planned if plan.account_id not in refused]
-        stop = self._sweep_patiently(wanted, progress, replaying=replaying)
+        stop = self._sweep_patiently(wanted, progress, named=named, replaying=replaying)
+        # Whom the brake keeps are told from those who failed or came back in the same minute.
+        braked = set(self._waiting(wanted)) if stop is Obstacle.BRAKED else set()
         # Read the receipts after the last wait; otherwise an account that a worker purged during it
         # would be reported as kept.
         receipts = self._receipts(planned)
@@ -232,7 +242,8 @@ class PurgeNow:
                     replace(plan, saved_passwords=receipt.saved_passwords, files=receipt.files)
                 )
             elif plan.account_id not in refused:
-                kept = self._why_kept(plan.account_id) if stop is None else Kept(stop)
+                is_own = stop is None or (stop is Obstacle.BRAKED and plan.account_id not in braked)
+                kept = self._why_kept(plan.account_id) if stop is None or is_own else Kept(stop)
                 report.kept[plan.account_id] = kept
         if report.purged:
             report.owed = self._deliver(list(receipts))
@@ -243,21 +254,33 @@ class PurgeNow:
         return report
 
     def _sweep_patiently(
-        self, planned: Sequence[PlannedPurge], progress: Progress | None, *, replaying: bool
+        self,
+        planned: Sequence[PlannedPurge],
+        progress: Progress | None,
+        *,
+        named: bool,
+        replaying: bool,
     ) -> Obstacle | None:
         """Sweep until nobody of *planned* waits for another process; return what has stopped it.
 
-        A pause, a ledger that fails or a restore may come between any two tries; it ends the
-        sweeping, and what was purged before is still to be reported, delivered and scrubbed.
+        The brake stops it for an hour, so it is not waited for. A pause, a ledger that fails or a
+        restore may come between any two tries; each ends the sweeping, and what was purged before
+        is still to be reported, delivered and scrubbed.
         """
         waiting = [plan.account_id for plan in planned]
         give_up_at = time.monotonic() + LOCK_PATIENCE.total_seconds()
         try:
             while True:
                 for chunk in rows.chunks(waiting):
-                    self.sweep(
-                        only=chunk, replaying=replaying, by=OPERATOR_ACTOR, progress=progress
+                    result = self.sweep(
+                        only=chunk,
+                        named=named,
+                        replaying=replaying,
+                        by=OPERATOR_ACTOR,
+                        progress=progress,
                     )
+                    if result.waiting:
+                        return Obstacle.BRAKED
                 waiting = self._waiting(planned)
                 if not waiting or time.monotonic() > give_up_at:
                     return None

@@ -57,13 +57,18 @@ def lock_due(
     size: int,
     only: Collection[int] | None,
     max_attempts: int | None,
+    *,
+    asked_for: bool = False,
 ) -> list[int]:
     """Lock up to *size* due accounts ``FOR UPDATE SKIP LOCKED`` and return their ids, oldest first.
 
-    *only* restricts them to those ids. Without *max_attempts* failing and stuck accounts are locked
-    too. What is locked is only proposed: :func:`decide` has the last word.
+    *only* restricts them to those ids, *asked_for* to those whose owner has asked for the purge.
+    Without *max_attempts* failing and stuck accounts are locked too. What is locked is only
+    proposed: :func:`decide` has the last word.
     """
     query = _propose(now, only, max_attempts).limit(size)
+    if asked_for:
+        query = query.where(rules.owner_asked_for_purge())
     return [row.id for row in session.execute(query.with_for_update(of=Account, skip_locked=True))]
 
 
@@ -88,6 +93,24 @@ def unexplained(session: Session, now: datetime, *, most_ids: int) -> Unexplaine
         session.scalar(select(func.count()).select_from(Account).where(*conditions)) or 0,
         list(session.scalars(first.limit(most_ids))),
     )
+
+
+def count_proposed(
+    session: Session,
+    now: datetime,
+    most: int,
+    only: Collection[int] | None,
+    max_attempts: int | None,
+) -> int:
+    """Count whom :func:`lock_due` would lock, up to *most*, by the same rules; lock nobody."""
+    found = _propose(now, only, max_attempts).order_by(None).limit(most).subquery()
+    return session.scalar(select(func.count()).select_from(found)) or 0
+
+
+def count_due(session: Session, now: datetime, max_attempts: int) -> int:
+    """Count everybody whom a sweep over all that is due would take at *now*."""
+    found = _propose(now, None, max_attempts).order_by(None).subquery()
+    return session.scalar(select(func.count()).select_from(found)) or 0
 
 
 def decide(session: Session, proposed: Sequence[int], now: datetime) -> list[PlannedPurge]:

@@ -1,6 +1,7 @@
 """One pass over what is due: claim, erase, leave a receipt; fall back to one account a transaction.
 
-One batch is one short transaction:
+How many a batch may purge is asked of the brake first, in a transaction of its own
+(``allowance``). One batch is one short transaction:
 
 1. lock due accounts in ``purge_at`` order, skipping those that another worker has locked;
 2. in new statements, which see what was committed while the locks were waited for, drop those with
@@ -28,6 +29,7 @@ from ..db.engine import Clock, Database, database_now
 from ..db.models import SWEPT
 from ..db.outages import is_outage
 from . import brake, claim, erase, failures
+from .allowance import Allowance
 from .brake import LedgerBehind, Refused
 from .claim import PlannedPurge
 from .clocks import ClockMoved, Clocks, Reading
@@ -47,19 +49,23 @@ MOST_NAMED = 10
 class Rules:
     """The rules that every sweep of a process heeds.
 
-    A batch has at most ``batch_size`` accounts, a sweep over all that is due at most ``limit``
-    (None: no bound). An account that has failed ``max_attempts`` times is stuck and waits for a
-    person.
+    A batch has at most ``batch_size`` accounts. An account that has failed ``max_attempts`` times
+    is stuck and waits for a person. ``has_brake`` says whether a brake bounds the purges of an hour
+    that nobody has asked for.
     """
 
     batch_size: int
     max_attempts: int
-    limit: int | None = None
+    has_brake: bool = True
 
 
 @dataclass
 class SweepResult:
-    """The work of a sweep. ``more``: due accounts may remain for which it had no time."""
+    """The work of a sweep.
+
+    ``more``: due accounts may remain for which it had no time. ``waiting`` counts those that the
+    brake keeps.
+    """
 
     purged: int = 0
     saved_passwords: int = 0
@@ -67,6 +73,7 @@ class SweepResult:
     failed: int = 0
     stuck: int = 0
     more: bool = False
+    waiting: int = 0
     purged_ids: list[int] = field(default_factory=list)
 
     @property
@@ -90,6 +97,9 @@ class Sweep:
     remains.
     *although_paused* is for a replay after a restore, which a pause does not stop.
 
+    The brake bounds it unless somebody has *named* the accounts. Whose owner has asked for the
+    purge goes first, and outside the brake's count.
+
     Nothing is purged after a *restore* that was not replayed: whoever came back, or was put under a
     hold, after the backup was made is due again without it. None: that is not looked at.
 
@@ -104,6 +114,7 @@ class Sweep:
     clock: Clock = database_now
     only: Collection[int] | None = None
     although_paused: bool = False
+    named: bool = False
     by: Actor = SYSTEM_ACTOR
     clocks: Clocks | None = None
     result: SweepResult = field(default_factory=SweepResult, init=False)
@@ -114,9 +125,10 @@ class Sweep:
         # try nor the limit of attempts counts.
         self._max_attempts = self.rules.max_attempts if self.only is None else None
         self._reading: Reading | None = None
+        self._allowance = Allowance(self.database, self.clock, self.rules.max_attempts)
 
     def run(self, *, seconds: float | None = None, progress: Progress | None = None) -> SweepResult:
-        """Purge until nothing due remains, the limit is reached, or about *seconds* have passed.
+        """Purge until nothing due remains, the brake holds, or about *seconds* have passed.
 
         The clock is read anew for every batch. Held, unexplained, failing and stuck accounts do not
         stop the others; one that fails is written to ``purge_failures``, and a sweep to the end
@@ -147,20 +159,11 @@ class Sweep:
         if self.restore is not None and self._is_anybody_due():
             self.restore.refuse_after_restore()
         self._require_ledger()
-        while True:
-            size = self._room()
-            if size <= 0 or (stop_at is not None and time.monotonic() >= stop_at):
-                self.result.more = True
-                break
-            dealt_with = self._purge_batch(size)
-            if not dealt_with:
-                break
-            if self._untried is not None:
-                # An account that fails stays due: claimed again, it would keep the sweep for ever.
-                self._untried.difference_update(dealt_with)
-            if progress is not None:
-                progress(len(dealt_with))
-            self._require_ledger()
+        if self._has_brake:
+            self._purge_all(stop_at, progress, asked_for=True)
+        self._purge_all(stop_at, progress)
+        if not (self.result.more or self.result.waiting):
+            self._allowance.let_go_if_nobody_waits()
         if self.only is None:
             with self.database.writing() as session:
                 now = self.clock(session)
@@ -170,6 +173,30 @@ class Sweep:
             if not self.result.more:
                 self._tell_unexplained()
         return self.result
+
+    @property
+    def _has_brake(self) -> bool:
+        return self.rules.has_brake and not self.named
+
+    def _purge_all(
+        self, stop_at: float | None, progress: Progress | None, *, asked_for: bool = False
+    ) -> None:
+        while True:
+            if stop_at is not None and time.monotonic() >= stop_at:
+                self.result.more = True
+                return
+            if asked_for or not self._has_brake:
+                dealt_with = self._purge_batch(self.rules.batch_size, asked_for=asked_for)
+            else:
+                dealt_with = self._purge_what_the_brake_lets_go()
+            if not dealt_with:
+                return
+            if self._untried is not None:
+                # An account that fails stays due: claimed again, it would keep the sweep for ever.
+                self._untried.difference_update(dealt_with)
+            if progress is not None:
+                progress(len(dealt_with))
+            self._require_ledger()
 
     def _tell_unexplained(self) -> None:
         """Log once for those who are due and whom nobody may purge, since nobody promised it."""
@@ -196,21 +223,47 @@ class Sweep:
             )
             return next(planned, None) is not None
 
-    def _room(self) -> int:
-        if self.rules.limit is None or self.only is not None:
-            return self.rules.batch_size
-        return min(self.rules.batch_size, self.rules.limit - self.result.dealt_with)
+    def _purge_what_the_brake_lets_go(self) -> list[int]:
+        """Purge one batch, cut to what the brake lets go; return who was dealt with."""
+        with self.database.reading() as session:
+            # While purging is paused the brake is not asked: it would hold, and its alarm ring,
+            # for people whom the pause keeps.
+            if not self.although_paused:
+                brake.heed_pause(session)
+            wanted = claim.count_proposed(
+                session,
+                self.clock(session),
+                self.rules.batch_size,
+                self._untried,
+                self._max_attempts,
+            )
+        if not wanted:
+            return []
+        allotment = self._allowance.take(wanted)
+        self.result.waiting = allotment.waiting
+        if not allotment.size:
+            return []
+        before = self.result.purged
+        try:
+            dealt_with = self._purge_batch(allotment.size)
+        except Refused:
+            self._allowance.give_back(allotment, self.result.purged - before)
+            raise
+        # After any other exception the allotment stays taken: a commit may have been the last thing
+        # that the database did.
+        self._allowance.give_back(allotment, self.result.purged - before)
+        return dealt_with
 
     def _require_ledger(self) -> None:
         if not self.write_ledger():
             raise LedgerBehind
 
-    def _purge_batch(self, size: int) -> list[int]:
+    def _purge_batch(self, size: int, *, asked_for: bool = False) -> list[int]:
         """Purge one batch and return the ids that were dealt with; none if nothing is due."""
         proposed: list[int] = []
         try:
             with self.database.writing() as session:
-                now, proposed = self._lock(session, size, self._untried)
+                now, proposed = self._lock(session, size, self._untried, asked_for=asked_for)
                 purged = self._erase(session, proposed, now)
         except Exception as exc:
             # Whatever is wrong with one account of the batch, a bug of ours too, must not keep the
@@ -246,7 +299,12 @@ class Sweep:
                 self.result.add(purged)
 
     def _lock(
-        self, session: Session, size: int, only: Collection[int] | None
+        self,
+        session: Session,
+        size: int,
+        only: Collection[int] | None,
+        *,
+        asked_for: bool = False,
     ) -> tuple[datetime, list[int]]:
         """Lock due accounts, and return their ids with the time by which they are due."""
         now = self.clock(session)
@@ -254,7 +312,9 @@ class Sweep:
             brake.heed_pause(session)
         if self.clocks is not None and self._reading is not None:
             self.clocks.heed(session, now, self._reading)
-        return now, claim.lock_due(session, now, size, only, self._max_attempts)
+        return now, claim.lock_due(
+            session, now, size, only, self._max_attempts, asked_for=asked_for
+        )
 
     def _erase(
         self, session: Session, proposed: Sequence[int], now: datetime

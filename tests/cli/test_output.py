@@ -209,6 +209,7 @@ def test_status_counts_in_words(app: APIFlask, run: Run, ann: Person) -> None:
         "       1    of these on hold\n"
         "       1    of these failing\n"
         "       1    of these stuck\n"
+        "       0    of these waiting for the brake\n"
         "       0  unexplained, due or not: not purged\n"
         "\n"
         "overdue            2 h 5 min\n"
@@ -490,6 +491,7 @@ def test_json_of_status_keeps_every_byte(app: APIFlask, run: Run, ann: Person) -
             "held": 0,
             "failing": 1,
             "stuck": 0,
+            "braked": 0,
             "unexplained": 0,
             "overdue_seconds": 0,
             "owed": {"mail.scheduled": 1},
@@ -499,6 +501,8 @@ def test_json_of_status_keeps_every_byte(app: APIFlask, run: Run, ann: Person) -
             "swept_at": None,
             "paused_at": None,
             "clock_moved_at": None,
+            "braked_at": None,
+            "allowed": 0,
             "unscrubbed": 0,
             "troubled": [1],
         }

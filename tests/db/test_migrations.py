@@ -127,6 +127,17 @@ ROWS: dict[str, dict[str, list[dict[str, Any]]]] = {
             {"recipient": "d" * 64, "kind": "mail.purged", "sent": "{}", "last_at": EARLY}
         ]
     },
+    "0006": {
+        "purge_brake": [
+            {
+                "id": 1,
+                "purged": '{"2026-01-16T03:04:00+00:00": 50}',
+                "reserved": "{}",
+                "held_at": LATE,
+                "allowed": 0,
+            }
+        ]
+    },
     "0002": {"sweep_marks": [{"name": "swept", "at": EARLY}, {"name": "paused", "at": LATE}]},
 }
 

@@ -69,7 +69,12 @@ def test_four_workers_and_two_beats_share_a_backlog(
             )
         # Batches and slices are small, so that there is something to share.
         env = environment(
-            tmp_path, url, REDIS_URL=redis.url, SWEEP_INTERVAL="1s", PURGE_BATCH_SIZE="50"
+            tmp_path,
+            url,
+            REDIS_URL=redis.url,
+            SWEEP_INTERVAL="1s",
+            PURGE_BATCH_SIZE="50",
+            PURGE_BRAKE="off",
         )
         workers = [
             stack.enter_context(Running(*compose_command("worker"), env=env))

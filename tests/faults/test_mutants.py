@@ -21,13 +21,15 @@ from accountsvc.db.engine import Clock, Database
 from accountsvc.db.models import Account, Effect, SavedPassword
 from accountsvc.outbox import queue
 from accountsvc.outbox.queue import Owed
-from accountsvc.purge import claim, clocks, erase
+from accountsvc.purge import allowance, claim, clocks, erase
 from accountsvc.purge.brake import Refused
 from accountsvc.purge.claim import PlannedPurge
 from accountsvc.purge.clocks import Clocks, Reading
 from accountsvc.services import Services, build_services
 from accountsvc.web import db
+from tests.conftest import NewApp
 from tests.faults.injection import Fault, Kind
+from tests.faults.mass import DUE, first_hour
 from tests.faults.suite import Result, inject, world
 from tests.faults.world import World
 from tests.support.clocks import MovableClock, movable_clock
@@ -245,3 +247,12 @@ def test_each_mutant_of_the_clocks_is_caught(
         here.database.engine.dispose()
     broken = None if mutant is None else CLOCK_MUTANTS[mutant]
     assert found == ([] if broken is None else [broken])
+
+
+def test_a_brake_that_never_holds_is_caught(
+    new_app: NewApp, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``test_thousands_that_fall_due_at_once_wait_for_the_brake`` asks for the same number."""
+    monkeypatch.setattr(allowance, "limit", lambda *_: DUE)
+
+    assert first_hour(services_of(new_app())) > allowance.LEAST

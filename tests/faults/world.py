@@ -29,7 +29,7 @@ from accountsvc.db.models import (
 from accountsvc.outbox.queue import DELETE_FILE, LEDGER
 from accountsvc.services import Services
 from tests.faults.injection import Operation
-from tests.support.factories import insert_accounts_in, png, put_files, services_of
+from tests.support.factories import insert_accounts_in, png, put_files, run_sql, services_of
 
 PASSWORDS = 2
 MAIL = "mail.purged"
@@ -64,8 +64,12 @@ class World:
         return services_of(self.outside)
 
     def new_round(self) -> list[Operation]:
-        """Let new people in and return what is to be done to them, in a child."""
+        """Let new people in and return what is to be done to them, in a child.
+
+        Each round is an hour of its own to the brake, which would hold after some twenty of them.
+        """
         services = self.services
+        run_sql(services, "DELETE FROM purge_brake")
         with services.reading() as session:
             now = database_now(session)
         past, future = now - timedelta(hours=1), now + timedelta(days=7)

@@ -63,7 +63,7 @@ WRONG: dict[str, list[str]] = {
     "REMINDERS": ["7", "7d;1d", "0d", "7d,x"],
     "SWEEP_INTERVAL": ["0s", "60", "1ms"],
     "PURGE_BATCH_SIZE": ["0", "10001", "many", "5e2"],
-    "PURGE_MAX_PER_SWEEP": ["-1", "9999999999", "none"],
+    "PURGE_BRAKE": ["maybe", "100"],
     "PURGE_MAX_ATTEMPTS": ["0", "1001", "x"],
     "CORS_ORIGINS": ["app.example.org", "ftp://app", "https://app/x", "https://a https://b"],
     "PUBLIC_URL": ["accounts.example.org", "ftp://accounts", "https://", "https://accounts:port"],
@@ -224,7 +224,7 @@ def test_the_defaults_need_nothing_but_a_folder(tmp_path: Path) -> None:
     assert made.hold_release_delay == timedelta(hours=24)
     assert made.reminders == (timedelta(days=7), timedelta(days=1))
     assert made.sweep_interval == timedelta(seconds=60)
-    assert (made.purge_max_per_sweep, made.purge_max_attempts) == (0, 8)
+    assert (made.purge_brake, made.purge_max_attempts) == (True, 8)
     assert made.cors_origins == ("http://localhost:3000",)
     assert (made.trusted_proxies, made.rate_limits, made.redis_url) == ((), True, "")
     assert (made.private_network, made.hsts_subdomains) == (frozenset(), False)

@@ -71,6 +71,7 @@ def test_production_says_all_that_it_needs_in_one_start(tmp_path: Path) -> None:
         ("CORS_ORIGINS", "*"),
         ("CORS_ORIGINS", "https://app.example.org,*"),
         ("RATE_LIMITS", "off"),
+        ("PURGE_BRAKE", "off"),
         ("PASSWORD_HASH_COST", "cheap"),
     ],
 )

@@ -61,7 +61,9 @@ def test_a_worker_killed_at_random_moments_purges_everybody_once_and_nobody_else
     assert files(services) >= set(keys)
     assert count_files(media) == DUE + len(bystanders)
     # Small batches, so that there are many moments; a mail is a matter of its own.
-    env = environment(tmp_path, sqlite_url, SWEEP_INTERVAL="1s", PURGE_BATCH_SIZE="20")
+    env = environment(
+        tmp_path, sqlite_url, SWEEP_INTERVAL="1s", PURGE_BATCH_SIZE="20", PURGE_BRAKE="off"
+    )
 
     # when: killed after so many accounts, and a few milliseconds more
     moments = sorted(chance.sample(range(1, DUE - 100), KILLS))

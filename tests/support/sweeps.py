@@ -24,10 +24,14 @@ def sweep(
     progress: Progress | None = None,
     seconds: float | None = None,
     clocks: Clocks | None = None,
+    brake: bool = False,
 ) -> SweepResult:
-    """Purge what is due at *now*, a moment or a clock, by a ledger that takes everything."""
+    """Purge what is due at *now*, a moment or a clock, by a ledger that takes everything.
+
+    Without a *brake*, as when somebody has named the accounts.
+    """
     clock = now if callable(now) else lambda _session: now
-    rules = Rules(batch_size=batch_size, max_attempts=max_attempts)
+    rules = Rules(batch_size=batch_size, max_attempts=max_attempts, has_brake=brake)
     one_pass = Sweep(
         services.database, rules, write_ledger, clock=clock, only=only, by=by, clocks=clocks
     )

@@ -150,7 +150,9 @@ def test_sigterm_in_the_middle_of_a_backlog_ends_in_time_and_leaves_nothing_half
     sqlite_url: str, tmp_path: Path
 ) -> None:
     # given: so many accounts, one by one, that a sweep is always under way
-    env = environment(tmp_path, sqlite_url, SWEEP_INTERVAL="1s", PURGE_BATCH_SIZE="1")
+    env = environment(
+        tmp_path, sqlite_url, SWEEP_INTERVAL="1s", PURGE_BATCH_SIZE="1", PURGE_BRAKE="off"
+    )
     with application(sqlite_url, tmp_path) as app, worker(env) as running:
         insert_accounts(services_of(app), numbered("due", 1500), purge_at=LONG_AGO)
         eventually(lambda: count(app, Receipt) > 20)
@@ -191,7 +193,9 @@ def test_a_backlog_neither_piles_up_messages_nor_keeps_mails_waiting(
     sqlite_url: str, tmp_path: Path
 ) -> None:
     # given
-    env = environment(tmp_path, sqlite_url, SWEEP_INTERVAL="1s", PURGE_BATCH_SIZE="1")
+    env = environment(
+        tmp_path, sqlite_url, SWEEP_INTERVAL="1s", PURGE_BATCH_SIZE="1", PURGE_BRAKE="off"
+    )
     broker = tmp_path / "instance" / "broker"
     with application(sqlite_url, tmp_path) as app, worker(env) as running:
         insert_accounts(services_of(app), numbered("due", 1500), purge_at=LONG_AGO)

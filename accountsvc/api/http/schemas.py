@@ -390,7 +390,10 @@ class Readiness(Schema):
 
 
 class SweepStatus(Schema):
-    """``late``: sweeps should have run and did not."""
+    """``late``: sweeps should have run and did not.
+
+    ``brake`` is ``ok``, or says how many wait for it and what to do.
+    """
 
     last_at = String(required=True, allow_none=True, metadata={"format": "date-time"})
     age_seconds = Integer(required=True, allow_none=True)
@@ -398,6 +401,9 @@ class SweepStatus(Schema):
     paused = Boolean(required=True)
     paused_at = String(required=True, allow_none=True, metadata={"format": "date-time"})
     clock_moved_at = String(required=True, allow_none=True, metadata={"format": "date-time"})
+    braked = Boolean(required=True)
+    braked_at = String(required=True, allow_none=True, metadata={"format": "date-time"})
+    brake = String(required=True)
 
 
 class Backlog(Schema):
@@ -412,6 +418,7 @@ class Backlog(Schema):
     failing = Integer(required=True)
     stuck = Integer(required=True)
     unexplained = Integer(required=True)
+    braked = Integer(required=True)
     oldest_overdue_seconds = Integer(required=True)
     owed = Dict(required=True)
     paused = Dict(required=True)
