@@ -27,6 +27,8 @@ from .sources import ConfigError, Faults
 if TYPE_CHECKING:
     from flask import Flask
 
+    from .sources import Sources
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command, and exit with its code; return it if the command could not begin."""
@@ -229,6 +231,40 @@ def settings() -> None:
         click.echo(f"accountsvc: {line}", err=True)
     # The exit code says whether a process would start with them.
     refuse_wrong_vault_keys(load_settings())
+
+
+@commands.command("signing-key")
+def signing_key() -> None:
+    """Make a pair of keys for the ledger, as two lines to paste.
+
+    The first is for workers and for the operator's commands, the second for every process. Public
+    keys that are set already stay in the list: their seals count on.
+    """
+    import secrets
+
+    from . import readers
+    from .sources import Sources
+
+    key = secrets.token_bytes(32)
+    public = readers.key_text(readers.public_key_of(key))
+    click.echo(f"LEDGER_SIGNING_KEY={readers.key_text(key)}")
+    click.echo(f"LEDGER_PUBLIC_KEYS={','.join([public, *_public_keys(Sources.of_this_process())])}")
+
+
+def _public_keys(sources: Sources) -> list[str]:
+    """Return the texts of the public keys that are in use; raise ConfigError for wrong ones."""
+    from . import readers
+    from .sources import wrong_line
+
+    try:
+        listed = readers.public_keys(sources.find("LEDGER_PUBLIC_KEYS", "").text or "")
+        signing = sources.find("LEDGER_SIGNING_KEY", None).text
+        if not listed and signing:
+            listed = (readers.public_key_of(readers.signing_key(signing)),)
+    except ValueError as exc:
+        example = "the output of `accountsvc signing-key`"
+        raise ConfigError(wrong_line("LEDGER_PUBLIC_KEYS", exc, example)) from None
+    return [readers.key_text(key) for key in listed]
 
 
 if __name__ == "__main__":

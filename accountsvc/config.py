@@ -8,7 +8,7 @@ setting's name, what is wrong with it, and an example.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import Field, dataclass, field, fields
+from dataclasses import Field, dataclass, field, fields, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -135,6 +135,23 @@ class Settings:
         "s3://bucket/ledger",
         "Where each purge leaves a line; keep it outside the database's backups.",
         secret=True,
+    )
+    # The worker and the operator's commands seal, and hold it; the web does not, so that whoever
+    # takes the web over cannot make up that somebody was purged.
+    ledger_signing_key: bytes | None = _setting(
+        "LEDGER_SIGNING_KEY",
+        None,
+        readers.signing_key,
+        "the output of `accountsvc signing-key`",
+        "Seals the ledger: for workers and the operator's commands, not for the web.",
+        secret=True,
+    )
+    ledger_public_keys: tuple[bytes, ...] = _setting(
+        "LEDGER_PUBLIC_KEYS",
+        "",
+        readers.public_keys,
+        "the output of `accountsvc signing-key`",
+        "Whose seals in the ledger count, the newest first; that of LEDGER_SIGNING_KEY without it.",
     )
     # A month is the legal limit (GDPR art. 12(3)); a grace period of 30 days would leave no slack
     # for an outage.
@@ -301,6 +318,10 @@ class Settings:
         "From which level on lines are logged.",
     )
 
+    def without_signing_key(self) -> Settings:
+        """Return these settings for a process that only reads the ledger."""
+        return replace(self, ledger_signing_key=None)
+
     @property
     def is_sqlite(self) -> bool:
         return self.database_url.startswith("sqlite")
@@ -350,6 +371,8 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
         example = f"{setting}={_example(setting)}"
         faults.add(f"{spelling.shown(name)} {why} For example: {example}")
     values = _read_all(sources, faults)
+    with faults.caught():
+        _complete_ledger_keys(values, is_production=sources.is_production)
     if values.get("GRACE_PERIOD", timedelta.min) > values.get("MAX_GRACE", timedelta.max):
         example = "GRACE_PERIOD=14d MAX_GRACE=90d"
         faults.add(wrong_line("GRACE_PERIOD", "is longer than MAX_GRACE", example))
@@ -365,6 +388,34 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
 # A setting that nobody has given may be made of another one that stands above it in Settings, and
 # that has a line of its own if it is wrong.
 _MADE_OF = {"CELERY_BROKER_URL": "REDIS_URL", "PUBLIC_URL": "PORT"}
+
+
+_LEDGER_KEYS = ("LEDGER_SIGNING_KEY", "LEDGER_PUBLIC_KEYS")
+
+
+def _complete_ledger_keys(values: dict[str, Any], *, is_production: bool) -> None:
+    """Derive the public key where only the signing one is set; refuse two that do not belong.
+
+    What could not be read has a line of its own already.
+    """
+    if not values.keys() >= set(_LEDGER_KEYS):
+        return
+    signing, public = (values[name] for name in _LEDGER_KEYS)
+    if signing is None:
+        if not public:
+            demanded = "LEDGER_PUBLIC_KEYS" if is_production else "LEDGER_SIGNING_KEY"
+            raise _missing(demanded, is_production=is_production)
+        return
+    derived = readers.public_key_of(signing)
+    if not public:
+        values["LEDGER_PUBLIC_KEYS"] = (derived,)
+    elif derived not in public:
+        raise wrong("LEDGER_PUBLIC_KEYS", "does not hold the public key of LEDGER_SIGNING_KEY")
+
+
+def _missing(name: str, *, is_production: bool) -> ConfigError:
+    remedy = "is not set: run `python -m accountsvc prepare`, or set it"
+    return wrong(name, "is not set, which production needs" if is_production else remedy)
 
 
 def _read_all(sources: Sources, faults: Faults) -> dict[str, Any]:
@@ -384,9 +435,10 @@ def _read_all(sources: Sources, faults: Faults) -> dict[str, Any]:
 
 def _read(spec: Field[Any], text: str | None, *, is_production: bool) -> object:
     name = spec.metadata["name"]
+    if text is None and name == "LEDGER_SIGNING_KEY":
+        return None
     if text is None:
-        remedy = "is not set: run `python -m accountsvc prepare`, or set it"
-        raise wrong(name, "is not set, which production needs" if is_production else remedy)
+        raise _missing(name, is_production=is_production)
     if text == "" and name == "REDIS_URL":
         return ""
     try:

@@ -97,6 +97,9 @@ def _too_simple(values: Mapping[str, Any]) -> Iterator[Fault]:
         yield "SECRET_KEY", f"has {why}", None
     if any(different_bytes(key) < _DIFFERENT_BYTES for key in values.get("VAULT_KEYS", ())):
         yield "VAULT_KEYS", f"holds a key with {why}", None
+    signing = values.get("LEDGER_SIGNING_KEY")
+    if signing is not None and different_bytes(signing) < _DIFFERENT_BYTES:
+        yield "LEDGER_SIGNING_KEY", f"has {why}", None
     if values.get("OPS_TOKEN") and different_bytes(values["OPS_TOKEN"]) < _DIFFERENT_BYTES:
         yield "OPS_TOKEN", f"has {why}", None
     if not values.get("RATE_LIMITS", True):

@@ -107,16 +107,40 @@ def bearer_token(text: str) -> str:
 
 def wrapping_keys(text: str) -> tuple[bytes, ...]:
     """Read keys of 32 bytes each in url-safe base64, separated by commas, in their order."""
-    keys = []
-    for part in text.split(","):
-        try:
-            key = base64.b64decode(part.strip(), altchars=b"-_", validate=True)
-        except (binascii.Error, ValueError):
-            raise ValueError("holds a key that is not url-safe base64") from None
-        if len(key) != 32:
-            raise ValueError("holds a key that is not 32 bytes long")
-        keys.append(key)
-    return tuple(keys)
+    return tuple(_key(part) for part in text.split(","))
+
+
+def public_keys(text: str) -> tuple[bytes, ...]:
+    """Read keys as :func:`wrapping_keys` does, or none."""
+    return wrapping_keys(text) if text.strip() else ()
+
+
+def signing_key(text: str) -> bytes:
+    """Read one key of 32 bytes in url-safe base64."""
+    return _key(text)
+
+
+def public_key_of(signing: bytes) -> bytes:
+    """Return the public key of the Ed25519 key *signing*, both of 32 bytes."""
+    # Imported here: most processes are given both keys, and wait for it in vain.
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+    return Ed25519PrivateKey.from_private_bytes(signing).public_key().public_bytes_raw()
+
+
+def key_text(key: bytes) -> str:
+    """Return *key* as the readers of keys read it."""
+    return base64.urlsafe_b64encode(key).decode()
+
+
+def _key(text: str) -> bytes:
+    try:
+        key = base64.b64decode(text.strip(), altchars=b"-_", validate=True)
+    except (binascii.Error, ValueError):
+        raise ValueError("holds a key that is not url-safe base64") from None
+    if len(key) != 32:
+        raise ValueError("holds a key that is not 32 bytes long")
+    return key
 
 
 def read_sender(text: str) -> Address:

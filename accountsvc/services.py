@@ -17,6 +17,7 @@ from .accounts.credentials import PasswordHasher
 from .accounts.vault import Keyring
 from .adapters.avatarstore import AvatarStore, store_from_url
 from .adapters.ledger import Ledger, ledger_from_url
+from .adapters.ledgerseal import SealKeys
 from .adapters.mail import Mailer, mailer_from_url
 from .adapters.redisclock import redis_clock
 from .adapters.throttle import EXPORT, Throttle
@@ -31,6 +32,7 @@ from .outbox.queue import DeliveryResult
 from .purge import scrub
 from .purge.at_once import PurgeNow
 from .purge.clocks import Clocks
+from .purge.mending import Mending
 from .purge.restore import Restore
 from .purge.sweep import Progress, Rules, Sweep, SweepResult
 from .tokens import Tokens, derive_key
@@ -117,6 +119,11 @@ class Services:
         return Restore(self.database, self.ledger)
 
     @property
+    def mending(self) -> Mending:
+        """The ledger, to be given what the receipts in the database say."""
+        return Mending(self.database, self.ledger)
+
+    @property
     def purge_now(self) -> PurgeNow:
         """The purge that an operator asks for, by the parts and settings of this process."""
         return PurgeNow(
@@ -186,6 +193,14 @@ class Services:
                 "add the key that wrapped them, or correct DATABASE_URL"
             )
 
+    def refuse_without_signing_key(self) -> None:
+        """Raise ConfigError if this process could not write the ledger. Call it at start."""
+        if not self.ledger.keys.can_sign:
+            raise ConfigError(
+                "LEDGER_SIGNING_KEY is not set, which the worker needs to seal the ledger; "
+                "for example: the output of `accountsvc signing-key`"
+            )
+
     def write_ledger(self) -> bool:
         """Deliver the ledger lines that are owed; False if one could not be written."""
         if self.deliver(kinds=[queue.LEDGER], seconds=30).more:
@@ -214,7 +229,8 @@ def build_services(
     """
     database = database or Database(make_engine(settings.database_url))
     avatars = store_from_url(settings.storage_url)
-    ledger = ledger_from_url(settings.ledger_url)
+    keys = SealKeys(settings.ledger_signing_key, settings.ledger_public_keys)
+    ledger = ledger_from_url(settings.ledger_url, keys)
     mailer = mailer_from_url(settings.mail_url)
     hasher = PasswordHasher(settings.password_hash_cost, processes=settings.web_processes)
     throttle = Throttle(

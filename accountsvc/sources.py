@@ -16,6 +16,8 @@ from dotenv import dotenv_values
 from . import private, readers
 
 INSTANCE_EXAMPLE = "/var/lib/accountsvc"
+# Development makes these for itself, each in a file of its own in the instance folder.
+MADE_KEYS = ("SECRET_KEY", "VAULT_KEYS", "LEDGER_SIGNING_KEY")
 
 
 class ConfigError(Exception):
@@ -178,8 +180,11 @@ def make_keys(environ: Mapping[str, str]) -> list[str]:
     instance = _instance(environ)
     private.make_folder(instance)
     names = []
-    for name in ("SECRET_KEY", "VAULT_KEYS"):
+    for name in MADE_KEYS:
         if environ.get(name) or _read_key(instance, name):
+            continue
+        # Whoever names public keys has the signing one elsewhere: another one would not fit them.
+        if name == "LEDGER_SIGNING_KEY" and environ.get("LEDGER_PUBLIC_KEYS"):
             continue
         key = base64.urlsafe_b64encode(secrets.token_bytes(32)).decode()
         # Write the key aside and link it into place, so that a process that dies here leaves no

@@ -11,6 +11,7 @@ beside this one's, or the same. A bound that was passed ends it with 1.
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sys
@@ -29,6 +30,7 @@ from sqlalchemy import delete, text
 from accountsvc.accounts import vault
 from accountsvc.accounts.credentials import PasswordHasher
 from accountsvc.accounts.vault import Entry
+from accountsvc.adapters.ledger import Batch, Ledger, ledger_from_url
 from accountsvc.db.engine import database_now
 from accountsvc.db.models import Account, LegalHold
 from accountsvc.db.schema import upgrade
@@ -52,7 +54,7 @@ from tests.support.processes import environment, run, worker
 from tests.support.servers import PostgresServer
 
 TIMES = int(os.environ.get("BENCH_TIMES", "5"))
-DUE, HELD, ENTRIES = 400, 5_000, 20_000
+DUE, HELD, ENTRIES, LINES = 400, 5_000, 20_000, 20_000
 
 
 def add_due(services: Services, count: int, *, passwords: int = 5, held: bool = False) -> None:
@@ -242,8 +244,55 @@ def shutdown(app: APIFlask, folder: Path) -> list[Measured]:
     return [in_turns("the worker process", works, times=TIMES)]
 
 
+def ledger(app: APIFlask, folder: Path) -> list[Measured]:
+    """Reading the ledger with its seals checked, beside its JSON alone; and a look at the newest."""
+    services = services_of(app)
+    lines = [
+        {"public_id": str(uuid.uuid4()), "purged_at": "2026-11-27T23:00:00+00:00", "files": n}
+        for n in range(LINES)
+    ]
+    began = now(services) - timedelta(days=LINES)
+
+    def filled(size: int, count: int) -> Ledger:
+        made = ledger_from_url(f"file://{folder}/ledger-{size}", services.ledger.keys)
+        batches = [
+            Batch(uuid.uuid4(), lines[first : first + size], began + timedelta(days=first))
+            for first in range(0, count, size)
+        ]
+        for batch, seal in zip(batches, made.seal_all(batches)[0], strict=True):
+            made.append(batch, seal)
+        return made
+
+    def parse() -> None:
+        assert len([json.loads(json.dumps(line)) for line in lines]) == LINES
+
+    def read(made: Ledger, count: int) -> Callable[[], None]:
+        def work() -> None:
+            assert sum(1 for _ in made.read()) == count
+
+        return work
+
+    large, small = filled(500, LINES), filled(1, LINES // 10)
+    works = [
+        Work("their JSON alone (reference)", parse),
+        Work("in batches of 500", read(large, LINES)),
+        Work("a tenth of them in batches of one", read(small, LINES // 10)),
+        Work("the five newest batches of one", small.newest),
+    ]
+    return [in_turns(f"read {LINES} lines of the ledger", works, times=TIMES)]
+
+
 Bench = Callable[[APIFlask, Path], Sequence[Result]]
-BY_DEFAULT: tuple[Bench, ...] = (batches, held, requests, sign_in, export, shutdown, attack)
+BY_DEFAULT: tuple[Bench, ...] = (
+    batches,
+    held,
+    requests,
+    sign_in,
+    export,
+    ledger,
+    shutdown,
+    attack,
+)
 BENCHES = {one.__name__: one for one in (*BY_DEFAULT, servers)}
 
 

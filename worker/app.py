@@ -162,7 +162,7 @@ def make_celery(settings: Settings) -> Celery:
         },
     )
     _keep_output_in_the_log(settings)
-    _refuse_wrong_vault_keys(settings)
+    _refuse_wrong_keys(settings)
     _end_together()
     return celery
 
@@ -260,13 +260,14 @@ def _keep_output_in_the_log(settings: Settings) -> None:
         log.info("worker is ready")
 
 
-def _refuse_wrong_vault_keys(settings: Settings) -> None:
-    """End a worker at its start if ``VAULT_KEYS`` are not those of its database."""
+def _refuse_wrong_keys(settings: Settings) -> None:
+    """End a worker at its start that could open no vault, or write no ledger."""
 
     @worker_init.connect(weak=False)  # type: ignore[untyped-decorator]
-    def look_at_the_vault(**_options: object) -> None:
+    def look_at_the_keys(**_options: object) -> None:
         services = build_services(settings)
         try:
+            services.refuse_without_signing_key()
             services.refuse_wrong_vault_keys()
         except ConfigError as exc:
             sys.stderr.write(exc.report)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
 from functools import cache, wraps
 from typing import Any
 
@@ -12,7 +15,15 @@ from kombu.exceptions import OperationalError as BrokerUnavailable
 
 from accountsvc.config import load_settings
 from accountsvc.db.outages import is_passing_fault
-from accountsvc.purge.brake import LedgerBehind, PurgedAreBack, PurgingPaused, Refused
+from accountsvc.errors import StoreUnavailable
+from accountsvc.purge.brake import (
+    LedgerBehind,
+    LedgerGone,
+    LedgerUnreadable,
+    PurgedAreBack,
+    PurgingPaused,
+    Refused,
+)
 from accountsvc.purge.clocks import ClockMoved, ClocksDiffer
 from accountsvc.services import Services, build_services
 
@@ -20,6 +31,8 @@ from .app import DELIVER, SLICE, SWEEP, expiry
 
 log = structlog.get_logger(__name__)
 
+# A look costs about twenty reads, however old the ledger is.
+LOOK_EVERY = timedelta(minutes=1)
 _SLICE_SECONDS = SLICE.total_seconds()
 
 
@@ -27,6 +40,12 @@ _SLICE_SECONDS = SLICE.total_seconds()
 def services() -> Services:
     """Return this process's services, made after the fork: it shares no connection."""
     return build_services(load_settings())
+
+
+_LEDGER_GONE = (
+    "the ledger is empty though it was written, so nothing is purged: give "
+    "LEDGER_URL its store back, or run `accountsvc ledger rebuild`"
+)
 
 
 def doorway(name: str) -> Callable[[Callable[[], bool]], Any]:
@@ -43,6 +62,10 @@ def doorway(name: str) -> Callable[[Callable[[], bool]], Any]:
                     # The follow-up has the same expiry as a beat tick; otherwise every tick would
                     # start another chain of follow-ups.
                     task.apply_async(expires=expiry(services().settings.sweep_interval))
+            except LedgerGone:
+                log.error(_LEDGER_GONE, task=name)
+            except LedgerUnreadable:
+                log.error("the ledger cannot be read, so nothing is purged", task=name)
             except LedgerBehind:
                 log.error("the ledger does not take its lines, so nothing is purged", task=name)
             except PurgedAreBack:
@@ -94,6 +117,7 @@ def sweep() -> bool:
         # purged already would stay readable for as long as the refusal lasts.
         services().scrub()
         raise
+    _look_at_the_ledger()
     if result.dealt_with:
         log.info(
             "swept",
@@ -108,6 +132,33 @@ def sweep() -> bool:
     if not result.more:
         services().scrub()
     return result.more
+
+
+@dataclass
+class _LastLook:
+    """The monotonic time of this process's last look at the ledger."""
+
+    at: float | None = None
+
+
+_last_look = _LastLook()
+
+
+def _look_at_the_ledger() -> None:
+    """Say in the log what is amiss with the ledger; look once a minute at most.
+
+    Never raises for a ledger that does not answer: the sweep has said so, or the next one does.
+    """
+    now = time.monotonic()
+    if _last_look.at is not None and now - _last_look.at < LOOK_EVERY.total_seconds():
+        return
+    _last_look.at = now
+    try:
+        look = services().restore.look()
+    except StoreUnavailable:
+        log.error("the ledger cannot be read: `accountsvc ledger verify`")
+        return
+    look.say()
 
 
 @doorway(DELIVER)

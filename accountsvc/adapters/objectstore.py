@@ -154,6 +154,11 @@ class Bucket:
             except self.client.exceptions.NoSuchKey:
                 return None
 
+    def remove(self, key: str) -> None:
+        """Remove the object; one that is missing is no error. Raises StoreUnavailable."""
+        with s3_errors():
+            self.client.delete_object(Bucket=self.name, Key=self.prefix + key)
+
     def listing(self, below: str = "") -> Iterator[tuple[str, datetime]]:
         """Yield each key that begins with *below*, sorted, and when it was written (UTC).
 

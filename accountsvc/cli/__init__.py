@@ -9,8 +9,9 @@ from . import accepting, schema  # noqa: F401 - accepting adds its command to ac
 from . import status as _status  # noqa: F401 - adds its command to the accounts' group
 from . import sweeps as _sweeps  # noqa: F401 - adds its command to the sweeps' group
 from .accounts import accounts_group
+from .ledger import ledger_group
 from .purging import sweeps_group
-from .stores import avatars_group, ledger_group, vault_group
+from .stores import avatars_group, vault_group
 
 
 def groups() -> tuple[click.Group, ...]:

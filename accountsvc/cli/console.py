@@ -21,9 +21,9 @@ from ..db.engine import database_now
 from ..db.models import Account
 from ..db.outages import is_passing_fault
 from ..db.text import text_problem
-from ..errors import AccountError, AccountNotFound, InvalidInput
+from ..errors import AccountError, AccountNotFound, InvalidInput, StoreUnavailable
 from ..web import services
-from .words import printable
+from .words import count, printable
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -167,6 +167,38 @@ def change_each(
         return
     for result in results:
         click.echo((done if result["changed"] else already).format(**result))
+
+
+@contextmanager
+def store_of(setting: str) -> Iterator[None]:
+    """Name the *setting* of a store that does not answer, since each has a store of its own."""
+    try:
+        yield
+    except StoreUnavailable as exc:
+        fail(f"{setting}: {exc}")
+
+
+def refuse_without_signing_key() -> None:
+    """Fail before anything is changed where this process could not write the ledger's line."""
+    if not services().ledger.keys.can_sign:
+        fail(
+            "LEDGER_SIGNING_KEY is not set here, so the ledger could not be written. Set it for "
+            "this command, as the worker has it. Nothing was changed."
+        )
+
+
+def say_what_has_no_seal() -> None:
+    """Say on stderr how many objects of the ledger wait for `ledger adopt`, if any do.
+
+    A ledger that does not answer is `ledger verify`'s matter, and `/statusz`'s.
+    """
+    try:
+        unsealed = services().ledger.unsealed()
+    except StoreUnavailable:
+        return
+    if unsealed:
+        objects = count(unsealed, "object of the ledger has", "objects of the ledger have")
+        click.echo(f"{objects} no seal: run `ledger adopt`.", err=True)
 
 
 def ask(question: str, *, yes: bool) -> None:

@@ -15,7 +15,13 @@ from ..errors import LastStaff, LegalHold
 from ..outbox import notices, queue
 from ..purge import brake
 from ..purge.at_once import Kept, NotPurgeable, Obstacle, PurgeReport
-from ..purge.brake import LedgerBehind, PurgedAreBack, PurgingPaused
+from ..purge.brake import (
+    LedgerBehind,
+    LedgerGone,
+    LedgerUnreadable,
+    PurgedAreBack,
+    PurgingPaused,
+)
 from ..purge.claim import PlannedPurge
 from ..purge.clocks import ClockMoved, ClocksDiffer
 from ..purge.sweep import Progress
@@ -27,6 +33,7 @@ from .console import (
     find,
     json_option,
     logs_aside,
+    refuse_without_signing_key,
     sentences,
     show_json,
     show_lines,
@@ -91,6 +98,7 @@ def purge(
     purge_now = services().purge_now
     with refusals():
         if not dry_run:
+            refuse_without_signing_key()
             purge_now.refuse_if_stopped()
         planned = purge_now.plan_named(find(names), force=force) if names else purge_now.plan_due()
         if not confirm(planned, dry_run=dry_run, yes=yes, as_json=as_json):
@@ -115,6 +123,9 @@ OBSTACLES: Mapping[Obstacle, str] = {
     Obstacle.BRAKED: "The brake holds. It goes with a later sweep, or by `sweeps allow`.",
     Obstacle.PAUSED: "Purging was paused meanwhile. `sweeps resume` ends that.",
     Obstacle.LEDGER_BEHIND: "The ledger cannot be read or written. Mend it first.",
+    Obstacle.LEDGER_UNREADABLE: "The ledger cannot be read. Mend it first.",
+    Obstacle.LEDGER_GONE: "The ledger is empty though it was written. Give LEDGER_URL its store "
+    "back, or run `ledger rebuild`.",
     Obstacle.PURGED_ARE_BACK: "The database is older than its ledger: purged people are back, and "
     "who is due may have come back since. Run `ledger replay` first.",
     Obstacle.CLOCKS_DIFFER: "Two clocks differ by more than 5 minutes. Set the wrong one right; "
@@ -136,6 +147,10 @@ def refusals() -> Iterator[None]:
         with services().reading() as session:
             since = brake.paused_at(session)
         fail(f"{paused(since)} Nothing was changed.")
+    except LedgerGone:
+        fail(f"{OBSTACLES[Obstacle.LEDGER_GONE]} Nothing was changed.")
+    except LedgerUnreadable:
+        fail(f"{OBSTACLES[Obstacle.LEDGER_UNREADABLE]} Nothing was changed.")
     except LedgerBehind:
         fail(f"{OBSTACLES[Obstacle.LEDGER_BEHIND]} Nothing was changed.")
     except PurgedAreBack:

@@ -12,7 +12,7 @@ from ..monitoring.status import read as read_status
 from ..outbox import notices, queue
 from ..web import services
 from .accounts import accounts_group
-from .console import fail, json_option, sentences, show_json, show_lines
+from .console import fail, json_option, say_what_has_no_seal, sentences, show_json, show_lines
 from .words import braked, clock_moved, clocks_differ, count, duration, fields, paused, stamp, table
 
 
@@ -36,6 +36,7 @@ def status(*, as_json: bool) -> None:
         counts = read_status(session, now=now, max_attempts=settings.purge_max_attempts)
     if not as_json:
         show_lines(_what_stops(counts), err=True)
+    say_what_has_no_seal()
     shown = {
         "active": counts.active,
         "deactivated": counts.deactivated,

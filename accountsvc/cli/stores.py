@@ -1,10 +1,9 @@
-"""Commands for what lies beside the database: avatar files, vault keys, the ledger."""
+"""Commands for what lies beside the database: avatar files and vault keys."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 
 import click
 from flask.cli import AppGroup
@@ -15,7 +14,6 @@ from ..db import audit, rows
 from ..db.audit import OPERATOR_ACTOR
 from ..db.engine import database_now
 from ..db.models import VaultKey
-from ..errors import StoreUnavailable
 from ..outbox import queue
 from ..web import services
 from .console import (
@@ -26,9 +24,10 @@ from .console import (
     sentences,
     show_json,
     show_lines,
+    store_of,
     yes_option,
 )
-from .purging import confirm, finish, progress_bar, refusals
+from .purging import refusals
 from .words import count, stamp, table
 
 avatars_group = AppGroup(
@@ -54,28 +53,6 @@ vault_group = AppGroup(
     Exit codes: 0 all is well, 1 it is not (it says why), 2 bad usage.
     """,
 )
-
-ledger_group = AppGroup(
-    "ledger",
-    help="""Check the ledger, and replay it after a restore from a backup.
-
-    \b
-    flask --app wsgi ledger verify
-    flask --app wsgi ledger replay --dry-run
-
-    \b
-    Exit codes: 0 all is well, 1 it is not (it says why), 2 bad usage.
-    """,
-)
-
-
-@contextmanager
-def _store_of(setting: str) -> Iterator[None]:
-    """Name the *setting* of a store that does not answer, since each has a store of its own."""
-    try:
-        yield
-    except StoreUnavailable as exc:
-        fail(f"{setting}: {exc}")
 
 
 @avatars_group.command()
@@ -106,7 +83,7 @@ def orphans(*, delete: bool, force: bool, yes: bool, as_json: bool) -> None:
         now = database_now(session)
     total = in_use = 0
     orphaned: list[avatars.StoredAvatar] = []
-    with _store_of("STORAGE_URL"):
+    with store_of("STORAGE_URL"):
         for avatar in avatars.stored_avatars(services().database, services().avatars, now=now):
             total += 1
             in_use += avatar.is_shown
@@ -236,76 +213,3 @@ def _rewrap_all(keyring: vault.Keyring) -> tuple[int, int, set[str]]:
         if done.last_id is None:
             return rewrapped, unopened, unopened_by
         after = done.last_id
-
-
-@ledger_group.command()
-@json_option
-@sentences
-def verify(*, as_json: bool) -> None:
-    """Compare the ledger with the database.
-
-    Nobody in the ledger may have an account (a restore brings people back), and every receipt has a
-    line in the ledger, unless that is still owed. Safe while everything runs; let it run daily.
-
-    \b
-    flask --app wsgi ledger verify
-
-    \b
-    Exit codes: 0 they agree; 1 they do not, or the ledger cannot be read;
-    2 bad usage.
-    """
-    with _store_of("LEDGER_URL"):
-        verification = services().restore.verify()
-    if as_json:
-        show_json(
-            {
-                "lines": verification.lines,
-                "receipts": verification.receipts,
-                "owed": verification.owed,
-                "back": verification.back,
-                "missing": [str(public_id) for public_id in verification.missing],
-            }
-        )
-    else:
-        lines = count(verification.lines, "purged account")
-        click.echo(f"{lines} in the ledger, {count(verification.receipts, 'receipt')}.")
-    if verification.back:
-        back = count(len(verification.back), "purged account is", "purged accounts are")
-        click.echo(f"{back} back: run `ledger replay`.", err=True)
-    if verification.missing:
-        missing = count(len(verification.missing), "receipt is", "receipts are")
-        click.echo(
-            f"{missing} not in the ledger: put its lost objects back from a copy. "
-            "--json names the receipts.",
-            err=True,
-        )
-    if verification.back or verification.missing:
-        sys.exit(1)
-
-
-@ledger_group.command()
-@click.option("--dry-run", is_flag=True, help="Show what would be destroyed, change nothing.")
-@yes_option
-@json_option
-@sentences
-def replay(*, dry_run: bool, yes: bool, as_json: bool) -> None:
-    """Purge again whoever a restore brought back.
-
-    By public id only: whoever has got an account's number since cannot be hit. Works while purging
-    is paused, so that nothing else is purged before you have looked; not by a clock that may be
-    wrong.
-
-    \b
-    flask --app wsgi ledger replay --dry-run
-    flask --app wsgi ledger replay
-
-    \b
-    Exit codes: 0 nobody is back any more, 1 somebody is (it says why), 2 bad usage.
-    """
-    with _store_of("LEDGER_URL"):
-        planned = services().restore.plan()
-    if not confirm(planned, dry_run=dry_run, yes=yes, as_json=as_json):
-        return
-    with refusals(), progress_bar(planned) as progress:
-        report = services().purge_now.replay(planned, progress)
-    finish(report, as_json=as_json)

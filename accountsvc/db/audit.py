@@ -82,6 +82,8 @@ ACTIONS = frozenset(
         "clock.moved",
         "clock.back",
         "clock.allowed",
+        "ledger.adopted",
+        "ledger.rebuilt",
     }
 )
 

@@ -37,6 +37,10 @@ CLOCK_MOVED = (
     "`accountsvc sweeps allow --clock`"
 )
 PURGED_ARE_BACK = "purged accounts are back, as after a restore: run `accountsvc ledger replay`"
+LEDGER_GONE = (
+    "is empty though it was written: give it its store back, or run `accountsvc ledger rebuild`"
+)
+LINES_MISSING = "lacks the lines of receipts: run `accountsvc ledger verify`"
 
 # All probes of one request may take so long together. A load balancer waits longer for its answer:
 # otherwise a hanging part would look like a dead process, which would be restarted for nothing.
@@ -49,6 +53,9 @@ FAULT_KEPT = timedelta(seconds=1)
 # newest objects and changes with a restore only: asked every few seconds, it would be most of what
 # the object store has to do.
 LEDGER_ANSWER_KEPT = timedelta(seconds=60)
+# A look at the ledger reads the objects of so many receipts besides the newest: with the ten of a
+# worker, a slow store would seem to hang.
+LEDGER_SAMPLED = 3
 # Sweeps are late after this many of their intervals without one; a single slow sweep is no alarm.
 SWEEPS_MISSED = 5
 
@@ -78,9 +85,14 @@ class Probe:
     """One look at a part: ``ok``, or what is wrong in words without any address or secret."""
 
     def __init__(
-        self, look: Callable[[], str | None], *, lifetime: timedelta | None = None
+        self,
+        look: Callable[[], str | None],
+        *,
+        lifetime: timedelta | None = None,
+        fault_lifetime: timedelta | None = None,
     ) -> None:
         self._look = look
+        self._fault_lifetime = FAULT_KEPT if fault_lifetime is None else fault_lifetime
         self._lifetime = ANSWER_KEPT if lifetime is None else lifetime
         self._lock = threading.Lock()
         self._answer: Future[str] | None = None
@@ -109,7 +121,7 @@ class Probe:
             return self._answer
 
     def _is_old(self, answer: Future[str]) -> bool:
-        lifetime = self._lifetime if answer.result() == OK else FAULT_KEPT
+        lifetime = self._lifetime if answer.result() == OK else self._fault_lifetime
         return time.monotonic() - self._answered_at >= lifetime.total_seconds()
 
     def _look_for(self, answer: Future[str]) -> None:
@@ -129,6 +141,11 @@ class Probes:
         self._database = Probe(self._ask_database)
         self._schema = Probe(self._ask_schema)
         self._purged_stay_purged = Probe(self._ask_ledger, lifetime=LEDGER_ANSWER_KEPT)
+        # What is amiss stays so until somebody mends it: looked at each second, it would be read
+        # as often.
+        self._ledger_whole = Probe(
+            self._look_at_ledger, lifetime=LEDGER_ANSWER_KEPT, fault_lifetime=LEDGER_ANSWER_KEPT
+        )
         self._vault = Probe(self._ask_vault)
         self._clock = Probe(self._ask_clock)
         self._parts = {
@@ -166,8 +183,10 @@ class Probes:
         if needed.get("schema") == OK:
             parts["vault"] = self._vault.read(deadline)
             parts["clock"] = self._clock.read(deadline)
-        # The ledger answers two questions: can it be written, and is anybody of it back. The second
-        # is the worse one, and would be hidden by an ``ok`` of the first.
+            # The ledger answers three questions: can it be written, is it whole, and is anybody of
+            # it back. The last is the worst one, and would be hidden by an ``ok`` of the others.
+            if parts["ledger"] == OK:
+                parts["ledger"] = self._ledger_whole.read(deadline)
         if needed.get("ledger") == PURGED_ARE_BACK:
             parts["ledger"] = PURGED_ARE_BACK
         return {**needed, **parts}
@@ -273,6 +292,21 @@ class Probes:
             return f"{differs}, so nothing is purged: set the wrong one right"
         with self._services.reading() as session:
             return None if clocks.stopped_at(session) is None else CLOCK_MOVED
+
+    def _look_at_ledger(self) -> str | None:
+        look = self._services.restore.look(sampled=LEDGER_SAMPLED)
+        if look.is_gone:
+            return LEDGER_GONE
+        if look.missing:
+            return LINES_MISSING
+        if look.untrusted:
+            return (
+                f"holds {len(look.untrusted)} that are not trusted, and ignored: "
+                "run `accountsvc ledger verify`"
+            )
+        if look.unsealed:
+            return f"holds {look.unsealed} without a seal: run `accountsvc ledger adopt`"
+        return None
 
     def _ask_vault(self) -> str | None:
         return None if self._services.vault_keys_fit() else WRONG_KEYS

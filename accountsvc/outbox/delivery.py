@@ -28,7 +28,7 @@ from ..db.models import DUE, OWNER, Account, Effect
 from ..db.text import rfc3339
 from ..errors import MailUnavailable
 from ..tokens import PASSWORD_RESET_LIFETIME, Tokens
-from . import queue
+from . import queue, sealing
 from .letters import render
 from .notices import (
     ADDRESS_CHANGED,
@@ -49,7 +49,6 @@ from .payloads import (
     AccountMail,
     AddressedMail,
     FileDeletion,
-    LedgerLines,
     ReminderMail,
     ResetMail,
     refusals,
@@ -104,7 +103,7 @@ def handlers(
     """
     mails = _Mails(database, mailer, tokens, origin, pace)
     return {
-        queue.LEDGER: _ledger_handler(ledger),
+        queue.LEDGER: sealing.handler(database, ledger),
         queue.DELETE_FILE: _file_handler(database, avatars),
         **dict.fromkeys(KINDS, mails.deliver),
     }
@@ -121,16 +120,6 @@ def on_given_up(session: Session, owed: Owed, now: datetime) -> None:
             now=now,
             kind=owed.kind,
         )
-
-
-def _ledger_handler(ledger: Ledger) -> queue.Handler:
-    def append(effects: Sequence[Owed], now: datetime) -> Outcome:
-        for effect in effects:
-            lines = LedgerLines.read(effect.payload).lines
-            ledger.append(str(effect.uid), lines, at=effect.created_at)
-        return Outcome()
-
-    return append
 
 
 def _file_handler(database: Database, avatars: AvatarStore) -> queue.Handler:

@@ -20,6 +20,7 @@ CURRENT, PREVIOUS = "current", "previous"
 
 _REFUSALS = "refusals"
 _DELAYED = "delayed"
+_SEAL = "seal"
 
 
 @dataclass(frozen=True)
@@ -108,6 +109,17 @@ def with_refusals(stored: Mapping[str, Any], count: int) -> dict[str, Any]:
     """
     rest = {name: value for name, value in stored.items() if name != _DELAYED}
     return {**rest, _REFUSALS: count}
+
+
+def seal_of(stored: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return the seal with which this payload's lines are written; None before the first try."""
+    seal = stored.get(_SEAL)
+    return seal if isinstance(seal, dict) else None
+
+
+def with_seal(stored: Mapping[str, Any], seal: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the payload to store for lines that are written with *seal*; the rest stays."""
+    return {**stored, _SEAL: dict(seal)}
 
 
 def with_delay(stored: Mapping[str, Any]) -> dict[str, Any]:

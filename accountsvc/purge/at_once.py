@@ -74,6 +74,8 @@ class Obstacle(Enum):
     BRAKED = auto()  # The brake lets no more go in this hour.
     PAUSED = auto()
     LEDGER_BEHIND = auto()
+    LEDGER_UNREADABLE = auto()
+    LEDGER_GONE = auto()
     PURGED_ARE_BACK = auto()
     CLOCKS_DIFFER = auto()
     CLOCK_MOVED = auto()
@@ -82,6 +84,8 @@ class Obstacle(Enum):
 _STOPS: Mapping[type[brake.Refused], Obstacle] = {
     brake.PurgingPaused: Obstacle.PAUSED,
     brake.LedgerBehind: Obstacle.LEDGER_BEHIND,
+    brake.LedgerUnreadable: Obstacle.LEDGER_UNREADABLE,
+    brake.LedgerGone: Obstacle.LEDGER_GONE,
     brake.PurgedAreBack: Obstacle.PURGED_ARE_BACK,
     ClocksDiffer: Obstacle.CLOCKS_DIFFER,
     ClockMoved: Obstacle.CLOCK_MOVED,

@@ -22,6 +22,14 @@ class LedgerBehind(Refused):
     """The ledger does not take its lines, so no further batch may be purged."""
 
 
+class LedgerUnreadable(LedgerBehind):
+    """The ledger cannot be read, so nobody knows whether a restore has brought people back."""
+
+
+class LedgerGone(LedgerUnreadable):
+    """The ledger is empty though receipts say that it was written: its store is another one."""
+
+
 class PurgedAreBack(Refused):
     """The database is older than its ledger: a restore has brought purged people back."""
 

@@ -7,7 +7,7 @@ hundred times as long.
 from __future__ import annotations
 
 import uuid
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -162,12 +162,12 @@ def _owe(
         )
         for owner in owners
     ]
-    lines = LedgerLines([_ledger_line(receipt) for receipt in receipts])
+    lines = LedgerLines([ledger_line(receipt) for receipt in receipts])
     effects.append(queue.row(queue.LEDGER, subject=None, now=now, payload=lines))
     session.execute(insert(Effect), effects)
 
 
-def _ledger_line(receipt: _Row) -> dict[str, str | int]:
+def ledger_line(receipt: Mapping[str, object]) -> dict[str, str | int]:
     """Return *receipt* as JSON holds it: times in ISO 8601 with their zone, counts as numbers."""
 
     def plain(value: object) -> str | int:

@@ -1,19 +1,24 @@
 """A restore from a backup: find who is back, refuse to purge meanwhile, verify the ledger.
 
 The database is compared with its ledger by public id only, since somebody else may have got an
-account's number in the meantime.
+account's number in the meantime. Only lines of trusted objects count, everywhere: whoever may write
+into the ledger's store could otherwise have an active account purged.
 """
 
 from __future__ import annotations
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import select
+import structlog
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
 
-from ..adapters.ledger import Ledger
-from ..db.engine import Database, database_now
+from ..adapters import ledger as ledgers
+from ..adapters.ledger import Ledger, Newest
+from ..adapters.ledgerseal import Flaw, Link, Opened, Untrusted
+from ..db.engine import Database
 from ..db.models import Account, Effect, Receipt
 from ..db.rows import chunks
 from ..errors import StoreUnavailable
@@ -22,6 +27,45 @@ from ..outbox.payloads import LedgerLines
 from . import brake, claim
 from .claim import PlannedPurge
 
+log = structlog.get_logger(__name__)
+
+# A look compares the receipts of so many people with the ledger, chosen anew each time: enough to
+# notice within hours that a part is lost, and few enough reads for once a minute.
+SAMPLED = 10
+
+
+@dataclass(frozen=True)
+class Owed:
+    """What the outbox owes the ledger: the people, and the names of their objects."""
+
+    people: frozenset[uuid.UUID]
+    names: frozenset[str]
+
+
+@dataclass(frozen=True)
+class Look:
+    """What a bounded look at the ledger has found amiss; ``unsealed`` wait for `ledger adopt`.
+
+    ``missing`` holds the public ids of receipts without a trusted line.
+    """
+
+    untrusted: list[Untrusted]
+    missing: list[uuid.UUID]
+    unsealed: int
+    is_gone: bool
+
+    def say(self) -> None:
+        """Say in the log what is amiss, each with its command."""
+        for untrusted in self.untrusted:
+            ledgers.log_untrusted(untrusted)
+        if self.missing:
+            log.error(
+                "receipts have no line in the ledger: `accountsvc ledger rebuild` writes them",
+                public_ids=[str(public_id) for public_id in self.missing],
+            )
+        if self.unsealed:
+            ledgers.log_unsealed(self.unsealed)
+
 
 @dataclass(frozen=True)
 class Verification:
@@ -29,7 +73,9 @@ class Verification:
 
     ``lines``, ``receipts`` and ``owed`` count people: in the ledger, with a receipt, and with a
     line that waits in the outbox. ``back`` holds the ids of accounts that the ledger calls purged,
-    ``missing`` the public ids of receipts without a line.
+    ``missing`` the public ids of receipts without a line. ``untrusted`` are objects that are
+    ignored, or that are lost though another one was sealed behind them; ``unsealed`` counts those
+    of releases before the seals, which wait for `ledger adopt`.
     """
 
     lines: int
@@ -37,6 +83,12 @@ class Verification:
     owed: int
     back: list[int]
     missing: list[uuid.UUID]
+    untrusted: list[Untrusted]
+    unsealed: int
+
+    @property
+    def agrees(self) -> bool:
+        return not (self.back or self.missing or self.untrusted or self.unsealed)
 
 
 @dataclass(frozen=True)
@@ -49,13 +101,19 @@ class Restore:
     def refuse_after_restore(self) -> None:
         """Raise PurgedAreBack while :meth:`purged_are_back`.
 
-        Raises LedgerBehind if the ledger cannot be read.
+        Raises LedgerUnreadable if the ledger cannot be read, and LedgerGone if it is empty though
+        it was written. Objects that are not trusted are named in the log, and refuse nothing.
         """
         try:
-            back = self.purged_are_back()
+            newest = self.ledger.newest()
+            is_gone = not newest.objects and self._is_gone()
         except StoreUnavailable as exc:
-            raise brake.LedgerBehind from exc
-        if back:
+            raise brake.LedgerUnreadable from exc
+        for untrusted in newest.untrusted:
+            ledgers.log_untrusted(untrusted)
+        if is_gone:
+            raise brake.LedgerGone
+        if self._any_has_an_account(newest):
             raise brake.PurgedAreBack
 
     def purged_are_back(self) -> bool:
@@ -64,21 +122,41 @@ class Restore:
         Costs the same however old the service is. Raises StoreUnavailable if the ledger cannot be
         read.
         """
-        with self.database.reading() as session:
-            now = database_now(session)
-        purged = [uuid.UUID(str(line["public_id"])) for line in self.ledger.newest(now)]
-        with self.database.reading() as session:
-            return any(
-                session.scalar(select(Account.id).where(Account.public_id.in_(chunk)).limit(1))
-                for chunk in chunks(purged)
-            )
+        return self._any_has_an_account(self.ledger.newest())
+
+    def look(self, *, sampled: int = SAMPLED) -> Look:
+        """Look at the newest objects, the newest receipt's, and those of *sampled* other receipts.
+
+        Costs the same however old the service is. Raises StoreUnavailable if the ledger cannot be
+        read.
+        """
+        newest = self.ledger.newest()
+        unsealed = self.ledger.unsealed()
+        untrusted = {one.name: one for one in newest.untrusted}
+        missing: list[uuid.UUID] = []
+        # An object of before the seals may hold a receipt that has no other line.
+        if not unsealed:
+            for receipt in self._sample(sampled):
+                there = self.ledger.of_moment(receipt.purged_at)
+                untrusted |= {one.name: one for one in there if isinstance(one, Untrusted)}
+                if str(receipt.public_id) not in _people(there):
+                    missing.append(receipt.public_id)
+        if missing:
+            # Read behind the ledger: a line that is written meanwhile is owed no more.
+            missing = self._still_missing(missing)
+        return Look(
+            untrusted=list(untrusted.values()),
+            missing=missing,
+            unsealed=unsealed,
+            is_gone=not newest.objects and self._is_gone(),
+        )
 
     def plan(self) -> list[PlannedPurge]:
         """Return what a replay would destroy: everybody in the whole ledger who has an account.
 
         Raises StoreUnavailable if the ledger cannot be read.
         """
-        return self._back(self._purged())
+        return self._back([uuid.UUID(line["public_id"]) for line in self.ledger.read()])
 
     def verify(self) -> Verification:
         """Compare the whole ledger with the database, safely while purges go on.
@@ -89,24 +167,66 @@ class Restore:
         # between would have a receipt and seem to have no line.
         with self.database.reading() as session:
             receipts = set(session.scalars(select(Receipt.public_id)))
-            owed = {
-                uuid.UUID(str(line["public_id"]))
-                for payload in session.scalars(
-                    select(Effect.payload).where(Effect.kind == queue.LEDGER)
-                )
-                for line in LedgerLines.read(payload).lines
-            }
-        purged = self._purged()
+            owed = read_owed(session)
+        survey = Survey(self.ledger)
         return Verification(
-            lines=len(purged),
+            lines=len(survey.people),
             receipts=len(receipts),
-            owed=len(owed),
-            back=[planned.account_id for planned in self._back(purged)],
-            missing=sorted(receipts - set(purged) - owed, key=str),
+            owed=len(owed.people),
+            back=[planned.account_id for planned in self._back(sorted(survey.people, key=str))],
+            missing=sorted(receipts - survey.people - owed.people, key=str),
+            untrusted=[*survey.untrusted.values(), *survey.lost(owed.names)],
+            unsealed=survey.unsealed,
         )
 
-    def _purged(self) -> list[uuid.UUID]:
-        return [uuid.UUID(str(line["public_id"])) for line in self.ledger.read()]
+    def _any_has_an_account(self, newest: Newest) -> bool:
+        purged = [
+            uuid.UUID(line["public_id"]) for opened in newest.objects for line in opened.receipts
+        ]
+        with self.database.reading() as session:
+            return any(
+                session.scalar(select(Account.id).where(Account.public_id.in_(chunk)).limit(1))
+                for chunk in chunks(purged)
+            )
+
+    def _is_gone(self) -> bool:
+        """Say whether the ledger is empty though somebody has a receipt whose line is not owed."""
+        if not self.ledger.is_empty():
+            return False
+        with self.database.reading() as session:
+            owed = read_owed(session).people
+            known = session.scalar(select(func.count()).select_from(Receipt)) or 0
+        return known > len(owed)
+
+    def _sample(self, size: int) -> Sequence[Receipt]:
+        """Return the newest receipt, and *size* others from a random one on.
+
+        Public ids are random, so their order is none of time: each part of the years comes in turn.
+        """
+        start = uuid.uuid4()
+        with self.database.reading() as session:
+            newest = select(Receipt).order_by(Receipt.purged_at.desc()).limit(1)
+            some = select(Receipt).order_by(Receipt.public_id).limit(size)
+            found = [
+                *session.scalars(newest),
+                *session.scalars(some.where(Receipt.public_id >= start)),
+            ]
+            if len(found) <= size:
+                found += session.scalars(some.where(Receipt.public_id < start))
+        return found[: size + 1]
+
+    def _still_missing(self, missing: Sequence[uuid.UUID]) -> list[uuid.UUID]:
+        """Leave out who is owed a line, and whose line has come while it was looked for."""
+        with self.database.reading() as session:
+            owed = read_owed(session).people
+            left = session.scalars(
+                select(Receipt).where(Receipt.public_id.in_(set(missing) - owed))
+            ).all()
+        return [
+            receipt.public_id
+            for receipt in left
+            if str(receipt.public_id) not in _people(self.ledger.of_moment(receipt.purged_at))
+        ]
 
     def _back(self, purged: Sequence[uuid.UUID]) -> list[PlannedPurge]:
         with self.database.reading() as session:
@@ -118,3 +238,76 @@ class Restore:
                 )
             ]
             return claim.count(session, ids)
+
+
+def read_owed(session: Session) -> Owed:
+    """Return what the outbox owes the ledger now."""
+    people: set[uuid.UUID] = set()
+    names: set[str] = set()
+    effects = select(Effect.uid, Effect.created_at, Effect.payload)
+    for uid, created_at, payload in session.execute(effects.where(Effect.kind == queue.LEDGER)):
+        lines = LedgerLines.read(payload).lines
+        people |= {uuid.UUID(str(line["public_id"])) for line in lines}
+        if lines:
+            names.add(ledgers.object_name(uid, created_at))
+    return Owed(frozenset(people), frozenset(names))
+
+
+class Survey:
+    """All of a ledger, read once; remembers ids and names, and not the lines.
+
+    ``people`` are in trusted objects, ``untrusted`` the other objects by name, without those of
+    releases before the seals, which ``unsealed`` counts.
+    """
+
+    def __init__(self, ledger: Ledger) -> None:
+        self.people: set[uuid.UUID] = set()
+        self.untrusted: dict[str, Untrusted] = {}
+        self.unsealed = 0
+        self._trusted: dict[str, tuple[Link, bool]] = {}
+        self._followed: list[Link] = []
+        kinds: set[str] = set()
+        for one in ledger.scan():
+            if isinstance(one, Opened):
+                self._note(one)
+                kinds |= one.other_kinds
+            elif ledgers.is_unsealed(one):
+                self.unsealed += 1
+            else:
+                self.untrusted[one.name] = Untrusted(one.name, one.flaw)
+        ledgers.log_kinds(kinds)
+
+    def _note(self, opened: Opened) -> None:
+        self.people.update(uuid.UUID(line["public_id"]) for line in opened.receipts)
+        self._trusted[opened.link.name] = (opened.link, opened.mended)
+        if opened.previous is not None:
+            self._followed.append(opened.previous)
+
+    def lost(self, owed: Collection[str]) -> list[Untrusted]:
+        """Return the objects that another one was sealed behind, and that are not as they were.
+
+        Those that are *owed* are still to be written. One that was mended has other bytes than
+        before, by the word of the key; and another name, if nobody knew the old one, but the same
+        moment.
+        """
+        amiss: dict[str, Flaw] = {}
+        moments = {ledgers.moment_of(name) for name, (_, mended) in self._trusted.items() if mended}
+        for link in self._followed:
+            if link.name in self.untrusted or link.name in owed:
+                continue
+            there, mended = self._trusted.get(link.name, (None, False))
+            if there is None:
+                if ledgers.moment_of(link.name) not in moments:
+                    amiss[link.name] = Flaw.LOST
+            elif there != link and not mended:
+                amiss[link.name] = Flaw.REPLACED
+        return [Untrusted(name, flaw) for name, flaw in sorted(amiss.items())]
+
+
+def _people(objects: Iterable[Opened | Untrusted]) -> set[str]:
+    return {
+        line["public_id"]
+        for opened in objects
+        if isinstance(opened, Opened)
+        for line in opened.receipts
+    }

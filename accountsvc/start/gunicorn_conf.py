@@ -42,7 +42,7 @@ from accountsvc.logs import for_people  # noqa: E402
 from accountsvc.start import listening  # noqa: E402
 
 try:
-    settings = load_settings()
+    settings = load_settings().without_signing_key()
 except ConfigError as exc:
     # The start ends here with these lines; in a worker gunicorn would print a traceback and fork
     # again.

@@ -13,7 +13,7 @@ from .. import private
 from ..config import Settings, load_settings
 from ..db import schema
 from ..services import build_services
-from ..sources import Faults, Sources, make_keys
+from ..sources import MADE_KEYS, Faults, Sources, make_keys
 from . import Failure
 
 
@@ -77,7 +77,7 @@ def tighten(settings: Settings) -> None:
 def _places(settings: Settings) -> list[Path]:
     """Return what the service has made for itself: keys, the database's files, and folders."""
     instance = settings.instance_path
-    places = [instance / name for name in ("secret_key", "vault_keys")]
+    places = [instance / name.lower() for name in MADE_KEYS]
     if settings.is_sqlite:
         database = make_url(settings.database_url).database or ""
         places += [Path(f"{database}{suffix}") for suffix in ("", "-wal", "-shm", "-journal")]

@@ -15,13 +15,15 @@ gc.disable()
 os.umask(0o077)
 
 from accountsvc import create_app, logs  # noqa: E402
-from accountsvc.config import ConfigError, nearly_settings  # noqa: E402
+from accountsvc.config import ConfigError, load_settings, nearly_settings  # noqa: E402
 
 try:
-    app = create_app()
-    # ``flask`` imports this for the operator's commands: a line of the log would stand in the
-    # document that one of them prints.
-    if os.environ.get("FLASK_RUN_FROM_CLI") != "true":
+    # ``flask`` imports this for the operator's commands, which seal the ledger; the web does not.
+    is_web = os.environ.get("FLASK_RUN_FROM_CLI") != "true"
+    settings = load_settings()
+    app = create_app(settings.without_signing_key() if is_web else settings)
+    # A line of the log would stand in the document that one of the commands prints.
+    if is_web:
         logs.say_misspelled(nearly_settings(os.environ))
         # The operator's commands go on with wrong keys: most of them open no vault, and some mend
         # this.

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import os
+import re
 import stat
 import uuid
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 
 import pytest
 
-from accountsvc.adapters.ledger import FileLedger, Ledger, S3Ledger, ledger_from_url
+from accountsvc.adapters.ledger import Batch, Ledger, ledger_from_url, moment_of
+from accountsvc.adapters.ledgerstore import BucketStore, FolderStore
 from accountsvc.adapters.objectstore import Bucket
 from accountsvc.errors import StoreUnavailable
+from tests.support.ledgers import keys, write
 from tests.support.s3 import S3Server, start_moto
 
-SOME = "0f8fad5b-d9cb-469f-a165-70867728950e"
 AT = datetime(2026, 11, 23, 9, 30, tzinfo=UTC)
 
 
@@ -36,7 +39,8 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Path | Bucket:
 
 @pytest.fixture
 def ledger(place: Path | Bucket) -> Ledger:
-    made: Ledger = S3Ledger(place) if isinstance(place, Bucket) else FileLedger(place)
+    store = BucketStore(place) if isinstance(place, Bucket) else FolderStore(place)
+    made = Ledger(store, keys())
     made.check()
     return made
 
@@ -45,14 +49,10 @@ def receipt(**more: object) -> dict[str, object]:
     return {"public_id": str(uuid.uuid4()), "saved_passwords": 3, "files": 1, **more}
 
 
-def name() -> str:
-    return str(uuid.uuid4())
-
-
 def test_what_was_appended_is_read_again(ledger: Ledger) -> None:
     lines = [receipt(purged_at="2026-11-23T09:30:00Z"), receipt(odd="\u2028 \n é")]
 
-    ledger.append(name(), lines, at=AT)
+    write(ledger, lines, at=AT)
 
     assert list(ledger.read()) == lines
 
@@ -62,86 +62,82 @@ def test_an_empty_ledger_reads_as_nothing(ledger: Ledger) -> None:
 
 
 def test_the_same_batch_twice_is_there_once(ledger: Ledger, place: Path | Bucket) -> None:
-    batch, lines = name(), [receipt(), receipt()]
+    batch, lines = uuid.uuid4(), [receipt(), receipt()]
 
     for _ in range(2):
-        ledger.append(batch, lines, at=AT)
+        name = write(ledger, lines, at=AT, batch=batch)
 
     assert list(ledger.read()) == lines
-    assert objects(place) == [f"2026/11/{batch}.jsonl"]
+    assert objects(place) == [name]
 
 
 def test_a_repeat_in_another_key_order_writes_the_same_bytes(tmp_path: Path) -> None:
-    ledger, batch, line = ledger_from_url(f"file://{tmp_path}"), name(), receipt()
-    path = tmp_path / "2026" / "11" / f"{batch}.jsonl"
-    ledger.append(batch, [line], at=AT)
-    before = path.read_bytes()
+    ledger, line = ledger_from_url(f"file://{tmp_path}", keys()), receipt()
+    owed = Batch(uuid.uuid4(), [line], AT)
+    (seal,), _ = ledger.seal_all([owed])
+    ledger.append(owed, seal)
+    before = (tmp_path / owed.name).read_bytes()
 
-    ledger.append(batch, [dict(reversed(line.items()))], at=AT)
+    ledger.append(replace(owed, lines=[dict(reversed(line.items()))]), seal)
 
-    assert path.read_bytes() == before
+    assert (tmp_path / owed.name).read_bytes() == before
 
 
 def test_a_receipt_in_two_batches_is_read_once_as_it_was_first(ledger: Ledger) -> None:
     first, bystander = receipt(files=1), receipt()
     again = {**first, "files": 2}
-    ledger.append(name(), [again], at=AT + timedelta(days=31))
-    ledger.append(name(), [first, bystander], at=AT)
+    write(ledger, [again], at=AT + timedelta(days=31))
+    write(ledger, [first, bystander], at=AT)
 
     found = list(ledger.read())
 
     assert found == [first, bystander]
 
 
-def test_months_are_read_in_order(ledger: Ledger) -> None:
-    lines = {month: receipt() for month in (12, 1, 11)}
-    for month, line in lines.items():
-        ledger.append(
-            name(), [line], at=datetime(2027 if month == 1 else 2026, month, 1, tzinfo=UTC)
-        )
+def test_the_earliest_are_read_first(ledger: Ledger) -> None:
+    moments = [AT + timedelta(microseconds=passed) for passed in (5, 0, 1, 86_400_000_000, 10**12)]
+    lines = {moment: receipt() for moment in moments}
+    for moment, line in lines.items():
+        write(ledger, [line], at=moment)
 
-    assert list(ledger.read()) == [lines[11], lines[12], lines[1]]
+    assert list(ledger.read()) == [lines[moment] for moment in sorted(moments)]
 
 
-def test_the_month_is_that_of_utc(ledger: Ledger, place: Path | Bucket) -> None:
-    batch = name()
+def test_the_newest_are_found_in_one_listing(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MOTO_S3_DEFAULT_MAX_KEYS", "4")
+    bucket = Bucket(s3.make_bucket(), "l", client_factory=lambda: s3.client)
+    ledger = Ledger(BucketStore(bucket), keys())
+    lines = [receipt() for _ in range(6)]
+    for day, line in enumerate(lines):
+        write(ledger, [line], at=AT + timedelta(days=40 * day))
+    asked: list[str] = []
+    monkeypatch.setattr(s3, "fault", lambda method, path: asked.append(method))
 
-    ledger.append(
-        batch, [receipt()], at=datetime(2027, 1, 1, 0, 30, tzinfo=timezone(timedelta(hours=1)))
-    )
+    found = ledger.newest(objects=3)
 
-    assert objects(place) == [f"2026/12/{batch}.jsonl"]
+    assert [opened.receipts for opened in found.objects] == [[line] for line in lines[:2:-1]]
+    assert len(asked) == 4
+
+
+def test_a_name_says_the_moment_in_utc(ledger: Ledger, place: Path | Bucket) -> None:
+    at = datetime(2027, 1, 1, 0, 30, 0, 7, tzinfo=timezone(timedelta(hours=1)))
+
+    name = write(ledger, [receipt()], at=at)
+
+    assert objects(place) == [name]
+    assert re.fullmatch(r"sealed/[0-9]{5}-2026-12-31/[0-9]{11}-233000Z-.{36}\.jsonl", name)
+    assert moment_of(name) == at
 
 
 def test_no_lines_write_no_object(ledger: Ledger, place: Path | Bucket) -> None:
-    ledger.append(name(), [], at=AT)
-
-    assert objects(place) == []
-
-
-@pytest.mark.parametrize(
-    "bad",
-    [
-        "../../etc/passwd",
-        "a",
-        "",
-        "..",
-        f"{SOME}\n",
-        SOME.replace("-", ""),
-        f"{{{SOME}}}",
-        SOME.upper(),
-    ],
-)
-def test_a_name_that_is_no_uuid_is_refused(ledger: Ledger, place: Path | Bucket, bad: str) -> None:
-    with pytest.raises(ValueError):
-        ledger.append(bad, [receipt()], at=AT)
+    write(ledger, [], at=AT)
 
     assert objects(place) == []
 
 
 def test_a_time_without_zone_is_refused(ledger: Ledger, place: Path | Bucket) -> None:
     with pytest.raises(ValueError, match="zone"):
-        ledger.append(name(), [receipt()], at=AT.replace(tzinfo=None))
+        write(ledger, [receipt()], at=AT.replace(tzinfo=None))
 
     assert objects(place) == []
 
@@ -159,32 +155,16 @@ def test_a_line_that_could_not_be_read_again_is_refused_with_its_batch(
     ledger: Ledger, place: Path | Bucket, bad: dict[str, object], error: type[Exception]
 ) -> None:
     with pytest.raises(error):
-        ledger.append(name(), [receipt(), bad], at=AT)
+        write(ledger, [receipt(), bad], at=AT)
 
     assert objects(place) == []
 
 
-@pytest.mark.parametrize(
-    "damage", [b"{", b"[]", b'"x"', b"\xff", b'{"files":1}', b"\n", b'{"public_id":[]}']
-)
-def test_a_damaged_line_stops_the_reading_and_is_named(tmp_path: Path, damage: bytes) -> None:
-    ledger, batch, line = ledger_from_url(f"file://{tmp_path}"), name(), receipt()
-    ledger.append(batch, [line], at=AT)
-    path = tmp_path / "2026" / "11" / f"{batch}.jsonl"
-    path.write_bytes(path.read_bytes() + damage + b"\n")
-
-    found = ledger.read()
-
-    assert next(found) == line
-    with pytest.raises(StoreUnavailable, match=f"Line 2 of 2026/11/{batch}.jsonl") as caught:
-        next(found)
-    assert str(tmp_path) not in str(caught.value)
-
-
 def test_a_batch_half_written_by_a_killed_process_is_not_read(tmp_path: Path) -> None:
-    ledger, line = ledger_from_url(f"file://{tmp_path}"), receipt()
-    ledger.append(name(), [line], at=AT)
-    (tmp_path / "2026" / "11" / f".{name()}.0a1b2c3d.part").write_bytes(b'{"public_id"')
+    ledger, line = ledger_from_url(f"file://{tmp_path}", keys()), receipt()
+    write(ledger, [line], at=AT)
+    (folder,) = (tmp_path / "sealed").iterdir()
+    (folder / ".x.0a1b2c3d.part").write_bytes(b'{"public_id"')
 
     assert list(ledger.read()) == [line]
 
@@ -193,7 +173,7 @@ def test_files_are_for_the_owner_alone_and_nothing_else_is_left(tmp_path: Path) 
     root = tmp_path / "deep" / "ledger"
     before = os.umask(0)
     try:
-        ledger_from_url(f"file://{root}").append(name(), [receipt()], at=AT)
+        write(ledger_from_url(f"file://{root}", keys()), [receipt()], at=AT)
     finally:
         os.umask(before)
 
@@ -205,11 +185,11 @@ def test_files_are_for_the_owner_alone_and_nothing_else_is_left(tmp_path: Path) 
 def test_a_folder_that_cannot_be_used_is_reported_without_its_path(tmp_path: Path) -> None:
     blocked = tmp_path / "ledger"
     blocked.write_text("not a folder")
-    ledger = ledger_from_url(f"file://{blocked}")
+    ledger = ledger_from_url(f"file://{blocked}", keys())
 
     for use in (
         ledger.check,
-        lambda: ledger.append(name(), [receipt()], at=AT),
+        lambda: write(ledger, [receipt()], at=AT),
         lambda: list(ledger.read()),
     ):
         with pytest.raises(StoreUnavailable) as caught:
@@ -219,17 +199,20 @@ def test_a_folder_that_cannot_be_used_is_reported_without_its_path(tmp_path: Pat
     assert [path.name for path in tmp_path.iterdir()] == ["ledger"]
 
 
-def test_a_missing_folder_does_not_read_as_an_empty_ledger(tmp_path: Path) -> None:
-    with pytest.raises(StoreUnavailable):
-        list(ledger_from_url(f"file://{tmp_path}/gone").read())
+def test_a_folder_that_was_never_written_is_empty(tmp_path: Path) -> None:
+    ledger = ledger_from_url(f"file://{tmp_path}/fresh", keys())
+
+    assert ledger.is_empty()
+    assert list(ledger.read()) == []
+    assert ledger.newest().objects == []
 
 
 def test_a_missing_bucket_is_reported(s3: S3Server) -> None:
-    ledger = S3Ledger(Bucket("no-such-bucket", "x", client_factory=lambda: s3.client))
+    ledger = Ledger(BucketStore(Bucket("no-such-bucket", "x", lambda: s3.client)), keys())
 
     for use in (
         ledger.check,
-        lambda: ledger.append(name(), [receipt()], at=AT),
+        lambda: write(ledger, [receipt()], at=AT),
         lambda: list(ledger.read()),
     ):
         with pytest.raises(StoreUnavailable):
@@ -241,9 +224,9 @@ def test_an_s3_ledger_reads_every_page_and_ignores_other_objects(
 ) -> None:
     monkeypatch.setenv("MOTO_S3_DEFAULT_MAX_KEYS", "2")
     bucket = Bucket(s3.make_bucket(), "l", client_factory=lambda: s3.client)
-    ledger, lines = S3Ledger(bucket), [receipt() for _ in range(5)]
+    ledger, lines = Ledger(BucketStore(bucket), keys()), [receipt() for _ in range(5)]
     for line in lines:
-        ledger.append(name(), [line], at=AT)
+        write(ledger, [line], at=AT)
     bucket.put("README", b"not a receipt", content_type="text/plain")
     beside = Bucket(bucket.name, "lx", client_factory=lambda: s3.client)
     beside.put("2026/11/x.jsonl", b"another prefix", content_type="text/plain")
@@ -254,19 +237,25 @@ def test_an_s3_ledger_reads_every_page_and_ignores_other_objects(
     assert {line["public_id"] for line in found} == {line["public_id"] for line in lines}
 
 
-def test_an_object_that_vanishes_while_reading_is_reported(s3: S3Server) -> None:
+def test_an_object_that_vanishes_while_reading_is_reported(
+    s3: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
     bucket = Bucket(s3.make_bucket(), "l", client_factory=lambda: s3.client)
-    ledger = S3Ledger(bucket)
+    ledger = Ledger(BucketStore(bucket), keys())
     for _ in range(2):
-        ledger.append(name(), [receipt()], at=AT)
-    keys = [key for key, _ in bucket.listing()]
+        write(ledger, [receipt()], at=AT)
+    listed = [key for key, _ in bucket.listing()]
 
-    found = ledger.read()
-    next(found)
-    s3.client.delete_object(Bucket=bucket.name, Key=f"l/{keys[1]}")
+    read = ledger.store.get_all
+
+    def get_all(names: list[str]) -> Iterator[tuple[str, bytes | None]]:
+        s3.client.delete_object(Bucket=bucket.name, Key=f"l/{listed[1]}")
+        return read(names)
+
+    monkeypatch.setattr(ledger.store, "get_all", get_all)
 
     with pytest.raises(StoreUnavailable, match="vanished"):
-        next(found)
+        list(ledger.read())
 
 
 def test_a_url_names_the_ledger(
@@ -276,11 +265,12 @@ def test_a_url_names_the_ledger(
         monkeypatch.setenv(key, value)
     bucket, files, lines = s3.make_bucket(), tmp_path / "50%20 #1?", [receipt()]
 
-    ledger_from_url(f"file://{files}").append(name(), lines, at=AT)
-    ledger_from_url(f"s3://{bucket}/a/b/").append(name(), lines, at=AT)
+    write(ledger_from_url(f"file://{files}", keys()), lines, at=AT)
+    write(ledger_from_url(f"s3://{bucket}/a/b/", keys()), lines, at=AT)
 
-    assert list(FileLedger(files).read()) == lines
-    assert list(S3Ledger(Bucket(bucket, "a/b", lambda: s3.client)).read()) == lines
+    assert list(Ledger(FolderStore(files), keys()).read()) == lines
+    there = BucketStore(Bucket(bucket, "a/b", lambda: s3.client))
+    assert list(Ledger(there, keys()).read()) == lines
 
 
 @pytest.mark.parametrize(
@@ -298,7 +288,7 @@ def test_a_url_names_the_ledger(
 )
 def test_another_url_is_refused(url: str) -> None:
     with pytest.raises(ValueError, match="file:///folder or s3://bucket/prefix"):
-        ledger_from_url(url)
+        ledger_from_url(url, keys())
 
 
 def objects(place: Path | Bucket) -> list[str]:

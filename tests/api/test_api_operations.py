@@ -38,6 +38,7 @@ from tests.support.factories import (
     services_of,
     variables,
 )
+from tests.support.ledgers import write
 from tests.support.moments import NOW, now
 from tests.support.servers import free_port
 from tests.support.state import everything
@@ -56,7 +57,7 @@ def _ask_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
 def ledgered(app: APIFlask, person: Person) -> None:
     """Write *person* into the ledger, as if a backup from before the purge had been restored."""
     line = {"public_id": str(person.public_id)}
-    services_of(app).ledger.append(str(person.public_id), [line], at=now(services_of(app)))
+    write(services_of(app).ledger, [line], at=now(services_of(app)))
 
 
 def metrics(client: FlaskClient) -> dict[tuple[str, tuple[str, ...]], float]:

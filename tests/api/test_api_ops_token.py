@@ -18,6 +18,7 @@ from accountsvc.monitoring import probes
 from accountsvc.monitoring.probes import PURGED_ARE_BACK
 from tests.conftest import NewApp
 from tests.support.factories import make_person, services_of
+from tests.support.ledgers import write
 from tests.support.moments import now
 from tests.support.production import PRODUCTION_ASKS
 
@@ -156,7 +157,7 @@ def test_what_is_for_everybody_names_no_count(app: APIFlask, people: int) -> Non
     for name in ("ann", "bob", "cid")[:people]:
         person = make_person(services_of(app), name)
         line = {"public_id": str(person.public_id)}
-        services_of(app).ledger.append(str(person.public_id), [line], at=now(services_of(app)))
+        write(services_of(app).ledger, [line], at=now(services_of(app)))
 
     ready, alive = (app.test_client().get(path) for path in ("/readyz", "/healthz"))
 

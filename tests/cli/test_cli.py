@@ -35,6 +35,7 @@ from tests.cli.conftest import Run
 from tests.support.factories import (
     PASSWORD,
     SECRET_KEY,
+    SIGNING_KEY,
     VAULT_KEY,
     Person,
     deactivate,
@@ -359,8 +360,8 @@ def test_files_that_cannot_be_deleted_are_said_to_be_left(
 
 
 def test_purge_stops_when_the_ledger_takes_nothing(app: APIFlask, run: Run, ann: Person) -> None:
-    ledger = services_of(app).settings.instance_path / "ledger"
-    ledger.parent.mkdir(exist_ok=True)
+    ledger = services_of(app).settings.instance_path / "ledger" / "sealed"
+    ledger.parent.mkdir(parents=True, exist_ok=True)
     ledger.touch()
     eve = make_person(services_of(app), "eve")
     for person in (ann, eve):
@@ -1046,7 +1047,19 @@ def test_verify_misses_a_receipt_that_is_not_in_the_ledger(
     assert document(result)["missing"] == [str(ann.public_id)]
 
 
-def test_a_ledger_that_cannot_be_read_is_not_taken_for_an_empty_one(run: Run) -> None:
+def test_a_ledger_that_was_never_written_agrees(run: Run) -> None:
+    result = run("ledger", "verify")
+
+    assert result.exit_code == 0, result.output
+
+
+def test_a_ledger_that_cannot_be_read_is_not_taken_for_an_empty_one(
+    app: APIFlask, run: Run
+) -> None:
+    ledger = services_of(app).settings.instance_path / "ledger"
+    ledger.parent.mkdir(exist_ok=True)
+    ledger.touch()
+
     result = run("ledger", "verify")
 
     assert result.exit_code == 1
@@ -1063,6 +1076,7 @@ def environment(database_url: str, folder: Path) -> dict[str, str]:
         "INSTANCE_PATH": str(folder / "instance"),
         "SECRET_KEY": SECRET_KEY,
         "VAULT_KEYS": VAULT_KEY,
+        "LEDGER_SIGNING_KEY": SIGNING_KEY,
         "DATABASE_URL": database_url,
         "PASSWORD_HASH_COST": "cheap",
     }

@@ -27,6 +27,7 @@ from tests.cli.conftest import Run
 from tests.support.factories import (
     PASSWORD,
     SECRET_KEY,
+    SIGNING_KEY,
     VAULT_KEY,
     Person,
     dispose,
@@ -371,6 +372,7 @@ def test_an_encoding_without_a_name_ends_no_command(
         "INSTANCE_PATH": str(tmp_path / "instance"),
         "SECRET_KEY": SECRET_KEY,
         "VAULT_KEYS": VAULT_KEY,
+        "LEDGER_SIGNING_KEY": SIGNING_KEY,
         "DATABASE_URL": services_of(app).settings.database_url,
         "PYTHONIOENCODING": encoding,
     }
@@ -559,14 +561,29 @@ def test_json_of_what_lies_beside_the_database_keeps_every_byte(
     assert list(found) == ["files", "shown", "orphans", "deleted"]
     assert list(found["orphans"][0]) == ["key", "written_at"]
     assert agreed.stdout == exactly(
-        {"lines": 1, "receipts": 1, "owed": 0, "back": [], "missing": []}
+        {
+            "lines": 1,
+            "receipts": 1,
+            "owed": 0,
+            "back": [],
+            "missing": [],
+            "untrusted": [],
+            "unsealed": 0,
+        }
     )
     assert missing.stdout == exactly(
-        {"lines": 0, "receipts": 1, "owed": 0, "back": [], "missing": [str(ann.public_id)]}
+        {
+            "lines": 0,
+            "receipts": 1,
+            "owed": 0,
+            "back": [],
+            "missing": [str(ann.public_id)],
+            "untrusted": [],
+            "unsealed": 0,
+        }
     )
     assert missing.stderr == (
-        "1 receipt is not in the ledger: put its lost objects back from a copy. "
-        "--json names the receipts.\n"
+        "1 receipt is not in the ledger: run `ledger rebuild`. --json names the receipts.\n"
     )
     assert run("vault", "rewrap", "--json").stdout == exactly(
         {"rewrapped": 0, "left": 0, "unopened": 0}

@@ -15,6 +15,9 @@ import pytest
 from sqlalchemy import delete, select, true
 from sqlalchemy.orm import Session
 
+from accountsvc import services
+from accountsvc.adapters.ledger import Ledger
+from accountsvc.adapters.ledgerseal import SealKeys
 from accountsvc.db import rules
 from accountsvc.db.audit import Actor
 from accountsvc.db.engine import Clock, Database
@@ -34,6 +37,7 @@ from tests.faults.suite import Result, inject, world
 from tests.faults.world import World
 from tests.support.clocks import MovableClock, movable_clock
 from tests.support.factories import insert_account, make_settings, services_of
+from tests.support.ledgers import OTHER_KEY, keys, write
 from tests.support.moments import now
 from tests.support.state import read_account
 
@@ -256,3 +260,26 @@ def test_a_brake_that_never_holds_is_caught(
     monkeypatch.setattr(allowance, "limit", lambda *_: DUE)
 
     assert first_hour(services_of(new_app())) > allowance.LEAST
+
+
+def test_a_signature_that_is_not_checked_is_caught(
+    database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Somebody without the key names a bystander in the ledger, and the operator replays it."""
+    with world(database_url, tmp_path) as here:
+        here.new_round()
+        (bystander,) = (one for one in here.members if one.role == "bystander")
+        parts = here.services
+        with parts.reading() as session:
+            moment = services.database_now(session)
+        stranger = Ledger(parts.ledger.store, keys(OTHER_KEY))
+        write(stranger, [{"public_id": str(bystander.public_id)}], at=moment)
+
+        parts.purge_now.replay(parts.restore.plan(), None)
+        innocent = here.violations({})
+        monkeypatch.setattr(SealKeys, "flaw_of", lambda *_: None)
+        parts.purge_now.replay(parts.restore.plan(), None)
+        guilty = here.violations({})
+
+    assert innocent == []
+    assert any(one.startswith("3: bystander") for one in guilty), guilty

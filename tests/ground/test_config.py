@@ -16,15 +16,18 @@ from accountsvc.config import ConfigError, Settings, load_settings
 from accountsvc.readers import duration
 from accountsvc.services import build_services
 from accountsvc.sources import make_keys
+from tests.support.factories import SIGNING_KEY
 from tests.support.production import PRODUCTION_ASKS
 
 SECRET = "s3cret-0123456789-0123456789-0123456789"
 KEY = base64.urlsafe_b64encode(b"k" * 32).decode()
 OTHER_KEY = base64.urlsafe_b64encode(b"o" * 32).decode()
-GIVEN = {"SECRET_KEY": SECRET, "VAULT_KEYS": KEY}
+GIVEN = {"SECRET_KEY": SECRET, "VAULT_KEYS": KEY, "LEDGER_SIGNING_KEY": SIGNING_KEY}
 PRODUCTION = PRODUCTION_ASKS | {
     "DATABASE_URL": "postgresql://accountsvc:pa55@db/accountsvc?sslmode=verify-full"
 }
+
+MADE = ["SECRET_KEY", "VAULT_KEYS", "LEDGER_SIGNING_KEY"]
 
 WRONG: dict[str, list[str]] = {
     "APP_ENV": ["Development", "test", " "],
@@ -52,6 +55,8 @@ WRONG: dict[str, list[str]] = {
     ],
     "MAIL_URL": ["mail.example.org", "http://mail", "smtp://", "smtp://mail:port"],
     "MAIL_FROM": ["nobody", "Accounts <>", "a@b.example\nBcc: c@d.example"],
+    "LEDGER_SIGNING_KEY": ["short", KEY[:-4], f"{KEY},{OTHER_KEY}", "ü" * 44],
+    "LEDGER_PUBLIC_KEYS": ["short", f"{KEY},", f"{KEY},x", OTHER_KEY],
     "LEDGER_URL": ["ledger", "file://ledger", "file:///", "s3://", "s3://x"],
     "GRACE_PERIOD": ["14", "two weeks", "-1d", "1.5h", "1y", "٣d", "999999999w"],
     "MAX_GRACE": ["90", "0s", "101y"],
@@ -85,6 +90,7 @@ SECRET_WORDS = {"CREDENTIAL", "CREDENTIALS", "DSN", "KEY", "KEYS", "PASSPHRASE",
 SECRET_WORDS |= {"PASSWORDS", "PEPPER", "SALT", "SECRET", "SECRETS", "TOKEN", "URL", "URLS"}
 # Settings that anybody may read although their name has one of those words, each with its reason.
 NOT_SECRET = {
+    "LEDGER_PUBLIC_KEYS": "whoever has them can check a seal, and make none",
     "PUBLIC_URL": "it stands in every mail",
     "PASSWORD_HASH_COST": "it is one of two words",
     "ACCESS_TOKEN_LIFETIME": "it is a duration",
@@ -180,6 +186,7 @@ def test_a_wrong_value_is_one_line_with_name_fault_and_example(
         ("SECRET_KEY", "pa55word-short"),
         ("SECRET_KEY", "pa55word\udcff" + "x" * 40),
         ("VAULT_KEYS", "pa55word"),
+        ("LEDGER_SIGNING_KEY", "pa55word"),
         ("DATABASE_URL", "mysql://u:pa55word@db/x"),
         ("DATABASE_URL", "postgresql://u:pa55word@db:pa55word/x"),
         ("REDIS_URL", "http://:pa55word@redis"),
@@ -316,7 +323,7 @@ def test_no_keys_are_made_for_production(tmp_path: Path) -> None:
 def test_a_process_that_finds_no_keys_fails_and_makes_none(tmp_path: Path) -> None:
     lines = faults({"INSTANCE_PATH": str(tmp_path / "instance")})
 
-    assert [line.split()[0] for line in lines] == ["SECRET_KEY", "VAULT_KEYS"]
+    assert [line.split()[0] for line in lines] == MADE
     assert all("python -m accountsvc prepare" in line for line in lines)
     assert not (tmp_path / "instance").exists()
 
@@ -325,10 +332,10 @@ def test_keys_are_made_once_and_for_their_owner_only(tmp_path: Path) -> None:
     instance = tmp_path / "instance"
     environ = {"INSTANCE_PATH": str(instance)}
 
-    assert make_keys(environ) == ["SECRET_KEY", "VAULT_KEYS"]
+    assert make_keys(environ) == MADE
 
     made = load_settings(environ)
-    assert {path.name for path in instance.iterdir()} == {"secret_key", "vault_keys"}
+    assert {path.name for path in instance.iterdir()} == {name.lower() for name in MADE}
     assert {stat.S_IMODE(path.stat().st_mode) for path in instance.iterdir()} == {0o600}
     assert stat.S_IMODE(instance.stat().st_mode) == 0o700
     assert make_keys(environ) == []
@@ -338,7 +345,7 @@ def test_keys_are_made_once_and_for_their_owner_only(tmp_path: Path) -> None:
 def test_an_existing_key_is_never_replaced(tmp_path: Path) -> None:
     (tmp_path / "vault_keys").write_text(KEY + "\n")
 
-    assert make_keys({"INSTANCE_PATH": str(tmp_path)}) == ["SECRET_KEY"]
+    assert make_keys({"INSTANCE_PATH": str(tmp_path)}) == ["SECRET_KEY", "LEDGER_SIGNING_KEY"]
 
     assert load_settings({"INSTANCE_PATH": str(tmp_path)}).vault_keys == (b"k" * 32,)
 
@@ -359,7 +366,7 @@ def test_many_processes_at_once_agree_on_the_keys(tmp_path: Path) -> None:
         found = list(pool.map(start, range(8)))
 
     assert all(one == found[0] for one in found)
-    assert {path.name for path in tmp_path.iterdir()} == {"secret_key", "vault_keys"}
+    assert {path.name for path in tmp_path.iterdir()} == {name.lower() for name in MADE}
 
 
 @pytest.mark.parametrize("content", [b"", b"\n", b"short\n", b"\xff\xfe\x00\n", b"a\nb"])
@@ -385,7 +392,7 @@ def test_a_dotenv_file_is_read_and_the_environment_wins(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / ".env").write_text(
-        f"SECRET_KEY={SECRET}\nVAULT_KEYS={KEY}\nGRACE_PERIOD=3d\nPORT=8111 # of two\nREDIS_URL\n"
+        f"SECRET_KEY={SECRET}\nVAULT_KEYS={KEY}\nLEDGER_SIGNING_KEY={KEY}\nGRACE_PERIOD=3d\nPORT=8111 # of two\nREDIS_URL\n"
     )
     monkeypatch.chdir(tmp_path)
     for name in WRONG:
@@ -449,6 +456,7 @@ def test_all_that_is_wrong_or_missing_is_said_in_one_start_a_line_each(tmp_path:
         "GRACE_PERIOD",
         "PORT",
         "LOG_LEVEL",
+        "LEDGER_SIGNING_KEY",
     ]
     assert [line.split()[0] for line in lines] == names
     assert all("; for example: " in line for line in lines)

@@ -11,11 +11,17 @@ import redis
 from celery import Celery
 from limits.storage import RedisStorage, storage_from_string
 
-from accountsvc import urls
+from accountsvc import readers, urls
 from accountsvc.config import ConfigError, load_settings
 from accountsvc.production import different_bytes
 from accountsvc.sources import make_keys
-from tests.support.production import OTHER_VAULT_KEY, PRODUCTION_ASKS, VAULT_KEY
+from tests.support.production import (
+    OTHER_VAULT_KEY,
+    PRODUCTION_ASKS,
+    PUBLIC_KEY,
+    SIGNING_KEY,
+    VAULT_KEY,
+)
 
 PRODUCTION = PRODUCTION_ASKS | {
     "DATABASE_URL": "postgresql://accountsvc:pa55@db/accountsvc?sslmode=verify-full"
@@ -55,6 +61,8 @@ def test_production_says_all_that_it_needs_in_one_start(tmp_path: Path) -> None:
     [
         ("SECRET_KEY", None),
         ("VAULT_KEYS", None),
+        ("LEDGER_PUBLIC_KEYS", None),
+        ("LEDGER_PUBLIC_KEYS", ""),
         ("DATABASE_URL", None),
         ("DATABASE_URL", "sqlite:////var/lib/accounts.db"),
         ("REDIS_URL", None),
@@ -140,6 +148,30 @@ def test_a_secret_that_can_be_guessed_is_refused_and_not_shown(
     assert line.startswith(f"{name} ")
     assert "16 different bytes" in line
     assert value[:8] not in line
+
+
+def test_a_signing_key_that_can_be_guessed_is_refused(tmp_path: Path) -> None:
+    (line,) = refused(tmp_path, LEDGER_PUBLIC_KEYS=None, LEDGER_SIGNING_KEY="a2tr" * 10 + "a2s=")
+
+    assert line.startswith("LEDGER_SIGNING_KEY has fewer than 16 different bytes")
+
+
+def test_the_public_key_comes_from_the_signing_one_where_it_is_not_set(tmp_path: Path) -> None:
+    environ = {**PRODUCTION, "INSTANCE_PATH": str(tmp_path), "LEDGER_SIGNING_KEY": SIGNING_KEY}
+    del environ["LEDGER_PUBLIC_KEYS"]
+
+    made = load_settings(environ)
+
+    assert [readers.key_text(key) for key in made.ledger_public_keys] == [PUBLIC_KEY]
+    assert made.without_signing_key().ledger_signing_key is None
+    assert made.without_signing_key().ledger_public_keys == made.ledger_public_keys
+
+
+def test_a_signing_key_whose_public_key_is_not_listed_is_refused(tmp_path: Path) -> None:
+    """Its own seals would count for nothing."""
+    (line,) = refused(tmp_path, LEDGER_SIGNING_KEY=OTHER_VAULT_KEY)
+
+    assert line.startswith("LEDGER_PUBLIC_KEYS does not hold the public key of LEDGER_SIGNING_KEY")
 
 
 def test_sixteen_different_bytes_are_enough_and_fifteen_are_not(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from tests.db.test_migrations import described
 from tests.support.processes import environment, run
-from tests.support.production import PRODUCTION_ASKS
+from tests.support.production import PRODUCTION_ASKS, PUBLIC_KEY
 from tests.support.servers import free_port
 
 SECRET = "s3cret-0123456789-0123456789-0123456789"
@@ -288,3 +288,43 @@ def test_a_downgrade_that_cannot_be_is_one_sentence(sqlite_url: str, tmp_path: P
 
     assert (result.returncode, result.stdout) == (1, "")
     assert result.stderr == "Error: Can't locate revision identified by 'nonsense'\n"
+
+
+def test_a_pair_of_keys_is_made_that_starts_a_process_and_keeps_the_old_one(
+    tmp_path: Path,
+) -> None:
+    env = environment(tmp_path)
+
+    made = run("accountsvc", "signing-key", env=env, folder=tmp_path)
+    lines = dict(line.split("=", 1) for line in made.stdout.splitlines())
+    code, cells, said = settings_of({**env, **lines}, tmp_path)
+
+    assert made.returncode == 0, made.stderr
+    assert list(lines) == ["LEDGER_SIGNING_KEY", "LEDGER_PUBLIC_KEYS"]
+    assert lines["LEDGER_PUBLIC_KEYS"].split(",")[1:] == [PUBLIC_KEY]
+    assert (code, said) == (0, "")
+    assert cells["LEDGER_SIGNING_KEY"] == ["secret, set", "environment", "none"]
+
+
+def test_a_worker_without_the_key_that_seals_does_not_start(tmp_path: Path) -> None:
+    env = environment(tmp_path, LEDGER_SIGNING_KEY="", LEDGER_PUBLIC_KEYS=PUBLIC_KEY)
+
+    result = run("accountsvc", "worker", env=env, folder=tmp_path)
+
+    assert result.returncode == 2, result.stderr
+    assert "accountsvc: LEDGER_SIGNING_KEY is not set, which the worker needs" in result.stderr
+
+
+@pytest.mark.parametrize(("started_by", "seals"), [("gunicorn", False), ("flask", True)])
+def test_the_web_holds_no_key_that_seals_and_the_operator_s_commands_do(
+    tmp_path: Path, started_by: str, seals: bool
+) -> None:
+    env = environment(tmp_path, FLASK_RUN_FROM_CLI="true" if started_by == "flask" else "")
+    look = (
+        "from accountsvc.start.wsgi import app; services = app.extensions['accountsvc']; "
+        "print(services.ledger.keys.can_sign, services.settings.ledger_signing_key is not None)"
+    )
+
+    result = run("python", "-c", look, env=env)
+
+    assert result.stdout.splitlines()[-1] == f"{seals} {seals}", result.stderr

@@ -28,8 +28,8 @@ from tests.support.deploy import (
     systemd_text,
     upgrade_values,
 )
-from tests.support.factories import dispose, make_app
-from tests.support.production import SECRET_KEY, VAULT_KEY
+from tests.support.factories import SIGNING_KEY, dispose, make_app
+from tests.support.production import PUBLIC_KEY, SECRET_KEY, VAULT_KEY
 
 OURS = ("web", "worker", "beat")
 # Read by gunicorn's configuration and by boto3.
@@ -77,7 +77,11 @@ def test_every_variable_that_is_set_is_a_setting() -> None:
 
 
 # What each example leaves to whoever uses it.
-KEYS = {"SECRET_KEY": SECRET_KEY, "VAULT_KEYS": VAULT_KEY}
+KEYS = {
+    "SECRET_KEY": SECRET_KEY,
+    "VAULT_KEYS": VAULT_KEY,
+    "LEDGER_PUBLIC_KEYS": PUBLIC_KEY,
+}
 PASSWORDS = {"POSTGRES_PASSWORD": "one", "MINIO_ROOT_PASSWORD": "another"}
 # What the Secret of the Kubernetes example holds.
 SERVERS = {
@@ -91,11 +95,14 @@ SERVERS = {
 def test_compose_starts_in_production_by_what_its_file_says(process: str) -> None:
     paste = upgrade_values()
 
-    settings = load_settings(compose_environment(process, {**paste, **KEYS, **PASSWORDS}))
+    given = {**paste, **KEYS, **PASSWORDS, "LEDGER_SIGNING_KEY": SIGNING_KEY}
+    settings = load_settings(compose_environment(process, given))
 
     assert settings.app_env == "production"
+    # Whoever takes the web over could otherwise seal lines of people who were never purged.
+    assert (settings.ledger_signing_key is not None) == (process == "worker")
     for name in (*KEYS, "PUBLIC_URL", "CORS_ORIGINS", "TRUSTED_PROXIES", *PASSWORDS):
-        missing = {**paste, **KEYS, **PASSWORDS, name: ""}
+        missing = {**given, name: ""}
         with pytest.raises((KeyError, ConfigError)):
             load_settings(compose_environment(process, missing))
 
@@ -126,6 +133,23 @@ def test_systemd_and_kubernetes_start_in_production_by_what_their_files_say() ->
 
     for given in ({**systemd_environment(), **KEYS}, {**config, **SERVERS, **KEYS}):
         assert load_settings(given).app_env == "production"
+
+
+def test_of_all_processes_the_worker_alone_is_given_the_key_that_seals() -> None:
+    secrets = {
+        name: [
+            one["secretRef"]["name"]
+            for one in kubernetes_container(name)["envFrom"]
+            if "secretRef" in one
+        ]
+        for name in (*OURS, "migrate")
+    }
+    units = {
+        name: "EnvironmentFile=/etc/accountsvc/signing\n" in systemd_text(name) for name in OURS
+    }
+
+    assert {name for name, given in secrets.items() if "accountsvc-signing" in given} == {"worker"}
+    assert units == {"web": False, "worker": True, "beat": False}
 
 
 def test_the_changelog_has_a_value_to_paste_for_whatever_production_asks_anew() -> None:

@@ -198,7 +198,7 @@ class Installed(NamedTuple):
 def installed(programs: Path, tmp_path: Path) -> Iterator[Installed]:
     port = free_port()
     env = environment(tmp_path, GRACE_PERIOD="2s", SWEEP_INTERVAL="1s", PORT=str(port))
-    for name in ("SECRET_KEY", "VAULT_KEYS", "DATABASE_URL", "INSTANCE_PATH"):
+    for name in ("SECRET_KEY", "VAULT_KEYS", "LEDGER_SIGNING_KEY", "DATABASE_URL", "INSTANCE_PATH"):
         del env[name]
     # Nothing of the environment that runs the tests may be found by its name.
     env["PATH"] = "/usr/bin:/bin"

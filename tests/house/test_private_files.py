@@ -23,7 +23,7 @@ from tests.support.processes import (
 from tests.support.servers import free_port
 from tests.support.state import effects, read_account
 
-KEYS = ("SECRET_KEY", "VAULT_KEYS")
+KEYS = ("SECRET_KEY", "VAULT_KEYS", "LEDGER_SIGNING_KEY")
 # What a purge and a deactivation owe, except for reminders, which are for later.
 DONE = ("ledger.append", "mail.purged", "mail.scheduled")
 
@@ -57,7 +57,7 @@ def test_after_a_whole_life_everything_in_a_wide_folder_is_for_the_owner_alone(
     env = {
         name: value
         for name, value in environment(tmp_path, SWEEP_INTERVAL="1s").items()
-        if name not in {"SECRET_KEY", "VAULT_KEYS", "DATABASE_URL"}
+        if name not in {*KEYS, "DATABASE_URL"}
     }
     before = os.umask(umask)
     try:
@@ -85,6 +85,7 @@ def test_after_a_whole_life_everything_in_a_wide_folder_is_for_the_owner_alone(
     assert too_wide(instance) == {}
     assert {name.partition("/")[0].partition("-")[0] for name in rights(instance)} >= {
         "accountsvc.db", "broker", "ledger", "mail", "media", "secret_key", "vault_keys",
+        "ledger_signing_key",
     }  # fmt: skip
     assert any(name.endswith(".webp") for name in rights(instance))
     assert any(name.endswith(".eml") for name in rights(instance))

@@ -50,7 +50,7 @@ def test_the_transcript_works_again_and_again(tmp_path: Path) -> None:
     )
     assert set(given) == {"GRACE_PERIOD", "SWEEP_INTERVAL"}
     env = environment(tmp_path, PORT=str(free_port()), **{**given, "GRACE_PERIOD": "3s"})
-    for name in ("SECRET_KEY", "VAULT_KEYS", "DATABASE_URL"):
+    for name in ("SECRET_KEY", "VAULT_KEYS", "LEDGER_SIGNING_KEY", "DATABASE_URL"):
         del env[name]
     prepared = run("python", "-m", "accountsvc", "prepare", env=env)
     assert prepared.returncode == 0, prepared.stderr

@@ -26,7 +26,7 @@ from tests.support.servers import free_port
 def fresh(folder: Path, **changes: str) -> dict[str, str]:
     """The environment of somebody who has just cloned it: no key, no database, no server."""
     env = environment(folder)
-    for name in ("SECRET_KEY", "VAULT_KEYS", "DATABASE_URL"):
+    for name in ("SECRET_KEY", "VAULT_KEYS", "LEDGER_SIGNING_KEY", "DATABASE_URL"):
         del env[name]
     return {**env, **changes}
 

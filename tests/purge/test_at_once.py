@@ -52,8 +52,14 @@ def pause(app: APIFlask, _gone: Person) -> None:
 
 
 def spoil_the_ledger(app: APIFlask, _gone: Person) -> None:
-    for path in (services_of(app).settings.instance_path / "ledger").rglob("*.jsonl"):
-        path.write_text("no receipt\n")
+    ledger = services_of(app).settings.instance_path / "ledger"
+    ledger.rename(ledger.with_name("elsewhere"))
+    ledger.touch()
+
+
+def lose_the_ledger(app: APIFlask, _gone: Person) -> None:
+    ledger = services_of(app).settings.instance_path / "ledger"
+    ledger.rename(ledger.with_name("elsewhere"))
 
 
 def bring_back(app: APIFlask, gone: Person) -> None:
@@ -71,7 +77,8 @@ def bring_back(app: APIFlask, gone: Person) -> None:
     ("stop", "obstacle"),
     [
         (pause, Obstacle.PAUSED),
-        (spoil_the_ledger, Obstacle.LEDGER_BEHIND),
+        (spoil_the_ledger, Obstacle.LEDGER_UNREADABLE),
+        (lose_the_ledger, Obstacle.LEDGER_GONE),
         (bring_back, Obstacle.PURGED_ARE_BACK),
     ],
 )

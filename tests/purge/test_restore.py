@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
 
 import pytest
 from apiflask import APIFlask
 
-from accountsvc.adapters.ledger import FileLedger
-from accountsvc.purge.brake import LedgerBehind, PurgedAreBack
+from accountsvc.adapters.ledger import Ledger
+from accountsvc.adapters.ledgerseal import Opened, Untrusted
+from accountsvc.purge.brake import LedgerBehind, LedgerUnreadable, PurgedAreBack
 from accountsvc.purge.restore import Restore
 from accountsvc.services import Services
 from tests.support.factories import Person, make_due, make_person, run_sql, services_of
@@ -59,22 +58,23 @@ def test_a_ledger_that_cannot_be_read_refuses_as_one_that_is_behind(
     app: APIFlask, ann: Person
 ) -> None:
     services_of(app).sweep()
-    for path in (services_of(app).settings.instance_path / "ledger").rglob("*.jsonl"):
-        path.write_text("no receipt\n")
+    ledger = services_of(app).settings.instance_path / "ledger"
+    ledger.rename(ledger.with_name("elsewhere"))
+    ledger.touch()
 
-    with pytest.raises(LedgerBehind):
+    with pytest.raises(LedgerUnreadable):
         services_of(app).restore.refuse_after_restore()
 
 
 def test_a_line_that_is_owed_is_not_missing(app: APIFlask, ann: Person) -> None:
     services = services_of(app)
-    # A file in the place of the ledger's folder: nothing can be written until it is gone.
-    ledger = services.settings.instance_path / "ledger"
+    # A file in the place of a folder of the ledger: nothing can be written until it is gone.
+    ledger = services.settings.instance_path / "ledger" / "sealed"
+    ledger.parent.mkdir(exist_ok=True)
     ledger.touch()
     with pytest.raises(LedgerBehind):
         services.sweep()
     ledger.unlink()
-    ledger.mkdir()
 
     found = services.restore.verify()
 
@@ -82,17 +82,15 @@ def test_a_line_that_is_owed_is_not_missing(app: APIFlask, ann: Person) -> None:
     assert (found.back, found.missing) == ([], [])
 
 
-@dataclass
-class BusyLedger(FileLedger):
+class BusyLedger(Ledger):
     """A ledger during whose reading somebody is purged."""
 
-    services: Services
+    def __init__(self, services: Services) -> None:
+        super().__init__(services.ledger.store, services.ledger.keys)
+        self.services = services
 
-    def __post_init__(self) -> None:
-        super().__init__(self.services.settings.instance_path / "ledger")
-
-    def read(self) -> Iterator[dict[str, Any]]:
-        found = list(super().read())
+    def scan(self) -> Iterator[Opened | Untrusted]:
+        found = list(super().scan())
         self.services.sweep()
         yield from found
 

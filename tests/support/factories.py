@@ -44,6 +44,7 @@ PASSWORD = "correct horse battery staple"
 # Of different bytes, as production wants keys: tests of it share databases with others.
 SECRET_KEY = "Kq7-Vw2mX9tRb4Yc8ZdP5hLs3NfJ6gTa0Ue1Ri"
 VAULT_KEY = base64.urlsafe_b64encode(bytes(range(32))).decode()
+SIGNING_KEY = base64.urlsafe_b64encode(bytes(range(64, 96))).decode()
 
 # Applications
 
@@ -54,6 +55,7 @@ def variables(database_url: str, folder: Path) -> dict[str, str]:
         "INSTANCE_PATH": str(folder / "instance"),
         "SECRET_KEY": SECRET_KEY,
         "VAULT_KEYS": VAULT_KEY,
+        "LEDGER_SIGNING_KEY": SIGNING_KEY,
         "DATABASE_URL": database_url,
         "PASSWORD_HASH_COST": "cheap",
         "RATE_LIMITS": "off",

@@ -1,0 +1,256 @@
+"""Commands for the ledger: compare it, replay it, seal what has no seal, write what was lost."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+
+import click
+from flask.cli import AppGroup
+
+from ..db.audit import OPERATOR_ACTOR
+from ..purge.mending import Adoption, Rebuilding
+from ..purge.restore import Verification
+from ..web import services
+from .console import (
+    ask,
+    fail,
+    json_option,
+    logs_aside,
+    refuse_without_signing_key,
+    sentences,
+    show_json,
+    show_lines,
+    store_of,
+    yes_option,
+)
+from .purging import MOST_SHOWN, confirm, finish, progress_bar, refusals
+from .words import count, printable, table
+
+ledger_group = AppGroup(
+    "ledger",
+    help="""Check the ledger, mend it, and replay it after a restore.
+
+    \b
+    flask --app wsgi ledger verify
+    flask --app wsgi ledger replay --dry-run
+
+    \b
+    Exit codes: 0 all is well, 1 it is not (it says why), 2 bad usage.
+    """,
+)
+_dry_run = click.option("--dry-run", is_flag=True, help="Show what would be done, change nothing.")
+
+
+@ledger_group.command()
+@json_option
+@sentences
+def verify(*, as_json: bool) -> None:
+    """Compare the ledger with the database.
+
+    Nobody in the ledger may have an account (a restore brings people back), every receipt has a
+    line in the ledger, unless that is still owed, and every object a seal that counts. Safe while
+    everything runs; let it run daily.
+
+    \b
+    flask --app wsgi ledger verify
+
+    \b
+    Exit codes: 0 they agree; 1 they do not, or the ledger cannot be read;
+    2 bad usage.
+    """
+    with store_of("LEDGER_URL"), logs_aside():
+        verification = services().restore.verify()
+    if as_json:
+        show_json(
+            {
+                "lines": verification.lines,
+                "receipts": verification.receipts,
+                "owed": verification.owed,
+                "back": verification.back,
+                "missing": [str(public_id) for public_id in verification.missing],
+                "untrusted": [
+                    {"object": one.name, "why": one.flaw.value} for one in verification.untrusted
+                ],
+                "unsealed": verification.unsealed,
+            }
+        )
+    else:
+        lines = count(verification.lines, "purged account")
+        click.echo(f"{lines} in the ledger, {count(verification.receipts, 'receipt')}.")
+    show_lines(_complaints(verification), err=True)
+    if not verification.agrees:
+        sys.exit(1)
+
+
+def _complaints(verification: Verification) -> Iterator[str]:
+    for one in verification.untrusted:
+        yield f"{printable(one.name)} {one.flaw.value}: it is ignored."
+    if verification.back:
+        back = count(len(verification.back), "purged account is", "purged accounts are")
+        yield f"{back} back: run `ledger replay`."
+    if verification.missing:
+        missing = count(len(verification.missing), "receipt is", "receipts are")
+        remedy = "run `ledger adopt`" if verification.unsealed else "run `ledger rebuild`"
+        yield f"{missing} not in the ledger: {remedy}. --json names the receipts."
+    if verification.unsealed:
+        objects = count(verification.unsealed, "object has", "objects have")
+        yield f"{objects} no seal yet, and purge nobody: run `ledger adopt`."
+
+
+@ledger_group.command()
+@click.option("--dry-run", is_flag=True, help="Show what would be destroyed, change nothing.")
+@yes_option
+@json_option
+@sentences
+def replay(*, dry_run: bool, yes: bool, as_json: bool) -> None:
+    """Purge again whoever a restore brought back.
+
+    By public id only: whoever has got an account's number since cannot be hit. Objects without a
+    seal that counts are ignored. Works while purging is paused, so that nothing else is purged
+    before you have looked; not by a clock that may be wrong.
+
+    \b
+    flask --app wsgi ledger replay --dry-run
+    flask --app wsgi ledger replay
+
+    \b
+    Exit codes: 0 nobody is back any more, 1 somebody is (it says why), 2 bad usage.
+    """
+    if not dry_run:
+        refuse_without_signing_key()
+    with store_of("LEDGER_URL"), logs_aside():
+        planned = services().restore.plan()
+    if not confirm(planned, dry_run=dry_run, yes=yes, as_json=as_json):
+        return
+    with refusals(), progress_bar(planned) as progress:
+        report = services().purge_now.replay(planned, progress)
+    finish(report, as_json=as_json)
+
+
+@ledger_group.command()
+@_dry_run
+@yes_option
+@json_option
+@sentences
+def adopt(*, dry_run: bool, yes: bool, as_json: bool) -> None:
+    """Seal the objects that an earlier release wrote.
+
+    Each line is compared with its receipt first; only lines that are equal to one are sealed.
+    Objects that a key has sealed which is no longer listed are taken the same way. What has other
+    lines stays as it is, and purges nobody: it is named.
+
+    \b
+    flask --app wsgi ledger adopt --dry-run
+    flask --app wsgi ledger adopt
+
+    \b
+    Exit codes: 0 all objects have seals; 1 some have none (it says which);
+    2 bad usage.
+    """
+    mending = services().mending
+    with store_of("LEDGER_URL"):
+        found = mending.plan_adoption()
+    taken = [one for one in found if one.batch is not None]
+    left = [one for one in found if not one.is_whole]
+    if not as_json:
+        show_lines(_adoption_lines(taken, left))
+    if taken and not dry_run:
+        refuse_without_signing_key()
+        ask("Are these lines the purges that you know of? Seal them?", yes=yes)
+        with store_of("LEDGER_URL"):
+            mending.adopt(taken, by=OPERATOR_ACTOR)
+    if as_json:
+        show_json(
+            {
+                "dry_run": dry_run,
+                "adopted": [one.name for one in taken],
+                "left": [{"object": one.name, "lines": list(one.others)} for one in left],
+            }
+        )
+    elif taken and not dry_run:
+        click.echo(f"Sealed: {count(len(taken), 'object')}.")
+    if left:
+        fail(
+            f"{count(len(left), 'object has', 'objects have')} lines without an equal receipt, "
+            "which nobody vouches for. Replay after a restore needs them: look at each, and remove "
+            "what is not yours."
+        )
+
+
+def _adoption_lines(taken: Sequence[Adoption], left: Sequence[Adoption]) -> Iterator[str]:
+    if not taken and not left:
+        yield "Every object has a seal."
+    lines = sum(len(one.batch.lines) for one in taken if one.batch is not None)
+    if taken:
+        yield f"{count(lines, 'line')} in {count(len(taken), 'object')} equal their receipts."
+    for one in left:
+        for public_id in one.others or ("its lines",):
+            yield f"{printable(one.name)}: {printable(public_id)} has no equal receipt."
+
+
+@ledger_group.command()
+@_dry_run
+@yes_option
+@json_option
+@sentences
+def rebuild(*, dry_run: bool, yes: bool, as_json: bool) -> None:
+    """Write anew what the ledger has lost, from the receipts.
+
+    An object that is lost, empty, cut or changed is written under its name again. Of a lost one
+    without receipts, as after a restore, no more can be written than that it is lost: put a copy of
+    it back first, if there is one.
+
+    \b
+    flask --app wsgi ledger rebuild --dry-run
+    flask --app wsgi ledger rebuild
+
+    \b
+    Exit codes: 0 nothing is lost any more; 1 the ledger cannot be read or
+    written; 2 bad usage.
+    """
+    mending = services().mending
+    with store_of("LEDGER_URL"), logs_aside():
+        plans = mending.plan_rebuilding()
+    if not as_json:
+        show_lines(_rebuilding_lines(plans, most=len(plans) if dry_run else MOST_SHOWN))
+    if plans and not dry_run:
+        refuse_without_signing_key()
+        ask("Write these objects?", yes=yes)
+        with store_of("LEDGER_URL"):
+            mending.rebuild(plans, by=OPERATOR_ACTOR)
+    if as_json:
+        show_json(
+            {
+                "dry_run": dry_run,
+                "objects": [
+                    {
+                        "object": one.batch.name,
+                        "why": one.flaw.value,
+                        "lines": len(one.batch.lines) if one.is_known else 0,
+                    }
+                    for one in plans
+                ],
+            }
+        )
+    elif plans and not dry_run:
+        click.echo(f"Written: {count(len(plans), 'object')}.")
+
+
+def _rebuilding_lines(plans: Sequence[Rebuilding], *, most: int) -> Iterator[str]:
+    if not plans:
+        yield "Nothing is lost."
+        return
+    yield from table(
+        ["LINES", "OBJECT", "WHY"],
+        (
+            (
+                len(one.batch.lines) if one.is_known else "no receipt",
+                one.batch.name,
+                one.flaw.value,
+            )
+            for one in plans[:most]
+        ),
+    )
+    if len(plans) > most:
+        yield f"… and {len(plans) - most} more; --dry-run shows all"
