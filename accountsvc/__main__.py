@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from functools import cache
 from importlib.metadata import entry_points
 from io import TextIOWrapper
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -149,6 +150,34 @@ def prepare() -> None:
     from .start.prepare import prepare
 
     prepare()
+
+
+_file = click.argument("file", type=click.Path(path_type=Path))
+
+
+@commands.command()
+@_file
+def backup(file: Path) -> None:
+    """Write database and avatars into FILE.
+
+    It is for the embedded database, and safe while everything runs. FILE is written whole or not at
+    all, and may not be there yet. It holds no keys.
+    """
+    from .start.backup import backup
+
+    backup(file)
+
+
+@commands.command()
+@_file
+def restore(file: Path) -> None:
+    """Put the backup in FILE in place.
+
+    The service has to be stopped. What was there is kept beside it, and purging is paused.
+    """
+    from .start.restore import restore
+
+    restore(file)
 
 
 @commands.command()

@@ -33,6 +33,7 @@ from .purge import scrub
 from .purge.at_once import PurgeNow
 from .purge.clocks import Clocks
 from .purge.mending import Mending
+from .purge.rehearsal import Rehearsal
 from .purge.restore import Restore
 from .purge.sweep import Progress, Rules, Sweep, SweepResult
 from .tokens import Tokens, derive_key
@@ -136,6 +137,11 @@ class Services:
             promise=self.promise,
             max_attempts=self.settings.purge_max_attempts,
         )
+
+    @property
+    def rehearsal(self) -> Rehearsal:
+        """The dry run of :attr:`purge_now`."""
+        return Rehearsal(self.purge_now, self.sweep_rules)
 
     def deliver(
         self, *, seconds: float = 5.0, kinds: Sequence[str] | None = None

@@ -51,7 +51,7 @@ def accept(names: tuple[str, ...], *, reason: str, yes: bool, as_json: bool) -> 
     \b
     Exit codes: 0 all are promised, 1 none is (it says why), 2 bad usage.
     """
-    ids = sorted(find(names))
+    ids = sorted(find(names, exactly=True))
     with services().reading() as session:
         shown = [_asked_about(session, account_id) for account_id in ids]
     show_lines(_lines(shown), err=as_json)

@@ -89,7 +89,7 @@ def deactivate(names: tuple[str, ...], *, reason: str | None, as_json: bool) -> 
         done="Account {id} is deactivated; purge at {purge_at}.",
         already="Account {id} was deactivated already; purge at {purge_at}.",
         as_json=as_json,
-        lock=rows.lock_for_deactivation,
+        ends=True,
     )
 
 

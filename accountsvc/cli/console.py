@@ -108,10 +108,16 @@ def _encoding() -> str:
     return "utf-8" if codecs.lookup(encoding).name == "ascii" else encoding
 
 
-def find(names: Sequence[str]) -> list[int]:
-    """Return the ids of the named accounts, each once; fail if any is unknown."""
+def find(names: Sequence[str], *, exactly: bool = False) -> list[int]:
+    """Return the ids of the named accounts, each once; fail if any is unknown.
+
+    *exactly*: fail too if an e-mail is not letter by letter that of the account that it finds. What
+    ends an account asks for that, since ``straße@…`` finds ``strasse@…``, who may be somebody else
+    than the operator means.
+    """
     ids: dict[int, None] = {}
     unknown = []
+    inexact = []
     with services().reading() as session:
         for name in names:
             # Do not ask for a text that the shell could not decode: a database refuses it with an
@@ -121,9 +127,24 @@ def find(names: Sequence[str]) -> list[int]:
                 unknown.append(printable(name) or "an empty name")
             else:
                 ids[account.id] = None
+                if exactly and "@" in name and name != account.email:
+                    inexact.append((name, account.id, account.email))
     if unknown:
         fail(f"Not found: {', '.join(unknown)}. Give ids or e-mails; nothing was changed.")
+    if inexact:
+        fail(f"{' '.join(_meant(*found) for found in inexact)} Nothing was changed.")
     return list(ids)
+
+
+def _meant(name: str, account_id: int, email: str) -> str:
+    """Say which account an inexact e-mail finds, and the command that names it by its id."""
+    command = click.get_current_context()
+    group = command.parent.info_name if command.parent is not None else ""
+    return (
+        f"{printable(name)} is not the exact address of account {account_id}, "
+        f"which has {printable(email)}. If that is meant, name the account by its id: "
+        f"`{group} {command.info_name} {account_id}`."
+    )
 
 
 def account_document(session: Session, account: Account) -> dict[str, Any]:
@@ -143,16 +164,18 @@ def change_each(
     done: str,
     already: str,
     as_json: bool,
-    lock: Callable[[Session, Sequence[int]], object] = rows.lock_many,
+    ends: bool = False,
 ) -> None:
     """Change all the named accounts or, if one of them refuses, none, and say so of each.
 
     *change* says whether it changed anything; *done* and *already* are the sentences for that, with
-    names of :func:`account_document` in braces. *lock* takes all that *change* will lock, in id
-    order, before the first account is changed.
+    names of :func:`account_document` in braces. All that *change* will lock is locked in id order
+    before the first account is changed. *ends* says that *change* deactivates: staff are locked
+    too, and an e-mail has to be exact.
     """
     results = []
-    ids = sorted(find(names))
+    ids = sorted(find(names, exactly=ends))
+    lock = rows.lock_for_deactivation if ends else rows.lock_many
     with services().writing() as session:
         lock(session, ids)
         for account_id in ids:

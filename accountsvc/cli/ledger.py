@@ -24,7 +24,7 @@ from .console import (
     store_of,
     yes_option,
 )
-from .purging import MOST_SHOWN, confirm, finish, progress_bar, refusals
+from .purging import MOST_SHOWN, confirm, finish, progress_bar, refusals, say_if_stopped
 from .words import count, printable, table
 
 ledger_group = AppGroup(
@@ -99,7 +99,7 @@ def _complaints(verification: Verification) -> Iterator[str]:
 
 
 @ledger_group.command()
-@click.option("--dry-run", is_flag=True, help="Show what would be destroyed, change nothing.")
+@click.option("--dry-run", is_flag=True, help="Do it and take it back: show who would be gone.")
 @yes_option
 @json_option
 @sentences
@@ -121,11 +121,14 @@ def replay(*, dry_run: bool, yes: bool, as_json: bool) -> None:
         refuse_without_signing_key()
     with store_of("LEDGER_URL"), logs_aside():
         planned = services().restore.plan()
-    if not confirm(planned, dry_run=dry_run, yes=yes, as_json=as_json):
-        return
-    with refusals(), progress_bar(planned) as progress:
-        report = services().purge_now.replay(planned, progress)
-    finish(report, as_json=as_json)
+    if dry_run:
+        say_if_stopped(services().rehearsal.refuse_by_clock)
+    else:
+        confirm(planned, yes=yes, as_json=as_json)
+    run = services().rehearsal if dry_run else services().purge_now
+    with refusals(), progress_bar(planned, dry_run=dry_run) as progress:
+        report = run.replay(planned, progress)
+    finish(report, dry_run=dry_run, as_json=as_json)
 
 
 @ledger_group.command()

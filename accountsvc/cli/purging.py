@@ -10,20 +10,15 @@ from typing import Any
 import click
 from flask.cli import AppGroup
 
+from ..db import rows
 from ..db.audit import OPERATOR_ACTOR
 from ..errors import LastStaff, LegalHold
 from ..outbox import notices, queue
 from ..purge import brake
-from ..purge.at_once import Kept, NotPurgeable, Obstacle, PurgeReport
-from ..purge.brake import (
-    LedgerBehind,
-    LedgerGone,
-    LedgerUnreadable,
-    PurgedAreBack,
-    PurgingPaused,
-)
+from ..purge.at_once import STOPS, Kept, NotPurgeable, Obstacle, PurgeReport
+from ..purge.brake import PurgingPaused
 from ..purge.claim import PlannedPurge
-from ..purge.clocks import ClockMoved, ClocksDiffer
+from ..purge.clocks import ClocksDiffer
 from ..purge.sweep import Progress
 from ..web import services
 from .accounts import accounts_group
@@ -39,11 +34,13 @@ from .console import (
     show_lines,
     yes_option,
 )
-from .words import clocks_differ, count, paused, stamp, table
+from .words import Column, clocks_differ, count, paused, stamp, table
 
-# A plan that somebody is asked about shows so many accounts at most, or the question would scroll
-# its totals, which are of all, out of sight.
+# A plan shows so many accounts at most: more would scroll its totals, which are of all, and the
+# question behind them out of sight.
 MOST_SHOWN = 20
+
+_NOTHING = "Nothing is to be purged."
 
 sweeps_group = AppGroup(
     "sweeps",
@@ -65,7 +62,7 @@ sweeps_group = AppGroup(
 @click.argument("names", nargs=-1, metavar="[ID|EMAIL]…")
 @click.option("--expired", is_flag=True, help="All accounts that are due.")
 @click.option("--force", is_flag=True, help="Also active accounts: deactivate them first.")
-@click.option("--dry-run", is_flag=True, help="Show what would be destroyed, change nothing.")
+@click.option("--dry-run", is_flag=True, help="Do it and take it back: show who would be gone.")
 @yes_option
 @json_option
 @sentences
@@ -81,7 +78,11 @@ def purge(
     """Purge accounts now and for good: rows, saved passwords, files.
 
     Named accounts lose the rest of their grace period; if one of them may not be purged (unknown,
-    active, on hold), nothing is. Works while the worker runs, and without it.
+    active, on hold), nothing is. An e-mail has to be exact. Works while the worker runs, and
+    without it.
+
+    A dry run does all of that in the database, batch by batch, and takes each back: it names who
+    would not be purged, and why. The table with names goes to stderr.
 
     \b
     flask --app wsgi accounts purge --expired --dry-run
@@ -97,18 +98,23 @@ def purge(
         raise click.UsageError("--force is for named accounts: those that are due are not active.")
     purge_now = services().purge_now
     with refusals():
-        if not dry_run:
+        if dry_run:
+            say_if_stopped(services().rehearsal.refuse_if_stopped)
+        else:
             refuse_without_signing_key()
-            purge_now.refuse_if_stopped()
-        planned = purge_now.plan_named(find(names), force=force) if names else purge_now.plan_due()
-        if not confirm(planned, dry_run=dry_run, yes=yes, as_json=as_json):
-            return
-        with progress_bar(planned) as progress:
+            with logs_aside():
+                purge_now.refuse_if_stopped()
+        ids = find(names, exactly=True)
+        planned = purge_now.plan_named(ids, force=force) if names else purge_now.plan_due()
+        if not dry_run:
+            confirm(planned, yes=yes, as_json=as_json)
+        run = services().rehearsal if dry_run else purge_now
+        with progress_bar(planned, dry_run=dry_run) as progress:
             if names:
-                report = purge_now.purge_named(planned, force=force, progress=progress)
+                report = run.purge_named(planned, force=force, progress=progress)
             else:
-                report = purge_now.purge_due(planned, progress)
-    finish(report, as_json=as_json)
+                report = run.purge_due(planned, progress)
+    finish(report, dry_run=dry_run, as_json=as_json)
 
 
 OBSTACLES: Mapping[Obstacle, str] = {
@@ -143,22 +149,28 @@ def refusals() -> Iterator[None]:
     except NotPurgeable as exc:
         reasons = [f"Account {account_id}: {_why(kept)}" for account_id, kept in exc.kept.items()]
         fail(f"{' '.join(reasons)} Nothing was changed.")
-    except PurgingPaused:
+    except brake.Refused as exc:
+        fail(f"{_stopped(exc)} Nothing was changed.")
+
+
+def _stopped(exc: brake.Refused) -> str:
+    """Say why nothing may be purged now."""
+    if isinstance(exc, PurgingPaused):
         with services().reading() as session:
             since = brake.paused_at(session)
-        fail(f"{paused(since)} Nothing was changed.")
-    except LedgerGone:
-        fail(f"{OBSTACLES[Obstacle.LEDGER_GONE]} Nothing was changed.")
-    except LedgerUnreadable:
-        fail(f"{OBSTACLES[Obstacle.LEDGER_UNREADABLE]} Nothing was changed.")
-    except LedgerBehind:
-        fail(f"{OBSTACLES[Obstacle.LEDGER_BEHIND]} Nothing was changed.")
-    except PurgedAreBack:
-        fail(f"{OBSTACLES[Obstacle.PURGED_ARE_BACK]} Nothing was changed.")
-    except ClocksDiffer as exc:
-        fail(f"{clocks_differ(exc)} Nothing was changed.")
-    except ClockMoved:
-        fail(f"{OBSTACLES[Obstacle.CLOCK_MOVED]} Nothing was changed.")
+        return paused(since)
+    if isinstance(exc, ClocksDiffer):
+        return clocks_differ(exc)
+    return OBSTACLES[STOPS[type(exc)]]
+
+
+def say_if_stopped(refuse: Callable[[], None]) -> None:
+    """Say on stderr that the real run would be refused, if *refuse* does; the dry run goes on."""
+    try:
+        with logs_aside():
+            refuse()
+    except brake.Refused as exc:
+        click.echo(f"A purge is refused now. {_stopped(exc)}", err=True)
 
 
 def _why(kept: Kept, *, once: str = "1 time") -> str:
@@ -171,30 +183,27 @@ def _why(kept: Kept, *, once: str = "1 time") -> str:
 
 
 @contextmanager
-def progress_bar(planned: Sequence[PlannedPurge]) -> Iterator[Progress | None]:
+def progress_bar(
+    planned: Sequence[PlannedPurge], *, dry_run: bool = False
+) -> Iterator[Progress | None]:
     """Show at a terminal how many of *planned* are dealt with; send logs to stderr meanwhile."""
     with logs_aside():
         if not planned or not sys.stderr.isatty():
             yield None
             return
-        bar = click.progressbar(length=len(planned), label="Purging", file=sys.stderr)
+        label = "Rehearsing" if dry_run else "Purging"
+        bar = click.progressbar(length=len(planned), label=label, file=sys.stderr)
         with bar as shown:
             yield shown.update
 
 
-def confirm(planned: Sequence[PlannedPurge], *, dry_run: bool, yes: bool, as_json: bool) -> bool:
-    """Show what will be destroyed, and ask; False if nothing is to be destroyed after that."""
-    if dry_run and as_json:
-        accounts = [_purge_document(plan) for plan in planned]
-        show_json({"dry_run": True, **_totals(planned), "would_purge": accounts})
-    else:
-        most = len(planned) if dry_run else MOST_SHOWN
-        show_lines(_plan_lines(planned, most=most), err=as_json)
-    if dry_run:
-        return False
-    if planned:
-        ask("Destroy this for good?", yes=yes)
-    return True
+def confirm(planned: Sequence[PlannedPurge], *, yes: bool, as_json: bool) -> None:
+    """Show on stderr whom a purge would destroy, and ask; end the command at a no."""
+    if not planned:
+        click.echo(_NOTHING, err=as_json)
+        return
+    show_lines(_plan_lines(planned), err=True)
+    ask("Destroy this for good?", yes=yes)
 
 
 def _purge_document(planned: PlannedPurge) -> dict[str, Any]:
@@ -214,16 +223,23 @@ def _totals(planned: Sequence[PlannedPurge]) -> dict[str, int]:
     }
 
 
-def _plan_lines(planned: Sequence[PlannedPurge], *, most: int) -> Iterator[str]:
-    if not planned:
-        yield "Nothing is to be purged."
-        return
+def _plan_lines(planned: Sequence[PlannedPurge]) -> Iterator[str]:
+    """Yield the first of *planned* with their names, by which a person sees who it is.
+
+    For stderr alone: what goes to stdout may end in a file that nobody purges.
+    """
+    shown = planned[:MOST_SHOWN]
+    with services().reading() as session:
+        names = rows.names(session, [plan.account_id for plan in shown])
     yield from table(
-        ["ID", "PUBLIC ID", "PASSWORDS", "FILES"],
-        (list(_purge_document(plan).values()) for plan in planned[:most]),
+        ["ID", "PUBLIC ID", "PASSWORDS", "FILES", Column("USERNAME", most=32), "E-MAIL"],
+        [
+            [*_purge_document(plan).values(), *names.get(plan.account_id, (None, None))]
+            for plan in shown
+        ],
     )
-    if len(planned) > most:
-        yield f"… and {len(planned) - most} more; --dry-run shows all"
+    if len(planned) > MOST_SHOWN:
+        yield f"… and {len(planned) - MOST_SHOWN:,} more"
     yield _total(planned)
 
 
@@ -234,26 +250,16 @@ def _total(planned: Sequence[PlannedPurge]) -> str:
     return f"{accounts}, {passwords} and {count(totals['files'], 'file')}"
 
 
-def finish(report: PurgeReport, *, as_json: bool) -> None:
-    """Report a purge; exit with code 1 if anything of it is still to be done."""
+def finish(report: PurgeReport, *, as_json: bool, dry_run: bool = False) -> None:
+    """Report a purge or its dry run; exit with code 1 if anything of it is still to be done."""
+    if dry_run and report.purged:
+        show_lines(_plan_lines(report.purged), err=True)
+    elif dry_run:
+        click.echo(_NOTHING, err=as_json)
     if as_json:
-        show_json(
-            {
-                "dry_run": False,
-                **_totals(report.purged),
-                "purged": [_purge_document(purged) for purged in report.purged],
-                "left": [
-                    # Programs compare this sentence, so it keeps its words.
-                    {"id": account_id, "reason": _why(kept, once="1 times")}
-                    for account_id, kept in report.kept.items()
-                ],
-                "owed": report.owed,
-                "scrubbed": report.scrubbed,
-                "paused": report.paused,
-            }
-        )
+        show_json(_report_document(report, dry_run=dry_run))
     elif report.purged:
-        click.echo(f"Purged: {_total(report.purged)}.")
+        click.echo(f"{'Would be purged' if dry_run else 'Purged'}: {_total(report.purged)}.")
     for kind, number in report.owed.items():
         effects, done = _OWED[kind]
         still = f"{count(number, *effects)} still to be {done}"
@@ -263,14 +269,15 @@ def finish(report: PurgeReport, *, as_json: bool) -> None:
         click.echo(f"Left: {files} until purging goes on: `sweeps resume`.", err=True)
     if not report.scrubbed:
         click.echo("Left: the database file is not scrubbed yet; the worker does it.", err=True)
+    left = "Would be left" if dry_run else "Left"
     braked = sum(kept.obstacle is Obstacle.BRAKED for kept in report.kept.values())
     if braked:
         # One line: a line for each of thousands would hide the others.
         wait = count(braked, "account waits", "accounts wait")
-        click.echo(f"Left: {wait} for the brake. {_BRAKE_REMEDY}", err=True)
+        click.echo(f"{left}: {wait} for the brake. {_BRAKE_REMEDY}", err=True)
     for account_id, kept in report.kept.items():
         if kept.obstacle is not Obstacle.BRAKED:
-            click.echo(f"Left: account {account_id}. {_why(kept)}", err=True)
+            click.echo(f"{left}: account {account_id}. {_why(kept)}", err=True)
     if report.owed or report.kept or not report.scrubbed:
         sys.exit(1)
 
@@ -279,6 +286,27 @@ _BRAKE_REMEDY = (
     "Look who they are (`accounts list --state due`); they go with later sweeps, oldest first, or "
     "by `sweeps allow --up-to N --reason …`."
 )
+
+
+def _report_document(report: PurgeReport, *, dry_run: bool) -> dict[str, Any]:
+    purged = [_purge_document(purged) for purged in report.purged]
+    # Programs compare this sentence, so it keeps its words.
+    left = [
+        {"id": account_id, "reason": _why(kept, once="1 times")}
+        for account_id, kept in report.kept.items()
+    ]
+    shown = {"dry_run": dry_run, **_totals(report.purged)}
+    if dry_run:
+        return {**shown, "would_purge": purged, "would_leave": left}
+    return {
+        **shown,
+        "purged": purged,
+        "left": left,
+        "owed": report.owed,
+        "scrubbed": report.scrubbed,
+        "paused": report.paused,
+    }
+
 
 # A purge owes effects of these kinds: the words for one, for several, and for what is still to be
 # done. A kind without words would end the report with an error.

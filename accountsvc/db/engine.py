@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Connection, DateTime, Dialect, Engine, create_engine, event, select
-from sqlalchemy.exc import InvalidatePoolError
+from sqlalchemy.exc import IntegrityError, InvalidatePoolError
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import Session, sessionmaker
 from sqlalchemy.pool import ConnectionPoolEntry
@@ -252,6 +252,16 @@ class Database:
         with reading(self._session()) as session:
             yield session
 
+    @contextmanager
+    def rehearsing(self) -> Iterator[Session]:
+        """Open a writing transaction that is rolled back at its end, whatever happens in it.
+
+        It raises at its end what a COMMIT would have raised there (a deferred constraint). What was
+        read or written stays readable afterwards, detached, as after :meth:`writing`.
+        """
+        with rehearsing(self._session()) as session:
+            yield session
+
 
 @contextmanager
 def writing(session: Session) -> Iterator[Session]:
@@ -277,6 +287,54 @@ def reading(session: Session) -> Iterator[Session]:
         yield session
     finally:
         session.close()
+
+
+@contextmanager
+def rehearsing(session: Session) -> Iterator[Session]:
+    """Open a transaction on *session* as :meth:`Database.rehearsing` does, and close both."""
+    _refuse_nesting(session)
+    try:
+        session.connection(execution_options={"writes": True})
+        before = _deferred_faults(session)
+        yield session
+        session.flush()
+        if session.get_bind().dialect.name == "postgresql":
+            session.connection().exec_driver_sql("SET CONSTRAINTS ALL IMMEDIATE")
+        elif _deferred_faults(session) - before:
+            raise _refused_at_commit()
+        session.expunge_all()
+    finally:
+        session.rollback()
+        session.close()
+
+
+def _deferred_faults(session: Session) -> set[tuple[object, ...]]:
+    """Return the rows of a SQLite file that refer to what is not there, though they may not.
+
+    Only of tables that say DEFERRED, which a COMMIT looks at last: to look through all tables takes
+    as long as the database is large.
+    """
+    connection = session.connection()
+    if connection.dialect.name != "sqlite":
+        return set()
+    tables = connection.exec_driver_sql(
+        "SELECT name FROM sqlite_master WHERE type = 'table' AND sql LIKE '%DEFERRED%'"
+    ).scalars()
+    return {
+        tuple(row)
+        for table in tables.all()
+        for row in connection.exec_driver_sql(
+            "SELECT ?, * FROM pragma_foreign_key_check(?)", (table, table)
+        )
+    }
+
+
+def _refused_at_commit() -> IntegrityError:
+    """Return the error that SQLite's COMMIT raises for a deferred foreign key."""
+    refusal = sqlite3.IntegrityError("FOREIGN KEY constraint failed")
+    refusal.sqlite_errorcode = sqlite3.SQLITE_CONSTRAINT_FOREIGNKEY
+    refusal.sqlite_errorname = "SQLITE_CONSTRAINT_FOREIGNKEY"
+    return IntegrityError("COMMIT", None, refusal)
 
 
 def _refuse_nesting(session: Session) -> None:

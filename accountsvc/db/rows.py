@@ -119,6 +119,17 @@ def locate(session: Session, text: str) -> Account | None:
     return None
 
 
+def names(session: Session, account_ids: Collection[int]) -> dict[int, tuple[str, str]]:
+    """Return username and e-mail of each of these accounts, a chunk at most; who is gone has none.
+
+    For the operator's eyes: neither a log nor the audit trail may get them.
+    """
+    found = session.execute(
+        select(Account.id, Account.username, Account.email).where(Account.id.in_(account_ids))
+    )
+    return {account_id: (username, email) for account_id, username, email in found}
+
+
 def lock(session: Session, account_id: int, *, share: bool = False) -> Account:
     """Lock one account (``FOR UPDATE``, or ``FOR SHARE``) and return it as it is under the lock.
 

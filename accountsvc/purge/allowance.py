@@ -127,13 +127,16 @@ class Allowance:
                     waiting=waiting,
                 )
         if begins:
-            log.error(
-                "the brake holds: more accounts are due than may be purged in an hour; look who "
-                f"they are, then `{COMMAND}`",
-                limit=limit,
-                waiting=waiting,
-            )
+            self._say_held(limit, waiting)
         return allotment
+
+    def _say_held(self, limit: int, waiting: int) -> None:
+        log.error(
+            "the brake holds: more accounts are due than may be purged in an hour; look who "
+            f"they are, then `{COMMAND}`",
+            limit=limit,
+            waiting=waiting,
+        )
 
     def give_back(self, allotment: Allotment, purged: int) -> None:
         """Count *purged* accounts, from this moment on, instead of their *allotment*."""

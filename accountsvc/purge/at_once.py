@@ -9,7 +9,6 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from enum import Enum, auto
@@ -81,7 +80,7 @@ class Obstacle(Enum):
     CLOCK_MOVED = auto()
 
 
-_STOPS: Mapping[type[brake.Refused], Obstacle] = {
+STOPS: Mapping[type[brake.Refused], Obstacle] = {
     brake.PurgingPaused: Obstacle.PAUSED,
     brake.LedgerBehind: Obstacle.LEDGER_BEHIND,
     brake.LedgerUnreadable: Obstacle.LEDGER_UNREADABLE,
@@ -165,14 +164,9 @@ class PurgeNow:
         Raises NotPurgeable.
         """
 
-        class TakenBack(Exception):
-            pass
-
-        planned: list[PlannedPurge] = []
-        with suppress(TakenBack), self.database.writing() as session:
+        with self.database.rehearsing() as session:
             planned = claim.count(session, sorted(ids))
-            _make_all_due(session, planned, promise=self.promise if force else None)
-            raise TakenBack
+            make_all_due(session, planned, promise=self.promise if force else None)
         return planned
 
     def purge_due(
@@ -184,10 +178,7 @@ class PurgeNow:
         for their next try or for a person, and are in no plan.
         """
         report = self._purge(planned, {}, progress, named=False)
-        for account_id in self._troubled():
-            report.kept.setdefault(account_id, self._why_kept(account_id))
-        for account_id in self._unexplained():
-            report.kept.setdefault(account_id, Kept(Obstacle.UNEXPLAINED))
+        self.add_left_out(report)
         if not report.purged:
             # A worker that was faster may wait an hour before it scrubs; until then the file would
             # still hold what it purged.
@@ -202,7 +193,7 @@ class PurgeNow:
         With *force* active ones are deactivated first. Raises NotPurgeable, for all or none.
         """
         with self.database.writing() as session:
-            _make_all_due(session, planned, promise=self.promise if force else None)
+            make_all_due(session, planned, promise=self.promise if force else None)
         return self._purge(planned, {}, progress)
 
     def replay(
@@ -219,7 +210,7 @@ class PurgeNow:
         kept: dict[int, Kept] = {}
         for chunk in rows.chunks(planned):
             with self.database.writing() as session:
-                kept |= _make_due(session, chunk, promise=self.promise, replaying=True)
+                kept |= make_due(session, chunk, promise=self.promise, replaying=True)
         return self._purge(planned, kept, progress, replaying=True)
 
     def _purge(
@@ -247,7 +238,7 @@ class PurgeNow:
                 )
             elif plan.account_id not in refused:
                 is_own = stop is None or (stop is Obstacle.BRAKED and plan.account_id not in braked)
-                kept = self._why_kept(plan.account_id) if stop is None or is_own else Kept(stop)
+                kept = self.why_kept(plan.account_id) if stop is None or is_own else Kept(stop)
                 report.kept[plan.account_id] = kept
         if report.purged:
             report.owed = self._deliver(list(receipts))
@@ -290,7 +281,7 @@ class PurgeNow:
                     return None
                 time.sleep(0.2)
         except brake.Refused as exc:
-            return _STOPS[type(exc)]
+            return STOPS[type(exc)]
 
     def _waiting(self, planned: Sequence[PlannedPurge]) -> list[int]:
         """Return who is neither purged nor kept by anything that waiting would not change."""
@@ -325,6 +316,13 @@ class PurgeNow:
                 )
             }
 
+    def add_left_out(self, report: PurgeReport) -> None:
+        """Add to *report* who is due and in no plan: the failing, stuck and unexplained."""
+        for account_id in self._troubled():
+            report.kept.setdefault(account_id, self.why_kept(account_id))
+        for account_id in self._unexplained():
+            report.kept.setdefault(account_id, Kept(Obstacle.UNEXPLAINED))
+
     def _troubled(self) -> Sequence[int]:
         """Return the due accounts that are failing or stuck, the first of them."""
         with self.database.reading() as session:
@@ -337,7 +335,8 @@ class PurgeNow:
             first = select(Account.id).where(*claim.is_left_out_unexplained(database_now(session)))
             return session.scalars(first.order_by(Account.id).limit(MOST_TROUBLED)).all()
 
-    def _why_kept(self, account_id: int) -> Kept:
+    def why_kept(self, account_id: int) -> Kept:
+        """Say what keeps an account that is due, or was, from being purged."""
         with self.database.reading() as session:
             account = rows.find(session, account_id)
             if account is None:
@@ -419,15 +418,16 @@ class PurgeNow:
             time.sleep(0.2)
 
 
-def _make_all_due(
+def make_all_due(
     session: Session, planned: Sequence[PlannedPurge], *, promise: lifecycle.Promise | None
 ) -> None:
-    kept = _make_due(session, planned, promise=promise)
+    """Make all *planned* accounts due as :func:`make_due` does, or raise NotPurgeable."""
+    kept = make_due(session, planned, promise=promise)
     if kept:
         raise NotPurgeable(kept)
 
 
-def _make_due(
+def make_due(
     session: Session,
     planned: Sequence[PlannedPurge],
     *,

@@ -233,7 +233,7 @@ class Clocks:
             audit.record(
                 session, "clock.moved", subject=None, by=SYSTEM_ACTOR, now=now, seconds=seconds
             )
-        log.error("the database's clock has moved", seconds=seconds)
+        self._say_moved(seconds)
 
     def _go_on(self, now: datetime) -> bool:
         """Remove this host's mark; say whether another host's still stops purging."""
@@ -241,8 +241,14 @@ class Clocks:
             own = (ClockReading.boot == self.boot) & ClockReading.moved_at.is_not(None)
             if change(session, update(ClockReading).where(own).values(moved_at=None)):
                 audit.record(session, "clock.back", subject=None, by=SYSTEM_ACTOR, now=now)
-                log.warning("the database's clock is back")
+                self._say_back()
             return stopped_at(session) is not None
+
+    def _say_moved(self, seconds: int) -> None:
+        log.error("the database's clock has moved", seconds=seconds)
+
+    def _say_back(self) -> None:
+        log.warning("the database's clock is back")
 
     def _keep(
         self, session: Session, reading: Reading, *, moved_at: datetime | None = None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from datetime import datetime, timedelta
 
-import structlog
 from sqlalchemy import Select, select
 from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.orm import Session
@@ -14,8 +13,6 @@ from ..db.audit import SYSTEM_ACTOR, Actor
 from ..db.engine import Clock, database_now
 from ..db.models import UNEXPLAINED, Account, PurgeFailure
 from ..outbox.queue import growing_pause
-
-log = structlog.get_logger(__name__)
 
 # The pause between two tries of the same account grows from the first of these to the other.
 # Without it one account that always fails would be tried again by every sweep.
@@ -104,14 +101,6 @@ def note(
         by=SYSTEM_ACTOR,
         now=now,
         attempts=failure.attempts,
-    )
-    log.error(
-        "an account could not be purged",
-        account_id=account_id,
-        error=failure.error,
-        constraint=failure.constraint_name,
-        attempts=failure.attempts,
-        stuck=stuck,
     )
     return failure
 

@@ -26,7 +26,7 @@ from sqlalchemy.orm import Session
 
 from ..db.audit import SYSTEM_ACTOR, Actor
 from ..db.engine import Clock, Database, database_now
-from ..db.models import SWEPT
+from ..db.models import SWEPT, PurgeFailure
 from ..db.outages import is_outage
 from . import brake, claim, erase, failures
 from .allowance import Allowance
@@ -270,11 +270,7 @@ class Sweep:
             # others waiting; a database that fails as a whole would fail for each of them again.
             if is_outage(exc) or not proposed:
                 raise
-            log.warning(
-                "batch rolled back, purging one by one",
-                count=len(proposed),
-                error=type(exc).__name__,
-            )
+            self._say_rolled_back(proposed, exc)
             self._purge_one_by_one(proposed)
         else:
             self.result.add(purged)
@@ -329,5 +325,23 @@ class Sweep:
                 session, account_id, exc, self.clock(session), self.rules.max_attempts
             )
         if failure is not None:
+            stuck = failure.attempts >= self.rules.max_attempts
             self.result.failed += 1
-            self.result.stuck += failure.attempts >= self.rules.max_attempts
+            self.result.stuck += stuck
+            self._say_failed(failure, stuck=stuck)
+
+    def _say_rolled_back(self, ids: Sequence[int], exc: Exception) -> None:
+        log.warning(
+            "batch rolled back, purging one by one", count=len(ids), error=type(exc).__name__
+        )
+
+    def _say_failed(self, failure: PurgeFailure, *, stuck: bool) -> None:
+        # After the commit: what is not written down has not been counted either.
+        log.error(
+            "an account could not be purged",
+            account_id=failure.account_id,
+            error=failure.error,
+            constraint=failure.constraint_name,
+            attempts=failure.attempts,
+            stuck=stuck,
+        )

@@ -11,7 +11,7 @@ from sqlalchemy.exc import DBAPIError
 
 from .. import private
 from ..config import Settings, load_settings
-from ..db import schema
+from ..db import schema, soundness
 from ..services import build_services
 from ..sources import MADE_KEYS, Faults, Sources, make_keys
 from . import Failure
@@ -94,9 +94,17 @@ def _places(settings: Settings) -> list[Path]:
 
 
 def upgrade_schema(settings: Settings) -> None:
-    """Bring the schema up to date, and say so."""
+    """Bring the schema up to date, and say so.
+
+    A SQLite file that is damaged, or beside a write-ahead log that is not its own, is a Failure: a
+    process would start with it, and its sweeps would fail for ever.
+    """
     try:
+        if settings.is_sqlite:
+            soundness.refuse_unsound(Path(make_url(settings.database_url).database or ""))
         schema.upgrade(settings.database_url)
+    except soundness.Unsound as exc:
+        raise Failure(str(exc)) from exc
     except DBAPIError as exc:
         raise Failure(f"the database refused: {str(exc.orig).strip().splitlines()[0]}") from exc
     except CommandError as exc:

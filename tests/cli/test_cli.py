@@ -19,6 +19,7 @@ import pytest
 from apiflask import APIFlask
 from click.testing import Result
 from sqlalchemy import select, text
+from structlog.testing import capture_logs
 
 from accountsvc.accounts import lifecycle, vault
 from accountsvc.adapters.avatarstore import new_key
@@ -146,12 +147,98 @@ def test_purge_scrubs_the_embedded_database_at_once(sqlite_url: str, tmp_path: P
     dispose(app)
 
 
-def test_purge_prints_nobodys_address(app: APIFlask, run: Run, ann: Person) -> None:
+@pytest.mark.parametrize("options", [["--yes"], ["--dry-run"], ["--yes", "--json"]])
+def test_purge_names_whom_it_destroys_on_stderr_alone(
+    app: APIFlask, run: Run, ann: Person, options: list[str]
+) -> None:
     deactivate(services_of(app), ann.id)
+    run_sql(
+        services_of(app),
+        "UPDATE accounts SET username = :name WHERE id = :id",
+        name="An\N{RIGHT-TO-LEFT OVERRIDE}na\x1b[2J",
+        id=ann.id,
+    )
 
-    result = run("accounts", "purge", str(ann.id), "--yes")
+    with capture_logs() as logs:
+        result = run("accounts", "purge", str(ann.id), *options)
 
-    assert "ann" not in result.output.replace("Scanning", "")
+    assert result.exit_code == 0, result.output
+    assert "An<U+202E>na<U+001B>[2J" in result.stderr
+    assert ann.email in result.stderr
+    assert ann.email not in result.stdout
+    assert "An" not in result.stdout
+    assert ann.email not in str(logs)
+
+
+def test_a_plan_of_many_names_the_first(app: APIFlask, run: Run) -> None:
+    services = services_of(app)
+    ids = insert_accounts(services, numbered("due", 1023), purge_at=now(services))
+
+    result = run("accounts", "purge", "--expired", "--dry-run", "--json")
+
+    assert result.exit_code == 0, result.output[-500:]
+    assert [one["id"] for one in document(result)["would_purge"]] == ids
+    said = result.stderr.splitlines()
+    assert said[20].endswith("due19     due19@example.org")
+    assert said[21:] == ["… and 1,003 more", "1023 accounts, 0 saved passwords and 0 files"]
+
+
+@pytest.mark.parametrize(
+    "typed", ["STRASSE@example.org", "straße@example.org", " strasse@example.org"]
+)
+@pytest.mark.parametrize(
+    "words",
+    [["purge", "--yes"], ["purge", "--dry-run"], ["purge", "--force", "-y"], ["deactivate"]],
+)
+def test_whom_an_inexact_address_finds_has_to_be_named_by_id_to_be_ended(
+    app: APIFlask, run: Run, ann: Person, words: list[str], typed: str
+) -> None:
+    strasse = make_person(services_of(app), "strasse")
+    before = everything(services_of(app))
+
+    result = run("accounts", *words, "--", ann.email, typed)
+
+    assert result.exit_code == 1
+    assert result.stderr == (
+        f"Error: {typed} is not the exact address of account {strasse.id}, which has "
+        "strasse@example.org. If that is meant, name the account by its id: "
+        f"`accounts {words[0]} {strasse.id}`. Nothing was changed.\n"
+    )
+    assert everything(services_of(app)) == before
+
+
+def test_an_inexact_address_finds_for_what_ends_nothing(app: APIFlask, run: Run) -> None:
+    strasse = make_person(services_of(app), "strasse")
+    typed = "STRASSE@example.org"
+
+    shown = run("accounts", "show", typed, "--json")
+    held = run("accounts", "hold", typed, "--reason", "court")
+
+    assert document(shown)["id"] == strasse.id
+    assert held.exit_code == 0
+
+
+def test_a_dry_run_names_who_would_fail_and_how_it_ends(
+    app: APIFlask, run: Run, ann: Person, bob: Person
+) -> None:
+    run_sql(services_of(app), STRAY)
+    run_sql(services_of(app), "INSERT INTO stray VALUES (:id)", id=ann.id)
+    for person in (ann, bob):
+        deactivate(services_of(app), person.id)
+    names = [str(ann.id), str(bob.id)]
+    before = everything(services_of(app))
+
+    planned = run("accounts", "purge", *names, "--dry-run", "--json")
+    in_words = run("accounts", "purge", *names, "--dry-run")
+    unchanged = everything(services_of(app))
+    real = run("accounts", "purge", *names, "--yes", "--json")
+
+    assert unchanged == before
+    assert planned.exit_code == in_words.exit_code == real.exit_code == 1
+    assert document(planned)["would_purge"] == document(real)["purged"]
+    assert document(planned)["would_leave"] == document(real)["left"]
+    assert in_words.stdout == "Would be purged: 1 account, 3 saved passwords and 1 file.\n"
+    assert f"Would be left: account {ann.id}. It failed with IntegrityError" in in_words.stderr
 
 
 def test_purge_refuses_an_active_account_and_touches_no_other(
@@ -281,8 +368,8 @@ def test_a_dry_run_in_words_names_every_account_and_the_totals(
     result = run("accounts", "purge", "--expired", "--dry-run")
 
     assert result.exit_code == 0
-    assert str(ann.public_id) in result.stdout
-    assert "1 account, 3 saved passwords and 1 file" in result.stdout
+    assert str(ann.public_id) in result.stderr
+    assert result.stdout == "Would be purged: 1 account, 3 saved passwords and 1 file.\n"
     assert read_account(services_of(app), ann.id) is not None
 
 
@@ -880,6 +967,7 @@ def test_the_commands_say_what_they_did_and_purge_says_why_it_does_not(
         assert "`sweeps resume` ends that. Nothing was changed." in result.stderr
     assert planned.exit_code == 0
     assert "1 account," in planned.stdout
+    assert planned.stderr.startswith("A purge is refused now. Purging is paused since 20")
     assert "Purging is paused since" in status.stderr
     assert shown["paused_at"].endswith("Z")
     assert everything(services_of(app)) == before

@@ -264,11 +264,12 @@ def test_status_of_an_idle_service_is_short(run: Run) -> None:
 def test_a_plan_is_a_table_with_a_total(app: APIFlask, run: Run, ann: Person) -> None:
     result = run("accounts", "purge", "--expired", "--dry-run")
 
-    assert result.stdout == (
-        "ID  PUBLIC ID                             PASSWORDS  FILES\n"
-        f" 1  {ann.public_id}          3      1\n"
+    assert result.stderr == (
+        "ID  PUBLIC ID                             PASSWORDS  FILES  USERNAME  E-MAIL\n"
+        f" 1  {ann.public_id}          3      1  ann       ann@example.org\n"
         "1 account, 3 saved passwords and 1 file\n"
     )
+    assert result.stdout == "Would be purged: 1 account, 3 saved passwords and 1 file.\n"
 
 
 def test_who_is_left_is_said_in_words(app: APIFlask, run: Run, ann: Person) -> None:
@@ -521,19 +522,17 @@ def test_json_of_a_purge_keeps_every_byte(app: APIFlask, run: Run, ann: Person) 
     planned = run("accounts", "purge", "--expired", "--dry-run", "--json")
     real = run("accounts", "purge", "--expired", "--yes", "--json")
 
-    assert planned.stdout == exactly({"dry_run": True, **totals, "would_purge": [purged]})
+    failed = "It failed with IntegrityError (stray_account_id_fkey), 1 times by now."
+    left = [{"id": 1, "reason": failed}]
+    assert planned.stdout == exactly(
+        {"dry_run": True, **totals, "would_purge": [purged], "would_leave": left}
+    )
     assert real.stdout == exactly(
         {
             "dry_run": False,
             **totals,
             "purged": [purged],
-            "left": [
-                {
-                    "id": 1,
-                    "reason": "It failed with IntegrityError (stray_account_id_fkey), "
-                    "1 times by now.",
-                }
-            ],
+            "left": left,
             "owed": {},
             "scrubbed": True,
             "paused": 0,

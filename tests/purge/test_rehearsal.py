@@ -1,0 +1,206 @@
+"""A dry run is the real run, rolled back: it names who would fail, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from structlog.testing import capture_logs
+
+from accountsvc.accounts import lifecycle
+from accountsvc.db import rows
+from accountsvc.db.audit import OPERATOR_ACTOR
+from accountsvc.purge import at_once
+from accountsvc.purge.at_once import Kept, Obstacle, PurgeReport
+from accountsvc.services import Services, build_services
+from tests.support.factories import (
+    Person,
+    deactivate,
+    make_due,
+    make_person,
+    make_settings,
+    run_sql,
+)
+from tests.support.processes import eventually
+from tests.support.state import everything, files, read_account
+
+STRAY = "CREATE TABLE stray (account_id BIGINT NOT NULL REFERENCES accounts (id){})"
+REFUSE = {
+    "sqlite": (
+        "CREATE TRIGGER refuse BEFORE DELETE ON accounts WHEN OLD.username = 'eve' "
+        "BEGIN SELECT RAISE(ABORT, 'kept'); END",
+    ),
+    "postgresql": (
+        "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS "
+        "$$ BEGIN IF OLD.username = 'eve' THEN RAISE 'kept'; END IF; RETURN OLD; END $$",
+        "CREATE TRIGGER refuse BEFORE DELETE ON accounts FOR EACH ROW EXECUTE FUNCTION refuse()",
+    ),
+}
+
+
+def a_row_that_refers(services: Services, person: Person, how: str = "") -> None:
+    run_sql(services, STRAY.format(how))
+    run_sql(services, "INSERT INTO stray VALUES (:id)", id=person.id)
+
+
+def a_row_that_refers_until_the_commit(services: Services, person: Person) -> None:
+    a_row_that_refers(services, person, " DEFERRABLE INITIALLY DEFERRED")
+
+
+def a_trigger(services: Services, _person: Person) -> None:
+    for statement in REFUSE[services.database.engine.dialect.name]:
+        run_sql(services, statement)
+
+
+def outcome(report: PurgeReport) -> object:
+    """What a report says of each account, with a failure as it is told."""
+    kept = {
+        account_id: (
+            why.obstacle,
+            why.failure and (why.failure.error, why.failure.constraint_name, why.failure.attempts),
+        )
+        for account_id, why in report.kept.items()
+    }
+    return report.purged, kept
+
+
+@pytest.fixture
+def people(services: Services) -> list[Person]:
+    """Three, of whom the second will not let go; and a bystander who is in nobody's way."""
+    make_person(services, "bystander")
+    return [make_person(services, name) for name in ("ann", "eve", "kim")]
+
+
+HINDRANCES = [a_row_that_refers, a_row_that_refers_until_the_commit, a_trigger]
+
+
+@pytest.mark.parametrize("hinder", HINDRANCES)
+@pytest.mark.parametrize("of_what", ["due", "named", "forced", "replay"])
+def test_a_dry_run_says_what_the_real_run_then_does_and_leaves_nothing(
+    services: Services,
+    people: Sequence[Person],
+    hinder: Callable[[Services, Person], None],
+    of_what: str,
+) -> None:
+    # given: the second of three cannot be purged
+    ids = [person.id for person in people]
+    hinder(services, people[1])
+    for person in people:
+        if of_what == "due":
+            make_due(services, person)
+        elif of_what == "named":
+            deactivate(services, person.id)
+    purge_now, rehearsal = services.purge_now, services.rehearsal
+    force = of_what == "forced"
+    planned = purge_now.plan_due() if of_what == "due" else purge_now.plan_named(ids, force=True)
+    before, stored = everything(services), files(services)
+
+    # when
+    with capture_logs() as logs:
+        if of_what == "due":
+            rehearsed = rehearsal.purge_due(planned)
+        elif of_what == "replay":
+            rehearsed = rehearsal.replay(planned)
+        else:
+            rehearsed = rehearsal.purge_named(planned, force=force)
+    after = everything(services)
+
+    # then
+    assert after == before
+    assert files(services) == stored
+    assert not list((services.settings.instance_path / "ledger").rglob("*.jsonl"))
+    assert logs == []
+    assert (rehearsed.owed, rehearsed.scrubbed) == ({}, True)
+    if of_what == "due":
+        real = purge_now.purge_due(planned)
+    elif of_what == "replay":
+        real = purge_now.replay(planned)
+    else:
+        real = purge_now.purge_named(planned, force=force)
+    assert outcome(rehearsed) == outcome(real)
+    assert [plan.account_id for plan in rehearsed.purged] == [people[0].id, people[2].id]
+    assert list(rehearsed.kept) == [people[1].id]
+
+
+def test_a_dry_run_goes_batch_by_batch(database_url: str, tmp_path: Path) -> None:
+    services = build_services(make_settings(database_url, tmp_path, PURGE_BATCH_SIZE="2"))
+    people = [make_person(services, f"due{number}") for number in range(5)]
+    for person in people:
+        make_due(services, person)
+    before = everything(services)
+    counted: list[int] = []
+
+    report = services.rehearsal.purge_due(services.purge_now.plan_due(), counted.append)
+
+    assert [plan.account_id for plan in report.purged] == [person.id for person in people]
+    assert counted == [2, 2, 1]
+    assert everything(services) == before
+    services.database.engine.dispose()
+
+
+def test_a_replay_s_dry_run_names_who_is_on_hold(
+    services: Services, people: Sequence[Person]
+) -> None:
+    planned = services.purge_now.plan_named([person.id for person in people], force=True)
+    with services.writing() as session:
+        lifecycle.place_hold(session, people[0].id, reason="court", by=OPERATOR_ACTOR)
+    before = everything(services)
+
+    report = services.rehearsal.replay(planned)
+
+    assert report.kept == {people[0].id: Kept(Obstacle.HELD)}
+    assert [plan.account_id for plan in report.purged] == [people[1].id, people[2].id]
+    assert everything(services) == before
+
+
+def test_a_dry_run_names_whom_another_process_has_locked(
+    postgresql: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(at_once, "LOCK_PATIENCE", timedelta())
+    ann, eve = make_person(postgresql, "ann"), make_person(postgresql, "eve")
+    for person in (ann, eve):
+        make_due(postgresql, person)
+    planned = postgresql.purge_now.plan_due()
+
+    with postgresql.writing() as session:
+        rows.lock(session, ann.id)
+        report = postgresql.rehearsal.purge_due(planned)
+
+    assert report.kept == {ann.id: Kept(Obstacle.BUSY)}
+    assert [plan.account_id for plan in report.purged] == [eve.id]
+
+
+def test_whom_a_worker_purges_meanwhile_is_neither_planned_nor_left(
+    services: Services, people: Sequence[Person]
+) -> None:
+    for person in people:
+        make_due(services, person)
+    planned = services.purge_now.plan_due()
+    services.sweep(only=[people[0].id])
+
+    report = services.rehearsal.purge_due(planned)
+
+    assert report.kept == {}
+    assert [plan.account_id for plan in report.purged] == [people[1].id, people[2].id]
+
+
+def test_sweeps_beside_a_dry_run_purge_everybody(
+    services: Services, people: Sequence[Person]
+) -> None:
+    def is_there(person: Person) -> bool:
+        return read_account(services, person.id) is not None
+
+    for person in people:
+        make_due(services, person)
+    planned = services.purge_now.plan_due()
+    rehearsing = threading.Thread(target=services.rehearsal.purge_due, args=[planned])
+
+    rehearsing.start()
+    # A sweep that meets the locks of the dry run passes them over, and the next one has them.
+    eventually(lambda: services.sweep() and not any(map(is_there, people)))
+    rehearsing.join(60)
+
+    assert not rehearsing.is_alive()
