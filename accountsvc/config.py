@@ -206,6 +206,13 @@ class Settings:
         "24h",
         "How long an account stays at least after its last legal hold has ended.",
     )
+    backup_retention: timedelta = _setting(
+        "BACKUP_RETENTION",
+        "90d",
+        readers.positive_duration,
+        "90d",
+        "How long backups are kept: as long does the ledger have returns and holds.",
+    )
     reminders: tuple[timedelta, ...] = _setting(
         "REMINDERS",
         "7d,1d",

@@ -130,6 +130,7 @@ def account_document(
         "deactivated_by": account.deactivated_by,
         "purge_at": _time(account.purge_at),
         "reason": account.reason,
+        "return_reason": account.return_reason,
         "unexplained": unexplained,
         "blocked_by": None if account.is_active else blocked,
         "attempts": 0 if failure is None else failure.attempts,

@@ -25,7 +25,7 @@ from .config import ConfigError, Settings
 from .db.audit import SYSTEM_ACTOR, Actor
 from .db.engine import Database, database_now, make_engine
 from .db.models import Account
-from .outbox import delivery, pacing, queue
+from .outbox import delivery, kept, pacing, queue
 from .outbox.delivery import Origin
 from .outbox.pacing import Pace
 from .outbox.queue import DeliveryResult
@@ -34,6 +34,7 @@ from .purge.at_once import PurgeNow
 from .purge.clocks import Clocks
 from .purge.mending import Mending
 from .purge.rehearsal import Rehearsal
+from .purge.replay import Replay
 from .purge.restore import Restore
 from .purge.sweep import Progress, Rules, Sweep, SweepResult
 from .tokens import Tokens, derive_key
@@ -120,6 +121,11 @@ class Services:
         return Restore(self.database, self.ledger)
 
     @property
+    def replay(self) -> Replay:
+        """The replay of the ledger after a restore."""
+        return Replay(self.database, self.ledger, self.restore, self.purge_now)
+
+    @property
     def mending(self) -> Mending:
         """The ledger, to be given what the receipts in the database say."""
         return Mending(self.database, self.ledger)
@@ -153,9 +159,11 @@ class Services:
         """
         if kinds is None:
             pacing.prune(self.database, database_now)
-        kinds = list(self.handlers) if kinds is None else kinds
+        everything, kinds = kinds is None, list(self.handlers) if kinds is None else kinds
         if queue.DELETE_FILE in kinds and self.clocks.differ() is not None:
             kinds = [kind for kind in kinds if kind != queue.DELETE_FILE]
+        elif everything:
+            kept.prune(self.database, database_now, self.settings.backup_retention)
         return queue.deliver(
             self.database,
             database_now,
@@ -209,7 +217,7 @@ class Services:
 
     def write_ledger(self) -> bool:
         """Deliver the ledger lines that are owed; False if one could not be written."""
-        if self.deliver(kinds=[queue.LEDGER], seconds=30).more:
+        if self.deliver(kinds=[queue.LEDGER, queue.KEEP], seconds=30).more:
             return False
         with self.reading() as session:
             return not queue.is_behind(session, queue.LEDGER, database_now(session))

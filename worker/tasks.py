@@ -16,15 +16,15 @@ from kombu.exceptions import OperationalError as BrokerUnavailable
 from accountsvc.config import load_settings
 from accountsvc.db.outages import is_passing_fault
 from accountsvc.errors import StoreUnavailable
-from accountsvc.purge.brake import (
+from accountsvc.purge.clocks import ClockMoved, ClocksDiffer
+from accountsvc.purge.stops import (
+    DatabaseBehind,
     LedgerBehind,
     LedgerGone,
     LedgerUnreadable,
-    PurgedAreBack,
     PurgingPaused,
     Refused,
 )
-from accountsvc.purge.clocks import ClockMoved, ClocksDiffer
 from accountsvc.services import Services, build_services
 
 from .app import DELIVER, SLICE, SWEEP, expiry
@@ -68,9 +68,9 @@ def doorway(name: str) -> Callable[[Callable[[], bool]], Any]:
                 log.error("the ledger cannot be read, so nothing is purged", task=name)
             except LedgerBehind:
                 log.error("the ledger does not take its lines, so nothing is purged", task=name)
-            except PurgedAreBack:
+            except DatabaseBehind:
                 log.error(
-                    "a restore has brought purged people back, so nothing is purged: "
+                    "the database is older than its ledger, so nothing is purged: "
                     "`accountsvc ledger replay` ends that",
                     task=name,
                 )

@@ -45,8 +45,9 @@ WITHHELD: Mapping[str, str] = {
     "password_hash": "it proves nothing about you, and helps whoever wants to guess your password",
     "username_key": "your username once more, in the form in which we compare it",
     "email_key": "your email address once more, in the form in which we compare it",
-    "epoch": "a number of ours that ends your database",
+    "epoch": "a number of ours that ends your sessions",
     "reason": "a note of the staff",
+    "return_reason": "a note of the operator",
 }
 # Holds are hidden from their owner while proceedings last, so the events that tell of them are too.
 HIDDEN_ACTIONS = frozenset({"hold.placed", "hold.released"})

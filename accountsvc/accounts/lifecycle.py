@@ -22,7 +22,7 @@ from ..config import Settings
 from ..db import audit, rules
 from ..db.audit import Actor, Witness
 from ..db.engine import Clock, database_now
-from ..db.models import DUE, OWNER, STAFF, Account, PurgeFailure
+from ..db.models import DUE, HELD, OWNER, RETURNED, STAFF, Account, PurgeFailure
 from ..db.models import LegalHold as Hold
 from ..db.rows import find_by_public_id, is_id, lock, lock_for_deactivation, lock_many
 from ..db.text import text_problem
@@ -40,7 +40,7 @@ from ..errors import (
     TokenNotValid,
     Unexplained,
 )
-from ..outbox import notices
+from ..outbox import kept, notices
 
 # So soon after a change of e-mail or password an owner may not give up the grace period: a thief
 # who has just taken an account over would destroy it before its owner reads the mail about the
@@ -138,7 +138,7 @@ def deactivate(
     LastStaff if no other active staff account would be left; InvalidInput for an unfit *reason*.
     """
     if reason is not None:
-        _check_reason(reason)
+        check_reason(reason)
     account = lock_as(session, account_id, by=by, epoch=epoch, lock_rows=lock_for_deactivation)
     now = clock(session)
     if not account.is_active:
@@ -163,9 +163,13 @@ def reactivate(
     promise: Promise,
     by: Actor,
     epoch: int | None = None,
+    although_due: bool = False,
     clock: Clock = database_now,
 ) -> Account:
     """Give the account back, with all its data; tokens from before stay dead.
+
+    *although_due* is for an operator, while nobody can be purged: after a restore somebody is due
+    again who had come back.
 
     *epoch* is that of the token that acts: the staff member's, or the owner's recovery or mailed
     token. The latter works once, because this raises the account's epoch.
@@ -179,19 +183,26 @@ def reactivate(
         raise NotDeactivated
     if by.kind == OWNER and account.deactivated_by != OWNER:
         raise ReactivationForbidden
-    if account.state(now) == DUE:
+    if account.state(now) == DUE and not although_due:
         raise GraceOver
+    deactivated_at = account.deactivated_at
+    end_deactivation(session, account)
+    # With the epoch and without dates: rows of accounts alone that are put back from a backup would
+    # otherwise be what the promise from before the reactivation says, and be purged.
+    _record(session, "account.reactivated", account, by=by, now=now)
+    kept.keep(session, RETURNED, subject=account.public_id, now=now, deactivated_at=deactivated_at)
+    notices.reactivated(session, account, now=now, grace=promise.grace)
+    session.flush()
+    return account
+
+
+def end_deactivation(session: Session, account: Account) -> None:
+    """Make the locked *account* active; the caller writes the event and owes what follows."""
     account.deactivated_at = account.purge_at = account.deactivated_by = account.reason = None
     account.epoch += 1
     # Forget the failures of the purge that is called off: counted on, they would have the purge
     # after another deactivation given up as stuck at its first failure.
     session.execute(delete(PurgeFailure).where(PurgeFailure.account_id == account.id))
-    # With the epoch and without dates: rows of accounts alone that are put back from a backup would
-    # otherwise be what the promise from before the reactivation says, and be purged.
-    _record(session, "account.reactivated", account, by=by, now=now)
-    notices.reactivated(session, account, now=now, grace=promise.grace)
-    session.flush()
-    return account
 
 
 def reschedule(
@@ -240,7 +251,7 @@ def set_reason(
 
     Raises InvalidInput for an unfit *reason*, AccountNotFound (also when active).
     """
-    _check_reason(reason)
+    check_reason(reason)
     account = _lock_deletion(session, account_id)
     now = clock(session)
     if account.reason != reason:
@@ -314,7 +325,7 @@ def accept(
 
     Raises AccountNotFound, NotDeactivated, InvalidInput for a blank or unfit *reason*.
     """
-    _check_reason(reason, may_be_blank=False)
+    check_reason(reason, may_be_blank=False)
     account = lock(session, account_id)
     now = clock(session)
     if account.is_active:
@@ -353,7 +364,7 @@ def place_hold(
     Raises AccountNotFound, InvalidInput for a blank or unfit *reason*, TokenNotValid (another
     *epoch* of the staff member's).
     """
-    _check_reason(reason, may_be_blank=False)
+    check_reason(reason, may_be_blank=False)
     account = lock_as(session, account_id, by=by, epoch=epoch)
     now = clock(session)
     hold = Hold(
@@ -366,6 +377,7 @@ def place_hold(
     session.add(hold)
     session.flush()
     audit.record(session, "hold.placed", subject=account.public_id, by=by, now=now, hold=hold.id)
+    kept.keep(session, HELD, subject=account.public_id, now=now)
     session.flush()
     return hold
 
@@ -395,6 +407,7 @@ def release_hold(
         raise HoldNotFound
     hold.released_at = now
     hold.released_by = by.public_id
+    kept.end(session, HELD, subject=account.public_id, at=hold.placed_at, now=now)
     session.flush()
     explained = audit.is_explained(session, account)
     if account.purge_at is not None and not open_holds(session, account.id):
@@ -426,33 +439,6 @@ def open_holds(session: Session, account_id: int) -> Sequence[Hold]:
     ).all()
 
 
-def deletions(
-    session: Session,
-    *,
-    now: datetime,
-    state: str | None = None,
-    due_before: datetime | None = None,
-    held: bool | None = None,
-    after: rules.Position | None = None,
-    limit: int = 100,
-) -> Sequence[Account]:
-    """Return at most *limit* deactivated accounts in the purge's order, all of them behind *after*.
-
-    *state* is ``deactivated`` (in the grace period at *now*) or ``due``; *held* asks for accounts
-    with, or without, an open hold; *due_before* for those with an earlier ``purge_at``.
-    """
-    query = select(Account).where(~rules.is_active()).order_by(*rules.PURGE_ORDER).limit(limit)
-    if state is not None:
-        query = query.where(rules.is_due(now) if state == DUE else rules.is_in_grace(now))
-    if due_before is not None:
-        query = query.where(Account.purge_at < due_before)
-    if held is not None:
-        query = query.where(rules.has_open_hold() if held else ~rules.has_open_hold())
-    if after is not None:
-        query = query.where(rules.comes_after(after))
-    return session.scalars(query).all()
-
-
 def _record(
     session: Session,
     action: str,
@@ -467,7 +453,8 @@ def _record(
     audit.record(session, action, subject=account.public_id, by=by, now=now, witness=witness)
 
 
-def _check_reason(reason: str, *, may_be_blank: bool = True) -> None:
+def check_reason(reason: str, *, may_be_blank: bool = True) -> None:
+    """Raise InvalidInput for a *reason* that is too long, or holds what a screen obeys."""
     if len(reason) > REASON_LENGTH:
         raise InvalidInput({"reason": [f"Use at most {REASON_LENGTH} characters."]})
     # A reason may have several lines. Any other control character is refused: it could clear or

@@ -3,13 +3,17 @@
 One sealed object a batch, one receipt a line: ids, times and counts, no personal data. Names sort
 by time, the latest first, so that the newest are found in one listing. Objects without a good seal
 are named and purge nobody.
+
+Beside them are returns and holds, each in an object of its own below ``kept/``, which is removed
+when it matters no longer. Their names sort by number, the highest first: a clock that was ahead for
+an hour would otherwise hide what came after it.
 """
 
 from __future__ import annotations
 
 import re
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
 from itertools import islice
@@ -18,12 +22,15 @@ from typing import Any
 import structlog
 
 from ..errors import StoreUnavailable
-from .ledgerseal import LOST, Flaw, Link, Opened, Seal, SealKeys, Untrusted, encode, sealed
+from .ledgerseal import LOST, Flaw, Link, Mark, Opened, Seal, SealKeys, Untrusted, encode, sealed
 from .ledgerstore import LedgerStore, store_from_url
 
 log = structlog.get_logger(__name__)
 
 SEALED = "sealed/"
+KEPT = "kept/"
+# More numbers there are not: one a second for thirty thousand years.
+_NUMBERS = 10**12
 # So many objects that are not trusted are passed over in the search for the newest: whoever fills
 # the store with them would otherwise keep every sweep reading.
 MOST_PASSED_OVER = 50
@@ -62,12 +69,14 @@ class Ledger:
     def __init__(self, store: LedgerStore, keys: SealKeys) -> None:
         self.store = store
         self.keys = keys
+        # The highest number of each generation that this process has seen here.
+        self.seen: dict[uuid.UUID, int] = {}
         self._previous: Link | None = None
 
     def seal_all(
-        self, batches: Sequence[Batch], *, again: bool = False
+        self, batches: Sequence[Batch], marks: Sequence[Mark], *, again: bool = False
     ) -> tuple[list[Seal], Link | None]:
-        """Seal *batches*, each behind the one before it, and write nothing.
+        """Seal *batches* with their *marks*, each behind the one before it, and write nothing.
 
         The first follows what this writer wrote last, or else the newest object. Return the seals
         and the last object, for :meth:`follow` once the seals are stored. A batch that is there
@@ -80,12 +89,12 @@ class Ledger:
             newest = self.newest(objects=1).objects
             previous = newest[0].link if newest else None
         seals: list[Seal] = []
-        for batch in batches:
+        for batch, mark in zip(batches, marks, strict=True):
             body = encode(batch.lines)
             seal = None if again else self._seal_there(batch.name, body)
             if seal is None:
                 behind = None if previous and previous.name == batch.name else previous
-                seal = self.keys.sign(batch.name, body, previous=behind, mended=again)
+                seal = self.keys.sign(batch.name, body, mark, previous=behind, mended=again)
             previous = Link.to(batch.name, sealed(body, seal))
             seals.append(seal)
         return seals, previous
@@ -118,6 +127,51 @@ class Ledger:
         if body:
             self.store.put(batch.name, sealed(body, seal))
 
+    def keep(self, name: str, line: Mapping[str, object]) -> None:
+        """Write the one *line* of a return or a hold under *name*, of :func:`kept_name`.
+
+        The same two write the same bytes again. Raises StoreUnavailable in a process without a
+        signing key too.
+        """
+        mark = mark_of_kept(name)
+        assert mark is not None
+        body = encode([line])
+        self.store.put(name, sealed(body, self.keys.sign(name, body, mark)))
+
+    def kept(self) -> Iterator[Opened | Untrusted]:
+        """Yield every object of a return or a hold, the latest first; those removed are no more."""
+        yield from self._open_kept(list(self.store.names(KEPT)))
+
+    def newest_marks(self, newest: Newest | None = None) -> dict[uuid.UUID, int]:
+        """Return the highest number of each generation in the objects that were written last.
+
+        *newest* is what :meth:`newest` has just returned, if somebody has asked already. Costs two
+        listings and a few reads, however old the ledger is.
+        """
+        objects = (self.newest() if newest is None else newest).objects
+        marks = highest(opened.mark for opened in [*objects, *self._newest_kept()])
+        self.note(marks)
+        return marks
+
+    def note(self, marks: Mapping[uuid.UUID, int]) -> None:
+        """Remember that somebody has had these numbers, or will have them in a moment."""
+        self.seen = highest(Mark(*one) for one in [*self.seen.items(), *marks.items()])
+
+    def _newest_kept(self) -> list[Opened]:
+        for name in islice(self.store.names(KEPT), MOST_PASSED_OVER):
+            for opened in self._open_kept([name]):
+                if isinstance(opened, Opened):
+                    return [opened]
+        return []
+
+    def _open_kept(self, names: Sequence[str]) -> Iterator[Opened | Untrusted]:
+        ours = [name for name in names if mark_of_kept(name) is not None]
+        yield from (Untrusted(name, Flaw.FOREIGN) for name in names if name not in set(ours))
+        for name, data in self.store.get_all(ours):
+            # One that was removed between the listing and here matters no longer.
+            if data is not None:
+                yield self.keys.open(name, data)
+
     def read(self) -> Iterator[dict[str, Any]]:
         """Yield every trusted receipt once, the earliest first.
 
@@ -128,11 +182,11 @@ class Ledger:
         return receipts(self.scan())
 
     def scan(self) -> Iterator[Opened | Untrusted]:
-        """Yield every object, the earliest sealed ones first, then what lies elsewhere.
+        """Yield every object but the :meth:`kept` ones: the earliest sealed first, then the others.
 
         Those without a seal that counts are not logged.
         """
-        names = list(self.store.names())
+        names = [name for name in self.store.names() if not name.startswith(KEPT)]
         inside = [name for name in names if name.startswith(SEALED)]
         yield from self._open_all(inside[::-1])
         yield from self._open_all([name for name in names if not name.startswith(SEALED)])
@@ -296,6 +350,35 @@ def moment_of(name: str) -> datetime | None:
     except ValueError:
         return None
     return at if object_name(batch, at) == name else None
+
+
+def kept_name(uid: uuid.UUID, mark: Mark) -> str:
+    """Return the name of the object of a return or a hold; later ones sort before it.
+
+    ``kept/<10^12 - number>-<generation>-<uid>.jsonl``
+    """
+    return f"{KEPT}{_NUMBERS - mark.number:013d}-{mark.generation.hex}-{uid.hex}.jsonl"
+
+
+def mark_of_kept(name: str) -> Mark | None:
+    """Return the mark in the *name* of such an object; None if it is no such name."""
+    match = re.fullmatch(KEPT + r"([0-9]{13})-([0-9a-f]{32})-([0-9a-f]{32})\.jsonl", name)
+    if match is None:
+        return None
+    return Mark(uuid.UUID(match[2]), _NUMBERS - int(match[1]))
+
+
+def uid_of_kept(name: str) -> uuid.UUID:
+    """Return the uid in the *name* of such an object."""
+    return uuid.UUID(name.removesuffix(".jsonl")[-32:])
+
+
+def highest(marks: Iterable[Mark]) -> dict[uuid.UUID, int]:
+    """Return the highest number of each generation in *marks*."""
+    found: dict[uuid.UUID, int] = {}
+    for mark in marks:
+        found[mark.generation] = max(mark.number, found.get(mark.generation, 0))
+    return found
 
 
 def is_sealed_name(name: str) -> bool:

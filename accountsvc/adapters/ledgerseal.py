@@ -30,7 +30,7 @@ RECEIPT = "receipt"
 LOST = "lost"
 
 Line = dict[str, Any]
-# The last line's object: ``key``, ``name``, ``previous``, ``mended`` and ``signature``.
+# The last line's object: ``key``, ``name``, ``previous``, ``mended``, ``mark`` and ``signature``.
 Seal = dict[str, Any]
 
 
@@ -61,6 +61,14 @@ class Link:
 
 
 @dataclass(frozen=True)
+class Mark:
+    """Which object of its database an object is: the generation that sealed it, and its number."""
+
+    generation: uuid.UUID
+    number: int
+
+
+@dataclass(frozen=True)
 class Opened:
     """An object with a good seal; ``lines`` are all of it, of every kind, in their order.
 
@@ -71,6 +79,7 @@ class Opened:
     lines: Sequence[Line]
     previous: Link | None
     mended: bool
+    mark: Mark
     seal: Seal
 
     @property
@@ -105,7 +114,15 @@ class SealKeys:
     def can_sign(self) -> bool:
         return self.signing is not None
 
-    def sign(self, name: str, body: bytes, *, previous: Link | None, mended: bool = False) -> Seal:
+    def sign(
+        self,
+        name: str,
+        body: bytes,
+        mark: Mark,
+        *,
+        previous: Link | None = None,
+        mended: bool = False,
+    ) -> Seal:
         """Seal *body* under *name*, with the same bytes each time.
 
         Raises StoreUnavailable in a process without a signing key.
@@ -122,6 +139,7 @@ class SealKeys:
             "name": name,
             "previous": None if previous is None else vars(previous),
             "mended": mended,
+            "mark": {"generation": str(mark.generation), "number": mark.number},
         }
         signature = key.sign(_signed(name, body, seal))
         return {**seal, "signature": base64.urlsafe_b64encode(signature).decode()}
@@ -168,7 +186,8 @@ class SealKeys:
         try:
             previous = seal["previous"]
             link = None if previous is None else Link(**previous)
-            opened = Opened(Link.to(name, data), found, link, bool(seal["mended"]), seal)
+            mark = Mark(uuid.UUID(seal["mark"]["generation"]), int(seal["mark"]["number"]))
+            opened = Opened(Link.to(name, data), found, link, bool(seal["mended"]), mark, seal)
             for line in opened.receipts:
                 uuid.UUID(line["public_id"])
         except (KeyError, TypeError, ValueError, AttributeError):

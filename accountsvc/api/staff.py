@@ -100,7 +100,7 @@ def list_deletions(*, caller: Caller, query_data: dict[str, Any]) -> Any:
     limit = query_data.pop("limit")
     with services().reading() as session:
         now = database_now(session)
-        accounts = lifecycle.deletions(
+        accounts = rows.deletions(
             session,
             now=now,
             after=None if cursor is None else _position(cursor),

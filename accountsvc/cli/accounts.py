@@ -16,13 +16,13 @@ from flask.cli import AppGroup
 from sqlalchemy.orm import Session
 
 from .. import documents
-from ..accounts import lifecycle, profiles
+from ..accounts import giveback, lifecycle, profiles
 from ..db import rows
 from ..db.audit import OPERATOR_ACTOR
 from ..db.engine import database_now
 from ..db.models import ACTIVE, DEACTIVATED, DUE, MAX_ID, UNEXPLAINED
-from ..errors import AccountNotFound, HoldNotFound
-from ..purge import failures
+from ..errors import AccountNotFound, GraceOver, HoldNotFound, StoreUnavailable
+from ..purge import failures, stops
 from ..web import services
 from .console import (
     account_document,
@@ -93,26 +93,60 @@ def deactivate(names: tuple[str, ...], *, reason: str | None, as_json: bool) -> 
     )
 
 
+_NEEDS_A_REASON = (
+    "The grace period is over. While purging is paused (`sweeps pause`), --reason gives it back "
+    "all the same."
+)
+_COULD_BE_PURGED = (
+    "It is due, and a worker could purge it at this moment. Run `sweeps pause`, then this again."
+)
+
+
+def _is_behind() -> bool:
+    try:
+        return services().restore.is_behind()
+    except StoreUnavailable:
+        # Nothing is purged while the ledger cannot be read, but that may end at any moment.
+        return False
+
+
 @accounts_group.command()
 @click.argument("names", nargs=-1, required=True, metavar="ID|EMAIL…")
+@click.option("--reason", help="Needed for who is due; stored on the account until its purge.")
 @json_option
 @sentences
-def reactivate(names: tuple[str, ...], *, as_json: bool) -> None:
+def reactivate(names: tuple[str, ...], *, reason: str | None, as_json: bool) -> None:
     """Give accounts back in their grace period.
 
-    Whoever deactivated them. Of several accounts all are given back or none.
+    Whoever deactivated them. Of several accounts all are given back or none. With --reason also
+    accounts that are due, while purging is paused or is refused after a restore: somebody may have
+    come back since the backup, or asked in time.
 
     \b
     flask --app wsgi accounts reactivate 42
+    flask --app wsgi accounts reactivate 42 --reason "came back on 5 December"
 
     \b
     Exit codes: 0 all are active, 1 none was given back (it says why), 2 bad usage.
     """
 
+    # Asked before the transaction, whose lock would otherwise wait for the ledger's store.
+    is_behind = reason is not None and _is_behind()
+
     def change(session: Session, account_id: int) -> bool:
-        if rows.lock(session, account_id).is_active:
+        account = rows.lock(session, account_id)
+        if account.is_active:
             return False
-        lifecycle.reactivate(session, account_id, promise=services().promise, by=OPERATOR_ACTOR)
+        promise = services().promise
+        is_due = account.state(database_now(session)) == DUE
+        if reason is None:
+            if is_due:
+                raise GraceOver(_NEEDS_A_REASON)
+            lifecycle.reactivate(session, account_id, promise=promise, by=OPERATOR_ACTOR)
+            return True
+        if is_due and not (is_behind or stops.paused_at(session) is not None):
+            raise GraceOver(_COULD_BE_PURGED)
+        giveback.give_back_due(session, account_id, reason=reason, promise=promise)
         return True
 
     change_each(
@@ -168,6 +202,7 @@ def _account_lines(shown: Mapping[str, Any]) -> Iterator[str]:
             "deactivated by": shown["deactivated_by"],
             "purge at": shown["purge_at"],
             "reason": shown["reason"],
+            "given back because": shown["return_reason"],
             "blocked by": _BLOCKS.get(shown["blocked_by"]),
             "unexplained": shown["unexplained"] or None,
             "failed tries": shown["attempts"] or None,

@@ -18,13 +18,14 @@ from .console import (
     json_option,
     logs_aside,
     refuse_without_signing_key,
+    say_what_has_no_seal,
     sentences,
     show_json,
     show_lines,
     store_of,
     yes_option,
 )
-from .purging import MOST_SHOWN, confirm, finish, progress_bar, refusals, say_if_stopped
+from .purging import MOST_SHOWN
 from .words import count, printable, table
 
 ledger_group = AppGroup(
@@ -94,41 +95,10 @@ def _complaints(verification: Verification) -> Iterator[str]:
         remedy = "run `ledger adopt`" if verification.unsealed else "run `ledger rebuild`"
         yield f"{missing} not in the ledger: {remedy}. --json names the receipts."
     if verification.unsealed:
-        objects = count(verification.unsealed, "object has", "objects have")
-        yield f"{objects} no seal yet, and purge nobody: run `ledger adopt`."
-
-
-@ledger_group.command()
-@click.option("--dry-run", is_flag=True, help="Do it and take it back: show who would be gone.")
-@yes_option
-@json_option
-@sentences
-def replay(*, dry_run: bool, yes: bool, as_json: bool) -> None:
-    """Purge again whoever a restore brought back.
-
-    By public id only: whoever has got an account's number since cannot be hit. Objects without a
-    seal that counts are ignored. Works while purging is paused, so that nothing else is purged
-    before you have looked; not by a clock that may be wrong.
-
-    \b
-    flask --app wsgi ledger replay --dry-run
-    flask --app wsgi ledger replay
-
-    \b
-    Exit codes: 0 nobody is back any more, 1 somebody is (it says why), 2 bad usage.
-    """
-    if not dry_run:
-        refuse_without_signing_key()
-    with store_of("LEDGER_URL"), logs_aside():
-        planned = services().restore.plan()
-    if dry_run:
-        say_if_stopped(services().rehearsal.refuse_by_clock)
-    else:
-        confirm(planned, yes=yes, as_json=as_json)
-    run = services().rehearsal if dry_run else services().purge_now
-    with refusals(), progress_bar(planned, dry_run=dry_run) as progress:
-        report = run.replay(planned, progress)
-    finish(report, dry_run=dry_run, as_json=as_json)
+        objects = count(
+            verification.unsealed, "object without a seal is", "objects without a seal are"
+        )
+        yield f"{objects} ignored: run `ledger adopt`."
 
 
 @ledger_group.command()
@@ -200,6 +170,7 @@ def _adoption_lines(taken: Sequence[Adoption], left: Sequence[Adoption]) -> Iter
 def rebuild(*, dry_run: bool, yes: bool, as_json: bool) -> None:
     """Write anew what the ledger has lost, from the receipts.
 
+    Run `ledger adopt` first if objects have no seal: of what is in them, nothing is lost.
     An object that is lost, empty, cut or changed is written under its name again. Of a lost one
     without receipts, as after a restore, no more can be written than that it is lost: put a copy of
     it back first, if there is one.
@@ -213,6 +184,7 @@ def rebuild(*, dry_run: bool, yes: bool, as_json: bool) -> None:
     written; 2 bad usage.
     """
     mending = services().mending
+    say_what_has_no_seal()
     with store_of("LEDGER_URL"), logs_aside():
         plans = mending.plan_rebuilding()
     if not as_json:

@@ -14,11 +14,11 @@ from ..db import rows
 from ..db.audit import OPERATOR_ACTOR
 from ..errors import LastStaff, LegalHold
 from ..outbox import notices, queue
-from ..purge import brake
+from ..purge import stops
 from ..purge.at_once import STOPS, Kept, NotPurgeable, Obstacle, PurgeReport
-from ..purge.brake import PurgingPaused
 from ..purge.claim import PlannedPurge
 from ..purge.clocks import ClocksDiffer
+from ..purge.stops import PurgingPaused
 from ..purge.sweep import Progress
 from ..web import services
 from .accounts import accounts_group
@@ -132,7 +132,7 @@ OBSTACLES: Mapping[Obstacle, str] = {
     Obstacle.LEDGER_UNREADABLE: "The ledger cannot be read. Mend it first.",
     Obstacle.LEDGER_GONE: "The ledger is empty though it was written. Give LEDGER_URL its store "
     "back, or run `ledger rebuild`.",
-    Obstacle.PURGED_ARE_BACK: "The database is older than its ledger: purged people are back, and "
+    Obstacle.DATABASE_BEHIND: "The database is older than its ledger: purged people are back, and "
     "who is due may have come back since. Run `ledger replay` first.",
     Obstacle.CLOCKS_DIFFER: "Two clocks differ by more than 5 minutes. Set the wrong one right; "
     "`accounts status` says which.",
@@ -149,15 +149,15 @@ def refusals() -> Iterator[None]:
     except NotPurgeable as exc:
         reasons = [f"Account {account_id}: {_why(kept)}" for account_id, kept in exc.kept.items()]
         fail(f"{' '.join(reasons)} Nothing was changed.")
-    except brake.Refused as exc:
+    except stops.Refused as exc:
         fail(f"{_stopped(exc)} Nothing was changed.")
 
 
-def _stopped(exc: brake.Refused) -> str:
+def _stopped(exc: stops.Refused) -> str:
     """Say why nothing may be purged now."""
     if isinstance(exc, PurgingPaused):
         with services().reading() as session:
-            since = brake.paused_at(session)
+            since = stops.paused_at(session)
         return paused(since)
     if isinstance(exc, ClocksDiffer):
         return clocks_differ(exc)
@@ -169,7 +169,7 @@ def say_if_stopped(refuse: Callable[[], None]) -> None:
     try:
         with logs_aside():
             refuse()
-    except brake.Refused as exc:
+    except stops.Refused as exc:
         click.echo(f"A purge is refused now. {_stopped(exc)}", err=True)
 
 
@@ -250,14 +250,23 @@ def _total(planned: Sequence[PlannedPurge]) -> str:
     return f"{accounts}, {passwords} and {count(totals['files'], 'file')}"
 
 
-def finish(report: PurgeReport, *, as_json: bool, dry_run: bool = False) -> None:
-    """Report a purge or its dry run; exit with code 1 if anything of it is still to be done."""
+def finish(
+    report: PurgeReport,
+    *,
+    as_json: bool,
+    dry_run: bool = False,
+    also: Mapping[str, object] | None = None,
+) -> None:
+    """Report a purge or its dry run; exit with code 1 if anything of it is still to be done.
+
+    The JSON document has the members of *also* besides.
+    """
     if dry_run and report.purged:
         show_lines(_plan_lines(report.purged), err=True)
     elif dry_run:
         click.echo(_NOTHING, err=as_json)
     if as_json:
-        show_json(_report_document(report, dry_run=dry_run))
+        show_json({**_report_document(report, dry_run=dry_run), **(also or {})})
     elif report.purged:
         click.echo(f"{'Would be purged' if dry_run else 'Purged'}: {_total(report.purged)}.")
     for kind, number in report.owed.items():
@@ -335,7 +344,7 @@ def pause(*, as_json: bool) -> None:
     answer; 2 bad usage.
     """
     _change_pause(
-        brake.pause,
+        stops.pause,
         done="Purging is paused.",
         already="Purging was paused already.",
         as_json=as_json,
@@ -356,7 +365,7 @@ def resume(*, as_json: bool) -> None:
     answer; 2 bad usage.
     """
     _change_pause(
-        brake.resume,
+        stops.resume,
         done="Purging goes on.",
         already="Purging was not paused.",
         as_json=as_json,
@@ -366,7 +375,7 @@ def resume(*, as_json: bool) -> None:
 def _change_pause(change: Callable[..., bool], *, done: str, already: str, as_json: bool) -> None:
     with services().writing() as session:
         changed = change(session, by=OPERATOR_ACTOR)
-        since = brake.paused_at(session)
+        since = stops.paused_at(session)
     if as_json:
         show_json({"changed": changed, "paused_at": stamp(since)})
     else:

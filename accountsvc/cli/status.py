@@ -57,6 +57,7 @@ def status(*, as_json: bool) -> None:
         "braked_at": stamp(counts.brake.held_at),
         "allowed": counts.brake.allowed,
         "unscrubbed": counts.unscrubbed if settings.is_sqlite else 0,
+        "unkept": counts.unkept,
         "troubled": list(counts.troubled_ids),
     }
     if as_json:
@@ -72,6 +73,9 @@ def _wrong(counts: Status) -> Iterator[str]:
     if counts.stuck:
         accounts = count(counts.stuck, "account is", "accounts are")
         yield f"{accounts} stuck. `accounts show ID` says why."
+    if counts.unkept:
+        lines = count(counts.unkept, "return or hold is", "returns and holds are")
+        yield f"{lines} not in the ledger yet: a restore would lose it. `ledger verify` says why."
     if counts.unexplained:
         accounts = count(counts.unexplained, "account is", "accounts are")
         yield (
@@ -111,6 +115,7 @@ def _status_lines(shown: Mapping[str, Any]) -> Iterator[str]:
             "allowed beyond it": shown["allowed"] or None,
             "because": shown["reason"],
             "receipts to scrub": shown["unscrubbed"],
+            "returns and holds not in the ledger": shown["unkept"] or None,
             "mails delayed": sum(shown["delayed"].values()),
         }
     )
@@ -145,6 +150,8 @@ _STATES = {
 EFFECTS = {
     queue.DELETE_FILE: "files to delete",
     queue.LEDGER: "batches for the ledger",
+    queue.KEEP: "returns and holds for the ledger",
+    queue.REMOVE: "returns and holds to take out of the ledger",
     notices.SCHEDULED: "mails: the account will be purged",
     notices.DATE_MOVED: "mails: the purge is later",
     notices.REMINDER: "mails: the purge is near",

@@ -7,7 +7,7 @@ import click
 from ..db.audit import OPERATOR_ACTOR
 from ..db.engine import database_now
 from ..monitoring.status import count_braked
-from ..purge import allowance, clocks
+from ..purge import brake, clocks
 from ..web import services
 from .console import ask, fail, json_option, sentences, show_json, yes_option
 from .purging import refusals, sweeps_group
@@ -27,7 +27,7 @@ from .words import clock_moved, count, stamp
 @json_option
 @sentences
 def allow(*, up_to: int | None, reason: str | None, clock: bool, yes: bool, as_json: bool) -> None:
-    """Let go what the brake holds, or let purging go on although the clock has moved.
+    """Let go what the brake holds, or go on by the clock as it is.
 
     --up-to lets so many more accounts be purged than the brake does, once; look first who they are.
     The next sweeps purge them, oldest first; what is left lapses after 24 hours, or when nobody
@@ -57,7 +57,7 @@ def allow(*, up_to: int | None, reason: str | None, clock: bool, yes: bool, as_j
 
 def _allow_more(up_to: int, reason: str, *, as_json: bool) -> None:
     with services().writing() as session:
-        until = allowance.allow(session, up_to, reason=reason, by=OPERATOR_ACTOR)
+        until = brake.allow(session, up_to, reason=reason, by=OPERATOR_ACTOR)
         waiting = count_braked(
             session,
             now=database_now(session),

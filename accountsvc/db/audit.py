@@ -52,6 +52,7 @@ ACTIONS = frozenset(
         "account.deactivated",
         "account.reactivated",
         "account.purged",
+        "account.sessions_ended",
         "account.exported",
         "avatar.replaced",
         "avatar.orphans_deleted",
@@ -84,6 +85,7 @@ ACTIONS = frozenset(
         "clock.allowed",
         "ledger.adopted",
         "ledger.rebuilt",
+        "ledger.replayed",
     }
 )
 

@@ -16,6 +16,8 @@ from .models import (
     Base,
     ClockReading,
     Effect,
+    Generation,
+    KeptLine,
     LegalHold,
     MailPace,
     PurgeBrake,
@@ -93,6 +95,14 @@ PLACES = (
         kept_for="until delivered; an address 72 hours at most",
     ),
     Place(
+        "kept_lines",
+        KeptLine,
+        Purge.BY_SUBJECT,
+        exported=None,
+        not_exported_because="times of returns, which activity.json shows, and hidden holds",
+        kept_for="until the purge, or for BACKUP_RETENTION; the ledger's copies as long",
+    ),
+    Place(
         "accounts",
         Account,
         Purge.ACCOUNT,
@@ -139,6 +149,14 @@ PLACES = (
         exported=None,
         not_exported_because="about the service, not about a person",
         kept_for="counts for an hour; an operator's reason until the brake lets go",
+    ),
+    Place(
+        "generations",
+        Generation,
+        Purge.KEPT,
+        exported=None,
+        not_exported_because="about the service, not about a person",
+        kept_for="for good: one row for each restore",
     ),
     Place(
         "sweep_marks",

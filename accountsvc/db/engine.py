@@ -8,6 +8,7 @@ one stands by itself, and one that writes or locks is refused before it is sent.
 
 from __future__ import annotations
 
+import os
 import re
 import select as polling
 import sqlite3
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Connection, DateTime, Dialect, Engine, create_engine, event, select
-from sqlalchemy.exc import IntegrityError, InvalidatePoolError
+from sqlalchemy.exc import IntegrityError, InvalidatePoolError, OperationalError
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import Session, sessionmaker
 from sqlalchemy.pool import ConnectionPoolEntry
@@ -113,6 +114,7 @@ def prepare_engine(engine: Engine) -> None:
         return
     keep_file_private(engine)
     event.listen(engine, "connect", _set_pragmas)
+    _SameFile(engine)
     event.listen(engine, "begin", _begin)
 
 
@@ -151,6 +153,42 @@ def _set_pragmas(connection: sqlite3.Connection, _record: object) -> None:
     ):
         cursor.execute(f"PRAGMA {pragma}")
     cursor.close()
+
+
+class _SameFile:
+    """Refuses transactions once another file lies where an *engine* has its own.
+
+    What is written into a file that has been replaced is lost with the process, though each answer
+    said that it is done; and beside the log of the old one, the new file would be damaged. A
+    restart looks at both.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self._path = engine.url.database
+        self._known: tuple[int, int] | None = None
+        if self._path and self._path != ":memory:" and not engine.url.query:
+            event.listen(engine, "connect", self._note)
+            event.listen(engine, "begin", self._check)
+            event.listen(engine, "engine_disposed", self._forget)
+
+    def _note(self, _connection: object, _record: object) -> None:
+        self._known = self._known or self._identity()
+
+    def _check(self, _connection: Connection) -> None:
+        if self._known != self._identity():
+            said = "another file lies in the place of the database: restart this process"
+            raise OperationalError("BEGIN", None, sqlite3.OperationalError(said))
+
+    def _forget(self, _engine: Engine) -> None:
+        self._known = None
+
+    def _identity(self) -> tuple[int, int] | None:
+        assert self._path
+        try:
+            found = os.stat(self._path)
+        except OSError:
+            return None
+        return found.st_dev, found.st_ino
 
 
 def _begin(connection: Connection) -> None:

@@ -45,6 +45,8 @@ UNEXPLAINED = "unexplained"
 
 SWEPT, PAUSED = "swept", "paused"
 
+RETURNED, HELD = "returned", "held"
+
 # SQLite takes AUTOINCREMENT for INTEGER PRIMARY KEY only. Without it the id of the account that was
 # purged last would come again.
 _Id = BigInteger().with_variant(Integer, "sqlite")
@@ -121,6 +123,9 @@ class Account(Base):
     previous_email: Mapped[str | None] = mapped_column(String(254))
     email_changed_at: Mapped[datetime | None]
     password_changed_at: Mapped[datetime | None]
+    # Free text of the operator who gave the account back though it was due; here for the same
+    # reason as the one above.
+    return_reason: Mapped[str | None] = mapped_column(Text)
 
     @property
     def is_active(self) -> bool:
@@ -340,6 +345,44 @@ class PurgeBrake(Base):
     # Free text of the operator. It is here because it goes when the brake lets go: in the audit
     # trail a name in it would stay.
     reason: Mapped[str | None] = mapped_column(Text)
+
+
+class Generation(Base):
+    """One life of this database beside its ledger; each restore from a backup begins another.
+
+    The one with the largest number is the present one. The earlier ones are kept, so that what they
+    wrote into the ledger is known; an object of one that is not here is from after the backup.
+    """
+
+    __tablename__ = "generations"
+    __table_args__ = (CheckConstraint("mark >= 0", name="mark"),)
+
+    number: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=False)
+    id: Mapped[uuid.UUID] = mapped_column(unique=True, default=uuid.uuid4)
+    began_at: Mapped[datetime]
+    # The high-water mark: the number of the last object of the ledger that this generation has
+    # sealed. Each object carries its number, so a database with a lower mark is the older one.
+    mark: Mapped[int] = mapped_column(BigInteger, default=0)
+    # While it is null, a restore is being replayed, and nobody is purged by time.
+    replayed_at: Mapped[datetime | None]
+
+
+class KeptLine(Base):
+    """A return or a hold that is in the ledger while it matters, so that a replay gives it back."""
+
+    __tablename__ = "kept_lines"
+    __table_args__ = (CheckConstraint("kind IN ('returned', 'held')", name="kind"),)
+
+    # The uid of the effect that owes the line.
+    uid: Mapped[uuid.UUID] = mapped_column(primary_key=True)
+    subject: Mapped[uuid.UUID] = mapped_column(index=True)
+    kind: Mapped[str] = mapped_column(String(8))
+    at: Mapped[datetime] = mapped_column(index=True)
+    # The deactivation that a return has ended; without it a replay could end a later one.
+    deactivated_at: Mapped[datetime | None]
+    # The name of the object that holds the line; null until it is sealed. Without it nobody could
+    # remove the object.
+    object_name: Mapped[str | None] = mapped_column(String(120))
 
 
 class AuditEvent(Base):

@@ -26,7 +26,7 @@ from sqlalchemy.orm import Session, aliased
 from ..errors import AccountNotFound, TokenNotValid
 from . import rules
 from .engine import Moment
-from .models import MAX_ID, Account
+from .models import DUE, MAX_ID, Account
 from .text import is_text, unique_key
 
 T = TypeVar("T")
@@ -128,6 +128,33 @@ def names(session: Session, account_ids: Collection[int]) -> dict[int, tuple[str
         select(Account.id, Account.username, Account.email).where(Account.id.in_(account_ids))
     )
     return {account_id: (username, email) for account_id, username, email in found}
+
+
+def deletions(
+    session: Session,
+    *,
+    now: datetime,
+    state: str | None = None,
+    due_before: datetime | None = None,
+    held: bool | None = None,
+    after: rules.Position | None = None,
+    limit: int = 100,
+) -> Sequence[Account]:
+    """Return at most *limit* deactivated accounts in the purge's order, all of them behind *after*.
+
+    *state* is ``deactivated`` (in the grace period at *now*) or ``due``; *held* asks for accounts
+    with, or without, an open hold; *due_before* for those with an earlier ``purge_at``.
+    """
+    query = select(Account).where(~rules.is_active()).order_by(*rules.PURGE_ORDER).limit(limit)
+    if state is not None:
+        query = query.where(rules.is_due(now) if state == DUE else rules.is_in_grace(now))
+    if due_before is not None:
+        query = query.where(Account.purge_at < due_before)
+    if held is not None:
+        query = query.where(rules.has_open_hold() if held else ~rules.has_open_hold())
+    if after is not None:
+        query = query.where(rules.comes_after(after))
+    return session.scalars(query).all()
 
 
 def lock(session: Session, account_id: int, *, share: bool = False) -> Account:

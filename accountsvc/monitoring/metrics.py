@@ -150,6 +150,11 @@ def _backlog(counts: Status) -> Iterator[Metric]:
     for kind, count in counts.paused.items():
         paused.add_metric([kind], count)
     yield paused
+    yield GaugeMetricFamily(
+        "accountsvc_returns_and_holds_owed",
+        "Returns and holds that are not in the ledger after a minute.",
+        value=counts.unkept,
+    )
     delayed = GaugeMetricFamily(
         "accountsvc_mails_delayed",
         "Mails that wait because their recipient has been mailed, by kind.",

@@ -25,7 +25,7 @@ from sqlalchemy import select
 from ..adapters import objectstore
 from ..db import engine, outages, schema
 from ..purge import clocks
-from ..purge.allowance import COMMAND
+from ..purge.brake import COMMAND
 from ..services import Services
 from . import status
 from .status import Status
@@ -36,7 +36,7 @@ CLOCK_MOVED = (
     "has moved, so purging is stopped until it is back; if it is right as it is: "
     "`accountsvc sweeps allow --clock`"
 )
-PURGED_ARE_BACK = "purged accounts are back, as after a restore: run `accountsvc ledger replay`"
+DATABASE_BEHIND = "is newer than the database, as after a restore: run `accountsvc ledger replay`"
 LEDGER_GONE = (
     "is empty though it was written: give it its store back, or run `accountsvc ledger rebuild`"
 )
@@ -140,7 +140,9 @@ class Probes:
         self._services = services
         self._database = Probe(self._ask_database)
         self._schema = Probe(self._ask_schema)
-        self._purged_stay_purged = Probe(self._ask_ledger, lifetime=LEDGER_ANSWER_KEPT)
+        self._restored = Probe(self._ask_ledger, lifetime=LEDGER_ANSWER_KEPT)
+        # A backup that is put back under running processes is noticed by this within seconds.
+        self._generation = Probe(self._ask_generation)
         # What is amiss stays so until somebody mends it: looked at each second, it would be read
         # as often.
         self._ledger_whole = Probe(
@@ -169,8 +171,9 @@ class Probes:
         if parts["database"] == OK:
             parts["schema"] = self._schema.read(deadline)
         if parts.get("schema") == OK:
-            back = self._purged_stay_purged.read(deadline) == PURGED_ARE_BACK
-            parts["ledger"] = PURGED_ARE_BACK if back else OK
+            asked = (self._restored, self._generation)
+            back = any(probe.read(deadline) == DATABASE_BEHIND for probe in asked)
+            parts["ledger"] = DATABASE_BEHIND if back else OK
         return parts
 
     def parts(self) -> dict[str, str]:
@@ -187,8 +190,8 @@ class Probes:
             # it back. The last is the worst one, and would be hidden by an ``ok`` of the others.
             if parts["ledger"] == OK:
                 parts["ledger"] = self._ledger_whole.read(deadline)
-        if needed.get("ledger") == PURGED_ARE_BACK:
-            parts["ledger"] = PURGED_ARE_BACK
+        if needed.get("ledger") == DATABASE_BEHIND:
+            parts["ledger"] = DATABASE_BEHIND
         return {**needed, **parts}
 
     def standing(self) -> tuple[dict[str, str], Status | None]:
@@ -234,8 +237,10 @@ class Probes:
                 "paused": dict(counts.paused),
                 "delayed": dict(counts.delayed),
                 "unscrubbed": counts.unscrubbed if self._services.settings.is_sqlite else 0,
+                "unkept": counts.unkept,
             }
-            fine = fine and not (late or counts.stuck or counts.unexplained or sweep["braked"])
+            troubles = (counts.stuck, counts.unexplained, counts.unkept)
+            fine = fine and not (late or sweep["braked"] or any(troubles))
         return {
             "status": OK if fine else "degraded",
             "parts": parts,
@@ -284,7 +289,10 @@ class Probes:
         return "is behind: run `python -m accountsvc prepare`" if behind else None
 
     def _ask_ledger(self) -> str | None:
-        return PURGED_ARE_BACK if self._services.restore.purged_are_back() else None
+        return DATABASE_BEHIND if self._services.restore.is_behind() else None
+
+    def _ask_generation(self) -> str | None:
+        return DATABASE_BEHIND if self._services.restore.has_gone_back() else None
 
     def _ask_clock(self) -> str | None:
         differs = self._services.clocks.differ()

@@ -11,9 +11,9 @@ from sqlalchemy.orm import Session
 
 from ..db import rules
 from ..db.models import Account, PurgeFailure, Receipt
-from ..outbox import pacing, queue
-from ..purge import allowance, brake, claim, clocks, failures
-from ..purge.allowance import Standing
+from ..outbox import kept, pacing, queue
+from ..purge import brake, claim, clocks, failures, stops
+from ..purge.brake import Standing
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,8 @@ class Status:
     ``braked`` counts those of them who wait for the ``brake``: none while it does not hold.
     ``unexplained`` counts those in their grace period and under a hold, too. ``owed`` counts
     effects that are due, by kind, and ``paused`` those of them that wait until purging goes on;
-    ``delayed`` counts mails that wait for their turn; ``unscrubbed`` counts receipts.
+    ``delayed`` counts mails that wait for their turn; ``unscrubbed`` counts receipts; ``unkept``
+    counts returns and holds that should be in the ledger by now.
     ``troubled_ids`` are the first failing or stuck accounts. ``clock_moved_at`` is when the clock
     has stopped purging.
     """
@@ -52,12 +53,13 @@ class Status:
     brake: Standing
     braked: int
     unscrubbed: int
+    unkept: int
     troubled_ids: tuple[int, ...]
 
 
 def count_braked(session: Session, *, now: datetime, max_attempts: int) -> int:
     """Count the accounts that wait for the brake; 0 while it does not hold."""
-    if allowance.standing(session).held_at is None:
+    if brake.standing(session).held_at is None:
         return 0
     return claim.count_due(session, now, max_attempts)
 
@@ -100,14 +102,15 @@ def read(
         paused={kind: count for kind, count in owed.items() if queue.waits(session, kind)},
         delayed=pacing.count_delayed(session, now),
         last_purged_at=session.scalar(select(func.max(Receipt.purged_at))),
-        swept_at=brake.swept_at(session),
-        paused_at=brake.paused_at(session),
+        swept_at=stops.swept_at(session),
+        paused_at=stops.paused_at(session),
         clock_moved_at=clocks.stopped_at(session),
-        brake=allowance.standing(session, now),
+        brake=brake.standing(session, now),
         braked=count_braked(session, now=now, max_attempts=max_attempts),
         unscrubbed=session.scalar(
             select(func.count()).select_from(Receipt).where(Receipt.scrubbed_at.is_(None))
         )
         or 0,
+        unkept=kept.count_overdue(session, now),
         troubled_ids=tuple(session.scalars(failures.troubled(now, most_ids))),
     )

@@ -28,7 +28,7 @@ from ..db.models import DUE, OWNER, Account, Effect
 from ..db.text import rfc3339
 from ..errors import MailUnavailable
 from ..tokens import PASSWORD_RESET_LIFETIME, Tokens
-from . import queue, sealing
+from . import kept, queue, sealing
 from .letters import render
 from .notices import (
     ADDRESS_CHANGED,
@@ -104,6 +104,8 @@ def handlers(
     mails = _Mails(database, mailer, tokens, origin, pace)
     return {
         queue.LEDGER: sealing.handler(database, ledger),
+        queue.KEEP: kept.keeper(database, ledger),
+        queue.REMOVE: kept.remover(ledger),
         queue.DELETE_FILE: _file_handler(database, avatars),
         **dict.fromkeys(KINDS, mails.deliver),
     }

@@ -68,6 +68,13 @@ class LedgerLines(Payload):
 
 
 @dataclass(frozen=True)
+class Removal(Payload):
+    """The names of objects of the ledger that matter no longer."""
+
+    names: Sequence[str]
+
+
+@dataclass(frozen=True)
 class AddressedMail(Payload):
     """A mail to an address that no account has at delivery: of *purged* and *address changed*."""
 

@@ -41,10 +41,14 @@ log = structlog.get_logger(__name__)
 
 DELETE_FILE = "file.delete"
 LEDGER = "ledger.append"
+# A return or a hold goes into the ledger, and out of it when it matters no longer.
+KEEP = "ledger.keep"
+REMOVE = "ledger.remove"
 MAIL_PREFIX = "mail."
 REMINDER = f"{MAIL_PREFIX}reminder"
 # This kind is never committed, so it needs no handler.
 DECOY = "decoy"
+_INTO_THE_LEDGER = (LEDGER, KEEP)
 
 # A claim is the claimer's alone for this time. All time-outs of a handler together are shorter: a
 # lease that ran out during the work would have another worker do it at the same time.
@@ -57,8 +61,8 @@ LONGEST_TRY = timedelta(minutes=1)
 _CLAIM_SIZES = {DELETE_FILE: 100}
 FIRST_RETRY = timedelta(seconds=5)
 LONGEST_RETRY = timedelta(hours=1)
-# Nobody is purged while the ledger is behind. With pauses of an hour, purging would stand still for
-# up to an hour after the ledger has been mended.
+# Nobody is purged while the ledger is behind, and a restore would lose what it lacks. With pauses
+# of an hour, both would last for up to an hour after the ledger has been mended.
 LONGEST_LEDGER_RETRY = timedelta(minutes=1)
 # A mail that was refused, or whose recipient has been mailed often, waits so long at most.
 LONGEST_MAIL_RETRY = timedelta(days=1)
@@ -247,8 +251,12 @@ def _is_put_off(now: datetime) -> ColumnElement[bool]:
     of_a_mail = Effect.kind.startswith(MAIL_PREFIX, autoescape=True)
     after_a_failure = or_(Effect.last_error.is_not(None), Effect.kind != REMINDER)
     too_far = or_(
-        and_(Effect.kind == LEDGER, Effect.deliver_after > now + LEASE),
-        and_(Effect.kind != LEDGER, ~of_a_mail, Effect.deliver_after > now + LONGEST_RETRY),
+        and_(Effect.kind.in_(_INTO_THE_LEDGER), Effect.deliver_after > now + LEASE),
+        and_(
+            Effect.kind.not_in(_INTO_THE_LEDGER),
+            ~of_a_mail,
+            Effect.deliver_after > now + LONGEST_RETRY,
+        ),
         and_(of_a_mail, after_a_failure, Effect.deliver_after > now + LONGEST_MAIL_RETRY),
     )
     to_be_done_at_once = and_(
@@ -458,7 +466,7 @@ def growing_pause(attempts: int, *, first: timedelta, longest: timedelta) -> tim
 def retry_pause(attempts: int, kind: str = "") -> timedelta:
     """Return the pause after that many failed tries of an effect of *kind*.
 
-    5 seconds, doubled each time, up to an hour; for the ledger up to a minute.
+    5 seconds, doubled each time, up to an hour; for what the ledger lacks up to a minute.
     """
-    longest = LONGEST_LEDGER_RETRY if kind == LEDGER else LONGEST_RETRY
+    longest = LONGEST_LEDGER_RETRY if kind in _INTO_THE_LEDGER else LONGEST_RETRY
     return growing_pause(attempts, first=FIRST_RETRY, longest=longest)

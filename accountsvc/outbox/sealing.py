@@ -18,6 +18,7 @@ from ..db import rows
 from ..db.engine import Database
 from ..db.models import Effect
 from . import queue
+from .marks import take_marks
 from .payloads import LedgerLines, seal_of, with_seal
 from .queue import Outcome, Owed
 
@@ -60,10 +61,12 @@ def _store_seals(
     """Seal the batches, and store the seals in their rows before anything is written.
 
     A repeat then writes the same bytes, whoever makes it, and whatever the ledger got meanwhile.
-    Raises LookupError if another process has one of them in hand since: its seal counts.
+    Raises LedgerAhead while the database is older than its ledger, and LookupError if another
+    process has one of them in hand since: its seal counts.
     """
     again = any(seal_of(effect.payload) is not None for effect, _ in owed)
-    seals, last = ledger.seal_all([batch for _, batch in owed], again=again)
+    marks = take_marks(database, ledger, len(owed))
+    seals, last = ledger.seal_all([batch for _, batch in owed], marks, again=again)
     with database.writing() as session:
         for (effect, _), seal in zip(owed, seals, strict=True):
             stored = rows.change(

@@ -25,7 +25,7 @@ from ..db.models import Account, Effect, PurgeFailure, Receipt
 from ..errors import AccountNotFound, LastStaff, LegalHold, NotDeactivated, Unexplained
 from ..outbox import notices, queue
 from ..outbox.pacing import is_delayed
-from . import brake, claim, failures
+from . import claim, failures, stops
 from .claim import PlannedPurge
 from .clocks import ClockMoved, Clocks, ClocksDiffer
 from .restore import Restore
@@ -75,17 +75,17 @@ class Obstacle(Enum):
     LEDGER_BEHIND = auto()
     LEDGER_UNREADABLE = auto()
     LEDGER_GONE = auto()
-    PURGED_ARE_BACK = auto()
+    DATABASE_BEHIND = auto()
     CLOCKS_DIFFER = auto()
     CLOCK_MOVED = auto()
 
 
-STOPS: Mapping[type[brake.Refused], Obstacle] = {
-    brake.PurgingPaused: Obstacle.PAUSED,
-    brake.LedgerBehind: Obstacle.LEDGER_BEHIND,
-    brake.LedgerUnreadable: Obstacle.LEDGER_UNREADABLE,
-    brake.LedgerGone: Obstacle.LEDGER_GONE,
-    brake.PurgedAreBack: Obstacle.PURGED_ARE_BACK,
+STOPS: Mapping[type[stops.Refused], Obstacle] = {
+    stops.PurgingPaused: Obstacle.PAUSED,
+    stops.LedgerBehind: Obstacle.LEDGER_BEHIND,
+    stops.LedgerUnreadable: Obstacle.LEDGER_UNREADABLE,
+    stops.LedgerGone: Obstacle.LEDGER_GONE,
+    stops.DatabaseBehind: Obstacle.DATABASE_BEHIND,
     ClocksDiffer: Obstacle.CLOCKS_DIFFER,
     ClockMoved: Obstacle.CLOCK_MOVED,
 }
@@ -150,7 +150,7 @@ class PurgeNow:
         """Raise PurgingPaused, ClocksDiffer or ClockMoved, while neither rows nor files may go."""
         self.clocks.look()
         with self.database.reading() as session:
-            brake.heed_pause(session)
+            stops.heed_pause(session)
 
     def plan_due(self) -> list[PlannedPurge]:
         """Return what :meth:`purge_due` would destroy, oldest first; change nothing."""
@@ -280,7 +280,7 @@ class PurgeNow:
                 if not waiting or time.monotonic() > give_up_at:
                     return None
                 time.sleep(0.2)
-        except brake.Refused as exc:
+        except stops.Refused as exc:
             return STOPS[type(exc)]
 
     def _waiting(self, planned: Sequence[PlannedPurge]) -> list[int]:

@@ -33,7 +33,7 @@ from ..db.audit import SYSTEM_ACTOR, Actor
 from ..db.engine import Clock, Database, database_now
 from ..db.models import ClockReading
 from ..db.rows import change
-from .brake import Refused
+from .stops import Refused
 
 log = structlog.get_logger(__name__)
 

@@ -20,13 +20,13 @@ from ..db.audit import Actor
 from ..db.datamap import purged_by_account
 from ..db.models import Account, AuditEvent, Effect, LegalHold, Receipt
 from ..db.text import rfc3339
-from ..outbox import notices, queue
+from ..outbox import kept, notices, queue
 from ..outbox.payloads import AddressedMail, FileDeletion, LedgerLines
 from .claim import PlannedPurge
 
 # Effects that the purge itself owes. They stay in the outbox until they are done: dropped with the
 # account's others, they would leave a file on disk that no row knows.
-_OWED_AFTER_PURGE = (queue.DELETE_FILE, queue.LEDGER, notices.PURGED)
+_OWED_AFTER_PURGE = (queue.DELETE_FILE, queue.LEDGER, queue.REMOVE, notices.PURGED)
 
 _Row = dict[str, Any]
 
@@ -50,6 +50,7 @@ def erase(session: Session, accounts: Sequence[PlannedPurge], now: datetime, by:
     if not accounts:
         return
     owners = _read_owners(session, accounts)
+    kept.forget(session, [owner.public_id for owner in owners], now)
     _delete_rows(session, accounts)
     receipts = _write_receipts(session, owners, accounts, now)
     _write_events(session, accounts, now, by)
@@ -142,6 +143,7 @@ def _owe(
     session: Session, owners: Collection[_Owner], receipts: Sequence[_Row], now: datetime
 ) -> None:
     """Owe the deletion of the files, the *purged* mails and one batch of ledger lines."""
+    new = {receipt["public_id"] for receipt in receipts}
     effects = [
         queue.row(
             queue.DELETE_FILE,
@@ -161,6 +163,8 @@ def _owe(
             expires_at=now + notices.ADDRESS_KEPT,
         )
         for owner in owners
+        # Whoever has a receipt already, from before a restore, was told then.
+        if owner.public_id in new
     ]
     lines = LedgerLines([ledger_line(receipt) for receipt in receipts])
     effects.append(queue.row(queue.LEDGER, subject=None, now=now, payload=lines))

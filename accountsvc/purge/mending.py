@@ -21,6 +21,7 @@ from ..db.audit import Actor
 from ..db.engine import Database, database_now
 from ..db.models import Receipt
 from ..db.rows import chunks
+from ..outbox.marks import take_marks
 from . import restore
 from .erase import ledger_line
 
@@ -196,7 +197,8 @@ class Mending:
             self._write(replace(batch, lines=[*lines, *added]))
 
     def _write(self, batch: Batch) -> None:
-        seals, last = self.ledger.seal_all([batch], again=True)
+        marks = take_marks(self.database, self.ledger, 1)
+        seals, last = self.ledger.seal_all([batch], marks, again=True)
         self.ledger.append(batch, seals[0])
         self.ledger.follow(last)
 

@@ -23,8 +23,8 @@ from ..db.audit import OPERATOR_ACTOR
 from ..db.engine import Database, database_now
 from ..db.models import PurgeFailure
 from . import at_once
-from .allowance import Allotment, Allowance
 from .at_once import Kept, Obstacle, PurgeNow, PurgeReport
+from .brake import Allotment, Allowance
 from .claim import PlannedPurge
 from .clocks import Clocks
 from .sweep import Progress, Rules, Sweep

@@ -18,13 +18,14 @@ from sqlalchemy.orm import Session
 from ..adapters import ledger as ledgers
 from ..adapters.ledger import Ledger, Newest
 from ..adapters.ledgerseal import Flaw, Link, Opened, Untrusted
-from ..db.engine import Database
+from ..db import generations
+from ..db.engine import Database, database_now
 from ..db.models import Account, Effect, Receipt
 from ..db.rows import chunks
 from ..errors import StoreUnavailable
-from ..outbox import queue
+from ..outbox import kept, queue
 from ..outbox.payloads import LedgerLines
-from . import brake, claim
+from . import claim, stops
 from .claim import PlannedPurge
 
 log = structlog.get_logger(__name__)
@@ -46,12 +47,14 @@ class Owed:
 class Look:
     """What a bounded look at the ledger has found amiss; ``unsealed`` wait for `ledger adopt`.
 
-    ``missing`` holds the public ids of receipts without a trusted line.
+    ``missing`` holds the public ids of receipts without a trusted line, ``unkept`` counts returns
+    and holds that should be in the ledger by now.
     """
 
     untrusted: list[Untrusted]
     missing: list[uuid.UUID]
     unsealed: int
+    unkept: int
     is_gone: bool
 
     def say(self) -> None:
@@ -65,6 +68,11 @@ class Look:
             )
         if self.unsealed:
             ledgers.log_unsealed(self.unsealed)
+        if self.unkept:
+            log.error(
+                "returns and holds are not in the ledger yet, and a restore would lose them",
+                count=self.unkept,
+            )
 
 
 @dataclass(frozen=True)
@@ -99,7 +107,7 @@ class Restore:
     ledger: Ledger
 
     def refuse_after_restore(self) -> None:
-        """Raise PurgedAreBack while :meth:`purged_are_back`.
+        """Raise DatabaseBehind while :meth:`is_behind`.
 
         Raises LedgerUnreadable if the ledger cannot be read, and LedgerGone if it is empty though
         it was written. Objects that are not trusted are named in the log, and refuse nothing.
@@ -107,22 +115,32 @@ class Restore:
         try:
             newest = self.ledger.newest()
             is_gone = not newest.objects and self._is_gone()
+            behind = self._is_behind(newest)
         except StoreUnavailable as exc:
-            raise brake.LedgerUnreadable from exc
+            raise stops.LedgerUnreadable from exc
         for untrusted in newest.untrusted:
             ledgers.log_untrusted(untrusted)
         if is_gone:
-            raise brake.LedgerGone
-        if self._any_has_an_account(newest):
-            raise brake.PurgedAreBack
+            raise stops.LedgerGone
+        if behind:
+            raise stops.DatabaseBehind
 
-    def purged_are_back(self) -> bool:
-        """Say whether anybody of the batches that the ledger got last has an account.
+    def is_behind(self) -> bool:
+        """Say whether the database is older than its ledger, whatever came after the backup.
 
-        Costs the same however old the service is. Raises StoreUnavailable if the ledger cannot be
-        read.
+        So it is if the ledger got an object last that this database has not sealed, if a person in
+        there has no receipt or an account, or while a replay is not done. Costs the same however
+        old the service is. Raises StoreUnavailable if the ledger cannot be read.
         """
-        return self._any_has_an_account(self.ledger.newest())
+        return self._is_behind(self.ledger.newest())
+
+    def has_gone_back(self) -> bool:
+        """Say whether the database has not sealed what this process has seen in the ledger.
+
+        It asks the database alone, and so may be asked often.
+        """
+        with self.database.reading() as session:
+            return not generations.knows(session, self.ledger.seen)
 
     def look(self, *, sampled: int = SAMPLED) -> Look:
         """Look at the newest objects, the newest receipt's, and those of *sampled* other receipts.
@@ -132,6 +150,8 @@ class Restore:
         """
         newest = self.ledger.newest()
         unsealed = self.ledger.unsealed()
+        with self.database.reading() as session:
+            unkept = kept.count_overdue(session, database_now(session))
         untrusted = {one.name: one for one in newest.untrusted}
         missing: list[uuid.UUID] = []
         # An object of before the seals may hold a receipt that has no other line.
@@ -148,15 +168,9 @@ class Restore:
             untrusted=list(untrusted.values()),
             missing=missing,
             unsealed=unsealed,
+            unkept=unkept,
             is_gone=not newest.objects and self._is_gone(),
         )
-
-    def plan(self) -> list[PlannedPurge]:
-        """Return what a replay would destroy: everybody in the whole ledger who has an account.
-
-        Raises StoreUnavailable if the ledger cannot be read.
-        """
-        return self._back([uuid.UUID(line["public_id"]) for line in self.ledger.read()])
 
     def verify(self) -> Verification:
         """Compare the whole ledger with the database, safely while purges go on.
@@ -179,14 +193,16 @@ class Restore:
             unsealed=survey.unsealed,
         )
 
-    def _any_has_an_account(self, newest: Newest) -> bool:
-        purged = [
+    def _is_behind(self, newest: Newest) -> bool:
+        marks = self.ledger.newest_marks(newest)
+        purged = {
             uuid.UUID(line["public_id"]) for opened in newest.objects for line in opened.receipts
-        ]
+        }
         with self.database.reading() as session:
-            return any(
-                session.scalar(select(Account.id).where(Account.public_id.in_(chunk)).limit(1))
-                for chunk in chunks(purged)
+            return (
+                not generations.is_replayed(session)
+                or not generations.knows(session, marks)
+                or any(_is_unknown(session, chunk) for chunk in chunks(sorted(purged, key=str)))
             )
 
     def _is_gone(self) -> bool:
@@ -251,6 +267,15 @@ def read_owed(session: Session) -> Owed:
         if lines:
             names.add(ledgers.object_name(uid, created_at))
     return Owed(frozenset(people), frozenset(names))
+
+
+def _is_unknown(session: Session, purged: Sequence[uuid.UUID]) -> bool:
+    """Say whether anybody of *purged* has an account, or lacks the receipt of the purge."""
+    back = session.scalar(select(Account.id).where(Account.public_id.in_(purged)).limit(1))
+    receipts = session.scalar(
+        select(func.count()).select_from(Receipt).where(Receipt.public_id.in_(purged))
+    )
+    return back is not None or receipts != len(purged)
 
 
 class Survey:

@@ -1,7 +1,7 @@
 """One pass over what is due: claim, erase, leave a receipt; fall back to one account a transaction.
 
 How many a batch may purge is asked of the brake first, in a transaction of its own
-(``allowance``). One batch is one short transaction:
+(``brake``). One batch is one short transaction:
 
 1. lock due accounts in ``purge_at`` order, skipping those that another worker has locked;
 2. in new statements, which see what was committed while the locks were waited for, drop those with
@@ -24,16 +24,17 @@ from datetime import datetime
 import structlog
 from sqlalchemy.orm import Session
 
+from ..db import generations
 from ..db.audit import SYSTEM_ACTOR, Actor
 from ..db.engine import Clock, Database, database_now
 from ..db.models import SWEPT, PurgeFailure
 from ..db.outages import is_outage
-from . import brake, claim, erase, failures
-from .allowance import Allowance
-from .brake import LedgerBehind, Refused
+from . import claim, erase, failures, stops
+from .brake import Allowance
 from .claim import PlannedPurge
 from .clocks import ClockMoved, Clocks, Reading
 from .restore import Restore
+from .stops import DatabaseBehind, LedgerBehind, Refused
 
 log = structlog.get_logger(__name__)
 
@@ -125,6 +126,7 @@ class Sweep:
         # try nor the limit of attempts counts.
         self._max_attempts = self.rules.max_attempts if self.only is None else None
         self._reading: Reading | None = None
+        self._high_water = generations.HighWater(0, 0)
         self._allowance = Allowance(self.database, self.clock, self.rules.max_attempts)
 
     def run(self, *, seconds: float | None = None, progress: Progress | None = None) -> SweepResult:
@@ -135,10 +137,10 @@ class Sweep:
         logs how many are unexplained. Active accounts and accounts in their grace period are not
         touched. The ledger is written before the first batch
         and after each, and a batch does not begin while it is behind. A sweep over all that is due
-        leaves its time as :func:`brake.swept_at`.
+        leaves its time as :func:`stops.swept_at`.
 
-        Raises ClocksDiffer and ClockMoved before a batch whose clock may be wrong; PurgedAreBack
-        after a restore; LedgerBehind; PurgingPaused from the first batch after :func:`brake.pause`
+        Raises ClocksDiffer and ClockMoved before a batch whose clock may be wrong; DatabaseBehind
+        after a restore; LedgerBehind; PurgingPaused from the first batch after :func:`stops.pause`
         on; and the database's own error if no sweep can run at all. What was purged before stays
         purged.
         """
@@ -157,6 +159,8 @@ class Sweep:
         # This reads the newest batches of the ledger: with nobody due, a tick each minute would pay
         # for nothing but that.
         if self.restore is not None and self._is_anybody_due():
+            with self.database.reading() as session:
+                self._high_water = generations.high_water(session)
             self.restore.refuse_after_restore()
         self._require_ledger()
         if self._has_brake:
@@ -167,7 +171,7 @@ class Sweep:
         if self.only is None:
             with self.database.writing() as session:
                 now = self.clock(session)
-                brake.mark(session, SWEPT, now)
+                stops.mark(session, SWEPT, now)
                 if self.clocks is not None and self._reading is not None:
                     self.clocks.keep(session, now, self._reading)
             if not self.result.more:
@@ -229,7 +233,7 @@ class Sweep:
             # While purging is paused the brake is not asked: it would hold, and its alarm ring,
             # for people whom the pause keeps.
             if not self.although_paused:
-                brake.heed_pause(session)
+                stops.heed_pause(session)
             wanted = claim.count_proposed(
                 session,
                 self.clock(session),
@@ -304,8 +308,13 @@ class Sweep:
     ) -> tuple[datetime, list[int]]:
         """Lock due accounts, and return their ids with the time by which they are due."""
         now = self.clock(session)
+        # A backup may be put back under a sweep that has looked already.
+        high_water = generations.high_water(session)
+        if high_water < self._high_water:
+            raise DatabaseBehind
+        self._high_water = high_water
         if not self.although_paused:
-            brake.heed_pause(session)
+            stops.heed_pause(session)
         if self.clocks is not None and self._reading is not None:
             self.clocks.heed(session, now, self._reading)
         return now, claim.lock_due(

@@ -12,7 +12,8 @@ from sqlalchemy.exc import DBAPIError
 from .. import private
 from ..config import Settings, load_settings
 from ..db import schema, soundness
-from ..services import build_services
+from ..errors import StoreUnavailable
+from ..services import Services, build_services
 from ..sources import MADE_KEYS, Faults, Sources, make_keys
 from . import Failure
 
@@ -27,6 +28,7 @@ def prepare() -> None:
     upgrade_schema(settings)
     services = build_services(settings)
     services.refuse_wrong_vault_keys()
+    _say_how_the_ledger_is(services)
     services.database.engine.dispose()
     tighten(settings)
 
@@ -47,6 +49,32 @@ def make_folder_and_keys() -> Settings:
     for name in names:
         sys.stdout.write(f"accountsvc: made {name} in {settings.instance_path}\n")
     return settings
+
+
+def _say_how_the_ledger_is(services: Services) -> None:
+    """Say that a backup was put back, or that objects of the ledger wait for `ledger adopt`.
+
+    A ledger that does not answer is no reason not to start: `/statusz` and each sweep say so.
+    """
+    try:
+        unsealed, is_behind = services.ledger.unsealed(), services.restore.is_behind()
+    except StoreUnavailable:
+        return
+    if is_behind:
+        sys.stdout.write(
+            "accountsvc: the database is older than its ledger, so nothing is purged: "
+            "run `accountsvc ledger replay`\n"
+        )
+    if unsealed:
+        what = (
+            "1 object of the ledger has"
+            if unsealed == 1
+            else f"{unsealed} objects of the ledger have"
+        )
+        sys.stdout.write(
+            f"accountsvc: {what} no seal, so a restore could not be replayed: "
+            "run `accountsvc ledger adopt`\n"
+        )
 
 
 def tighten(settings: Settings) -> None:

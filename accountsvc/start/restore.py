@@ -29,7 +29,7 @@ from ..config import Settings, load_settings
 from ..db import schema, soundness
 from ..db.audit import OPERATOR_ACTOR
 from ..db.engine import BUSY_TIMEOUT_MS
-from ..purge import brake
+from ..purge import stops
 from ..services import Services, build_services
 from . import Failure
 from .backup import (
@@ -53,8 +53,8 @@ _SHARED_FIRST, _SHARED_SIZE = 0x40000002, 510
 _NEXT = """\
 accountsvc: purging is paused, so that nobody is purged before you have looked; what comes next:
   accountsvc ledger verify
-  accountsvc ledger replay --dry-run
-  accountsvc ledger replay
+  accountsvc ledger replay --restored --dry-run
+  accountsvc ledger replay --restored
   accountsvc accounts list --state due
   accountsvc sweeps resume
 accountsvc: docs/operations.md says more, under "After a restore from a backup"
@@ -176,7 +176,7 @@ def _stage(packed: zipfile.ZipFile, staged: Path, settings: Settings) -> None:
     try:
         services.refuse_wrong_vault_keys()
         with services.writing() as session:
-            brake.pause(session, by=OPERATOR_ACTOR)
+            stops.pause(session, by=OPERATOR_ACTOR)
     finally:
         services.database.engine.dispose()
     _make_one_file(staged)

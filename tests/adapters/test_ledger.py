@@ -17,7 +17,7 @@ from accountsvc.adapters.ledger import Batch, Ledger, ledger_from_url, moment_of
 from accountsvc.adapters.ledgerstore import BucketStore, FolderStore
 from accountsvc.adapters.objectstore import Bucket
 from accountsvc.errors import StoreUnavailable
-from tests.support.ledgers import keys, write
+from tests.support.ledgers import ELSEWHERE, keys, write
 from tests.support.s3 import S3Server, start_moto
 
 AT = datetime(2026, 11, 23, 9, 30, tzinfo=UTC)
@@ -74,7 +74,7 @@ def test_the_same_batch_twice_is_there_once(ledger: Ledger, place: Path | Bucket
 def test_a_repeat_in_another_key_order_writes_the_same_bytes(tmp_path: Path) -> None:
     ledger, line = ledger_from_url(f"file://{tmp_path}", keys()), receipt()
     owed = Batch(uuid.uuid4(), [line], AT)
-    (seal,), _ = ledger.seal_all([owed])
+    (seal,), _ = ledger.seal_all([owed], [ELSEWHERE])
     ledger.append(owed, seal)
     before = (tmp_path / owed.name).read_bytes()
 

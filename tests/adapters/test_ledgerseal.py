@@ -16,7 +16,7 @@ from accountsvc.adapters.ledgerseal import Flaw, Opened, SealKeys, Untrusted, en
 from accountsvc.adapters.ledgerstore import BucketStore, FolderStore, LedgerStore
 from accountsvc.adapters.objectstore import Bucket
 from accountsvc.errors import StoreUnavailable
-from tests.support.ledgers import KEY, OTHER_KEY, keys, write
+from tests.support.ledgers import ELSEWHERE, KEY, OTHER_KEY, keys, write
 from tests.support.s3 import S3Server, start_moto
 
 AT = datetime(2026, 11, 23, 9, 30, tzinfo=UTC)
@@ -76,13 +76,13 @@ def of_seal(**changes: object) -> Callable[[bytes], bytes]:
 def by_a_stranger(data: bytes) -> bytes:
     """Seal it well, with a key that nobody trusts."""
     seal = json.loads(data.splitlines()[-1])["seal"]
-    made = keys(OTHER_KEY).sign(seal["name"], no_seal(data), previous=None)
+    made = keys(OTHER_KEY).sign(seal["name"], no_seal(data), ELSEWHERE)
     return sealed(no_seal(data), made)
 
 
 def by_a_stranger_under_our_name(data: bytes) -> bytes:
     seal = json.loads(data.splitlines()[-1])["seal"]
-    made = keys(OTHER_KEY).sign(seal["name"], no_seal(data), previous=None)
+    made = keys(OTHER_KEY).sign(seal["name"], no_seal(data), ELSEWHERE)
     return sealed(no_seal(data), {**made, "key": seal["key"]})
 
 
@@ -241,7 +241,7 @@ def test_a_process_without_the_key_reads_and_cannot_seal(store: LedgerStore) -> 
 
     assert len(people(reader)) == 1
     with pytest.raises(StoreUnavailable, match="LEDGER_SIGNING_KEY"):
-        reader.seal_all([Batch(uuid.uuid4(), [receipt()], AT)])
+        reader.seal_all([Batch(uuid.uuid4(), [receipt()], AT)], [ELSEWHERE])
 
 
 def test_a_flood_of_forged_objects_is_passed_over_up_to_a_bound(store: LedgerStore) -> None:

@@ -20,9 +20,9 @@ from accountsvc.db.engine import database_now
 from accountsvc.db.models import SWEPT, ClockReading
 from accountsvc.db.schema import downgrade
 from accountsvc.monitoring import probes
-from accountsvc.monitoring.probes import PURGED_ARE_BACK, WRONG_KEYS, Probe, Probes
+from accountsvc.monitoring.probes import DATABASE_BEHIND, WRONG_KEYS, Probe, Probes
 from accountsvc.outbox import queue
-from accountsvc.purge import brake
+from accountsvc.purge import stops
 from accountsvc.purge.clocks import Clocks, ClocksDiffer
 from tests.conftest import NewApp
 from tests.support.factories import (
@@ -111,9 +111,9 @@ def test_nobody_is_served_while_purged_people_are_back(
     status = client.get("/statusz").json
 
     assert response.status_code == 503
-    assert response.json == {**READY, "status": "not ready", "ledger": PURGED_ARE_BACK}
+    assert response.json == {**READY, "status": "not ready", "ledger": DATABASE_BEHIND}
     assert status is not None
-    assert status["parts"]["ledger"] == PURGED_ARE_BACK
+    assert status["parts"]["ledger"] == DATABASE_BEHIND
 
     # when: replayed
     result = app.test_cli_runner().invoke(args=["ledger", "replay", "--yes"])
@@ -129,7 +129,7 @@ def test_nobody_is_purged_by_time_while_purged_people_are_back(
     make_due(services_of(app), bob)
     before = everything(services_of(app))
 
-    with pytest.raises(brake.PurgedAreBack):
+    with pytest.raises(stops.DatabaseBehind):
         services_of(app).sweep()
     for words in (["--expired"], [str(bob.id)]):
         refused = app.test_cli_runner().invoke(args=["accounts", "purge", *words, "--yes"])
@@ -236,7 +236,7 @@ def test_a_pause_is_shown_and_is_no_fault(app: APIFlask, client: FlaskClient) ->
     with services_of(app).writing() as session:
         owed_now = database_now(session)
         queue.record(session, queue.DELETE_FILE, subject=None, now=owed_now)
-        brake.pause(session, by=OPERATOR_ACTOR)
+        stops.pause(session, by=OPERATOR_ACTOR)
 
     status = client.get("/statusz").json
 
@@ -290,7 +290,7 @@ def test_a_mark_of_a_time_to_come_is_late_like_an_old_one(
     services_of(app).sweep()
     to_come = now(services_of(app)) + timedelta(days=10)
     with services_of(app).writing() as session:
-        brake.mark(session, SWEPT, to_come)
+        stops.mark(session, SWEPT, to_come)
 
     status = client.get("/statusz").json
 

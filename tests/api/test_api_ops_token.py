@@ -15,7 +15,7 @@ from sqlalchemy import delete
 
 from accountsvc.db.models import Effect
 from accountsvc.monitoring import probes
-from accountsvc.monitoring.probes import PURGED_ARE_BACK
+from accountsvc.monitoring.probes import DATABASE_BEHIND
 from tests.conftest import NewApp
 from tests.support.factories import make_person, services_of
 from tests.support.ledgers import write
@@ -165,7 +165,7 @@ def test_what_is_for_everybody_names_no_count(app: APIFlask, people: int) -> Non
         "status": "not ready",
         "database": "ok",
         "schema": "ok",
-        "ledger": PURGED_ARE_BACK,
+        "ledger": DATABASE_BEHIND,
     }
     assert alive.json == {"status": "ok"}
     assert re.findall(r"\d", ready.text + alive.text) == []

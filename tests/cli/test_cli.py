@@ -29,7 +29,7 @@ from accountsvc.db.engine import database_now
 from accountsvc.db.models import ClockReading, Receipt
 from accountsvc.outbox import queue
 from accountsvc.outbox.payloads import FileDeletion
-from accountsvc.purge import brake
+from accountsvc.purge import stops
 from accountsvc.purge.clocks import Clocks, ClocksDiffer
 from accountsvc.services import Services
 from tests.cli.conftest import Run
@@ -174,7 +174,7 @@ def test_a_plan_of_many_names_the_first(app: APIFlask, run: Run) -> None:
     services = services_of(app)
     ids = insert_accounts(services, numbered("due", 1023), purge_at=now(services))
 
-    result = run("accounts", "purge", "--expired", "--dry-run", "--json")
+    result = run("accounts", "purge", *map(str, ids), "--dry-run", "--json")
 
     assert result.exit_code == 0, result.output[-500:]
     assert [one["id"] for one in document(result)["would_purge"]] == ids
@@ -188,7 +188,13 @@ def test_a_plan_of_many_names_the_first(app: APIFlask, run: Run) -> None:
 )
 @pytest.mark.parametrize(
     "words",
-    [["purge", "--yes"], ["purge", "--dry-run"], ["purge", "--force", "-y"], ["deactivate"]],
+    [
+        ["purge", "--yes"],
+        ["purge", "--dry-run"],
+        ["purge", "--force", "-y"],
+        ["deactivate"],
+        ["accept", "--reason", "asked by letter", "--yes"],
+    ],
 )
 def test_whom_an_inexact_address_finds_has_to_be_named_by_id_to_be_ended(
     app: APIFlask, run: Run, ann: Person, words: list[str], typed: str
@@ -239,6 +245,22 @@ def test_a_dry_run_names_who_would_fail_and_how_it_ends(
     assert document(planned)["would_leave"] == document(real)["left"]
     assert in_words.stdout == "Would be purged: 1 account, 3 saved passwords and 1 file.\n"
     assert f"Would be left: account {ann.id}. It failed with IntegrityError" in in_words.stderr
+
+
+@pytest.mark.parametrize("option", ["--yes", "--dry-run"])
+def test_what_the_ledger_logs_is_not_in_the_json_of_a_purge(
+    app: APIFlask, run: Run, ann: Person, option: str
+) -> None:
+    make_due(services_of(app), ann)
+    strange = services_of(app).settings.instance_path / "ledger" / "sealed" / "strange.jsonl"
+    strange.parent.mkdir(parents=True)
+    strange.write_text("{}\n")
+
+    result = run("accounts", "purge", "--expired", option, "--json")
+
+    assert result.exit_code == 0, result.output
+    assert document(result)["accounts"] == 1
+    assert "an object of the ledger is not trusted" in result.stderr
 
 
 def test_purge_refuses_an_active_account_and_touches_no_other(
@@ -519,7 +541,7 @@ def test_a_pause_while_the_command_waits_is_a_sentence_and_loses_no_report(
         # when
         # Not by the command: two of them in threads of one process would share their stdout.
         with services_of(app).writing() as other:
-            brake.pause(other, by=OPERATOR_ACTOR)
+            stops.pause(other, by=OPERATOR_ACTOR)
         thread.join(timeout=120)
 
     # then
@@ -871,6 +893,10 @@ def test_purge_and_status_say_that_the_clock_has_moved_and_one_command_ends_it(
         run("accounts", "purge", "--expired", "--yes"),
         run("accounts", "purge", str(ann.id), "--yes"),
     ]
+    dry_runs = [
+        run("accounts", "purge", "--expired", "--dry-run"),
+        run("ledger", "replay", "--dry-run"),
+    ]
     status = run("accounts", "status")
     shown = document(run("accounts", "status", "--json"))
     asked = run("sweeps", "allow", "--clock")
@@ -880,6 +906,10 @@ def test_purge_and_status_say_that_the_clock_has_moved_and_one_command_ends_it(
         assert result.exit_code == 1
         assert "The database's clock has moved." in result.stderr
         assert "`sweeps allow --clock`. Nothing was changed." in result.stderr
+    for result in dry_runs:
+        assert result.exit_code == 0
+        said = "A purge is refused now. The database's clock has moved."
+        assert result.stderr.startswith(said)
     assert "purging is stopped since 2026-11-20T00:00:00Z, until it is back." in status.stderr
     assert shown["clock_moved_at"] == "2026-11-20T00:00:00Z"
     assert asked.exit_code == nothing_said.exit_code == 2
@@ -928,10 +958,12 @@ def test_purge_and_status_say_which_clocks_differ(
     )
 
     refused = run("accounts", "purge", str(ann.id), "--yes")
+    dry_run = run("accounts", "purge", str(ann.id), "--dry-run")
     status = run("accounts", "status")
 
     assert refused.exit_code == 1
     assert refused.stderr == f"Error: {said} Nothing was changed.\n"
+    assert dry_run.stderr.startswith(f"A purge is refused now. {said}\n")
     assert f"{said}\n" in status.stderr
     assert read_account(services_of(app), ann.id) is not None
     clock_moved(services_of(app))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 from apiflask import APIFlask
@@ -102,9 +103,37 @@ def test_a_purge_of_all_that_is_due_says_in_one_line_who_waits(
     shown = json.loads(run("accounts", "purge", "--expired", "--yes", "--json").stdout)
 
     assert result.exit_code == 1
-    (line,) = [one for one in result.stderr.splitlines() if "account" in one]
+    (line,) = [one for one in result.stderr.splitlines() if re.match("Left: .*account", one)]
     assert line.startswith("Left: 10 accounts wait for the brake.")
     assert [one["id"] for one in shown["left"]] == held
+    assert ids_left(services_of(app)) == held
+
+
+def test_a_dry_run_says_in_one_line_who_would_wait(app: APIFlask, run: Run) -> None:
+    services = services_of(app)
+    ids = insert_accounts(services, numbered("due", 60), purge_at=now(services))
+    before = everything(services)
+
+    words = run("accounts", "purge", "--expired", "--dry-run")
+    shown = json.loads(run("accounts", "purge", "--expired", "--dry-run", "--json").stdout)
+    unchanged = everything(services)
+
+    assert unchanged == before
+    assert words.exit_code == 1
+    assert words.stdout == "Would be purged: 50 accounts, 0 saved passwords and 0 files.\n"
+    (line,) = [one for one in words.stderr.splitlines() if one.startswith("Would be left: ")]
+    assert line.startswith("Would be left: 10 accounts wait for the brake. Look who they are")
+    assert [one["id"] for one in shown["would_purge"]] == ids[:50]
+    assert [one["id"] for one in shown["would_leave"]] == ids[50:]
+
+
+def test_a_dry_run_while_the_brake_holds_purges_nobody_and_names_who_waits(
+    app: APIFlask, run: Run, held: list[int]
+) -> None:
+    result = run("accounts", "purge", "--expired", "--dry-run")
+
+    assert (result.exit_code, result.stdout) == (1, "Nothing is to be purged.\n")
+    assert result.stderr.startswith("Would be left: 10 accounts wait for the brake.")
     assert ids_left(services_of(app)) == held
 
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 import select as polling
+import sqlite3
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from datetime import UTC, timedelta
+from pathlib import Path
 
 import psycopg
 import pytest
@@ -305,3 +307,25 @@ def test_a_moment_has_the_form_of_a_stored_time(sqlite: Services) -> None:
         moment = session.scalar(select(type_coerce(Moment(), String)))
 
     assert re.sub(r"\d", "0", moment or "") == re.sub(r"\d", "0", stored)
+
+
+# The file of SQLite --------------------------------------------------------------------------------
+
+
+def test_a_file_that_was_replaced_is_refused_until_the_restart(sqlite: Services) -> None:
+    """Written into the old one, what was answered with 200 would be gone with the process."""
+    path = Path(sqlite.database.engine.url.database or "")
+    account = insert_account(sqlite)
+    other = path.with_name("other.db")
+    with closing(sqlite3.connect(path)) as old, closing(sqlite3.connect(other)) as new:
+        old.backup(new)
+    other.replace(path)
+
+    for opened in (sqlite.reading, sqlite.writing):
+        with pytest.raises(OperationalError, match="restart this process"), opened():
+            pass
+
+    for suffix in ("-wal", "-shm"):
+        path.with_name(f"{path.name}{suffix}").unlink()
+    sqlite.database.engine.dispose()
+    assert get_account(sqlite, account.id).username == account.username

@@ -21,7 +21,8 @@ MISTAKEN, PROMISED = 3000, 200
 
 @pytest.fixture
 def crowd(database_url: str, tmp_path: Path) -> Iterator[APIFlask]:
-    app = make_app(database_url, tmp_path, PURGE_BATCH_SIZE="50")
+    # The witness alone is asked here: with the brake, whoever it keeps would be kept by two.
+    app = make_app(database_url, tmp_path, PURGE_BATCH_SIZE="50", PURGE_BRAKE="off")
     yield app
     dispose(app)
 
@@ -62,13 +63,13 @@ def test_of_3200_who_wait_the_3000_whose_date_a_script_set_stay_and_the_200_go(
     assert left(services) == MISTAKEN
 
 
-def test_of_thousands_of_active_people_whom_a_script_deactivates_nobody_goes(
+def test_of_active_people_whom_a_script_deactivates_nobody_goes(
     crowd: APIFlask,
 ) -> None:
     services = services_of(crowd)
     moment = now(services)
-    active = insert_accounts(services, numbered("active", MISTAKEN))
-    promised = insert_accounts(services, numbered("promised", PROMISED), purge_at=moment)
+    active = insert_accounts(services, numbered("active", MISTAKEN // 10))
+    promised = insert_accounts(services, numbered("promised", PROMISED // 10), purge_at=moment)
     due = public_ids(services, promised)
     set_dates(
         services,
@@ -81,4 +82,4 @@ def test_of_thousands_of_active_people_whom_a_script_deactivates_nobody_goes(
     services.sweep()
 
     assert receipts(services) == due
-    assert left(services) == MISTAKEN
+    assert left(services) == MISTAKEN // 10

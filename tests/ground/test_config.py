@@ -65,6 +65,7 @@ WRONG: dict[str, list[str]] = {
     "DELETION_CONFIRMATION": ["Fresh", "yes", "password,fresh"],
     "FRESH_TOKEN_MINUTES": ["0", "-1", "1.5", "15m", "525601", "1_000"],
     "HOLD_RELEASE_DELAY": ["24", "-1h"],
+    "BACKUP_RETENTION": ["90", "0d", "-1d"],
     "REMINDERS": ["7", "7d;1d", "0d", "7d,x"],
     "SWEEP_INTERVAL": ["0s", "60", "1ms"],
     "PURGE_BATCH_SIZE": ["0", "10001", "many", "5e2"],

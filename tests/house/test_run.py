@@ -10,6 +10,7 @@ import socket
 import sqlite3
 import subprocess
 import sys
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -44,7 +45,7 @@ def test_prepare_makes_keys_folder_and_schema_and_can_be_repeated(tmp_path: Path
     listed = run("flask", "--app", "wsgi", "accounts", "list", "--json", env=env)
 
     assert first.returncode == second.returncode == 0, first.stderr + second.stderr
-    assert set(keys) == {"secret_key", "vault_keys"}
+    assert set(keys) == {"secret_key", "vault_keys", "ledger_signing_key"}
     for path in instance.glob("*key*"):
         assert path.stat().st_mode & 0o777 == 0o600
         assert path.read_bytes() == keys[path.name]
@@ -53,6 +54,31 @@ def test_prepare_makes_keys_folder_and_schema_and_can_be_repeated(tmp_path: Path
     assert "made" not in second.stdout
     assert instance.stat().st_mode & 0o777 == 0o700
     assert listed.stdout == "[]\n"
+
+
+def test_prepare_says_after_an_upgrade_that_the_ledger_waits_for_its_seals(tmp_path: Path) -> None:
+    env = fresh(tmp_path)
+    fresh_one = run("python", "-m", "accountsvc", "prepare", env=env)
+    old = tmp_path / "instance" / "ledger" / "2026" / "10" / f"{uuid.uuid4()}.jsonl"
+    old.parent.mkdir(parents=True)
+    old.write_text(json.dumps({"public_id": str(uuid.uuid4())}) + "\n")
+
+    upgraded = run("python", "-m", "accountsvc", "prepare", env=env)
+
+    assert "seal" not in fresh_one.stdout
+    assert upgraded.returncode == 0
+    assert "1 object of the ledger has no seal" in upgraded.stdout
+    assert "run `accountsvc ledger adopt`" in upgraded.stdout
+
+
+def test_prepare_succeeds_beside_a_ledger_that_does_not_answer(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("no folder")
+    env = fresh(tmp_path, LEDGER_URL=f"file://{tmp_path}/file/ledger")
+
+    result = run("python", "-m", "accountsvc", "prepare", env=env)
+
+    assert (result.returncode, result.stderr) == (0, "")
+    assert "seal" not in result.stdout
 
 
 def test_a_process_that_finds_no_keys_says_what_to_do_and_makes_none(tmp_path: Path) -> None:
@@ -234,7 +260,9 @@ def test_a_deleted_account_is_gone_from_the_instance_folder_and_the_other_has_ev
         for path in (instance / "ledger").rglob("*.jsonl")
         for line in path.read_text().splitlines()
     ]
-    assert [line["saved_passwords"] for line in lines] == [3]
+    receipt, seal = lines
+    assert receipt["saved_passwords"] == 3
+    assert list(seal) == ["seal"]
     assert stays.passwords(client) == [f"yvonnette {number}" for number in range(3)]
     assert client.get(stays.avatar).status_code == 200
     assert gone.name not in running.log

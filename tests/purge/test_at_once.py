@@ -16,7 +16,7 @@ from accountsvc.accounts import lifecycle
 from accountsvc.db import rows
 from accountsvc.db.audit import OPERATOR_ACTOR
 from accountsvc.db.models import Receipt
-from accountsvc.purge import at_once, brake
+from accountsvc.purge import at_once, stops
 from accountsvc.purge.at_once import Kept, NotPurgeable, Obstacle
 from accountsvc.purge.claim import PlannedPurge
 from tests.support.factories import (
@@ -48,7 +48,7 @@ def bob(app: APIFlask) -> Person:
 
 def pause(app: APIFlask, _gone: Person) -> None:
     with services_of(app).writing() as session:
-        brake.pause(session, by=OPERATOR_ACTOR)
+        stops.pause(session, by=OPERATOR_ACTOR)
 
 
 def spoil_the_ledger(app: APIFlask, _gone: Person) -> None:
@@ -79,7 +79,7 @@ def bring_back(app: APIFlask, gone: Person) -> None:
         (pause, Obstacle.PAUSED),
         (spoil_the_ledger, Obstacle.LEDGER_UNREADABLE),
         (lose_the_ledger, Obstacle.LEDGER_GONE),
-        (bring_back, Obstacle.PURGED_ARE_BACK),
+        (bring_back, Obstacle.DATABASE_BEHIND),
     ],
 )
 def test_a_stop_between_two_tries_loses_nothing_of_what_was_purged_before(

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import threading
 import uuid
-from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
-import structlog
 from sqlalchemy import Connection, event, insert, select, text
 from sqlalchemy.exc import OperationalError
 
@@ -20,12 +17,13 @@ from accountsvc.accounts import lifecycle
 from accountsvc.db.audit import OPERATOR_ACTOR, Actor
 from accountsvc.db.models import Account, PurgeBrake, Receipt
 from accountsvc.errors import InvalidInput
-from accountsvc.purge import allowance, brake, claim
-from accountsvc.purge.allowance import LEASE, LEAST, NO_MEASURE_YET
+from accountsvc.purge import brake, claim, stops
 from accountsvc.purge.at_once import Obstacle
+from accountsvc.purge.brake import LEASE, LEAST, NO_MEASURE_YET
 from accountsvc.purge.sweep import SweepResult
 from accountsvc.services import Services, build_services
 from tests.support.factories import insert_accounts, make_settings, numbered, run_sql, witness
+from tests.support.loglines import lines_of
 from tests.support.moments import NOW, at
 from tests.support.moments import now as database_moment
 from tests.support.state import events, get_account, ids_left, rows_of
@@ -68,17 +66,17 @@ def purge_hour(services: Services, begins: datetime, count: int) -> None:
 
 def limit(services: Services, now: datetime = NOW) -> int:
     with services.reading() as session:
-        return allowance.limit(session, now)
+        return brake.limit(session, now)
 
 
-def standing(services: Services, now: datetime | None = None) -> allowance.Standing:
+def standing(services: Services, now: datetime | None = None) -> brake.Standing:
     with services.reading() as session:
-        return allowance.standing(session, now)
+        return brake.standing(session, now)
 
 
 def allow(services: Services, up_to: int, now: datetime) -> datetime | None:
     with services.writing() as session:
-        return allowance.allow(
+        return brake.allow(
             session, up_to, reason="a school has closed", by=OPERATOR_ACTOR, clock=at(now)
         )
 
@@ -122,16 +120,16 @@ def test_what_an_operator_has_let_go_is_no_measure(services: Services) -> None:
     ("accounts", "hour", "expected"), [(0, 0, 50), (200_000, 66, 200), (200_000, 67, 201)]
 )
 def test_the_bound_in_numbers(accounts: int, hour: int, expected: int) -> None:
-    assert allowance.bound(accounts, hour) == expected
+    assert brake.bound(accounts, hour) == expected
 
 
 def test_the_share_is_of_the_planners_estimate(services: Services) -> None:
     insert_accounts(services, numbered("somebody", 300))
     with services.writing() as session:
         if session.get_bind().dialect.name == "postgresql":
-            assert allowance._accounts(session) == 0
+            assert brake._accounts(session) == 0
             session.execute(text("ANALYZE accounts"))
-        assert allowance._accounts(session) == 300
+        assert brake._accounts(session) == 300
 
 
 # What it holds
@@ -141,14 +139,14 @@ def test_the_oldest_go_and_the_rest_waits(services: Services) -> None:
     young = add_due(services, 60, "young")
     old = add_due(services, 60, "old", ago=2 * HOUR)
 
-    with structlog.testing.capture_logs() as lines:
+    with lines_of(brake) as lines:
         first = braked(services, NOW, batch_size=20)
         again = [braked(services, NOW + minutes * MINUTE) for minutes in (1, 30, 59)]
 
     assert (first.purged, first.waiting, first.more) == (50, 70, False)
     assert [(one.purged, one.waiting) for one in again] == [(0, 70)] * 3
     assert ids_left(services) == sorted(old[50:] + young)
-    assert standing(services) == allowance.Standing(NOW)
+    assert standing(services) == brake.Standing(NOW)
     # One event and one line, however many sweeps it holds.
     assert [one.details for one in events(services, "purge.brake_held")] == [
         {"limit": 50, "waiting": 70}
@@ -162,7 +160,7 @@ def test_it_lets_go_when_nobody_waits_with_one_event_and_one_line(services: Serv
     add_due(services, 120)
     moment, purged = NOW, []
 
-    with structlog.testing.capture_logs() as lines:
+    with lines_of(brake) as lines:
         while ids_left(services):
             purged.append(braked(services, moment, batch_size=20).purged)
             moment += 62 * MINUTE
@@ -180,6 +178,15 @@ def test_as_many_as_there_is_room_for_are_held_by_nothing(services: Services) ->
     add_due(services, 50)
 
     assert braked(services, NOW, batch_size=7).purged == 50
+    assert events(services, "purge.brake_held") == []
+
+
+def test_the_unexplained_use_no_room_and_make_it_hold_for_nobody(services: Services) -> None:
+    long_ago = NOW - 2 * HOUR
+    insert_accounts(services, numbered("mistaken", 60), purge_at=long_ago, witnessed=False)
+    add_due(services, 50)
+
+    assert braked(services, NOW).purged == 50
     assert events(services, "purge.brake_held") == []
 
 
@@ -222,11 +229,11 @@ def test_sweeps_at_once_purge_no_more_together(services: Services) -> None:
 
 def test_sweeps_that_share_what_has_room_raise_no_alarm(services: Services) -> None:
     add_due(services, 40)
-    taken = allowance.Allowance(services.database, at(NOW), 3).take(40)
+    taken = brake.Allowance(services.database, at(NOW), 3).take(40)
     assert taken.size == 40
 
     # Another worker sees the same forty, whom the first one has not purged yet.
-    beside = allowance.Allowance(services.database, at(NOW), 3).take(40)
+    beside = brake.Allowance(services.database, at(NOW), 3).take(40)
 
     assert (beside.size, beside.waiting) == (10, 0)
     assert events(services, "purge.brake_held") == []
@@ -265,12 +272,12 @@ def test_a_crash_loses_room_and_never_makes_any(services: Services, before: str)
 def test_a_pause_takes_no_room_and_sounds_no_alarm(services: Services) -> None:
     add_due(services, 120)
     with services.writing() as session:
-        brake.pause(session, by=OPERATOR_ACTOR)
+        stops.pause(session, by=OPERATOR_ACTOR)
     for minutes in range(3):
-        with pytest.raises(brake.PurgingPaused):
+        with pytest.raises(stops.PurgingPaused):
             braked(services, NOW + minutes * MINUTE)
     with services.writing() as session:
-        brake.resume(session, by=OPERATOR_ACTOR)
+        stops.resume(session, by=OPERATOR_ACTOR)
 
     assert events(services, "purge.brake_held") == []
     assert braked(services, NOW + 5 * MINUTE).purged == 50
@@ -285,10 +292,10 @@ def test_a_pause_in_the_midst_gives_the_room_back(
     def paused(*args: object, **options: object) -> list[int]:
         if options.get("asked_for"):
             return lock_due(*args, **options)  # type: ignore[arg-type]
-        raise brake.PurgingPaused
+        raise stops.PurgingPaused
 
     monkeypatch.setattr(claim, "lock_due", paused)
-    with pytest.raises(brake.PurgingPaused):
+    with pytest.raises(stops.PurgingPaused):
         braked(services, NOW)
     monkeypatch.undo()
 
@@ -451,107 +458,20 @@ def test_nothing_is_allowed_in_store_and_nothing_without_a_reason(services: Serv
     assert events(services, "purge.brake_released") == []
     for reason in ("", " ", "a\0b", "x" * 1001):
         with pytest.raises(InvalidInput), services.writing() as session:
-            allowance.allow(session, 1, reason=reason, by=OPERATOR_ACTOR)
+            brake.allow(session, 1, reason=reason, by=OPERATOR_ACTOR)
 
 
 def test_an_unused_part_of_what_was_allowed_is_given_back(services: Services) -> None:
     add_due(services, 60)
     braked(services, NOW)
     allow(services, 10, NOW)
-    sweeper = allowance.Allowance(services.database, at(NOW), 3)
+    sweeper = brake.Allowance(services.database, at(NOW), 3)
 
     allotment = sweeper.take(10)
     assert (allotment.in_hour, allotment.beyond, standing(services).allowed) == (0, 10, 0)
     sweeper.give_back(allotment, 4)
 
     assert standing(services).allowed == 6
-
-
-# A year
-
-BEGINS = datetime(2026, 1, 1, tzinfo=UTC)
-STEP = 10 * MINUTE
-SPIKES, OFF = (100, 289), (200, 210)
-DAYS = 365
-
-
-@dataclass
-class Year:
-    """A model of 365 days of a service: what falls due, what the brake lets go, the receipts.
-
-    *per_day* accounts fall due in a day at first and three times as many at last, ten times as many
-    on the days of ``SPIKES``, fewer at night and at weekends unless *flat*. The worker is away on
-    the days of ``OFF``.
-    """
-
-    per_day: float
-    flat: bool
-    receipts: dict[datetime, int] = field(default_factory=dict)
-    window: deque[tuple[datetime, int]] = field(default_factory=deque)
-    due: deque[tuple[datetime, int]] = field(default_factory=deque)
-    longest: timedelta = timedelta()
-    most_waiting: int = 0
-
-    def load(self, moment: datetime) -> float:
-        day = (moment - BEGINS) / DAY
-        rate = self.per_day / 144 * 3 ** (day / DAYS)
-        if not self.flat:
-            rate *= 1.375 if 7 <= moment.hour < 23 else 0.25
-            rate *= 0.4 if moment.weekday() >= 5 else 1.24
-        return rate * (10 if int(day) in SPIKES else 1)
-
-    def run(self) -> None:
-        owed, limit = 0.0, LEAST
-        for number in range(DAYS * 144):
-            moment = BEGINS + number * STEP
-            day = number // 144
-            owed += self.load(moment)
-            if owed >= 1:
-                self.due.append((moment, int(owed)))
-                owed -= int(owed)
-            if OFF[0] <= day < OFF[1]:
-                continue
-            if moment.minute == 0:
-                since = moment - allowance.HISTORY
-                self.receipts = {at: n for at, n in self.receipts.items() if at > since}
-                # The planner has no estimate, or many leave: then the share is no help.
-                limit = allowance.bound(0, allowance.usual(self.receipts, moment))
-            self.sweep(moment, limit)
-
-    def sweep(self, moment: datetime, limit: int) -> None:
-        while self.window and self.window[0][0] <= moment - HOUR - MINUTE:
-            self.window.popleft()
-        room = limit - sum(count for _, count in self.window)
-        purged = 0
-        while self.due and room > purged:
-            since, count = self.due.popleft()
-            gone = min(count, room - purged)
-            purged += gone
-            # Who was due while the worker was away waits for the brake from its return on.
-            back = BEGINS + OFF[1] * DAY
-            waits_since = max(since, back) if moment >= back else since
-            self.longest = max(self.longest, moment - waits_since)
-            if gone < count:
-                self.due.appendleft((since, count - gone))
-        if purged:
-            self.window.append((moment, purged))
-            hour = moment.replace(minute=0)
-            self.receipts[hour] = self.receipts.get(hour, 0) + purged
-        self.most_waiting = max(self.most_waiting, len(self.due))
-
-
-@pytest.mark.parametrize("flat", [False, True], ids=["days and weeks", "flat"])
-@pytest.mark.parametrize("per_day", [5, 3_000, 100_000])
-def test_in_a_year_of_honest_load_nobody_waits_a_day_for_the_brake(
-    per_day: float, flat: bool
-) -> None:
-    year = Year(per_day, flat)
-
-    year.run()
-
-    assert year.longest < DAY
-    # The model is one of a brake: people do wait for it.
-    assert year.most_waiting > 0
 
 
 def test_a_wrong_purge_does_not_triple_its_own_limit_for_hours(services: Services) -> None:

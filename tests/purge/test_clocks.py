@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from sqlalchemy import select, update
+from structlog.testing import capture_logs
 
 from accountsvc.adapters.redisclock import redis_clock
 from accountsvc.db.audit import OPERATOR_ACTOR
@@ -262,6 +263,27 @@ def test_a_replay_waits_for_the_clock_before_it_changes_anybody(place: Place) ->
     left = read_account(place.services, account.id)
     assert left is not None
     assert left.is_active
+
+
+def test_a_dry_run_says_what_a_clock_would_refuse_and_neither_sets_nor_removes_a_mark(
+    place: Place, waiting: Account
+) -> None:
+    place.believing.sweep()
+    place.clock.move(JUMP)
+
+    with capture_logs() as logs, pytest.raises(ClockMoved):
+        place.believing.rehearsal.refuse_if_stopped()
+    assert (logs, stopped_at(place)) == ([], None)
+    with pytest.raises(ClockMoved):
+        place.believing.sweep()
+
+    place.clock.move(SECOND)
+    with capture_logs() as logs:
+        place.believing.rehearsal.refuse_if_stopped()
+        place.believing.rehearsal.refuse_by_clock()
+    assert logs == []
+    assert stopped_at(place) is not None
+    assert events(place.services, "clock.back") == []
 
 
 def test_old_readings_go_and_a_mark_stays(place: Place) -> None:

@@ -19,7 +19,7 @@ from accountsvc.db.models import Effect, Receipt
 from accountsvc.errors import StoreUnavailable
 from accountsvc.outbox import queue
 from accountsvc.outbox.payloads import seal_of
-from accountsvc.purge.brake import LedgerBehind, LedgerGone
+from accountsvc.purge.stops import LedgerBehind, LedgerGone
 from accountsvc.services import Services
 from tests.support.factories import (
     Person,
@@ -265,7 +265,7 @@ def test_an_earlier_object_put_back_under_its_name_is_noticed(
     (opened, _) = services.ledger.scan()
     assert isinstance(opened, Opened)
     body = encode([{"public_id": str(ann.public_id)}])
-    seal = services.ledger.keys.sign(opened.link.name, body, previous=None)
+    seal = services.ledger.keys.sign(opened.link.name, body, opened.mark)
     path.write_bytes(body + encode([{"kind": "x", "seal": seal}]))
 
     (found,) = services.restore.verify().untrusted
@@ -332,7 +332,7 @@ def test_after_the_upgrade_the_service_goes_on_and_says_what_waits(
     assert status is not None
     assert status["parts"]["ledger"] == "holds 2 without a seal: run `accountsvc ledger adopt`"
     assert "2 objects of the ledger have no seal" in shown.stderr
-    assert "2 objects have no seal yet, and purge nobody: run `ledger adopt`." in verified.stderr
+    assert "2 objects without a seal are ignored: run `ledger adopt`." in verified.stderr
     assert services.sweep().purged_ids == [due.id]
 
 
@@ -378,7 +378,7 @@ def test_adopt_signs_no_line_that_differs_from_its_receipt(
     assert old.exists()
     assert other.exists()
     assert [line["public_id"] for line in services.ledger.read()] == [true["public_id"]]
-    assert services.restore.plan() == []
+    assert services.replay.plan().purges == []
 
 
 def test_a_true_line_in_an_object_of_another_name_takes_nothing_away(

@@ -191,7 +191,7 @@ def test_the_file_of_sqlite_holds_no_byte_of_those_who_are_purged(
     sqlite_url: str, tmp_path: Path
 ) -> None:
     # given: three thousand accounts, every second of them due
-    app = make_app(sqlite_url, tmp_path)
+    app = make_app(sqlite_url, tmp_path, PURGE_BRAKE="off")
     made = services_of(app)
     moment = now(services_of(app)) - timedelta(hours=1)
     insert_accounts(made, numbered("stays", 1500), passwords=1)

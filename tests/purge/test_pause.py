@@ -14,9 +14,9 @@ from accountsvc.db.engine import database_now
 from accountsvc.db.models import AuditEvent, ClockReading, Effect
 from accountsvc.monitoring import status
 from accountsvc.outbox import queue
-from accountsvc.purge import brake
-from accountsvc.purge.brake import PurgingPaused
+from accountsvc.purge import stops
 from accountsvc.purge.clocks import Clocks, ClocksDiffer
+from accountsvc.purge.stops import PurgingPaused
 from accountsvc.services import Services
 from tests.support.factories import (
     Person,
@@ -41,12 +41,12 @@ def ann(app: APIFlask) -> Person:
 
 def pause(app: APIFlask) -> bool:
     with services_of(app).writing() as session:
-        return brake.pause(session, by=OPERATOR_ACTOR)
+        return stops.pause(session, by=OPERATOR_ACTOR)
 
 
 def resume(app: APIFlask) -> bool:
     with services_of(app).writing() as session:
-        return brake.resume(session, by=OPERATOR_ACTOR)
+        return stops.resume(session, by=OPERATOR_ACTOR)
 
 
 def test_a_pause_stops_sweeps_until_it_is_ended(app: APIFlask, ann: Person) -> None:
@@ -81,7 +81,7 @@ def test_a_pause_stops_a_sweep_between_two_batches(app: APIFlask, ann: Person) -
     assert read_account(services, ann.id) is None
     assert read_account(services, bob.id) is not None
     with services.reading() as session:
-        assert brake.swept_at(session) is None
+        assert stops.swept_at(session) is None
 
 
 def test_pausing_twice_is_one_pause_and_one_event_each(app: APIFlask) -> None:
@@ -102,7 +102,7 @@ def test_the_end_of_a_sweep_over_everything_is_kept(app: APIFlask) -> None:
 
     def swept_at() -> object:
         with services.reading() as session:
-            return brake.swept_at(session)
+            return stops.swept_at(session)
 
     services.sweep(only=[1])
     assert swept_at() is None
@@ -124,11 +124,11 @@ def stop_by_the_clock(services: Services) -> Callable[[], object]:
 
 def stop_by_a_person(services: Services) -> Callable[[], object]:
     with services.writing() as session:
-        brake.pause(session, by=OPERATOR_ACTOR)
+        stops.pause(session, by=OPERATOR_ACTOR)
 
     def end() -> None:
         with services.writing() as session:
-            brake.resume(session, by=OPERATOR_ACTOR)
+            stops.resume(session, by=OPERATOR_ACTOR)
 
     return end
 

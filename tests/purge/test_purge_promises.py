@@ -30,7 +30,7 @@ from accountsvc.db.models import (
 )
 from accountsvc.errors import GraceOver
 from accountsvc.outbox import queue
-from accountsvc.purge import brake, claim, failures, scrub
+from accountsvc.purge import claim, failures, scrub, stops
 from accountsvc.purge.sweep import Sweep, SweepResult
 from accountsvc.services import Services, build_services
 from tests.support import state
@@ -257,12 +257,12 @@ def test_a_pause_stops_a_batch_that_is_purged_one_by_one(
 
     def paused_before(*args: Any, **kwargs: Any) -> None:
         with services.writing() as session:
-            assert brake.pause(session, clock=at(NOW), by=OPERATOR_ACTOR)
+            assert stops.pause(session, clock=at(NOW), by=OPERATOR_ACTOR)
         one_by_one(*args, **kwargs)
 
     monkeypatch.setattr(Sweep, "_purge_one_by_one", paused_before)
 
-    with pytest.raises(brake.PurgingPaused):
+    with pytest.raises(stops.PurgingPaused):
         sweep(services, NOW)
 
     assert count(services, Account) == 4
@@ -303,7 +303,7 @@ def test_no_further_batch_is_purged_while_the_ledger_does_not_take_its_lines(
     add_accounts(services, 4, name="due", purge_at=NOW)
     answers = iter([True, False])
 
-    with pytest.raises(brake.LedgerBehind):
+    with pytest.raises(stops.LedgerBehind):
         sweep(services, NOW, batch_size=2, write_ledger=lambda: next(answers))
 
     assert len(ids_left(services)) == 2

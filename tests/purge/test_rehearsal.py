@@ -12,20 +12,26 @@ from structlog.testing import capture_logs
 
 from accountsvc.accounts import lifecycle
 from accountsvc.db import rows
-from accountsvc.db.audit import OPERATOR_ACTOR
-from accountsvc.purge import at_once
+from accountsvc.db.audit import OPERATOR_ACTOR, Actor
+from accountsvc.purge import at_once, brake
 from accountsvc.purge.at_once import Kept, Obstacle, PurgeReport
 from accountsvc.services import Services, build_services
 from tests.support.factories import (
     Person,
     deactivate,
+    insert_account,
+    insert_accounts,
     make_due,
     make_person,
     make_settings,
+    numbered,
     run_sql,
 )
+from tests.support.moments import now
 from tests.support.processes import eventually
-from tests.support.state import everything, files, read_account
+from tests.support.state import everything, files, get_account, read_account
+
+HOUR = timedelta(hours=1)
 
 STRAY = "CREATE TABLE stray (account_id BIGINT NOT NULL REFERENCES accounts (id){})"
 REFUSE = {
@@ -139,6 +145,71 @@ def test_a_dry_run_goes_batch_by_batch(database_url: str, tmp_path: Path) -> Non
     assert counted == [2, 2, 1]
     assert everything(services) == before
     services.database.engine.dispose()
+
+
+@pytest.mark.parametrize("batch_size", ["7", "100"])
+def test_the_brake_keeps_the_same_people_from_a_dry_run_which_it_does_not_count(
+    database_url: str, tmp_path: Path, batch_size: str
+) -> None:
+    # given: fifty may go; one of the first cannot, and the last two have asked for it
+    services = build_services(make_settings(database_url, tmp_path, PURGE_BATCH_SIZE=batch_size))
+    then = now(services)
+    ids = insert_accounts(services, numbered("due", 62), purge_at=then - HOUR)
+    askers = insert_accounts(services, ["ann", "kim"], purge_at=then + HOUR)
+    for asker in askers:
+        owner = Actor("owner", get_account(services, asker).public_id)
+        with services.writing() as session:
+            lifecycle.due_now(session, asker, by=owner)
+    run_sql(services, STRAY.format(""))
+    run_sql(services, "INSERT INTO stray VALUES (:id)", id=ids[3])
+    planned = services.purge_now.plan_due()
+    before = everything(services)
+
+    # when
+    with capture_logs() as logs:
+        rehearsed = services.rehearsal.purge_due(planned)
+        again = services.rehearsal.purge_due(planned)
+    unchanged = everything(services)
+    real = services.purge_now.purge_due(planned)
+
+    # then
+    assert unchanged == before
+    assert logs == []
+    assert outcome(rehearsed) == outcome(again) == outcome(real)
+    assert [plan.account_id for plan in rehearsed.purged] == [*ids[:3], *ids[4:51], *askers]
+    braked = [one for one, why in rehearsed.kept.items() if why == Kept(Obstacle.BRAKED)]
+    assert braked == ids[51:]
+    services.database.engine.dispose()
+
+
+def test_a_dry_run_lets_go_what_an_operator_has_allowed(database_url: str, tmp_path: Path) -> None:
+    services = build_services(make_settings(database_url, tmp_path, PURGE_BATCH_SIZE="2"))
+    ids = insert_accounts(services, numbered("due", 60), purge_at=now(services))
+    services.sweep()
+    with services.writing() as session:
+        brake.allow(session, 3, reason="a school has closed", by=OPERATOR_ACTOR)
+    planned = services.purge_now.plan_due()
+    before = everything(services)
+
+    rehearsed = services.rehearsal.purge_due(planned)
+    unchanged = everything(services)
+    real = services.purge_now.purge_due(planned)
+
+    assert unchanged == before
+    assert outcome(rehearsed) == outcome(real)
+    assert [plan.account_id for plan in rehearsed.purged] == ids[50:53]
+    services.database.engine.dispose()
+
+
+def test_a_dry_run_names_the_unexplained(services: Services, people: Sequence[Person]) -> None:
+    make_due(services, people[0])
+    ghost = insert_account(services, "ghost", purge_at=now(services) - HOUR, witnessed=False)
+
+    planned = services.purge_now.plan_due()
+    report = services.rehearsal.purge_due(planned)
+
+    assert [plan.account_id for plan in report.purged] == [people[0].id]
+    assert report.kept == {ghost.id: Kept(Obstacle.UNEXPLAINED)}
 
 
 def test_a_replay_s_dry_run_names_who_is_on_hold(

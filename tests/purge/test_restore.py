@@ -9,8 +9,8 @@ from apiflask import APIFlask
 
 from accountsvc.adapters.ledger import Ledger
 from accountsvc.adapters.ledgerseal import Opened, Untrusted
-from accountsvc.purge.brake import LedgerBehind, LedgerUnreadable, PurgedAreBack
 from accountsvc.purge.restore import Restore
+from accountsvc.purge.stops import DatabaseBehind, LedgerBehind, LedgerUnreadable
 from accountsvc.services import Services
 from tests.support.factories import Person, make_due, make_person, run_sql, services_of
 from tests.support.state import everything
@@ -25,14 +25,15 @@ def ann(app: APIFlask) -> Person:
 
 
 def bring_back(app: APIFlask, person: Person) -> int:
-    """Give the public id of *person*, who was purged, to a new account, as a restore does."""
+    """Give the public id of *person*, who was purged, to another account, as a restore does."""
     back = make_person(services_of(app), "back")
     sqlite = services_of(app).settings.is_sqlite
     public_id = person.public_id.hex if sqlite else str(person.public_id)
     run_sql(
         services_of(app),
-        "UPDATE accounts SET public_id = :id WHERE id = :back",
+        "UPDATE accounts SET public_id = :id, joined_at = :joined WHERE id = :back",
         id=public_id,
+        joined="2020-01-01 00:00:00.000000",
         back=back.id,
     )
     return back.id
@@ -42,14 +43,14 @@ def test_nothing_is_refused_until_somebody_is_back(app: APIFlask, ann: Person) -
     restore = services_of(app).restore
     services_of(app).sweep()
     restore.refuse_after_restore()
-    assert restore.plan() == []
+    assert services_of(app).replay.plan().purges == []
 
     account_id = bring_back(app, ann)
     before = everything(services_of(app))
 
-    with pytest.raises(PurgedAreBack):
+    with pytest.raises(DatabaseBehind):
         restore.refuse_after_restore()
-    assert [planned.account_id for planned in restore.plan()] == [account_id]
+    assert [planned.account_id for planned in services_of(app).replay.plan().purges] == [account_id]
     assert restore.verify().back == [account_id]
     assert everything(services_of(app)) == before
 

@@ -13,6 +13,7 @@ import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import cache
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -217,7 +218,7 @@ def make_person(services: Services, name: str = "ann", *, staff: bool = False) -
             ).id
             for number in range(3)
         )
-    avatar = set_avatar(services, account, images.normalise(png()))
+    avatar = set_avatar(services, account, _picture())
     return Person(
         id=account.id,
         email=account.email,
@@ -226,6 +227,12 @@ def make_person(services: Services, name: str = "ann", *, staff: bool = False) -
         avatar=avatar,
         passwords=saved,
     )
+
+
+@cache
+def _picture() -> bytes:
+    """The avatar of every person, encoded once: a process started for each would be half of a test."""
+    return images.normalise(png())
 
 
 def bearer(token: str) -> dict[str, str]:

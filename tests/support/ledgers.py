@@ -8,7 +8,10 @@ from datetime import datetime
 
 from accountsvc import readers
 from accountsvc.adapters.ledger import Batch, Ledger
-from accountsvc.adapters.ledgerseal import SealKeys
+from accountsvc.adapters.ledgerseal import Mark, SealKeys
+
+# Of a database that no test has.
+ELSEWHERE = Mark(uuid.UUID(int=1), 1)
 
 KEY, OTHER_KEY = bytes(range(32)), bytes(range(32, 64))
 
@@ -26,9 +29,13 @@ def write(
     at: datetime,
     batch: uuid.UUID | None = None,
 ) -> str:
-    """Seal *lines* and write them, as the outbox does; return the object's name."""
+    """Seal *lines* and write them, as the outbox does; return the object's name.
+
+    Its mark is that of the newest object, so that a database which knows that knows this one too.
+    """
     owed = Batch(batch or uuid.uuid4(), lines, at)
-    (seal,), last = ledger.seal_all([owed])
+    marks = [Mark(*one) for one in ledger.newest_marks().items()] or [ELSEWHERE]
+    (seal,), last = ledger.seal_all([owed], marks[:1])
     ledger.follow(last)
     ledger.append(owed, seal)
     return owed.name

@@ -409,6 +409,7 @@ class SweepStatus(Schema):
 class Backlog(Schema):
     """Counts of accounts; ``owed`` counts effects by kind, ``unscrubbed`` counts receipts.
 
+    ``unkept`` counts returns and holds that are not in the ledger after a minute.
     ``paused`` counts those of the owed that wait until purging goes on, ``delayed`` counts mails
     that wait because their recipient has been mailed; both by kind.
     """
@@ -424,6 +425,7 @@ class Backlog(Schema):
     paused = Dict(required=True)
     delayed = Dict(required=True)
     unscrubbed = Integer(required=True)
+    unkept = Integer(required=True)
 
 
 class ServiceStatus(Schema):
