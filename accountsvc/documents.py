@@ -16,10 +16,10 @@ from sqlalchemy.orm import Session
 
 from .accounts import lifecycle
 from .db import audit, rules
-from .db.models import DEACTIVATED, OWNER, Account, AuditEvent, LegalHold, PurgeFailure
+from .db.models import DEACTIVATED, DUE, OWNER, Account, AuditEvent, LegalHold, PurgeFailure
 from .db.text import rfc3339
-from .purge import claim
-from .purge.failures import blocked_by
+from .purge import brake, claim
+from .purge.failures import BRAKED, blocked_by
 
 Document = dict[str, Any]
 
@@ -109,22 +109,26 @@ def account_document(
 ) -> Document:
     """Return all that an operator may see of *account* at *now*, open holds and the last error too.
 
-    After *max_attempts* failures a purge is stuck.
+    After *max_attempts* failures a purge is stuck. Whom nothing else keeps from it is blocked by
+    the brake, while that holds.
     """
     failure = session.get(PurgeFailure, account.id)
     open_holds = lifecycle.open_holds(session, account.id)
     planned = claim.count(session, [account.id])
     unexplained = not account.is_active and not audit.is_explained(session, account)
+    state = account.state(now)
     blocked = blocked_by(
         failure,
         is_held=bool(open_holds),
         is_unexplained=unexplained,
         max_attempts=max_attempts,
     )
+    if blocked is None and state == DUE and brake.standing(session).held_at is not None:
+        blocked = BRAKED
     return {
         **user_document(account),
         "public_id": str(account.public_id),
-        "state": account.state(now),
+        "state": state,
         "saved_passwords": planned[0].saved_passwords if planned else 0,
         "deactivated_at": _time(account.deactivated_at),
         "deactivated_by": account.deactivated_by,

@@ -278,7 +278,7 @@ def due_now(
 
     An owner's own wish is a promise, whatever the row said before. Staff and operators can only
     waive what was promised, unless it is *promised_elsewhere*: by a line of the ledger, which says
-    that this very account was purged.
+    that this very account was purged. A hold then keeps it from the purge, and not from being due.
 
     Raises AccountNotFound, NotDeactivated, TokenNotValid (as :func:`reactivate` does), RecentChange
     to an owner, and LegalHold and Unexplained to staff and operators.
@@ -291,7 +291,7 @@ def due_now(
         changes = (account.email_changed_at, account.password_changed_at)
         if any(at is not None and now - at < SETTLING for at in changes):
             raise RecentChange
-    elif open_holds(session, account.id):
+    elif not promised_elsewhere and open_holds(session, account.id):
         raise LegalHold
     explained = audit.is_explained(session, account)
     if not explained and by.kind != OWNER and not promised_elsewhere:

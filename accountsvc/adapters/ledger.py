@@ -140,7 +140,11 @@ class Ledger:
 
     def kept(self) -> Iterator[Opened | Untrusted]:
         """Yield every object of a return or a hold, the latest first; those removed are no more."""
-        yield from self._open_kept(list(self.store.names(KEPT)))
+        yield from self.open_kept(list(self.store.names(KEPT)))
+
+    def newest_kept(self, *, objects: int = 5) -> list[Opened | Untrusted]:
+        """Return the first objects there, which are the newest, or not ours."""
+        return list(self.open_kept(list(islice(self.store.names(KEPT), objects))))
 
     def newest_marks(self, newest: Newest | None = None) -> dict[uuid.UUID, int]:
         """Return the highest number of each generation in the objects that were written last.
@@ -149,7 +153,7 @@ class Ledger:
         listings and a few reads, however old the ledger is.
         """
         objects = (self.newest() if newest is None else newest).objects
-        marks = highest(opened.mark for opened in [*objects, *self._newest_kept()])
+        marks = highest(opened.mark for opened in [*objects, *self._newest_trusted_kept()])
         self.note(marks)
         return marks
 
@@ -157,14 +161,15 @@ class Ledger:
         """Remember that somebody has had these numbers, or will have them in a moment."""
         self.seen = highest(Mark(*one) for one in [*self.seen.items(), *marks.items()])
 
-    def _newest_kept(self) -> list[Opened]:
+    def _newest_trusted_kept(self) -> list[Opened]:
         for name in islice(self.store.names(KEPT), MOST_PASSED_OVER):
-            for opened in self._open_kept([name]):
+            for opened in self.open_kept([name]):
                 if isinstance(opened, Opened):
                     return [opened]
         return []
 
-    def _open_kept(self, names: Sequence[str]) -> Iterator[Opened | Untrusted]:
+    def open_kept(self, names: Sequence[str]) -> Iterator[Opened | Untrusted]:
+        """Yield the objects of these names, without those that are missing."""
         ours = [name for name in names if mark_of_kept(name) is not None]
         yield from (Untrusted(name, Flaw.FOREIGN) for name in names if name not in set(ours))
         for name, data in self.store.get_all(ours):

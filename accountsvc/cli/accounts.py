@@ -17,7 +17,7 @@ from sqlalchemy.orm import Session
 
 from .. import documents
 from ..accounts import giveback, lifecycle, profiles
-from ..db import rows
+from ..db import audit, rows
 from ..db.audit import OPERATOR_ACTOR
 from ..db.engine import database_now
 from ..db.models import ACTIVE, DEACTIVATED, DUE, MAX_ID, UNEXPLAINED
@@ -100,6 +100,11 @@ _NEEDS_A_REASON = (
 _COULD_BE_PURGED = (
     "It is due, and a worker could purge it at this moment. Run `sweeps pause`, then this again."
 )
+_NOBODY_PROMISED = (
+    "Its date has passed, but nobody has promised its purge. `accounts accept` promises a full "
+    "grace period, in which it can be given back; while purging is paused (`sweeps pause`), "
+    "--reason gives it back at once."
+)
 
 
 def _is_behind() -> bool:
@@ -139,13 +144,14 @@ def reactivate(names: tuple[str, ...], *, reason: str | None, as_json: bool) -> 
             return False
         promise = services().promise
         is_due = account.state(database_now(session)) == DUE
+        is_explained = audit.is_explained(session, account)
         if reason is None:
             if is_due:
-                raise GraceOver(_NEEDS_A_REASON)
+                raise GraceOver(_NEEDS_A_REASON if is_explained else _NOBODY_PROMISED)
             lifecycle.reactivate(session, account_id, promise=promise, by=OPERATOR_ACTOR)
             return True
         if is_due and not (is_behind or stops.paused_at(session) is not None):
-            raise GraceOver(_COULD_BE_PURGED)
+            raise GraceOver(_COULD_BE_PURGED if is_explained else _NOBODY_PROMISED)
         giveback.give_back_due(session, account_id, reason=reason, promise=promise)
         return True
 
@@ -219,6 +225,7 @@ def _account_lines(shown: Mapping[str, Any]) -> Iterator[str]:
 _BLOCKS = {
     failures.HELD: "an open hold: `accounts release` ends it",
     UNEXPLAINED: "nobody has promised the purge: `accounts accept` does",
+    failures.BRAKED: "the brake: a later sweep takes it, or `sweeps allow` lets it go",
     failures.WAITING: "a failure: it is tried again by itself",
     failures.STUCK: "a failure, too often: mend the cause, then `accounts retry`",
 }

@@ -9,6 +9,8 @@ import click
 from flask.cli import AppGroup
 
 from ..db.audit import OPERATOR_ACTOR
+from ..db.models import KeptLine
+from ..outbox.marks import LedgerAhead
 from ..purge.mending import Adoption, Rebuilding
 from ..purge.restore import Verification
 from ..web import services
@@ -74,6 +76,8 @@ def verify(*, as_json: bool) -> None:
                     {"object": one.name, "why": one.flaw.value} for one in verification.untrusted
                 ],
                 "unsealed": verification.unsealed,
+                "lost": [line.object_name for line in verification.lost],
+                "is_behind": verification.is_behind,
             }
         )
     else:
@@ -90,6 +94,11 @@ def _complaints(verification: Verification) -> Iterator[str]:
     if verification.back:
         back = count(len(verification.back), "purged account is", "purged accounts are")
         yield f"{back} back: run `ledger replay`."
+    if verification.is_behind and not verification.back:
+        yield "The database is older than its ledger: run `ledger replay`."
+    if verification.lost:
+        lost = count(len(verification.lost), "return or hold is", "returns and holds are")
+        yield f"{lost} lost from the ledger: run `ledger rebuild`."
     if verification.missing:
         missing = count(len(verification.missing), "receipt is", "receipts are")
         remedy = "run `ledger adopt`" if verification.unsealed else "run `ledger rebuild`"
@@ -123,26 +132,30 @@ def adopt(*, dry_run: bool, yes: bool, as_json: bool) -> None:
     """
     mending = services().mending
     with store_of("LEDGER_URL"):
+        _refuse_behind()
         found = mending.plan_adoption()
+        lines = mending.lost_lines(by_unknown_key=True)
     taken = [one for one in found if one.batch is not None]
     left = [one for one in found if not one.is_whole]
     if not as_json:
-        show_lines(_adoption_lines(taken, left))
-    if taken and not dry_run:
+        show_lines(_adoption_lines(taken, left, lines))
+    if (taken or lines) and not dry_run:
         refuse_without_signing_key()
         ask("Are these lines the purges that you know of? Seal them?", yes=yes)
         with store_of("LEDGER_URL"):
             mending.adopt(taken, by=OPERATOR_ACTOR)
+            mending.write_lines(lines)
+    adopted = [one.name for one in taken] + [line.object_name for line in lines]
     if as_json:
         show_json(
             {
                 "dry_run": dry_run,
-                "adopted": [one.name for one in taken],
+                "adopted": adopted,
                 "left": [{"object": one.name, "lines": list(one.others)} for one in left],
             }
         )
-    elif taken and not dry_run:
-        click.echo(f"Sealed: {count(len(taken), 'object')}.")
+    elif adopted and not dry_run:
+        click.echo(f"Sealed: {count(len(adopted), 'object')}.")
     if left:
         fail(
             f"{count(len(left), 'object has', 'objects have')} lines without an equal receipt, "
@@ -151,9 +164,20 @@ def adopt(*, dry_run: bool, yes: bool, as_json: bool) -> None:
         )
 
 
-def _adoption_lines(taken: Sequence[Adoption], left: Sequence[Adoption]) -> Iterator[str]:
-    if not taken and not left:
+def _refuse_behind() -> None:
+    """Fail in a database that is older than its ledger: of what came since it knows nothing."""
+    if services().restore.is_behind():
+        fail(str(LedgerAhead()))
+
+
+def _adoption_lines(
+    taken: Sequence[Adoption], left: Sequence[Adoption], kept: Sequence[KeptLine]
+) -> Iterator[str]:
+    if not taken and not left and not kept:
         yield "Every object has a seal."
+    if kept:
+        known = count(len(kept), "return or hold is", "returns and holds are")
+        yield f"{known} as the database knows them."
     lines = sum(len(one.batch.lines) for one in taken if one.batch is not None)
     if taken:
         yield f"{count(lines, 'line')} in {count(len(taken), 'object')} equal their receipts."
@@ -168,7 +192,7 @@ def _adoption_lines(taken: Sequence[Adoption], left: Sequence[Adoption]) -> Iter
 @json_option
 @sentences
 def rebuild(*, dry_run: bool, yes: bool, as_json: bool) -> None:
-    """Write anew what the ledger has lost, from the receipts.
+    """Write anew what the ledger has lost, from the database.
 
     Run `ledger adopt` first if objects have no seal: of what is in them, nothing is lost.
     An object that is lost, empty, cut or changed is written under its name again. Of a lost one
@@ -186,14 +210,17 @@ def rebuild(*, dry_run: bool, yes: bool, as_json: bool) -> None:
     mending = services().mending
     say_what_has_no_seal()
     with store_of("LEDGER_URL"), logs_aside():
+        _refuse_behind()
         plans = mending.plan_rebuilding()
+        lines = mending.lost_lines()
     if not as_json:
-        show_lines(_rebuilding_lines(plans, most=len(plans) if dry_run else MOST_SHOWN))
-    if plans and not dry_run:
+        show_lines(_rebuilding_lines(plans, lines, most=len(plans) if dry_run else MOST_SHOWN))
+    if (plans or lines) and not dry_run:
         refuse_without_signing_key()
         ask("Write these objects?", yes=yes)
         with store_of("LEDGER_URL"):
             mending.rebuild(plans, by=OPERATOR_ACTOR)
+            mending.write_lines(lines)
     if as_json:
         show_json(
             {
@@ -206,15 +233,22 @@ def rebuild(*, dry_run: bool, yes: bool, as_json: bool) -> None:
                     }
                     for one in plans
                 ],
+                "kept": [line.object_name for line in lines],
             }
         )
-    elif plans and not dry_run:
-        click.echo(f"Written: {count(len(plans), 'object')}.")
+    elif (plans or lines) and not dry_run:
+        click.echo(f"Written: {count(len(plans) + len(lines), 'object')}.")
 
 
-def _rebuilding_lines(plans: Sequence[Rebuilding], *, most: int) -> Iterator[str]:
-    if not plans:
+def _rebuilding_lines(
+    plans: Sequence[Rebuilding], lines: Sequence[KeptLine], *, most: int
+) -> Iterator[str]:
+    if not plans and not lines:
         yield "Nothing is lost."
+    if lines:
+        lost = count(len(lines), "return or hold is", "returns and holds are")
+        yield f"{lost} lost; the database knows them."
+    if not plans:
         return
     yield from table(
         ["LINES", "OBJECT", "WHY"],

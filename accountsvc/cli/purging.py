@@ -105,16 +105,20 @@ def purge(
             with logs_aside():
                 purge_now.refuse_if_stopped()
         ids = find(names, exactly=True)
-        planned = purge_now.plan_named(ids, force=force) if names else purge_now.plan_due()
+        waiting: list[PlannedPurge] = []
+        if names:
+            planned = purge_now.plan_named(ids, force=force)
+        else:
+            planned, waiting = services().rehearsal.split_by_brake(purge_now.plan_due())
         if not dry_run:
-            confirm(planned, yes=yes, as_json=as_json)
+            confirm(planned, waiting=len(waiting), yes=yes, as_json=as_json)
         run = services().rehearsal if dry_run else purge_now
         with progress_bar(planned, dry_run=dry_run) as progress:
             if names:
                 report = run.purge_named(planned, force=force, progress=progress)
             else:
-                report = run.purge_due(planned, progress)
-    finish(report, dry_run=dry_run, as_json=as_json)
+                report = run.purge_due(planned, progress, waiting=waiting)
+    finish(report, dry_run=dry_run, as_json=as_json, waiting=waiting)
 
 
 OBSTACLES: Mapping[Obstacle, str] = {
@@ -197,12 +201,17 @@ def progress_bar(
             yield shown.update
 
 
-def confirm(planned: Sequence[PlannedPurge], *, yes: bool, as_json: bool) -> None:
-    """Show on stderr whom a purge would destroy, and ask; end the command at a no."""
+def confirm(planned: Sequence[PlannedPurge], *, waiting: int, yes: bool, as_json: bool) -> None:
+    """Show on stderr whom a purge would destroy, and ask; end the command at a no.
+
+    So many more are *waiting* for the brake.
+    """
     if not planned:
         click.echo(_NOTHING, err=as_json)
         return
-    show_lines(_plan_lines(planned), err=True)
+    show_lines(plan_lines(planned), err=True)
+    if waiting:
+        click.echo(f"Not among these: {_wait(waiting)}", err=True)
     ask("Destroy this for good?", yes=yes)
 
 
@@ -223,11 +232,16 @@ def _totals(planned: Sequence[PlannedPurge]) -> dict[str, int]:
     }
 
 
-def _plan_lines(planned: Sequence[PlannedPurge]) -> Iterator[str]:
+def plan_lines(planned: Sequence[PlannedPurge]) -> Iterator[str]:
     """Yield the first of *planned* with their names, by which a person sees who it is.
 
     For stderr alone: what goes to stdout may end in a file that nobody purges.
     """
+    yield from _first(planned)
+    yield _total(planned)
+
+
+def _first(planned: Sequence[PlannedPurge]) -> Iterator[str]:
     shown = planned[:MOST_SHOWN]
     with services().reading() as session:
         names = rows.names(session, [plan.account_id for plan in shown])
@@ -240,7 +254,6 @@ def _plan_lines(planned: Sequence[PlannedPurge]) -> Iterator[str]:
     )
     if len(planned) > MOST_SHOWN:
         yield f"… and {len(planned) - MOST_SHOWN:,} more"
-    yield _total(planned)
 
 
 def _total(planned: Sequence[PlannedPurge]) -> str:
@@ -256,15 +269,20 @@ def finish(
     as_json: bool,
     dry_run: bool = False,
     also: Mapping[str, object] | None = None,
+    waiting: Sequence[PlannedPurge] = (),
 ) -> None:
     """Report a purge or its dry run; exit with code 1 if anything of it is still to be done.
 
-    The JSON document has the members of *also* besides.
+    The JSON document has the members of *also* besides. A dry run shows on stderr the first of
+    those who are *waiting* for the brake, too.
     """
     if dry_run and report.purged:
-        show_lines(_plan_lines(report.purged), err=True)
+        show_lines(plan_lines(report.purged), err=True)
     elif dry_run:
         click.echo(_NOTHING, err=as_json)
+    if dry_run and waiting:
+        click.echo("Would wait for the brake:", err=True)
+        show_lines(_first(waiting), err=True)
     if as_json:
         show_json({**_report_document(report, dry_run=dry_run), **(also or {})})
     elif report.purged:
@@ -282,8 +300,7 @@ def finish(
     braked = sum(kept.obstacle is Obstacle.BRAKED for kept in report.kept.values())
     if braked:
         # One line: a line for each of thousands would hide the others.
-        wait = count(braked, "account waits", "accounts wait")
-        click.echo(f"{left}: {wait} for the brake. {_BRAKE_REMEDY}", err=True)
+        click.echo(f"{left}: {_wait(braked)}", err=True)
     for account_id, kept in report.kept.items():
         if kept.obstacle is not Obstacle.BRAKED:
             click.echo(f"{left}: account {account_id}. {_why(kept)}", err=True)
@@ -291,10 +308,12 @@ def finish(
         sys.exit(1)
 
 
-_BRAKE_REMEDY = (
-    "Look who they are (`accounts list --state due`); they go with later sweeps, oldest first, or "
-    "by `sweeps allow --up-to N --reason …`."
-)
+def _wait(number: int) -> str:
+    wait = count(number, "account waits", "accounts wait")
+    return (
+        f"{wait} for the brake. Look who they are (`accounts list --state due`); they go with "
+        "later sweeps, oldest first, or by `sweeps allow --up-to N --reason …`."
+    )
 
 
 def _report_document(report: PurgeReport, *, dry_run: bool) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ import click
 from ..db import rows
 from ..db.engine import database_now
 from ..db.models import Account
+from ..purge.at_once import PurgeReport
 from ..purge.replay import GivenBack, Plan
 from ..web import services
 from .console import (
@@ -18,14 +20,13 @@ from .console import (
     logs_aside,
     refuse_without_signing_key,
     sentences,
-    show_json,
     show_lines,
     store_of,
     yes_option,
 )
 from .ledger import ledger_group
 from .purging import MOST_SHOWN, finish, progress_bar, refusals, say_if_stopped
-from .words import Column, count, stamp, table
+from .words import Column, count, printable, stamp, table
 
 
 @ledger_group.command()
@@ -35,7 +36,7 @@ from .words import Column, count, stamp, table
 @json_option
 @sentences
 def replay(*, restored: bool, dry_run: bool, yes: bool, as_json: bool) -> None:
-    """Give back what a restore took back, and purge again whom it brought back.
+    """Give back what a restore took back, and purge again.
 
     Who had come back since the backup is active again, holds are held, whom the ledger calls purged
     is purged again, and every session and mailed link of before ends. By public id only: whoever
@@ -51,17 +52,18 @@ def replay(*, restored: bool, dry_run: bool, yes: bool, as_json: bool) -> None:
     flask --app wsgi ledger replay --restored --yes
 
     \b
-    Exit codes: 0 all is as the ledger says, 1 something is not (it says what), 2 bad usage.
+    Exit codes: 0 all is as the ledger says, 1 something is not (it says what);
+    2 bad usage.
     """
     if not dry_run:
         refuse_without_signing_key()
     with store_of("LEDGER_URL"), logs_aside():
         plan = services().replay.plan()
+    if dry_run:
+        say_if_stopped(services().rehearsal.refuse_by_clock)
     if not (plan.is_behind or restored):
         _say_nothing(as_json=as_json, dry_run=dry_run)
         return
-    if dry_run:
-        say_if_stopped(services().rehearsal.refuse_by_clock)
     show_lines(_plan_lines(plan), err=True)
     if not dry_run:
         ask(
@@ -75,16 +77,30 @@ def replay(*, restored: bool, dry_run: bool, yes: bool, as_json: bool) -> None:
     if not (dry_run or as_json):
         click.echo(f"{_given_back(plan)} All sessions and mailed links of before have ended.")
     also = {"returned": _ids(plan.returns), "held": _ids(plan.holds)}
+    show_lines(_untrusted_lines(plan), err=True)
     finish(report, dry_run=dry_run, as_json=as_json, also=also)
+    if plan.untrusted:
+        sys.exit(1)
+
+
+def _untrusted_lines(plan: Plan) -> Iterator[str]:
+    for one in plan.untrusted:
+        yield f"{printable(one.name)} {one.flaw.value}: a return or a hold may be lost with it."
+    if plan.untrusted:
+        yield (
+            "Put good copies back and replay once more, or look at everybody who is due "
+            "(`accounts list --state due`) before `sweeps resume`."
+        )
 
 
 def _say_nothing(*, as_json: bool, dry_run: bool) -> None:
     if as_json:
-        show_json({"dry_run": dry_run, "accounts": 0, "purged": [], "returned": [], "held": []})
+        nothing = PurgeReport()
+        finish(nothing, dry_run=dry_run, as_json=True, also={"returned": [], "held": []})
         return
     click.echo(
-        "The database is not older than its ledger: there is nothing to replay. If a backup was "
-        "put back all the same, `ledger replay --restored` ends the sessions of before."
+        "Nothing to replay: the database is not older than its ledger. Only if a backup was put "
+        "back since the last replay: `ledger replay --restored` ends the sessions of before."
     )
 
 

@@ -7,9 +7,11 @@ from datetime import timedelta
 from typing import Any
 
 from ..db.engine import database_now
+from ..errors import StoreUnavailable
 from ..monitoring.status import Status
 from ..monitoring.status import read as read_status
 from ..outbox import notices, queue
+from ..outbox.marks import LedgerAhead
 from ..web import services
 from .accounts import accounts_group
 from .console import fail, json_option, say_what_has_no_seal, sentences, show_json, show_lines
@@ -27,8 +29,10 @@ def status(*, as_json: bool) -> None:
     flask --app wsgi accounts status --json
 
     \b
-    Exit codes: 0 nobody is stuck or unexplained; 1 somebody is, or it
-    cannot be read; 2 bad usage.
+    Exit codes: 0 nobody is stuck or unexplained, also while the brake holds
+    or purging is paused, which is said; 1 somebody is, a return or hold is
+    late for the ledger, the database is older than its ledger, or it cannot
+    be read; 2 bad usage.
     """
     settings = services().settings
     with services().reading() as session:
@@ -68,8 +72,18 @@ def status(*, as_json: bool) -> None:
         fail(" ".join(wrong))
 
 
+def _is_behind() -> bool:
+    """Say whether the database is older than its ledger; a ledger that is away says nothing."""
+    try:
+        return services().restore.is_behind()
+    except StoreUnavailable:
+        return False
+
+
 def _wrong(counts: Status) -> Iterator[str]:
     """Yield a sentence for each kind of account that waits for a person, and what ends it."""
+    if _is_behind():
+        yield f"{LedgerAhead()} Nobody is purged until then."
     if counts.stuck:
         accounts = count(counts.stuck, "account is", "accounts are")
         yield f"{accounts} stuck. `accounts show ID` says why."
@@ -112,8 +126,8 @@ def _status_lines(shown: Mapping[str, Any]) -> Iterator[str]:
             "paused since": shown["paused_at"],
             "stopped by the clock since": shown["clock_moved_at"],
             "brake holds since": shown["braked_at"],
-            "allowed beyond it": shown["allowed"] or None,
-            "because": shown["reason"],
+            "left of what was allowed": shown["allowed"] or None,
+            "because": shown["reason"] if shown["allowed"] else None,
             "receipts to scrub": shown["unscrubbed"],
             "returns and holds not in the ledger": shown["unkept"] or None,
             "mails delayed": sum(shown["delayed"].values()),

@@ -305,7 +305,7 @@ class Probes:
         look = self._services.restore.look(sampled=LEDGER_SAMPLED)
         if look.is_gone:
             return LEDGER_GONE
-        if look.missing:
+        if look.missing or look.lost:
             return LINES_MISSING
         if look.untrusted:
             return (

@@ -162,6 +162,11 @@ class _Letter:
 _Decision = _Letter | datetime | None
 
 
+# A mail about a date that nobody has promised waits until somebody has accepted it: it would tell
+# people of a purge that does not come, and its link would end with the wrong date.
+UNEXPLAINED_RETRY = timedelta(minutes=10)
+
+
 @dataclass(frozen=True)
 class _Case:
     """A mail to decide on, and the account that it is about, as both are at *now*."""
@@ -359,6 +364,8 @@ class _Mails:
         """Decide on a mail that says when the account will be purged, except for a reminder."""
         if case.account.is_active:
             return None
+        if not audit.is_explained(case.session, case.account):
+            return case.now + UNEXPLAINED_RETRY
         return self._with_link(case, covers=_due_reminders(_owed_of_the_date(case), case))
 
     def _reminder(self, case: _Case) -> _Decision:
@@ -368,6 +375,8 @@ class _Mails:
         """
         if case.account.is_active:
             return None
+        if not audit.is_explained(case.session, case.account):
+            return case.now + UNEXPLAINED_RETRY
         owed = _owed_of_the_date(case)
         if any(
             row.kind != REMINDER and AccountMail.read(row.payload).to == CURRENT for row in owed

@@ -83,6 +83,35 @@ def count_overdue(session: Session, now: datetime) -> int:
     return session.scalar(select(func.count()).select_from(Effect).where(overdue)) or 0
 
 
+def sample(session: Session, size: int) -> Sequence[KeptLine]:
+    """Return the newest line that was written, and *size* others from a random one on."""
+    written = select(KeptLine).where(KeptLine.object_name.is_not(None))
+    newest = session.scalars(written.order_by(KeptLine.at.desc()).limit(1)).all()
+    start, by_uid = uuid.uuid4(), written.order_by(KeptLine.uid).limit(size)
+    found = session.scalars(by_uid.where(KeptLine.uid >= start)).all()
+    if len(found) < size:
+        found = [*found, *session.scalars(by_uid.where(KeptLine.uid < start))][:size]
+    return list({line.uid: line for line in [*newest, *found]}.values())
+
+
+def still_written(session: Session, uids: Sequence[uuid.UUID]) -> set[uuid.UUID]:
+    """Return those of the lines *uids* that have not ended, and are not owed to the ledger."""
+    owed = select(Effect.uid).where(Effect.kind == queue.KEEP)
+    return {
+        uid
+        for chunk in rows.chunks(uids)
+        for uid in session.scalars(
+            select(KeptLine.uid).where(KeptLine.uid.in_(chunk), KeptLine.uid.not_in(owed))
+        )
+    }
+
+
+def to_be_removed(session: Session) -> set[str]:
+    """Return the names of objects whose removal is owed."""
+    payloads = session.scalars(select(Effect.payload).where(Effect.kind == queue.REMOVE))
+    return {name for payload in payloads for name in Removal.read(payload).names}
+
+
 def adopt(session: Session, lines: Sequence[KeptLine]) -> int:
     """Know of *lines* that the ledger has from after the backup; return how many were unknown.
 

@@ -26,6 +26,7 @@ from ..errors import AccountNotFound, LastStaff, LegalHold, NotDeactivated, Unex
 from ..outbox import notices, queue
 from ..outbox.pacing import is_delayed
 from . import claim, failures, stops
+from .brake import Allowance
 from .claim import PlannedPurge
 from .clocks import ClockMoved, Clocks, ClocksDiffer
 from .restore import Restore
@@ -89,6 +90,11 @@ STOPS: Mapping[type[stops.Refused], Obstacle] = {
     ClocksDiffer: Obstacle.CLOCKS_DIFFER,
     ClockMoved: Obstacle.CLOCK_MOVED,
 }
+
+
+# What stops a purge as a whole: nobody asks the brake then, or its alarm would ring for people whom
+# something else keeps.
+_STOPPED = frozenset(STOPS.values())
 
 
 @dataclass(frozen=True)
@@ -170,14 +176,22 @@ class PurgeNow:
         return planned
 
     def purge_due(
-        self, planned: Sequence[PlannedPurge], progress: Progress | None = None
+        self,
+        planned: Sequence[PlannedPurge],
+        progress: Progress | None = None,
+        *,
+        waiting: Sequence[PlannedPurge] = (),
     ) -> PurgeReport:
         """Purge the *planned* accounts, which are due; report on others that are due as well.
 
-        The brake bounds it, as it does a worker's sweeps. Failing, stuck and unexplained ones wait
-        for their next try or for a person, and are in no plan.
+        The brake bounds it, as it does a worker's sweeps; *waiting* are due accounts that it is
+        known to keep, and are not touched. Failing, stuck and unexplained ones wait for their next
+        try or for a person, and are in no plan.
         """
         report = self._purge(planned, {}, progress, named=False)
+        if waiting and not any(kept.obstacle in _STOPPED for kept in report.kept.values()):
+            Allowance(self.database, database_now, self.max_attempts).hold_back(len(waiting))
+        self.add_waiting(report, waiting)
         self.add_left_out(report)
         if not report.purged:
             # A worker that was faster may wait an hour before it scrubs; until then the file would
@@ -315,6 +329,16 @@ class PurgeNow:
                     select(Receipt).where(Receipt.public_id.in_(chunk), ~is_there)
                 )
             }
+
+    def add_waiting(self, report: PurgeReport, waiting: Sequence[PlannedPurge]) -> None:
+        """Add to *report* who of *waiting* waits for the brake still, and what keeps the others."""
+        braked = set(self._waiting(waiting))
+        for plan in waiting:
+            is_braked = plan.account_id in braked
+            kept = Kept(Obstacle.BRAKED) if is_braked else self.why_kept(plan.account_id)
+            # Who is gone meanwhile was purged by a worker.
+            if kept.obstacle is not Obstacle.NO_RECEIPT:
+                report.kept[plan.account_id] = kept
 
     def add_left_out(self, report: PurgeReport) -> None:
         """Add to *report* who is due and in no plan: the failing, stuck and unexplained."""

@@ -155,6 +155,13 @@ class Allowance:
             if row.allowed_at is not None and row.allowed_at == allotment.allowed_at:
                 row.allowed += allotment.beyond - (purged - in_hour)
 
+    def hold_back(self, waiting: int) -> None:
+        """Hold from now on, as :meth:`take` does, if not all of *waiting* accounts may go.
+
+        For those whom a purge has not even tried, since they were to wait.
+        """
+        self.give_back(self.take(waiting), 0)
+
     def let_go_if_nobody_waits(self) -> None:
         """End the holding of the brake, if it holds and nobody is due whom nothing else keeps.
 
@@ -193,6 +200,15 @@ def bound(accounts: int, largest_hour: int) -> int:
     return max(LEAST, accounts // ONE_OF, TIMES * largest_hour)
 
 
+def check_reason(reason: str) -> None:
+    """Raise InvalidInput for a *reason* that is blank, too long, or no text of one line."""
+    problem = text_problem(reason) or ("" if reason.strip() else "This field may not be blank.")
+    if len(reason) > REASON_LENGTH:
+        problem = f"Use at most {REASON_LENGTH} characters."
+    if problem:
+        raise InvalidInput({"reason": [problem]})
+
+
 def allow(
     session: Session, up_to: int, *, reason: str, by: Actor, clock: Clock = database_now
 ) -> datetime | None:
@@ -200,13 +216,9 @@ def allow(
 
     It takes the place of what was allowed before. None, and nothing is changed, if the brake does
     not hold: an allowance in store would let a wrong purge pass unseen. The *reason* stays on the
-    row until the brake lets go. Raises InvalidInput for a blank or unfit *reason*.
+    row until the brake lets go. Raises InvalidInput as :func:`check_reason` does.
     """
-    problem = text_problem(reason) or ("" if reason.strip() else "This field may not be blank.")
-    if len(reason) > REASON_LENGTH:
-        problem = f"Use at most {REASON_LENGTH} characters."
-    if problem:
-        raise InvalidInput({"reason": [problem]})
+    check_reason(reason)
     row = _lock(session)
     now = clock(session)
     if row.held_at is None:

@@ -23,6 +23,8 @@ LONGEST_RETRY = timedelta(hours=6)
 # waits for its next try or for a person. The words are on the wire: others would break the programs
 # that compare them.
 HELD, WAITING, STUCK = "hold", "retry", "stuck"
+# On the operator's screen alone: the brake is no matter of one account.
+BRAKED = "brake"
 
 
 def blocked_by(

@@ -19,8 +19,9 @@ from ..adapters.ledgerseal import LOST, Flaw, Line, Opened, Untrusted
 from ..db import audit
 from ..db.audit import Actor
 from ..db.engine import Database, database_now
-from ..db.models import Receipt
+from ..db.models import KeptLine, Receipt
 from ..db.rows import chunks
+from ..outbox import kept
 from ..outbox.marks import take_marks
 from . import restore
 from .erase import ledger_line
@@ -174,6 +175,32 @@ class Mending:
             batch = _uuid_of(name) if name else uuid.uuid5(_NAMESPACE, ids)
             plans.append(Rebuilding(Batch(batch, lines, at), amiss.get(name, Flaw.LOST)))
         return plans
+
+    def lost_lines(self, *, by_unknown_key: bool = False) -> list[KeptLine]:
+        """Return the returns and holds that are lost, or those that an unknown key has sealed.
+
+        Raises StoreUnavailable if the ledger cannot be read.
+        """
+        with self.database.reading() as session:
+            known = session.scalars(select(KeptLine).where(KeptLine.object_name.is_not(None))).all()
+        lost = restore.Restore(self.database, self.ledger).lost_of(known)
+        if not by_unknown_key:
+            return lost
+        names = [line.object_name or "" for line in lost]
+        found = self.ledger.open_kept(names)
+        bad = {
+            one.name for one in found if isinstance(one, Untrusted) and one.flaw is Flaw.UNKNOWN_KEY
+        }
+        return [line for line in lost if line.object_name in bad]
+
+    def write_lines(self, lines: Sequence[KeptLine]) -> None:
+        """Write returns and holds anew, each under its name. Safe to repeat.
+
+        Raises StoreUnavailable if something could not be written.
+        """
+        for line in lines:
+            assert line.object_name is not None
+            self.ledger.keep(line.object_name, kept.document(line))
 
     def rebuild(self, plans: Iterable[Rebuilding], *, by: Actor) -> int:
         """Write the objects of *plans*; return how many. Safe to repeat.

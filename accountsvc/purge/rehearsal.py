@@ -16,12 +16,14 @@ from dataclasses import dataclass, field, fields, replace
 from datetime import datetime
 from functools import partial
 
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from ..db import rows
+from ..db import rules as db_rules
 from ..db.audit import OPERATOR_ACTOR
 from ..db.engine import Database, database_now
-from ..db.models import PurgeFailure
+from ..db.models import Account, PurgeFailure
 from . import at_once
 from .at_once import Kept, Obstacle, PurgeNow, PurgeReport
 from .brake import Allotment, Allowance
@@ -137,11 +139,44 @@ class Rehearsal:
         """Raise ClocksDiffer or ClockMoved where ``PurgeNow.replay`` would, and change nothing."""
         self._clocks.look()
 
+    def split_by_brake(
+        self, planned: Sequence[PlannedPurge]
+    ) -> tuple[list[PlannedPurge], list[PlannedPurge]]:
+        """Return those of *planned*, who are due, whom the brake lets go now, and who waits for it.
+
+        Both in the order given. Whose owner has asked for the purge does not wait.
+        """
+        if not self.rules.has_brake:
+            return list(planned), []
+        with self.purge_now.database.reading() as session:
+            asked = {
+                account_id
+                for chunk in rows.chunks([plan.account_id for plan in planned])
+                for account_id in session.scalars(
+                    select(Account.id).where(
+                        Account.id.in_(chunk), db_rules.owner_asked_for_purge()
+                    )
+                )
+            }
+        others = [plan for plan in planned if plan.account_id not in asked]
+        size = 0
+        if others:
+            allowance = _RehearsedAllowance(self.rolled_back, database_now, self.rules.max_attempts)
+            size = allowance.take(len(others)).size
+        waiting = others[size:]
+        kept = {plan.account_id for plan in waiting}
+        return [plan for plan in planned if plan.account_id not in kept], waiting
+
     def purge_due(
-        self, planned: Sequence[PlannedPurge], progress: Progress | None = None
+        self,
+        planned: Sequence[PlannedPurge],
+        progress: Progress | None = None,
+        *,
+        waiting: Sequence[PlannedPurge] = (),
     ) -> PurgeReport:
         """Rehearse ``PurgeNow.purge_due``."""
         report = _Run(self, planned).rehearse(progress)
+        self.purge_now.add_waiting(report, waiting)
         self.purge_now.add_left_out(report)
         return report
 

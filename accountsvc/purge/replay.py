@@ -33,7 +33,7 @@ from ..db.engine import Database, database_now
 from ..db.models import HELD, RETURNED, Account, Effect, KeptLine, LegalHold, Receipt
 from ..outbox import kept, queue
 from . import claim
-from .at_once import PurgeNow, PurgeReport
+from .at_once import Obstacle, PurgeNow, PurgeReport
 from .claim import PlannedPurge
 from .restore import Restore
 from .sweep import Progress
@@ -54,7 +54,8 @@ class Plan:
     """What a replay would do.
 
     ``purges`` are purged again, ``returns`` active again, ``holds`` held again. ``receipts`` are
-    lines of the ledger without a receipt, and ``kept`` all returns and holds in there. ``seen`` has
+    lines of the ledger without a receipt, and ``kept`` all returns and holds in there;
+    ``untrusted`` are objects in their place that say nothing that counts. ``seen`` has
     the highest number of each generation, and ``last_at`` the time of the last object.
     ``is_behind`` says whether the database is older than its ledger.
     """
@@ -64,6 +65,7 @@ class Plan:
     holds: list[GivenBack] = field(default_factory=list)
     receipts: list[Line] = field(default_factory=list)
     kept: list[KeptLine] = field(default_factory=list)
+    untrusted: list[Untrusted] = field(default_factory=list)
     seen: dict[uuid.UUID, int] = field(default_factory=dict)
     last_at: datetime | None = None
     is_behind: bool = False
@@ -122,7 +124,7 @@ class Replay:
             if lines is None:
                 flaw = one.flaw if isinstance(one, Untrusted) else Flaw.UNREADABLE
                 name = one.name if isinstance(one, Untrusted) else one.link.name
-                ledgers.log_untrusted(Untrusted(name, flaw))
+                plan.untrusted.append(Untrusted(name, flaw))
             elif isinstance(one, Opened):
                 plan.kept += lines
                 plan.note(one, max((line.at for line in lines), default=None))
@@ -131,7 +133,8 @@ class Replay:
         """Do what *plan* says, also while purging is paused; report on the purges.
 
         An account that may not be purged keeps no other from it, but keeps the replay from being
-        done: nobody is purged by time until it is repeated. Raises ClocksDiffer or ClockMoved
+        done: nobody is purged by time until it is repeated. One that a hold keeps does not: it is
+        due, and goes with a sweep when the hold is released. Raises ClocksDiffer or ClockMoved
         before anything is changed.
         """
         self.purge_now.clocks.look()
@@ -141,7 +144,7 @@ class Replay:
             self._change(wanted, change)
         self._end_sessions()
         report = self.purge_now.replay(plan.purges, progress)
-        if not report.kept:
+        if all(left.obstacle is Obstacle.HELD for left in report.kept.values()):
             with self.database.writing() as session:
                 now = database_now(session)
                 generations.finish(session, now)

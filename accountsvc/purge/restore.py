@@ -12,15 +12,15 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 import structlog
-from sqlalchemy import func, select
+from sqlalchemy import Select, func, select
 from sqlalchemy.orm import Session
 
 from ..adapters import ledger as ledgers
 from ..adapters.ledger import Ledger, Newest
 from ..adapters.ledgerseal import Flaw, Link, Opened, Untrusted
-from ..db import generations
+from ..db import generations, rules
 from ..db.engine import Database, database_now
-from ..db.models import Account, Effect, Receipt
+from ..db.models import Account, Effect, KeptLine, Receipt
 from ..db.rows import chunks
 from ..errors import StoreUnavailable
 from ..outbox import kept, queue
@@ -48,13 +48,14 @@ class Look:
     """What a bounded look at the ledger has found amiss; ``unsealed`` wait for `ledger adopt`.
 
     ``missing`` holds the public ids of receipts without a trusted line, ``unkept`` counts returns
-    and holds that should be in the ledger by now.
+    and holds that should be in the ledger by now, and ``lost`` those that were, and are not.
     """
 
     untrusted: list[Untrusted]
     missing: list[uuid.UUID]
     unsealed: int
     unkept: int
+    lost: int
     is_gone: bool
 
     def say(self) -> None:
@@ -68,6 +69,11 @@ class Look:
             )
         if self.unsealed:
             ledgers.log_unsealed(self.unsealed)
+        if self.lost:
+            log.error(
+                "returns or holds are lost from the ledger: `accountsvc ledger rebuild`",
+                count=self.lost,
+            )
         if self.unkept:
             log.error(
                 "returns and holds are not in the ledger yet, and a restore would lose them",
@@ -83,7 +89,9 @@ class Verification:
     line that waits in the outbox. ``back`` holds the ids of accounts that the ledger calls purged,
     ``missing`` the public ids of receipts without a line. ``untrusted`` are objects that are
     ignored, or that are lost though another one was sealed behind them; ``unsealed`` counts those
-    of releases before the seals, which wait for `ledger adopt`.
+    of releases before the seals, which wait for `ledger adopt`. ``lost`` are returns and holds
+    whose object is not there, or not what it was. ``is_behind`` says that the database is the older
+    one.
     """
 
     lines: int
@@ -93,10 +101,13 @@ class Verification:
     missing: list[uuid.UUID]
     untrusted: list[Untrusted]
     unsealed: int
+    lost: list[KeptLine]
+    is_behind: bool
 
     @property
     def agrees(self) -> bool:
-        return not (self.back or self.missing or self.untrusted or self.unsealed)
+        amiss = (self.back, self.missing, self.untrusted, self.unsealed, self.lost, self.is_behind)
+        return not any(amiss)
 
 
 @dataclass(frozen=True)
@@ -152,7 +163,9 @@ class Restore:
         unsealed = self.ledger.unsealed()
         with self.database.reading() as session:
             unkept = kept.count_overdue(session, database_now(session))
-        untrusted = {one.name: one for one in newest.untrusted}
+            lines = kept.sample(session, sampled)
+        others = self._not_trusted(self.ledger.newest_kept())
+        untrusted = {one.name: one for one in [*newest.untrusted, *others]}
         missing: list[uuid.UUID] = []
         # An object of before the seals may hold a receipt that has no other line.
         if not unsealed:
@@ -169,6 +182,7 @@ class Restore:
             missing=missing,
             unsealed=unsealed,
             unkept=unkept,
+            lost=len(self.lost_of(lines)),
             is_gone=not newest.objects and self._is_gone(),
         )
 
@@ -182,16 +196,49 @@ class Restore:
         with self.database.reading() as session:
             receipts = set(session.scalars(select(Receipt.public_id)))
             owed = read_owed(session)
+            known = session.scalars(select(KeptLine).where(KeptLine.object_name.is_not(None))).all()
         survey = Survey(self.ledger)
+        foreign = self._not_trusted(self.ledger.kept())
         return Verification(
             lines=len(survey.people),
             receipts=len(receipts),
             owed=len(owed.people),
             back=[planned.account_id for planned in self._back(sorted(survey.people, key=str))],
             missing=sorted(receipts - survey.people - owed.people, key=str),
-            untrusted=[*survey.untrusted.values(), *survey.lost(owed.names)],
+            untrusted=[*survey.untrusted.values(), *survey.lost(owed.names), *foreign],
             unsealed=survey.unsealed,
+            lost=self.lost_of(known),
+            is_behind=self.is_behind(),
         )
+
+    def _not_trusted(self, objects: Iterable[Opened | Untrusted]) -> list[Untrusted]:
+        """Return those that are not trusted, without those that are owed to be removed."""
+        found = [one for one in objects if isinstance(one, Untrusted)]
+        if not found:
+            return []
+        with self.database.reading() as session:
+            removed = kept.to_be_removed(session)
+        return [one for one in found if one.name not in removed]
+
+    def lost_of(self, lines: Sequence[KeptLine]) -> list[KeptLine]:
+        """Return those of *lines* that the ledger had, and has not, or not as they were.
+
+        Raises StoreUnavailable if the ledger cannot be read.
+        """
+        there = {
+            opened.link.name: list(opened.lines)
+            for opened in self.ledger.open_kept([line.object_name or "" for line in lines])
+            if isinstance(opened, Opened)
+        }
+        amiss = [
+            line for line in lines if there.get(line.object_name or "") != [kept.document(line)]
+        ]
+        if not amiss:
+            return []
+        # Read behind the ledger: one that was ended meanwhile, or is not written yet, is not lost.
+        with self.database.reading() as session:
+            still = kept.still_written(session, [line.uid for line in amiss])
+        return [line for line in amiss if line.uid in still]
 
     def _is_behind(self, newest: Newest) -> bool:
         marks = self.ledger.newest_marks(newest)
@@ -249,9 +296,7 @@ class Restore:
             ids = [
                 account_id
                 for chunk in chunks(purged)
-                for account_id in session.scalars(
-                    select(Account.id).where(Account.public_id.in_(chunk))
-                )
+                for account_id in session.scalars(_back(chunk))
             ]
             return claim.count(session, ids)
 
@@ -269,9 +314,19 @@ def read_owed(session: Session) -> Owed:
     return Owed(frozenset(people), frozenset(names))
 
 
+def _back(purged: Sequence[uuid.UUID]) -> Select[int]:
+    """Select the accounts of *purged* who are back, by id.
+
+    Whoever is deactivated by a promise is not: a sweep purges them in their time, or a hold keeps
+    them, as one from before the backup does after the replay.
+    """
+    waits = ~rules.is_active() & rules.is_explained()
+    return select(Account.id).where(Account.public_id.in_(purged), ~waits)
+
+
 def _is_unknown(session: Session, purged: Sequence[uuid.UUID]) -> bool:
-    """Say whether anybody of *purged* has an account, or lacks the receipt of the purge."""
-    back = session.scalar(select(Account.id).where(Account.public_id.in_(purged)).limit(1))
+    """Say whether anybody of *purged* is back, or lacks the receipt of the purge."""
+    back = session.scalar(_back(purged).limit(1))
     receipts = session.scalar(
         select(func.count()).select_from(Receipt).where(Receipt.public_id.in_(purged))
     )

@@ -156,16 +156,19 @@ class Sweep:
 
     def _run(self, seconds: float | None, progress: Progress | None) -> SweepResult:
         stop_at = None if seconds is None else time.monotonic() + seconds
-        # This reads the newest batches of the ledger: with nobody due, a tick each minute would pay
-        # for nothing but that.
-        if self.restore is not None and self._is_anybody_due():
+        # The look reads the newest batches of the ledger: with nobody due, a tick each minute would
+        # pay for nothing but that. Who falls due behind it waits for the next sweep, because a
+        # backup may have been put back meanwhile, in which somebody is due who has come back.
+        is_anybody_due = self.restore is None or self._is_anybody_due()
+        if self.restore is not None and is_anybody_due:
             with self.database.reading() as session:
                 self._high_water = generations.high_water(session)
             self.restore.refuse_after_restore()
         self._require_ledger()
-        if self._has_brake:
-            self._purge_all(stop_at, progress, asked_for=True)
-        self._purge_all(stop_at, progress)
+        if is_anybody_due:
+            if self._has_brake:
+                self._purge_all(stop_at, progress, asked_for=True)
+            self._purge_all(stop_at, progress)
         if not (self.result.more or self.result.waiting):
             self._allowance.let_go_if_nobody_waits()
         if self.only is None:

@@ -52,11 +52,11 @@ _SHARED_FIRST, _SHARED_SIZE = 0x40000002, 510
 
 _NEXT = """\
 accountsvc: purging is paused, so that nobody is purged before you have looked; what comes next:
-  accountsvc ledger verify
   accountsvc ledger replay --restored --dry-run
-  accountsvc ledger replay --restored
+  accountsvc ledger replay --restored --yes
   accountsvc accounts list --state due
   accountsvc sweeps resume
+  accountsvc avatars orphans
 accountsvc: docs/operations.md says more, under "After a restore from a backup"
 """
 
@@ -79,14 +79,15 @@ def restore(file: Path) -> None:
             staged = folder / DATABASE
             _stage(packed, staged, settings)
             aside = place.with_name(f"{place.name}.before-{datetime.now(UTC):%Y%m%dT%H%M%SZ}")
-            added = _add_avatars(packed, build_services(settings), aside)
+            added, present = _add_avatars(packed, build_services(settings), aside)
             _settle(place)
             with _alone(place):
                 kept = _replace(staged, place, aside)
                 _outwait()
     sys.stdout.write(
         f"accountsvc: the database is that of {contents.made_at}, with "
-        f"{count(contents.accounts, 'account')}; {count(added, 'avatar file')} put back\n"
+        f"{count(contents.accounts, 'account')}; {count(added + present, 'avatar file')}: "
+        f"{added} put back, {present} there already\n"
     )
     for path in kept:
         sys.stdout.write(f"accountsvc: kept of before, to be deleted in the end: {path}\n")
@@ -183,12 +184,14 @@ def _stage(packed: zipfile.ZipFile, staged: Path, settings: Settings) -> None:
     sync(staged)
 
 
-def _add_avatars(packed: zipfile.ZipFile, services: Services, aside: Path) -> int:
-    """Put the backup's avatar files beside those that are there; return how many were added.
+def _add_avatars(packed: zipfile.ZipFile, services: Services, aside: Path) -> tuple[int, int]:
+    """Put the backup's avatar files beside those that are there.
+
+    Return how many were put there, and how many were there already.
 
     A file of that name with other bytes is damaged, and is kept in the folder *aside*``.media``.
     """
-    added = 0
+    added = already = 0
     for name in packed.namelist():
         if not name.startswith(MEDIA):
             continue
@@ -198,6 +201,7 @@ def _add_avatars(packed: zipfile.ZipFile, services: Services, aside: Path) -> in
             with present:
                 found = present.read()
             if found == data:
+                already += 1
                 continue
             folder = aside.with_name(f"{aside.name}.media")
             private.make_folder(folder)
@@ -205,7 +209,7 @@ def _add_avatars(packed: zipfile.ZipFile, services: Services, aside: Path) -> in
                 kept.write(found)
         services.avatars.put(key, data)
         added += 1
-    return added
+    return added, already
 
 
 def _settle(place: Path) -> None:

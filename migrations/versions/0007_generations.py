@@ -1,11 +1,12 @@
 """Tell a restored database from its ledger, and keep returns and holds there.
 
-Holds that are open are owed to the ledger at once. Locks: ACCESS EXCLUSIVE on accounts for a column
-without a default (PostgreSQL), milliseconds, or the file's write lock (SQLite); a second for each
-ten thousand open holds. The tables are new. The previous code neither reads nor needs any of it,
-and writes no return and no hold into the ledger meanwhile. Downgrade takes ACCESS EXCLUSIVE on the
-two tables and on accounts, and ROW EXCLUSIVE on the outbox (PostgreSQL), or the file's write lock
-(SQLite); milliseconds.
+Holds that are open are owed to the ledger at once.
+
+Locks: ACCESS EXCLUSIVE on accounts for a column without a default (PostgreSQL), milliseconds, or
+the file's write lock (SQLite); a second for each ten thousand open holds. The tables are new. The
+previous code neither reads nor needs any of it, and writes no return and no hold into the ledger
+meanwhile. Downgrade takes ACCESS EXCLUSIVE on the two tables and on accounts, and ROW EXCLUSIVE on
+the outbox (PostgreSQL), or the file's write lock (SQLite); milliseconds.
 """
 
 from __future__ import annotations

@@ -136,6 +136,25 @@ def test_many_who_are_asked_about_do_not_scroll_the_question_away(
     assert len(events(services, "deletion.accepted")) == 30
 
 
+@pytest.mark.parametrize("reason", [[], ["--reason", "by letter"]], ids=["bare", "reason"])
+def test_giving_back_the_unexplained_names_both_ways(
+    services: Services, run: Run, lost: int, reason: list[str]
+) -> None:
+    before = everything(services)
+
+    refused = run("accounts", "reactivate", str(lost), *reason)
+    unchanged = everything(services)
+    accept(run, lost)
+    done = run("accounts", "reactivate", str(lost))
+
+    assert refused.exit_code == 1
+    assert "`accounts accept` promises a full grace period" in refused.stderr
+    assert "(`sweeps pause`), --reason gives it back at once" in refused.stderr
+    assert unchanged == before
+    assert done.exit_code == 0, done.stderr
+    assert get_account(services, lost).is_active
+
+
 @pytest.mark.parametrize("force", [[], ["--force"]])
 @pytest.mark.parametrize("dry_run", [[], ["--dry-run"]])
 def test_a_named_purge_refuses_the_unexplained_and_names_what_ends_it(

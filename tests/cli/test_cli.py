@@ -876,7 +876,7 @@ def test_status_counts_what_is_due_overdue_held_and_owed(
 
     assert (shown["active"], shown["due"], shown["held"], shown["stuck"]) == (1, 2, 1, 0)
     assert shown["overdue_seconds"] > 3600
-    assert shown["owed"] == {"mail.scheduled": 2}
+    assert shown["owed"] == {"mail.scheduled": 2, "ledger.keep": 1}
     assert words.exit_code == 0
     assert re.search(r"^overdue +\d+ d( \d+ h)?$", words.stdout, re.MULTILINE)
 
@@ -1069,7 +1069,8 @@ def restore(app: APIFlask, person: Person, run: Run) -> None:
     back = make_person(services_of(app), "back")
     run_sql(
         services_of(app),
-        "UPDATE accounts SET public_id = :id WHERE id = :back",
+        "UPDATE accounts SET public_id = :id, joined_at = :joined WHERE id = :back",
+        joined="2020-01-01 00:00:00.000000",
         id=public_id,
         back=back.id,
     )
@@ -1081,6 +1082,7 @@ def test_replay_purges_again_whom_a_restore_brought_back_and_nobody_else(
 ) -> None:
     restore(app, ann, run)
     before = belongings(services_of(app), bob)
+    epoch = before["row"].pop("epoch")
 
     verified = run("ledger", "verify", "--json")
     planned = document(run("ledger", "replay", "--dry-run", "--json"))
@@ -1096,7 +1098,40 @@ def test_replay_purges_again_whom_a_restore_brought_back_and_nobody_else(
     assert document(real)["purged"] == planned["would_purge"]
     assert receipt_of(app, ann) is not None
     assert verified_again.exit_code == 0, verified_again.output
-    assert belongings(services_of(app), bob) == before
+    after = belongings(services_of(app), bob)
+    assert after["row"].pop("epoch") > epoch
+    assert after == before
+
+
+def test_a_ledger_of_a_newer_database_is_not_written_by_an_older_one(
+    app: APIFlask, run: Run, ann: Person
+) -> None:
+    """It knows nothing of what came since, and would call the ledger whole."""
+    restore(app, ann, run)
+
+    refused = [run("ledger", "rebuild", "--yes"), run("ledger", "adopt", "--yes")]
+    status = run("accounts", "status")
+
+    for result in [*refused, status]:
+        assert result.exit_code == 1
+        assert (
+            "The database is older than its ledger: run `accountsvc ledger replay`" in result.stderr
+        )
+
+
+def test_a_replay_that_is_done_is_not_done_again(app: APIFlask, run: Run, ann: Person) -> None:
+    restore(app, ann, run)
+    run("ledger", "replay", "--yes")
+    done = everything(services_of(app))
+
+    again = run("ledger", "replay", "--yes")
+
+    assert again.exit_code == 0
+    assert again.stdout == (
+        "Nothing to replay: the database is not older than its ledger. Only if a backup was put "
+        "back since the last replay: `ledger replay --restored` ends the sessions of before.\n"
+    )
+    assert everything(services_of(app)) == done
 
 
 def test_replay_works_while_everything_else_is_paused(
@@ -1128,7 +1163,8 @@ def test_somebody_of_whom_a_receipt_is_left_is_purged_again(
     public_id = ann.public_id.hex if services_of(app).settings.is_sqlite else str(ann.public_id)
     run_sql(
         services_of(app),
-        "UPDATE accounts SET public_id = :id WHERE id = :back",
+        "UPDATE accounts SET public_id = :id, joined_at = :joined WHERE id = :back",
+        joined="2020-01-01 00:00:00.000000",
         id=public_id,
         back=back.id,
     )

@@ -418,6 +418,7 @@ def account_document(person: Person, **changes: Any) -> dict[str, Any]:
         "deactivated_by": "operator",
         "purge_at": STAMP,
         "reason": None,
+        "return_reason": None,
         "unexplained": False,
         "blocked_by": None,
         "attempts": 0,
@@ -507,6 +508,7 @@ def test_json_of_status_keeps_every_byte(app: APIFlask, run: Run, ann: Person) -
             "braked_at": None,
             "allowed": 0,
             "unscrubbed": 0,
+            "unkept": 0,
             "troubled": [1],
         }
     )
@@ -568,6 +570,8 @@ def test_json_of_what_lies_beside_the_database_keeps_every_byte(
             "missing": [],
             "untrusted": [],
             "unsealed": 0,
+            "lost": [],
+            "is_behind": False,
         }
     )
     assert missing.stdout == exactly(
@@ -579,6 +583,8 @@ def test_json_of_what_lies_beside_the_database_keeps_every_byte(
             "missing": [str(ann.public_id)],
             "untrusted": [],
             "unsealed": 0,
+            "lost": [],
+            "is_behind": False,
         }
     )
     assert missing.stderr == (

@@ -138,6 +138,17 @@ ROWS: dict[str, dict[str, list[dict[str, Any]]]] = {
             }
         ]
     },
+    "0007": {
+        "kept_lines": [
+            {
+                "uid": "0" * 31 + "7",
+                "subject": "0" * 31 + "8",
+                "kind": "returned",
+                "at": LATE,
+                "deactivated_at": EARLY,
+            }
+        ]
+    },
     "0002": {"sweep_marks": [{"name": "swept", "at": EARLY}, {"name": "paused", "at": LATE}]},
 }
 
@@ -238,8 +249,12 @@ def described_by_postgresql(connection: Connection) -> set[str]:
 
 
 def counted(url: str) -> dict[str, int]:
-    """Count the rows of each table, without the witnesses that a revision adds for who waits."""
-    added = {"audit_events": " WHERE action <> 'deletion.witnessed'"}
+    """Count the rows of each table, without what a revision adds for who waits or is held."""
+    added = {
+        "audit_events": " WHERE action <> 'deletion.witnessed'",
+        "kept_lines": " WHERE kind <> 'held'",
+        "outbox": " WHERE kind <> 'ledger.keep'",
+    }
     with connected(url) as connection:
         return {
             name: connection.exec_driver_sql(

@@ -116,7 +116,7 @@ def test_a_forged_line_stops_nothing_and_purges_nobody(
     assert verified["back"] == []
     assert len(verified["untrusted"]) + verified["unsealed"] == 1
     assert replayed.exit_code == 0, replayed.output
-    assert "Nothing is to be purged." in replayed.output
+    assert "Nothing to replay" in replayed.output
     assert everything(services) == before
     assert services.sweep().purged_ids == [due.id]
 

@@ -182,6 +182,44 @@ def test_the_brake_keeps_the_same_people_from_a_dry_run_which_it_does_not_count(
     services.database.engine.dispose()
 
 
+def test_whom_the_brake_keeps_is_told_beforehand_and_is_not_purged(services: Services) -> None:
+    """Whose owner has asked for it is none of them, however many are due before."""
+    ids = insert_accounts(services, numbered("due", 60), purge_at=now(services) - HOUR)
+    (asker,) = insert_accounts(services, ["ann"], purge_at=now(services) + HOUR)
+    owner = Actor("owner", get_account(services, asker).public_id)
+    with services.writing() as session:
+        lifecycle.due_now(session, asker, by=owner)
+    before = everything(services)
+
+    going, waiting = services.rehearsal.split_by_brake(services.purge_now.plan_due())
+    unchanged = everything(services)
+    rehearsed = services.rehearsal.purge_due(going, waiting=waiting)
+    real = services.purge_now.purge_due(going, waiting=waiting)
+
+    assert unchanged == before
+    assert [plan.account_id for plan in going] == [*ids[:50], asker]
+    assert [plan.account_id for plan in waiting] == ids[50:]
+    assert outcome(rehearsed) == outcome(real)
+    assert real.kept == dict.fromkeys(ids[50:], Kept(Obstacle.BRAKED))
+    assert all(read_account(services, one) is not None for one in ids[50:])
+
+
+def test_of_those_who_wait_the_report_says_what_keeps_each_in_the_end(services: Services) -> None:
+    insert_accounts(services, numbered("due", 50), purge_at=now(services) - HOUR)
+    held, gone, waits = insert_accounts(
+        services, ["held", "gone", "waits"], purge_at=now(services) - HOUR
+    )
+    going, waiting = services.rehearsal.split_by_brake(services.purge_now.plan_due())
+    with services.writing() as session:
+        lifecycle.place_hold(session, held, reason="court", by=OPERATOR_ACTOR)
+    named = services.purge_now.plan_named([gone], force=False)
+    services.purge_now.purge_named(named, force=False)
+
+    report = services.purge_now.purge_due(going, waiting=waiting)
+
+    assert report.kept == {held: Kept(Obstacle.HELD), waits: Kept(Obstacle.BRAKED)}
+
+
 def test_a_dry_run_lets_go_what_an_operator_has_allowed(database_url: str, tmp_path: Path) -> None:
     services = build_services(make_settings(database_url, tmp_path, PURGE_BATCH_SIZE="2"))
     ids = insert_accounts(services, numbered("due", 60), purge_at=now(services))

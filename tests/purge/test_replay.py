@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from accountsvc.db.models import Generation, KeptLine, LegalHold, Receipt
 from accountsvc.errors import GraceOver, TokenNotValid
 from accountsvc.outbox import kept, queue
 from accountsvc.outbox.marks import LedgerAhead, take_marks
+from accountsvc.purge.at_once import Obstacle
 from accountsvc.purge.restore import Restore
 from accountsvc.purge.stops import DatabaseBehind
 from accountsvc.purge.sweep import Sweep
@@ -35,6 +37,7 @@ from tests.support.factories import (
 )
 from tests.support.ledgers import ELSEWHERE, OTHER_KEY, keys
 from tests.support.moments import now
+from tests.support.processes import eventually
 from tests.support.state import effects, events, get_account, ids_left, read_account, rows_of
 from tests.support.story import Story
 
@@ -186,6 +189,25 @@ def test_a_backup_that_is_put_back_under_a_sweep_stops_it(story: Story) -> None:
     assert read_account(services, story.id("returner")) is not None
 
 
+def test_a_backup_that_is_put_back_under_a_sweep_with_nobody_due_purges_nobody(
+    story: Story,
+) -> None:
+    """Such a sweep has not looked at the ledger, and somebody falls due before its first batch."""
+    services = story.services
+    backup = story.begin()
+    reactivate(services, story.id("returner"))
+    story.settle()
+
+    def put_back() -> bool:
+        backup.put_back()
+        make_due(services, story.people["returner"])
+        return True
+
+    Sweep(services.database, services.sweep_rules, put_back, restore=services.restore).run()
+
+    assert read_account(services, story.id("returner")) is not None
+
+
 def test_a_token_that_was_ended_after_the_backup_stays_dead(story: Story) -> None:
     """By the replay all tokens end: those of before, and those of after the backup."""
     services = story.services
@@ -279,16 +301,41 @@ def test_a_replay_that_is_broken_off_refuses_until_it_is_repeated(
     assert len(events(services, "ledger.replayed")) == 1
 
 
-def test_a_replay_that_cannot_purge_somebody_is_not_done(restored: Story) -> None:
-    """A hold of before the backup keeps them; whoever releases it repeats the replay."""
+def test_a_hold_keeps_one_who_was_purged_and_nobody_else(restored: Story) -> None:
+    """The replay is done all the same; who is held is due, and goes when the hold is released."""
     services = restored.services
     hold = place_hold(services, restored.id("purged"))
 
     report = services.replay.run(services.replay.plan())
 
-    assert list(report.kept) == [restored.id("purged")]
+    assert [kept.obstacle for kept in report.kept.values()] == [Obstacle.HELD]
+    assert not services.restore.is_behind()
+    assert services.restore.verify().agrees
+    make_due(services, make_person(services, "due"))
+    assert services.sweep().purged == 1
+    with pytest.raises(GraceOver):
+        reactivate(services, restored.id("purged"))
+    release_hold(services, restored.id("purged"), hold, delay=timedelta())
+    assert not services.restore.is_behind()
+    eventually(lambda: services.sweep().purged == 1)
+
+
+def test_a_replay_that_cannot_purge_somebody_is_not_done(
+    restored: Story, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    services = restored.services
+    run_sql(
+        services,
+        "UPDATE accounts SET is_staff = true, deactivated_at = NULL, "
+        "purge_at = NULL, deactivated_by = NULL WHERE id = :id",
+        id=restored.id("purged"),
+    )
+
+    report = services.replay.run(services.replay.plan())
+
+    assert [kept.obstacle for kept in report.kept.values()] == [Obstacle.LAST_STAFF]
     assert services.restore.is_behind()
-    release_hold(services, restored.id("purged"), hold)
+    make_person(services, "boss", staff=True)
     replay(services)
     assert not services.restore.is_behind()
 
@@ -414,6 +461,75 @@ def test_a_forged_return_gives_nobody_back(story: Story) -> None:
     replay(services)
 
     assert not get_account(services, leaver.id).is_active
+
+
+def damage(services: Services, how: str) -> None:
+    folder = services.settings.instance_path / "ledger" / "kept"
+    for path in list(folder.glob("*.jsonl")):
+        if how == "emptied":
+            path.write_bytes(b"")
+        elif how == "cut":
+            path.write_bytes(path.read_bytes()[:-9])
+        elif how == "renamed":
+            path.rename(path.with_name(f"0{path.name[1:-20]}{uuid.uuid4().hex[:14]}.jsonl"))
+        else:
+            path.unlink()
+
+
+@pytest.mark.parametrize("how", ["emptied", "cut", "renamed", "removed"])
+def test_returns_and_holds_that_are_lost_are_noticed_and_written_again(
+    story: Story, how: str
+) -> None:
+    services = story.services
+    backup = story.begin()
+    reactivate(services, story.id("returner"))
+    place_hold(services, story.id("held"))
+    make_due(services, story.new("late"))
+    services.sweep()
+    story.settle()
+    assert services.restore.look().lost == 0
+
+    damage(services, how)
+
+    assert services.restore.look().lost == 3
+    assert len(services.restore.verify().lost) == 3
+    assert len(services.mending.lost_lines()) == 3
+    services.mending.write_lines(services.mending.lost_lines())
+    assert services.restore.look().lost == 0
+    backup.put_back()
+    replay(services)
+    assert get_account(services, story.id("returner")).is_active
+    with services.reading() as session:
+        assert lifecycle.open_holds(session, story.id("held"))
+
+
+def test_what_is_no_line_beside_them_is_named(story: Story) -> None:
+    services = story.services
+    story.begin()
+    folder = services.settings.instance_path / "ledger" / "kept"
+    (folder / "._x.jsonl").write_bytes(b"x")
+
+    named = [one.name for one in services.restore.look().untrusted]
+
+    assert named == ["kept/._x.jsonl"]
+    assert [one.name for one in services.restore.verify().untrusted] == named
+    assert [one.name for one in services.replay.plan().untrusted] == named
+
+
+def test_another_key_seals_returns_and_holds_too(story: Story, tmp_path: Path) -> None:
+    services = story.services
+    backup = story.begin()
+    story.go_on()
+    database, store = services.database, services.ledger.store
+    renewed = replace(services, ledger=Ledger(store, keys(OTHER_KEY)))
+    assert len(renewed.mending.lost_lines(by_unknown_key=True)) == 2
+
+    renewed.mending.adopt(renewed.mending.plan_adoption(), by=OPERATOR_ACTOR)
+    renewed.mending.write_lines(renewed.mending.lost_lines(by_unknown_key=True))
+
+    assert Restore(database, renewed.ledger).verify().agrees
+    backup.put_back()
+    assert len(renewed.replay.plan().returns) == 1
 
 
 # The operator gives back by hand

@@ -7,7 +7,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from sqlalchemy import insert, select
+from sqlalchemy import insert, select, update
 
 from accountsvc.accounts import lifecycle
 from accountsvc.accounts.credentials import reset_password
@@ -15,6 +15,7 @@ from accountsvc.db import audit, rules
 from accountsvc.db.audit import OPERATOR_ACTOR, SYSTEM_ACTOR, Actor, Witness
 from accountsvc.db.models import Account, AuditEvent, Receipt
 from accountsvc.errors import InvalidInput, NotDeactivated, Unexplained
+from accountsvc.outbox import notices
 from accountsvc.purge import claim
 from accountsvc.purge import sweep as sweeping
 from accountsvc.purge.at_once import Kept, NotPurgeable, Obstacle
@@ -32,7 +33,7 @@ from tests.support.factories import (
     release_hold,
 )
 from tests.support.loglines import lines_of
-from tests.support.moments import GRACE, NOW, SECOND, at
+from tests.support.moments import GRACE, NOW, SECOND, at, now
 from tests.support.state import effects, events, everything, get_account, ids_left, rows_of
 from tests.support.sweeps import sweep
 
@@ -462,3 +463,26 @@ def test_a_sweep_that_finds_none_says_nothing(services: Services) -> None:
 
     assert [line for line in lines if line["log_level"] == "error"] == []
     assert len(rows_of(services, Receipt)) == 3
+
+
+def test_a_mail_about_a_date_that_nobody_promised_waits_until_it_is_accepted(
+    services: Services,
+) -> None:
+    """It would tell people of a purge that does not come."""
+    account = insert_account(services)
+    deactivate(services, account.id)
+    wrong = now(services) + timedelta(hours=1)
+    with services.writing() as session:
+        session.execute(update(Account).values(purge_at=wrong))
+
+    waiting = services.deliver()
+    (owed,) = effects(services, notices.SCHEDULED)
+
+    assert waiting.delivered == 0
+    assert owed.deliver_after > now(services)
+    with services.writing() as session:
+        lifecycle.accept(
+            session, account.id, reason="a slip", promise=make_promise(), by=OPERATOR_ACTOR
+        )
+    assert services.deliver().delivered == 1
+    assert effects(services, notices.SCHEDULED) == []
