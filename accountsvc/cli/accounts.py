@@ -21,7 +21,7 @@ from ..db import audit, rows
 from ..db.audit import OPERATOR_ACTOR
 from ..db.engine import database_now
 from ..db.models import ACTIVE, DEACTIVATED, DUE, MAX_ID, UNEXPLAINED
-from ..errors import AccountNotFound, GraceOver, HoldNotFound, StoreUnavailable
+from ..errors import AccountNotFound, GraceOver, HoldNotFound
 from ..purge import failures, stops
 from ..web import services
 from .console import (
@@ -29,6 +29,7 @@ from .console import (
     change_each,
     fail,
     find,
+    is_behind_its_ledger,
     json_option,
     sentences,
     show_json,
@@ -107,14 +108,6 @@ _NOBODY_PROMISED = (
 )
 
 
-def _is_behind() -> bool:
-    try:
-        return services().restore.is_behind()
-    except StoreUnavailable:
-        # Nothing is purged while the ledger cannot be read, but that may end at any moment.
-        return False
-
-
 @accounts_group.command()
 @click.argument("names", nargs=-1, required=True, metavar="ID|EMAIL…")
 @click.option("--reason", help="Needed for who is due; stored on the account until its purge.")
@@ -136,7 +129,7 @@ def reactivate(names: tuple[str, ...], *, reason: str | None, as_json: bool) -> 
     """
 
     # Asked before the transaction, whose lock would otherwise wait for the ledger's store.
-    is_behind = reason is not None and _is_behind()
+    is_behind = reason is not None and is_behind_its_ledger()
 
     def change(session: Session, account_id: int) -> bool:
         account = rows.lock(session, account_id)

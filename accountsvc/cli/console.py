@@ -210,6 +210,18 @@ def refuse_without_signing_key() -> None:
         )
 
 
+def is_behind_its_ledger() -> bool:
+    """Say whether the database is known to be older than its ledger.
+
+    A ledger that does not answer says nothing: nobody is purged meanwhile, but that may end at any
+    moment.
+    """
+    try:
+        return services().restore.is_behind()
+    except StoreUnavailable:
+        return False
+
+
 def say_what_has_no_seal() -> None:
     """Say on stderr how many objects of the ledger wait for `ledger adopt`, if any do.
 

@@ -7,14 +7,21 @@ from datetime import timedelta
 from typing import Any
 
 from ..db.engine import database_now
-from ..errors import StoreUnavailable
 from ..monitoring.status import Status
 from ..monitoring.status import read as read_status
 from ..outbox import notices, queue
 from ..outbox.marks import LedgerAhead
 from ..web import services
 from .accounts import accounts_group
-from .console import fail, json_option, say_what_has_no_seal, sentences, show_json, show_lines
+from .console import (
+    fail,
+    is_behind_its_ledger,
+    json_option,
+    say_what_has_no_seal,
+    sentences,
+    show_json,
+    show_lines,
+)
 from .words import braked, clock_moved, clocks_differ, count, duration, fields, paused, stamp, table
 
 
@@ -72,17 +79,9 @@ def status(*, as_json: bool) -> None:
         fail(" ".join(wrong))
 
 
-def _is_behind() -> bool:
-    """Say whether the database is older than its ledger; a ledger that is away says nothing."""
-    try:
-        return services().restore.is_behind()
-    except StoreUnavailable:
-        return False
-
-
 def _wrong(counts: Status) -> Iterator[str]:
     """Yield a sentence for each kind of account that waits for a person, and what ends it."""
-    if _is_behind():
+    if is_behind_its_ledger():
         yield f"{LedgerAhead()} Nobody is purged until then."
     if counts.stuck:
         accounts = count(counts.stuck, "account is", "accounts are")

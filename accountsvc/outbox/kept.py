@@ -112,12 +112,11 @@ def to_be_removed(session: Session) -> set[str]:
     return {name for payload in payloads for name in Removal.read(payload).names}
 
 
-def adopt(session: Session, lines: Sequence[KeptLine]) -> int:
-    """Know of *lines* that the ledger has from after the backup; return how many were unknown.
+def adopt(session: Session, lines: Sequence[KeptLine]) -> None:
+    """Know of *lines* that the ledger has from after the backup.
 
     They are removed from it in their time, like the database's own.
     """
-    new = 0
     for chunk in rows.chunks(lines):
         uids = [one.uid for one in chunk]
         known = {
@@ -126,13 +125,11 @@ def adopt(session: Session, lines: Sequence[KeptLine]) -> int:
         for line in chunk:
             if line.uid not in known:
                 session.add(line)
-                new += 1
             elif known[line.uid].object_name is None:
                 # It was written after the backup: written again under another name, the first
                 # object would stay for good.
                 known[line.uid].object_name = line.object_name
         session.flush()
-    return new
 
 
 def _remove(session: Session, lines: Sequence[KeptLine], now: datetime) -> None:
