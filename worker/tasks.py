@@ -44,7 +44,8 @@ def services() -> Services:
 
 _LEDGER_GONE = (
     "the ledger is empty though it was written, so nothing is purged: give "
-    "LEDGER_URL its store back, or run `accountsvc ledger rebuild`"
+    "LEDGER_URL its store back, or run `accountsvc ledger rebuild`; "
+    "`accountsvc ledger adopt` if a key was replaced"
 )
 
 

@@ -135,7 +135,7 @@ OBSTACLES: Mapping[Obstacle, str] = {
     Obstacle.LEDGER_BEHIND: "The ledger cannot be read or written. Mend it first.",
     Obstacle.LEDGER_UNREADABLE: "The ledger cannot be read. Mend it first.",
     Obstacle.LEDGER_GONE: "The ledger is empty though it was written. Give LEDGER_URL its store "
-    "back, or run `ledger rebuild`.",
+    "back, or run `ledger rebuild`; `ledger adopt` if a key was replaced.",
     Obstacle.DATABASE_BEHIND: "The database is older than its ledger: purged people are back, and "
     "who is due may have come back since. Run `ledger replay` first.",
     Obstacle.CLOCKS_DIFFER: "Two clocks differ by more than 5 minutes. Set the wrong one right; "

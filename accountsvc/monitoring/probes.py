@@ -38,7 +38,8 @@ CLOCK_MOVED = (
 )
 DATABASE_BEHIND = "is newer than the database, as after a restore: run `accountsvc ledger replay`"
 LEDGER_GONE = (
-    "is empty though it was written: give it its store back, or run `accountsvc ledger rebuild`"
+    "is empty though it was written: give it its store back, or run `accountsvc ledger rebuild`; "
+    "`accountsvc ledger adopt` if a key was replaced"
 )
 LINES_MISSING = "lacks the lines of receipts: run `accountsvc ledger verify`"
 

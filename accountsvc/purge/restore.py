@@ -120,8 +120,8 @@ class Restore:
     def refuse_after_restore(self) -> None:
         """Raise DatabaseBehind while :meth:`is_behind`.
 
-        Raises LedgerUnreadable if the ledger cannot be read, and LedgerGone if it is empty though
-        it was written. Objects that are not trusted are named in the log, and refuse nothing.
+        Raises LedgerUnreadable if the ledger cannot be read, and LedgerGone if nothing of what was
+        written is there. Objects that are not trusted are named in the log, and refuse nothing.
         """
         try:
             newest = self.ledger.newest()
@@ -253,13 +253,21 @@ class Restore:
             )
 
     def _is_gone(self) -> bool:
-        """Say whether the ledger is empty though somebody has a receipt whose line is not owed."""
-        if not self.ledger.is_empty():
-            return False
+        """Say whether a ledger without a trusted object has nothing of what was written.
+
+        So it is if it is empty, or if what was written last is sealed by a key that is not listed.
+        An object that is damaged is named, and stops nothing.
+        """
         with self.database.reading() as session:
             owed = read_owed(session).people
-            known = session.scalar(select(func.count()).select_from(Receipt)) or 0
-        return known > len(owed)
+            last = select(Receipt).where(Receipt.public_id.not_in(owed))
+            receipt = session.scalar(last.order_by(Receipt.purged_at.desc()).limit(1))
+            lines = kept.sample(session, 1)
+        if self.ledger.is_empty():
+            return receipt is not None or bool(self.lost_of(lines))
+        there = [] if receipt is None else self.ledger.of_moment(receipt.purged_at)
+        there += self.ledger.open_kept([line.object_name or "" for line in lines])
+        return any(isinstance(one, Untrusted) and one.flaw is Flaw.UNKNOWN_KEY for one in there)
 
     def _sample(self, size: int) -> Sequence[Receipt]:
         """Return the newest receipt, and *size* others from a random one on.

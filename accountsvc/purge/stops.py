@@ -27,7 +27,7 @@ class LedgerUnreadable(LedgerBehind):
 
 
 class LedgerGone(LedgerUnreadable):
-    """The ledger is empty though receipts say that it was written: its store is another one."""
+    """The ledger has nothing of what was written: its store is another one, or its keys are."""
 
 
 class DatabaseBehind(Refused):

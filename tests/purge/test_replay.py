@@ -11,7 +11,7 @@ import pytest
 from sqlalchemy import select
 
 from accountsvc.accounts import credentials, giveback, lifecycle
-from accountsvc.adapters.ledger import Ledger, kept_name
+from accountsvc.adapters.ledger import MOST_PASSED_OVER, Batch, Ledger, kept_name
 from accountsvc.db import generations
 from accountsvc.db.audit import OPERATOR_ACTOR
 from accountsvc.db.models import Generation, KeptLine, LegalHold, Receipt
@@ -20,7 +20,7 @@ from accountsvc.outbox import kept, queue
 from accountsvc.outbox.marks import LedgerAhead, take_marks
 from accountsvc.purge.at_once import Obstacle
 from accountsvc.purge.restore import Restore
-from accountsvc.purge.stops import DatabaseBehind
+from accountsvc.purge.stops import DatabaseBehind, LedgerGone
 from accountsvc.purge.sweep import Sweep
 from accountsvc.services import Services
 from accountsvc.tokens import ACCESS, MAILED
@@ -556,3 +556,55 @@ def test_every_epoch_moves_by_the_same_number_that_no_token_can_have(story: Stor
     moved = {get_account(services, one).epoch - then for one, then in zip(ids, before, strict=True)}
     (jump,) = moved
     assert jump >= 1000
+
+
+# A ledger in which nothing counts
+
+
+def test_a_ledger_of_returns_alone_that_is_gone_purges_nobody(story: Story) -> None:
+    """Nobody was purged yet, and a backup is put back while its store is not mounted."""
+    services = story.services
+    for name in ("first", "returner"):
+        deactivate(services, story.new(name).id)
+    reactivate(services, story.id("first"))
+    story.settle()
+    backup = Backup(services.settings.database_url, story.folder)
+    reactivate(services, story.id("returner"))
+    story.settle()
+    folder = services.settings.instance_path / "ledger"
+    folder.rename(folder.with_name("elsewhere"))
+    backup.put_back()
+    make_due(services, story.people["returner"])
+
+    with pytest.raises(LedgerGone):
+        services.sweep()
+
+    assert read_account(services, story.id("returner")) is not None
+
+
+def test_another_key_without_adoption_purges_nobody(story: Story) -> None:
+    """Nothing in there counts, so nobody could notice a backup that is put back."""
+    services = story.services
+    story.begin()
+    make_due(services, story.new("due"))
+    renewed = Restore(services.database, Ledger(services.ledger.store, keys(OTHER_KEY)))
+
+    with pytest.raises(LedgerGone):
+        renewed.refuse_after_restore()
+    assert renewed.look().is_gone
+
+    services.restore.refuse_after_restore()
+
+
+def test_forged_objects_in_front_of_the_others_stop_nothing(story: Story) -> None:
+    services = story.services
+    story.begin()
+    stranger = Ledger(services.ledger.store, keys(OTHER_KEY))
+    for second in range(MOST_PASSED_OVER + 1):
+        at = now(services) + timedelta(days=1, seconds=second)
+        batch = Batch(uuid.uuid4(), [{"public_id": str(uuid.uuid4())}], at)
+        (seal,), _ = stranger.seal_all([batch], [ELSEWHERE], again=True)
+        stranger.append(batch, seal)
+    assert services.ledger.newest().objects == []
+
+    services.restore.refuse_after_restore()
