@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import re
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 from apiflask import APIFlask
@@ -10,6 +14,7 @@ from flask.testing import FlaskClient
 from openapi_spec_validator import validate
 
 from accountsvc.api.http.errors import FRAMEWORK, TABLE
+from tests.support.factories import dispose, make_app
 
 
 @pytest.fixture(scope="module")
@@ -83,3 +88,27 @@ def test_only_views_that_want_a_token_say_so(client: FlaskClient) -> None:
         "give each other view a guard of accountsvc/api/http/auth.py; "
         "one that is to be open to all is listed here"
     )
+
+
+def test_readers_who_come_first_at_once_all_get_the_document(
+    sqlite_url: str, tmp_path: Path
+) -> None:
+    """Six at once after a start: two who made the document together would get a 500."""
+    app = make_app(sqlite_url, tmp_path)
+    start = threading.Barrier(6)
+
+    def read(_reader: int) -> tuple[int, bytes]:
+        start.wait()
+        response = app.test_client().get("/api/openapi.json")
+        return response.status_code, response.data
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        with ThreadPoolExecutor(6) as readers:
+            answers = set(readers.map(read, range(6)))
+    finally:
+        sys.setswitchinterval(interval)
+        dispose(app)
+
+    assert [status for status, _document in answers] == [200]

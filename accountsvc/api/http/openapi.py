@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from functools import wraps
+from threading import Lock
 from typing import Any
 
 from apiflask import APIFlask
@@ -42,6 +44,7 @@ def init_app(app: APIFlask) -> None:
         AUTO_AUTH_ERROR_RESPONSE=False,
         AUTO_404_RESPONSE=False,
         AUTO_OPERATION_ID=True,
+        SPEC_DECORATORS=[_one_at_a_time()],
         SECURITY_SCHEMES={
             _BEARER: {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"},
             _OPS: {
@@ -53,6 +56,26 @@ def init_app(app: APIFlask) -> None:
     )
     app.spec_processor(_complete)
     apiflask_patches.keep_schema_names(app)
+
+
+def _one_at_a_time() -> Callable[[Callable[[], Any]], Callable[[], Any]]:
+    """Return the decorator that lets one request after the other make, or read, the document.
+
+    APIFlask makes it in an object of the application when it is first asked for: two that did so
+    at once would take each other's schemas for duplicates, and one of them would answer 500.
+    """
+    # One lock for all: APIFlask decorates its view anew for each request.
+    lock = Lock()
+
+    def decorate(view: Callable[[], Any]) -> Callable[[], Any]:
+        @wraps(view)
+        def alone() -> Any:
+            with lock:
+                return view()
+
+        return alone
+
+    return decorate
 
 
 def _complete(spec: Any) -> Any:
