@@ -48,8 +48,17 @@ ONE_ENGINE = {
     "test_pages_protection",
     "test_pages_reset",
 }
+# Each of these repeats one thing a hundred times, and what that asks of PostgreSQL is tested there by
+# the tests beside it; there it would take as long as a whole room does.
+FLOODS = {
+    "test_a_hundred_deletions_and_returns_in_a_minute_mail_a_stranger_a_few_times",
+    "test_a_flood_that_goes_on_all_day_is_twenty_mails_of_a_kind_and_no_more",
+    "test_the_news_of_many_accounts_come_to_one_mailbox_one_by_one_and_none_is_lost",
+    "test_a_hundred_resets_in_a_minute_are_two_mails_whose_links_live_from_when_they_left",
+}
 ALL_ENGINES = os.environ.get("TEST_ENGINES") == "all"
-# `make faults` injects more of them, and drains a backlog of 20,000 accounts besides.
+# `make faults` injects more of them, puts in each mutant on PostgreSQL too, and drains a backlog of
+# 20,000 accounts besides.
 LONG_FAULTS = os.environ.get("TEST_FAULTS") == "long"
 
 NewDatabase = Callable[[], str]
@@ -77,8 +86,12 @@ def pytest_configure(config: pytest.Config) -> None:
         signal.signal(name, signal.default_int_handler)
     stack = ExitStack()
     config.add_cleanup(stack.close)
-    folder = Path(tempfile.mkdtemp(prefix="accountsvc-tests-"))
+    # ``TEST_TMPDIR`` is where all files of the session lie, of the servers too, and are deleted with it.
+    elsewhere = os.environ.get("TEST_TMPDIR")
+    folder = Path(tempfile.mkdtemp(prefix="accountsvc-tests-", dir=elsewhere))
     stack.callback(shutil.rmtree, folder, ignore_errors=True)
+    if elsewhere:
+        os.environ["TMPDIR"] = tempfile.tempdir = str(folder)
     if not os.environ.get("TEST_DATABASE_URL"):
         os.environ["TEST_DATABASE_URL"] = stack.enter_context(PostgresServer()).url()
         stack.callback(os.environ.pop, "TEST_DATABASE_URL", None)
@@ -100,12 +113,22 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if left_out:
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if item not in left_out]
+    # Each process begins with an equal part of the list: begun last, or one behind the other in one
+    # process, the longest tests would go on by themselves when all others are done.
+    longest = [item for item in items if item.path.stem == "test_faults"]
+    items[:] = [item for item in items if item not in longest]
+    for number, item in enumerate(longest):
+        items.insert(number * len(items) // len(longest), item)
 
 
 def _is_left_out(item: pytest.Item) -> bool:
     if item.path.stem == "test_drain":
         return not LONG_FAULTS
-    return item.path.stem in ONE_ENGINE and "[postgresql" in item.name and not ALL_ENGINES
+    if ALL_ENGINES or "[postgresql" not in item.name:
+        return False
+    if item.path.stem == "test_mutants":
+        return not LONG_FAULTS
+    return item.path.stem in ONE_ENGINE or item.name.partition("[")[0] in FLOODS
 
 
 def pytest_collection_finish() -> None:

@@ -224,21 +224,29 @@ class World:
 
     def recover(self) -> list[str]:
         """Let everything work again, and return what is not as it should be in the end."""
+        self._work_on()
+        # What the first time has owed or put off is done by the second.
+        if self._unfinished():
+            self._work_on()
+        return self._unfinished()
+
+    def _work_on(self) -> None:
         services = self.services
-        for _ in range(2):
-            # Leases of the killed, pauses after a failure and the first hour of an upload pass in a moment.
-            with services.writing() as session:
-                session.execute(
-                    update(Effect)
-                    .where((Effect.attempts > 0) | Effect.kind.in_([DELETE_FILE, LEDGER]))
-                    .where(self._nobodys())
-                    .values(deliver_after=Effect.created_at)
-                )
-            services.deliver(seconds=60)
-            services.sweep()
+        # Leases of the killed, pauses after a failure and the first hour of an upload pass in a moment.
+        with services.writing() as session:
+            session.execute(
+                update(Effect)
+                .where((Effect.attempts > 0) | Effect.kind.in_([DELETE_FILE, LEDGER]))
+                .where(self._nobodys())
+                .values(deliver_after=Effect.created_at)
+            )
         services.deliver(seconds=60)
+        services.sweep()
+        services.deliver(seconds=60)
+
+    def _unfinished(self) -> list[str]:
         found = []
-        with services.reading() as session:
+        with self.services.reading() as session:
             left = [one.id for one in self._of("due") if session.get(Account, one.id)]
             owed = session.scalars(
                 select(Effect.kind).where(
