@@ -54,6 +54,8 @@ _IDLE_SECONDS = 75
 # More connections are not accepted until others end, and idle ones end at once.
 _CONNECTIONS = 4_096
 _SPARE_FILES = 256
+# Beyond so many of a process, they are a flood.
+_FEW_CONNECTIONS = 16
 # Supervisors ask for these, and replace a process that does not answer: in the queue of a flood,
 # a process that is only busy would be ended with all that it works on.
 # /readyz waits for the database: who asks whether the process lives may not wait behind it.
@@ -286,6 +288,7 @@ class _Listener(BaseWSGIServer):
 
     channel_class = Connection
     is_stopping = False
+    _at_once = 1
 
     def __init__(
         self, *words: Any, probes: Mapping[str, ThreadedTaskDispatcher], **named: Any
@@ -306,17 +309,21 @@ class _Listener(BaseWSGIServer):
             self._begin(task)
 
     def handle_accept(self) -> None:
-        """Accept the more at once, the more connections there are.
+        """Accept few one at a time, and of a flood twice as many in each round of the loop.
 
-        One at a time, as waitress does, a probe waits behind a flood for as many rounds of the loop
-        as others have connected. All at once, one process would take a proxy's few connections, and
-        another would have none.
+        One at a time, as waitress does, a probe waits behind a flood for as many rounds as others
+        have connected. All at once, one process would take a proxy's few connections, and another
+        would have none.
         """
-        for _ in range(1 + len(self._map) // 16):
+        room = _CONNECTIONS - len(self._map)
+        for _ in range(min(self._at_once, room)):
             before = len(self._map)
             super().handle_accept()
             if len(self._map) == before:
+                self._at_once = 1
                 return
+        if len(self._map) > _FEW_CONNECTIONS:
+            self._at_once *= 2
 
     def readable(self) -> bool:
         self.go_on()
