@@ -15,6 +15,10 @@ _MIB = 1024 * _KIB
 EMAIL_CHARACTERS = 254
 USERNAME_CHARACTERS = 150
 PASSWORD_CHARACTERS = 128
+# A password that has so many characters normalised (NFC) may come in up to four parts for each
+# (``ᾂ`` is the most): bounded by 128 as it comes, one of 60 Korean syllables could be set on one
+# system and not be typed on another. What is longer is not normalised.
+PASSWORD_PARTS = 4 * PASSWORD_CHARACTERS
 # zxcvbn sees so much of a password: its work grows with the square, and what follows adds strength.
 STRENGTH_CHARACTERS = 64
 # Fewer, where many of them can stand for letters ("$" for "s"): it looks up each piece in every way

@@ -10,8 +10,7 @@ from __future__ import annotations
 import hmac
 import os
 import uuid
-from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 from argon2 import PasswordHasher as Argon2
@@ -40,7 +39,7 @@ from ..errors import (
 from ..outbox import notices
 from ..tokens import Claims
 from ..turns import Turns
-from .fields import password_problems, profile_of
+from .fields import is_too_long, normalised, password_problems, profile_of
 from .lifecycle import Promise
 
 # The setting PASSWORD_HASH_COST names one of these. "normal" is the second recommendation of RFC
@@ -61,8 +60,24 @@ _DECOYS = {
 }
 
 
+@dataclass(frozen=True)
+class Verdict:
+    """Whether a password is the one that was hashed, and if so, whether to hash it anew.
+
+    ``is_outdated``: the hash was made with other parameters, or of the password as it was typed.
+    """
+
+    is_right: bool
+    is_outdated: bool = False
+
+
+WRONG = Verdict(is_right=False)
+
+
 class PasswordHasher:
     """Hash and verify passwords by argon2id (RFC 9106); safe to share between threads.
+
+    A password is hashed :func:`~.fields.normalised`, so that it is the same on every system.
 
     All *processes* of a host together compute as many hashes at once as there are *cores* (by
     default those that this process may use), and ``HASHES_WAITING`` more wait. Each has an equal
@@ -87,28 +102,47 @@ class PasswordHasher:
     def hash(self, password: str) -> str:
         """Return a new hash of *password*, with its salt and parameters, in PHC format."""
         with self._turns.take():
-            return self._argon2.hash(password)
+            return self._argon2.hash(normalised(password))
+
+    def judge(self, password_hash: str, password: str) -> Verdict:
+        """Say whether *password_hash* is one of *password*; wrong also for an unreadable hash.
+
+        Releases without normalising hashed what was typed, so a *password* that is typed otherwise
+        than it is normalised is tried in both forms. Which hash is of which form nobody can see:
+        the second costs a hash for every wrong password of that kind, known e-mail or not.
+
+        Wrong for what is too long, of which no hash is, in the time of ``PASSWORD_CHARACTERS``.
+        """
+        if is_too_long(password):
+            with self._turns.take():
+                self._matches(password_hash, password[: bounds.PASSWORD_CHARACTERS])
+            return WRONG
+        normal = normalised(password)
+        # Both forms in one turn: a right password is not refused for want of a second one.
+        with self._turns.take():
+            if self._matches(password_hash, normal):
+                return Verdict(is_right=True, is_outdated=self.is_outdated(password_hash))
+            if normal != password and self._matches(password_hash, password):
+                return Verdict(is_right=True, is_outdated=True)
+        return WRONG
 
     def verify(self, password_hash: str, password: str) -> bool:
-        """Say whether *password_hash* is one of *password*; False also for an unreadable hash.
-
-        False for more than ``PASSWORD_CHARACTERS``, of which no hash is, in the time of so many.
-        """
-        can_be_right = len(password) <= bounds.PASSWORD_CHARACTERS
-        tried = password[: bounds.PASSWORD_CHARACTERS]
-        try:
-            with self._turns.take():
-                return self._argon2.verify(password_hash, tried) and can_be_right
-        except (VerificationError, InvalidHashError, UnicodeEncodeError):
-            return False
+        """Say whether *password_hash* is one of *password*, as :meth:`judge` does."""
+        return self.judge(password_hash, password).is_right
 
     def burn(self, password: str) -> None:
-        """Take the time of one :meth:`verify`, so that an unknown e-mail is answered no sooner."""
-        self.verify(self._decoy, password)
+        """Take the time of a wrong *password*, so that an unknown e-mail is answered no sooner."""
+        self.judge(self._decoy, password)
 
     def is_outdated(self, password_hash: str) -> bool:
         """Say whether *password_hash* was made with other parameters than this hasher's."""
         return self._argon2.check_needs_rehash(password_hash)
+
+    def _matches(self, password_hash: str, form: str) -> bool:
+        try:
+            return self._argon2.verify(password_hash, form)
+        except (VerificationError, InvalidHashError, UnicodeEncodeError):
+            return False
 
 
 def _cores() -> int:
@@ -124,7 +158,7 @@ def authenticate(
     """Return the active account whose e-mail and password these are. Owns its transactions.
 
     Takes the same time whether the e-mail is known or not (ASVS 5.0, 6.3.8). Stores a new hash of
-    the password if the old one was made with other parameters.
+    the password if the old one is outdated.
 
     Raises InvalidCredentials, and AccountDeactivated only when the password is right; Busy, known
     e-mail or not.
@@ -134,17 +168,15 @@ def authenticate(
     if seen is None:
         hasher.burn(password)
         raise InvalidCredentials
-    if not hasher.verify(seen.password_hash, password):
+    verdict = hasher.judge(seen.password_hash, password)
+    if not verdict.is_right:
         raise InvalidCredentials
-    new_hash = None
-    if hasher.is_outdated(seen.password_hash):
-        # The next sign-in can renew it: a right password is not refused for want of a second turn.
-        with suppress(Busy):
-            new_hash = hasher.hash(password)
+    if verdict.is_outdated:
+        _renew_hash(database, hasher, seen, password)
     with database.reading() as session:
         account = rows.find(session, seen.id)
         # The password may have been changed while it was verified: the old one must not sign in.
-        if account is None or account.password_hash != seen.password_hash:
+        if account is None or _has_another_password(account, seen):
             raise InvalidCredentials
         if account.purge_at is not None:
             raise AccountDeactivated(
@@ -154,8 +186,6 @@ def authenticate(
             )
         if account.epoch != seen.epoch:
             raise InvalidCredentials
-    if new_hash is not None:
-        _renew_hash(database, account.id, old=seen.password_hash, new=new_hash)
     return account
 
 
@@ -183,6 +213,9 @@ def confirm_password(
 ) -> None:
     """Check that *password* is the account's. Owns its transactions; raises WrongPassword, Busy.
 
+    Stores a new hash of the password if the old one is outdated, as :func:`authenticate` does: who
+    stays signed in confirms more often than they sign in.
+
     A change of the password raises the epoch, so a caller that compares the epoch under the lock
     afterwards also knows that this still is the password.
     """
@@ -191,8 +224,11 @@ def confirm_password(
     if account is None:
         hasher.burn(password)
         raise WrongPassword
-    if not hasher.verify(account.password_hash, password):
+    verdict = hasher.judge(account.password_hash, password)
+    if not verdict.is_right:
         raise WrongPassword
+    if verdict.is_outdated:
+        _renew_hash(database, hasher, account, password)
 
 
 def seen_by_claims(session: Session, claims: Claims) -> tuple[Account, datetime]:
@@ -260,7 +296,7 @@ def change_password(
     with database.writing() as session:
         account = rows.lock_for_write(session, seen.id, epoch=claims.epoch, share=False)
         now = clock(session)
-        if account.password_hash != seen.password_hash:
+        if _has_another_password(account, seen):
             raise WrongPassword
         _set_password(session, account, new_hash, "account.password_changed", promise, now)
     return account
@@ -367,12 +403,26 @@ def _set_password(
     session.flush()
 
 
-def _renew_hash(database: Database, account_id: int, *, old: str, new: str) -> None:
-    """Replace the hash *old* by *new*, one of the same password; do nothing if it has changed."""
+def _has_another_password(account: Account, seen: Account) -> bool:
+    """Say whether the password was changed since *seen* was read.
+
+    A changed password raises the epoch. Another hash under the same epoch is one of the same
+    password, which somebody has just used elsewhere: refusing it would call a right password wrong.
+    """
+    return account.password_hash != seen.password_hash and account.epoch != seen.epoch
+
+
+def _renew_hash(database: Database, hasher: PasswordHasher, seen: Account, password: str) -> None:
+    """Store a new hash of the right *password*; do nothing if the one that was *seen* is gone."""
+    try:
+        new_hash = hasher.hash(password)
+    except Busy:
+        # The next try can renew it: a right password is not refused for want of a second turn.
+        return
     with database.writing() as session:
         rows.change(
             session,
             update(Account)
-            .where(Account.id == account_id, Account.password_hash == old)
-            .values(password_hash=new),
+            .where(Account.id == seen.id, Account.password_hash == seen.password_hash)
+            .values(password_hash=new_hash),
         )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+import unicodedata
 from collections.abc import Mapping
 
 from zxcvbn_rs_py import zxcvbn
@@ -25,8 +26,6 @@ _MAX_LENGTH = {
     "first_name": 150,
     "last_name": 150,
     "number_phone": 20,
-    "password": bounds.PASSWORD_CHARACTERS,
-    "new_password": bounds.PASSWORD_CHARACTERS,
 }
 
 _MIN_PASSWORD_LENGTH = 8
@@ -92,17 +91,43 @@ def password_problems(name: str, password: str, profile: Mapping[str, str]) -> d
     """
     if not password:
         return {name: ["This field may not be blank."]}
-    if len(password) > _MAX_LENGTH[name]:
-        return {name: [f"Use at most {_MAX_LENGTH[name]} characters."]}
+    if is_too_long(password):
+        return {name: [f"Use at most {bounds.PASSWORD_CHARACTERS} characters."]}
     if not is_text(password):
         return {name: ["Remove NUL bytes; send valid Unicode text."]}
+    # Judge what is hashed: typed in parts, "é" would count for two characters, and a name of the
+    # person's, typed in parts or whole, would not be seen in a password that is typed otherwise.
+    password = normalised(password)
     if len(password) < _MIN_PASSWORD_LENGTH:
         return {name: [f"Use at least {_MIN_PASSWORD_LENGTH} characters."]}
     longest = bounds.STRENGTH_CHARACTERS
-    known = [*CONTEXT_WORDS, *(value[:longest] for value in profile.values() if value)]
+    own = (normalised(value[:longest])[:longest] for value in profile.values() if value)
+    known = [*CONTEXT_WORDS, *own]
     if is_common(password) or int(zxcvbn(_judged(password), known).score) < _MIN_PASSWORD_SCORE:
         return {name: ["This password is too easy to guess. Add more words or characters."]}
     return {}
+
+
+def normalised(password: str) -> str:
+    """Return the form of *password* in which it is judged, hashed and checked: NFC (RFC 8265, 4.2).
+
+    Systems type one character in different ways: ``é`` is one code point or two, a Korean syllable
+    one or three. Whatever else differs makes another password: case, width, spaces.
+    """
+    return unicodedata.normalize("NFC", password)
+
+
+def is_too_long(password: str) -> bool:
+    """Say whether *password* has more than ``PASSWORD_CHARACTERS``, as it came and normalised.
+
+    One of more than ``PASSWORD_PARTS`` is not normalised, which takes time that grows with its
+    square.
+    """
+    if len(password) <= bounds.PASSWORD_CHARACTERS:
+        return False
+    if len(password) > bounds.PASSWORD_PARTS:
+        return True
+    return len(normalised(password)) > bounds.PASSWORD_CHARACTERS
 
 
 def _judged(password: str) -> str:

@@ -7,7 +7,7 @@ import uuid
 from typing import Any
 
 from apiflask import APIBlueprint
-from flask import Response, current_app, request
+from flask import Response, current_app
 from sqlalchemy.orm import Session
 
 from ..accounts import credentials, lifecycle
@@ -41,7 +41,7 @@ from .deletion import document
 from .http import auth, schemas
 from .http.auth import Caller
 from .http.describe import raises, sends, takes
-from .http.wire import json_response
+from .http.wire import json_response, names, names_version
 from .session import signed_in
 
 bp = APIBlueprint("grace", __name__, tag="Grace period")
@@ -169,7 +169,7 @@ def change(user_id: int, *, caller: Caller, json_data: dict[str, Any]) -> Respon
 
     ``If-Match`` names the state that the decision rests on. The new date is mailed to the owner.
     """
-    if not request.if_match.to_header():
+    if not names_version():
         raise VersionRequired
     by = caller.actor_as_staff()
 
@@ -178,7 +178,7 @@ def change(user_id: int, *, caller: Caller, json_data: dict[str, Any]) -> Respon
         now = database_now(session)
         if account.is_active:
             raise AccountNotFound
-        if not request.if_match.contains(_etag(document(session, account, now=now, by=STAFF))):
+        if not names(_etag(document(session, account, now=now, by=STAFF))):
             raise VersionMismatch
         if "purge_at" in json_data:
             lifecycle.reschedule(

@@ -14,6 +14,7 @@ from flask import Response, render_template, request
 
 from .. import bounds
 from ..accounts import exports, lifecycle
+from ..accounts.fields import is_too_long
 from ..adapters import throttle
 from ..db.audit import Actor
 from ..db.models import OWNER
@@ -135,7 +136,7 @@ def _password_problems(action: str) -> dict[str, str]:
     password = request.form.get("password", "")
     if not password:
         return {f"{action}-password": "Enter your password."}
-    if len(password) > bounds.PASSWORD_CHARACTERS:
+    if is_too_long(password):
         return {f"{action}-password": f"Use at most {bounds.PASSWORD_CHARACTERS} characters."}
     return {}
 

@@ -40,9 +40,9 @@ class WaitingHasher(credentials.PasswordHasher):
         self._let("hash")
         return super().hash(password)
 
-    def verify(self, password_hash: str, password: str) -> bool:
+    def judge(self, password_hash: str, password: str) -> credentials.Verdict:
         self._let("verify")
-        return super().verify(password_hash, password)
+        return super().judge(password_hash, password)
 
 
 def authenticate(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 from typing import Any
 
@@ -60,9 +60,9 @@ class CountingHasher(credentials.PasswordHasher):
         self.calls.append("hash")
         return super().hash(password)
 
-    def verify(self, password_hash: str, password: str) -> bool:
+    def judge(self, password_hash: str, password: str) -> credentials.Verdict:
         self.calls.append("verify")
-        return super().verify(password_hash, password)
+        return super().judge(password_hash, password)
 
 
 def reset_claims(services: Services, account: Account) -> Claims:
@@ -172,6 +172,76 @@ def test_an_old_hash_is_kept_where_no_turn_is_left_to_renew_it(services: Service
 
     assert authenticate(services, hasher=stronger).id == account.id
     assert get_account(services, account.id).password_hash == account.password_hash
+
+
+HERE, THERE = "caf\u00e9 au lait, deux sucres", "cafe\u0301 au lait, deux sucres"
+
+
+def with_a_hash_of_before(services: Services) -> Account:
+    """Somebody whose password was hashed as it was typed, by a release that did not normalise."""
+    return insert_account(services, password_hash=services.hasher._argon2.hash(THERE))
+
+
+def _sign_in(services: Services, _account: Account) -> None:
+    authenticate(services, password=THERE)
+
+
+def _sign_in_away(services: Services, account: Account) -> None:
+    deactivate(services, account.id, now=NOW)
+    with pytest.raises(AccountDeactivated):
+        authenticate(services, password=THERE)
+
+
+def _confirm(services: Services, account: Account) -> None:
+    credentials.confirm_password(services.database, services.hasher, account.id, THERE)
+
+
+@pytest.mark.parametrize("check", [_sign_in, _sign_in_away, _confirm])
+def test_a_hash_of_before_is_renewed_once_and_opens_from_every_system_then(
+    services: Services, check: Callable[[Services, Account], None]
+) -> None:
+    account = with_a_hash_of_before(services)
+    bystander = make_account(services, "bob", now=NOW)
+    theirs = possessions(services, bystander.id)
+
+    check(services, account)
+
+    renewed = get_account(services, account.id)
+    assert renewed.password_hash != account.password_hash
+    for typed in (HERE, THERE):
+        credentials.confirm_password(services.database, services.hasher, account.id, typed)
+    assert get_account(services, account.id).password_hash == renewed.password_hash
+    assert renewed.password_changed_at is None
+    assert possessions(services, bystander.id) == theirs
+
+
+def test_a_wrong_password_renews_nothing(services: Services) -> None:
+    account = with_a_hash_of_before(services)
+    before = everything(services, attempts=True)
+
+    for wrong in (HERE, THERE + " ", THERE.upper()):
+        with pytest.raises(WrongPassword):
+            credentials.confirm_password(services.database, services.hasher, account.id, wrong)
+
+    assert everything(services, attempts=True) == before
+
+
+def test_of_two_sign_ins_at_once_that_renew_a_hash_neither_is_refused(services: Services) -> None:
+    account = with_a_hash_of_before(services)
+    first = lambda: authenticate(services, password=THERE)  # noqa: E731
+
+    second = authenticate(services, password=THERE, hasher=WaitingHasher(first, "verify"))
+
+    assert second.id == account.id
+
+
+def test_a_password_can_be_changed_while_a_sign_in_renews_its_hash(services: Services) -> None:
+    account = with_a_hash_of_before(services)
+    first = lambda: authenticate(services, password=THERE)  # noqa: E731
+
+    change_password(services, account, password=THERE, hasher=WaitingHasher(first, "hash"))
+
+    assert authenticate(services, password=NEW_PASSWORD).id == account.id
 
 
 def test_a_password_changed_while_the_old_one_was_checked_wins(services: Services) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import re
+import unicodedata
+from collections.abc import Callable
 
 import pytest
 from hypothesis import given, settings
@@ -209,6 +211,42 @@ def test_signs_make_no_weak_password_strong_and_no_strong_one_weak(
     password: str, taken: bool
 ) -> None:
     assert (password_problems("password", password, {}) == {}) is taken
+
+
+def parts(text: str) -> str:
+    return unicodedata.normalize("NFD", text)
+
+
+@pytest.mark.parametrize(
+    "typed", ["\u00e97$k!z\u00e0", parts("\u00e97$k!z\u00e0"), parts("\uac01" * 7)]
+)
+def test_a_character_in_parts_is_one_character_of_a_password(typed: str) -> None:
+    assert password_problems("password", typed, {}) == {"password": ["Use at least 8 characters."]}
+
+
+@pytest.mark.parametrize(
+    "name", ["Zo\u00e9 Br\u00fbl\u00e9e", "Nguy\u1ec5n H\u1ed3ng \u0110\u1ee9c"]
+)
+@pytest.mark.parametrize("kept", [parts, str])
+@pytest.mark.parametrize("typed", [parts, str])
+def test_a_name_is_seen_in_a_password_that_is_typed_otherwise(
+    name: str, kept: Callable[[str], str], typed: Callable[[str], str]
+) -> None:
+    profile = {"first_name": kept(name)}
+
+    assert list(password_problems("password", typed(name), profile)) == ["password"]
+    assert password_problems("password", typed(f"{name} {STRONG}"), profile) == {}
+
+
+@pytest.mark.parametrize(("spare", "taken"), [(-1, True), (0, True), (1, False)])
+@pytest.mark.parametrize("letter", ["\u00e9", "\ud55c", "\u1f82"])
+def test_a_password_is_as_long_as_it_is_normalised(letter: str, spare: int, taken: bool) -> None:
+    whole = STRONG + letter * (PASSWORD_CHARACTERS - len(STRONG) + spare)
+
+    for typed in (whole, parts(whole)):
+        problems = password_problems("new_password", typed, {})
+
+        assert problems == ({} if taken else {"new_password": ["Use at most 128 characters."]})
 
 
 @pytest.mark.parametrize("password", ["", "short", "x" * 129, "\0" * 60_000, "\ud800" * 20])

@@ -898,7 +898,7 @@ def test_a_change_names_the_state_it_rests_on(
     before, since = everything(services_of(app)), mark(app)
 
     missing = [patch(client, ann, sue, given, later) for given in (None, "")]
-    stale = [etag, '"0"', f"W/{reason.headers['ETag']}", owner.headers["ETag"]]
+    stale = [etag, '"0"', f"W/{etag}", 'W/"0"', owner.headers["ETag"], f"W/{owner.headers['ETag']}"]
     mismatched = [patch(client, ann, sue, given, later) for given in stale]
 
     assert reason.status_code == 200
@@ -913,6 +913,54 @@ def test_a_change_names_the_state_it_rests_on(
     assert trail(app, since) == []
     several = patch(client, ann, sue, f'"0", {reason.headers["ETag"]}', later)
     assert several.status_code == 200
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        "{tag}",
+        "W/{tag}",
+        "w/{tag}",
+        ' W/{tag}\t, "0"',
+        '"0", W/{tag}',
+        'W/"0",{tag}',
+        'W/"0", "1", W/{tag}, *',
+        '"0",,W/{tag}',
+    ],
+)
+def test_a_weak_etag_is_taken_for_the_strong_one_that_a_proxy_made_it_from(
+    app: APIFlask, client: FlaskClient, ann: Person, bystander: Person, sue: Person, form: str
+) -> None:
+    spared = belongings(services_of(app), bystander)
+    etag = etag_of(client, ann, sue)
+
+    changed = patch(client, ann, sue, form.format(tag=etag), {"reason": "by letter"})
+    again = patch(client, ann, sue, form.format(tag=etag).replace(", *", ""), {"reason": "late"})
+
+    assert changed.status_code == 200
+    assert account_of(app, ann).reason == "by letter"
+    assert answer(again) == (412, STALE)
+    assert belongings(services_of(app), bystander) == spared
+
+
+@pytest.mark.parametrize(
+    ("given", "status"),
+    [
+        # None of these names a version.
+        *[("", 428), (",", 428), ('"', 428), ('W/ "0"', 428), ('"0" "1"', 428), ('W/W/"0"', 428)],
+        # These do, and none of them is this one; an asterisk is one only by itself.
+        *[("W/*", 412), ('"*"', 412), ('"0", *', 412), ('W/""', 412), ("0", 412)],
+    ],
+)
+def test_an_if_match_that_names_nothing_or_another_version_changes_nothing(
+    app: APIFlask, client: FlaskClient, ann: Person, sue: Person, given: str, status: int
+) -> None:
+    before = everything(services_of(app))
+
+    response = patch(client, ann, sue, given, {"reason": "x"})
+
+    assert response.status_code == status
+    assert everything(services_of(app)) == before
 
 
 def test_if_match_with_an_asterisk_takes_any_state_but_no_active_account(

@@ -20,6 +20,7 @@ from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
 from accountsvc import web
+from accountsvc.accounts.credentials import Verdict
 from accountsvc.adapters import images, throttle
 from accountsvc.adapters.throttle import UPLOAD, Throttle
 from accountsvc.db.models import Account
@@ -540,15 +541,15 @@ def test_for_an_hour_twenty_addresses_keep_nobody_out_and_try_a_bounded_number(
     """The owner has signed in before; the others have not, from addresses good and bad."""
     for name in ("dan", "eve"):
         make_account(services_of(app), name)
-    real, verify, minutes = time.monotonic, services_of(app).hasher.verify, 0
+    real, judge, minutes = time.monotonic, services_of(app).hasher.judge, 0
     monkeypatch.setattr("time.monotonic", lambda: real() + 60 * minutes)
     verified = []
 
-    def counted(password_hash: str, password: str) -> bool:
+    def counted(password_hash: str, password: str) -> Verdict:
         verified.append(password)
-        return verify(password_hash, password)
+        return judge(password_hash, password)
 
-    monkeypatch.setattr(services_of(app).hasher, "verify", counted)
+    monkeypatch.setattr(services_of(app).hasher, "judge", counted)
     assert sign_in(client, cid.email, PASSWORD).status_code == 200
     others, refused = [], 0
 

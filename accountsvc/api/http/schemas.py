@@ -23,6 +23,7 @@ from marshmallow.fields import (
 from marshmallow.validate import Length, OneOf, Range, Regexp
 
 from ... import bounds, generator
+from ...accounts.fields import is_too_long
 from ...accounts.lifecycle import REASON_LENGTH
 from ...db.models import ACTIVE, DEACTIVATED, DUE, MAX_ID, OPERATOR, OWNER, STAFF, UNEXPLAINED
 from ...db.text import is_text
@@ -62,8 +63,19 @@ def _at_most(longest: int) -> Length:
     return Length(max=longest, error=f"Use at most {longest} characters.")
 
 
-# Of the password by which somebody confirms: who signs in is told nothing about its length.
-_SHORT_ENOUGH = _at_most(bounds.PASSWORD_CHARACTERS)
+class _ShortEnough(Length):
+    """Bounds a password as it is hashed; the document says of how many parts it may come at most.
+
+    Of the one by which somebody confirms: who signs in is told nothing about its length.
+    """
+
+    def __call__(self, value: str) -> str:
+        if is_too_long(value):
+            raise ValidationError(f"Use at most {bounds.PASSWORD_CHARACTERS} characters.")
+        return value
+
+
+_SHORT_ENOUGH = _ShortEnough(max=bounds.PASSWORD_PARTS)
 
 
 def _between(least: int, most: int) -> Range:

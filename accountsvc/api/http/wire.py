@@ -43,6 +43,21 @@ class Id(BaseConverter):
         return str(value)
 
 
+def names_version() -> bool:
+    """Say whether the request names a version in ``If-Match`` at all, in a form that can be read."""
+    return bool(request.if_match.to_header())
+
+
+def names(etag: str) -> bool:
+    """Say whether ``If-Match`` names *etag*, in a list of others too, or any version (``*``).
+
+    ``W/"…"`` is taken for the strong tag that it was made from. We send no weak one: a proxy that
+    compresses makes it of ours (nginx, for one), and by the comparison of RFC 9110 (section
+    13.1.1) whoever reads through that proxy could change nothing.
+    """
+    return request.if_match.contains_weak(etag)
+
+
 _WORD = r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
 _PREFERENCE = re.compile(rf'({_WORD})(?:[ \t]*=[ \t]*({_WORD}|"(?:[^"\\]|\\.)*"))?[ \t]*(?:;|$)')
 
