@@ -141,18 +141,33 @@ class VaultFull(AccountError):
 
 
 class AccountDeactivated(AccountError):
-    """Raised only when the password was right; its attributes let a doorway offer the way back."""
+    """Raised only when the password was right; its attributes let a doorway offer the way back.
 
-    BY_OWNER = "Reactivate it before then to keep it."
-    BY_STAFF = "The staff deactivated it: contact support before then to keep it."
+    The sentence has the time of *purge_at* (aware, UTC) and its zone: by the day alone, somebody
+    far east or west of it would be late.
+    """
+
+    BY_OWNER = "To keep it, open the link in our newest mail."
+    BY_STAFF = "The staff deactivated it. To keep it, contact support before that time."
     OVER = "That time has come, so it cannot be reactivated any more."
 
     def __init__(self, *, account_id: int, purge_at: datetime, way_back: str = BY_OWNER) -> None:
         super().__init__(
-            f"This account is scheduled for deletion on {purge_at:%-d %B %Y}. {way_back}"
+            f"This account is scheduled for deletion on {purge_at:%-d %B %Y} at {purge_at:%H:%M} "
+            f"UTC. {way_back}"
         )
         self.account_id = account_id
         self.purge_at = purge_at
+        self.way_back = way_back
+
+    def by_page(self, url: str) -> AccountDeactivated:
+        """Return the same that names the page at *url* too, if its owner has a way back at all."""
+        if self.way_back != self.BY_OWNER:
+            return self
+        way_back = f"To keep it, sign in on the page {url} or open the link in our newest mail."
+        return AccountDeactivated(
+            account_id=self.account_id, purge_at=self.purge_at, way_back=way_back
+        )
 
 
 class ReactivationForbidden(AccountError):

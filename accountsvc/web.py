@@ -50,6 +50,10 @@ _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"
 # or a failover takes. Asked for longer, people would leave.
 RETRY_AFTER = 5
 
+# The page on which an account is kept by its e-mail and password. It is here because the API names
+# it to people and the pages serve it, and neither doorway knows the other.
+KEEP_PATH = "/keep-account/"
+
 _TRANSACTION_ATTEMPTS = 3
 _TRANSACTION_PAUSE_SECONDS = 0.05
 

@@ -191,7 +191,9 @@ def reactivate(
     # otherwise be what the promise from before the reactivation says, and be purged.
     _record(session, "account.reactivated", account, by=by, now=now)
     kept.keep(session, RETURNED, subject=account.public_id, now=now, deactivated_at=deactivated_at)
-    notices.reactivated(session, account, now=now, grace=promise.grace)
+    notices.reactivated(
+        session, account, now=now, grace=promise.grace, deactivated_at=deactivated_at
+    )
     session.flush()
     return account
 
@@ -234,7 +236,9 @@ def reschedule(
         explained = audit.is_explained(session, account)
         account.purge_at = purge_at
         _record(session, "deletion.rescheduled", account, by=by, now=now, explained=explained)
-        notices.date_moved(session, account, now=now, reminders=promise.reminders)
+        notices.date_moved(
+            session, account, now=now, grace=promise.grace, reminders=promise.reminders
+        )
         session.flush()
     return account
 
@@ -395,7 +399,8 @@ def release_hold(
     """Release a hold; it stays on record until the purge.
 
     Releasing the last open one sets ``purge_at`` to at least ``promise.hold_release_delay`` from
-    now, so that a mistaken release is not final. An account that is unexplained stays so.
+    now, so that a mistaken release is not final; a date that this moves is mailed, with the way
+    back until then, as by :func:`reschedule`. An account that is unexplained stays so.
 
     Raises AccountNotFound, HoldNotFound (also when it was released before), TokenNotValid (as
     :func:`place_hold` does).
@@ -410,8 +415,9 @@ def release_hold(
     kept.end(session, HELD, subject=account.public_id, at=hold.placed_at, now=now)
     session.flush()
     explained = audit.is_explained(session, account)
-    if account.purge_at is not None and not open_holds(session, account.id):
-        account.purge_at = max(account.purge_at, whole_second(now + promise.hold_release_delay))
+    promised = account.purge_at
+    if promised is not None and not open_holds(session, account.id):
+        account.purge_at = max(promised, whole_second(now + promise.hold_release_delay))
     audit.record(
         session,
         "hold.released",
@@ -421,6 +427,11 @@ def release_hold(
         witness=Witness.of(account) if explained else None,
         hold=hold.id,
     )
+    if account.purge_at != promised:
+        # The owner can come back once more, and the links of before have ended with their date.
+        notices.date_moved(
+            session, account, now=now, grace=promise.grace, reminders=promise.reminders
+        )
     session.flush()
     return hold
 

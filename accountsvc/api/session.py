@@ -22,7 +22,7 @@ from ..errors import (
     TokenNotValid,
 )
 from ..tokens import REFRESH
-from ..web import about, client, sent_by, services
+from ..web import KEEP_PATH, about, client, sent_by, services
 from .http import errors, schemas
 from .http.describe import raises
 
@@ -108,4 +108,7 @@ def _way_back(exc: AccountDeactivated) -> Response:
             # would be one that is not promised any more.
             raise InvalidCredentials from exc
         token = services().tokens.recovery(account, now=now)
-    return errors.answer(exc, recovery_token=token)
+    # The web app shows the sentence and nothing else of this answer: without the page in it, its
+    # users would know no way back but a mail that they may not find.
+    page = f"{services().settings.public_url}{KEEP_PATH}"
+    return errors.answer(exc.by_page(page), recovery_token=token)

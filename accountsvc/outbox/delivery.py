@@ -282,6 +282,8 @@ class _Mails:
         return {
             "site": urlsplit(self.origin.public_url).netloc,
             "happened_at": effect.created_at,
+            "keep_page": f"{self.origin.public_url}/keep-account/",
+            "link": None,
             "moved_at": None,
             "purge_at": None,
         }
@@ -343,7 +345,17 @@ class _Mails:
         return _Letter(AddressedMail.read(case.effect.payload).address)
 
     def _password_changed(self, case: _Case) -> _Decision:
-        return _addressed(case)
+        """Decide on the news; in the grace period it has the way back, which a reset has ended."""
+        letter = _addressed(case)
+        account = case.account
+        # A link ends with the date: by one that nobody has promised, it would be the wrong one.
+        if (
+            letter is not None
+            and not account.is_active
+            and audit.is_explained(case.session, account)
+        ):
+            self._open_way_back(case, letter)
+        return letter
 
     def _reactivated(self, case: _Case) -> _Decision:
         return _addressed(case) if case.account.is_active else None
@@ -402,10 +414,14 @@ class _Mails:
         # current one would otherwise be told nothing.
         if letter.to == account.email:
             letter.covers = [row.id for row in covers]
-        if account.deactivated_by == OWNER:
-            token = self.tokens.mailed(account, now=case.now)
-            letter.context["link"] = f"{self.origin.public_url}/recover/{token}"
+        self._open_way_back(case, letter)
         return letter
+
+    def _open_way_back(self, case: _Case, letter: _Letter) -> None:
+        """Put the mailed link into *letter*, if it was the owner who chose to leave."""
+        if case.account.deactivated_by == OWNER:
+            token = self.tokens.mailed(case.account, now=case.now)
+            letter.context["link"] = f"{self.origin.public_url}/recover/{token}"
 
 
 # Every kind of mail has its decision here, except for PURGED: its account is gone, so ``_decide``

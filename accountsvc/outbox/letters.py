@@ -14,12 +14,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescap
 
 def in_words(moment: datetime) -> str:
     """Return *moment* (aware, UTC) as ``7 December 2026 at 14:05 UTC``, rounded down."""
-    return f"{day(moment)} at {moment:%H:%M} UTC"
-
-
-def day(moment: datetime) -> str:
-    """Return the day of *moment* (aware, UTC) as ``7 December 2026``."""
-    return f"{moment:%-d %B %Y}"
+    return f"{moment:%-d %B %Y} at {moment:%H:%M} UTC"
 
 
 _templates = Environment(
@@ -32,7 +27,8 @@ _templates = Environment(
     lstrip_blocks=True,
 )
 
-_templates.filters.update(words=in_words, day=day)
+# There is no filter for a day alone: one that ends by UTC is over, or has not begun, elsewhere.
+_templates.filters.update(words=in_words)
 
 # A plain text has lines of this many columns at most: mail programs would break those of 78 and
 # more once again (RFC 3676, section 4.2).

@@ -90,19 +90,39 @@ def scheduled_anew(
 
 
 def date_moved(
-    session: Session, account: Account, *, now: datetime, reminders: Sequence[timedelta]
+    session: Session,
+    account: Account,
+    *,
+    now: datetime,
+    grace: timedelta,
+    reminders: Sequence[timedelta],
 ) -> None:
-    """Owe the mail with the new date, and move the reminders with it; an unsent one is replaced."""
+    """Owe the mail with the new date, and move the reminders with it; an unsent one is replaced.
+
+    Whoever was mailed a way back is mailed one until the new date: the link of before ends with the
+    old one.
+    """
     queue.forget(session, subject=account.public_id, kinds=[DATE_MOVED, REMINDER])
-    moved = _mail(DATE_MOVED, account, now=now)
-    queue.record_all(session, [moved, *_reminders(account, now=now, reminders=reminders)])
+    moved = _to_every_address(DATE_MOVED, account, now=now, grace=grace)
+    queue.record_all(session, [*moved, *_reminders(account, now=now, reminders=reminders)])
 
 
-def reactivated(session: Session, account: Account, *, now: datetime, grace: timedelta) -> None:
-    """Owe the mail that the account is back, with what to do if it was somebody else's doing."""
+def reactivated(
+    session: Session,
+    account: Account,
+    *,
+    now: datetime,
+    grace: timedelta,
+    deactivated_at: datetime | None,
+) -> None:
+    """Owe the mail that the account is back, with what to do if it was somebody else's doing.
+
+    It goes to every address that was told of the deactivation, which was at *deactivated_at*.
+    """
     queue.forget(session, subject=account.public_id, kinds=OF_THE_DATE)
+    told = recently_moved(account, now=deactivated_at or now, within=grace)
     queue.record_all(
-        session, _to_every_address(REACTIVATED, account, now=now, grace=grace, lifetime=NEWS_KEPT)
+        session, _to_addresses(REACTIVATED, account, told, now=now, lifetime=NEWS_KEPT)
     )
 
 
@@ -151,9 +171,25 @@ def _to_every_address(
     grace: timedelta,
     lifetime: timedelta | None = None,
 ) -> list[dict[str, Any]]:
-    """Return the mail to the account's address, and to the previous one for one grace period."""
+    """Return the mail to the account's address, and to the previous one for one grace period.
+
+    While the account is deactivated, the previous address counts by how it was at the beginning:
+    whoever was told of the deletion there, and may be the owner, is told of all that follows.
+    """
+    told = recently_moved(account, now=account.deactivated_at or now, within=grace)
+    return _to_addresses(kind, account, told, now=now, lifetime=lifetime)
+
+
+def _to_addresses(
+    kind: str,
+    account: Account,
+    previous_too: bool,
+    *,
+    now: datetime,
+    lifetime: timedelta | None = None,
+) -> list[dict[str, Any]]:
     mails = [_mail(kind, account, now=now, lifetime=lifetime)]
-    if recently_moved(account, now=now, within=grace):
+    if previous_too:
         mails.append(_mail(kind, account, now=now, to=PREVIOUS, lifetime=lifetime))
     return mails
 

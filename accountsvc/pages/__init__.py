@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from flask import Blueprint, Flask, Response
 
-from . import answers, front, recovery, reset
+from ..web import KEEP_PATH
+from . import answers, front, keep, recovery, reset
 from .links import RECOVER, RESET_PASSWORD, enter
 
 _CSP = "; ".join(
@@ -55,6 +56,8 @@ def init_app(app: Flask) -> None:
         bp.add_url_rule(
             link.path, endpoint=f"{link.cookie}_form", view_func=page.act, methods=["POST"]
         )
+    bp.add_url_rule(KEEP_PATH, endpoint="keep", view_func=keep.show, strict_slashes=False)
+    bp.add_url_rule(KEEP_PATH, endpoint="keep_form", view_func=keep.act, methods=["POST"])
     answers.init_blueprint(bp)
     bp.after_request(_protect)
     app.register_blueprint(bp)

@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 from flask import Response, redirect, request
 
 from ..db.engine import database_now
-from ..db.models import DUE, Account
+from ..db.models import DUE, OWNER, Account
 from ..db.rows import find_by_public_id
 from ..tokens import MAILED, PASSWORD_RESET, Claims, derive_key
 from ..web import about, services
@@ -51,6 +51,13 @@ class Visit:
     now: datetime
     is_current: bool
 
+    @property
+    def standing(self) -> str:
+        """Return how the account stands: who has switched it off decides who can give it back."""
+        if self.account.is_active:
+            return messages.IN_USE
+        return messages.LEFT if self.account.deactivated_by == OWNER else messages.OFF
+
 
 def enter(link: Link, token: str) -> Response:
     """Move *token* from the address into the cookie and go on to the page; read no database.
@@ -66,11 +73,11 @@ def enter(link: Link, token: str) -> Response:
     # not say that the link has run out.
     is_over = claims.expires_at <= datetime.now(UTC)
     response.set_cookie(
-        _cookie_name(link),
+        cookie_name(link.cookie),
         token,
         expires=None if is_over else claims.expires_at,
-        path="/" if _is_over_tls() else link.path,
-        secure=_is_over_tls(),
+        path=cookie_path(link.path),
+        secure=is_over_tls(),
         httponly=True,
         samesite="Lax",
     )
@@ -82,13 +89,13 @@ def visit(link: Link) -> Visit:
 
     Raises ShowMessage if there is no link, the form is not ours, or the account is due or gone.
     """
-    token = request.cookies.get(_cookie_name(link))
+    token = request.cookies.get(cookie_name(link.cookie))
     if not token:
         raise ShowMessage(messages.NO_LINK)
     claims = services().tokens.was(token, link.kind)
     if claims is None:
         raise ShowMessage(messages.INCOMPLETE)
-    if request.method == "POST" and not (_from_here() and _has_form_key(token)):
+    if request.method == "POST" and not is_form_of_ours(token):
         raise ShowMessage(messages.FOREIGN_FORM)
     with services().reading() as session:
         now = database_now(session)
@@ -102,19 +109,25 @@ def visit(link: Link) -> Visit:
     return Visit(token, claims, account, now, is_current)
 
 
-def _is_over_tls() -> bool:
+def is_over_tls() -> bool:
+    """Say whether the public URL is https, so that cookies are ``Secure``."""
     return services().settings.public_url.startswith("https://")
 
 
-def _cookie_name(link: Link) -> str:
-    """Return the cookie's name: over TLS with a prefix that browsers watch (ASVS 5.0, 3.3.1).
+def cookie_name(name: str) -> str:
+    """Return the name of a cookie: over TLS with a prefix that browsers watch (ASVS 5.0, 3.3.1).
 
     ``__Host-`` keeps every other host, also a subdomain or one without TLS, from setting the cookie
     (RFC 6265bis, section 4.1.3.2): a stranger could otherwise put the link of another account under
     somebody's hands. The browser then insists on ``Path=/``, so that the cookie goes along with
     every request to this host; only its page reads it. Over plain HTTP no browser would take it.
     """
-    return f"__Host-{link.cookie}" if _is_over_tls() else link.cookie
+    return f"__Host-{name}" if is_over_tls() else name
+
+
+def cookie_path(path: str) -> str:
+    """Return the path of a cookie that the page of *path* reads: ``__Host-`` demands the root."""
+    return "/" if is_over_tls() else path
 
 
 def form_key(token: str) -> str:
@@ -124,6 +137,11 @@ def form_key(token: str) -> str:
     """
     key = derive_key(services().settings.secret_key, "pages form")
     return hmac.digest(key, token.encode(), "sha256").hex()
+
+
+def is_form_of_ours(token: str) -> bool:
+    """Say whether this POST is a form of our page, which holds the key of *token*."""
+    return _from_here() and _has_form_key(token)
 
 
 def _has_form_key(token: str) -> bool:

@@ -4,15 +4,24 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+# How an account stands, as far as a page has to know whom to send where: in use, left by its owner,
+# or switched off by staff or an operator.
+IN_USE, LEFT, OFF = "in use", "left", "off"
+
 
 @dataclass(frozen=True)
 class Message:
-    """A page without a form. ``back`` says that the page before it is still worth going to."""
+    """A page without a form.
+
+    ``back`` says that the page before it is still worth going to, ``keep`` that its reader can keep
+    the account by signing in, and gets a link to where.
+    """
 
     status: int
     title: str
     paragraphs: tuple[str, ...]
     back: bool = False
+    keep: bool = False
 
 
 class ShowMessage(Exception):
@@ -82,20 +91,37 @@ USED = Message(
     409,
     "Your account is active",
     (
-        "This link has been used already. It does nothing any more, and nothing will be deleted.",
+        "This link has been used already, or your account was given back in another way. It does "
+        "nothing any more, and nothing will be deleted.",
         "Sign in as you always do.",
     ),
 )
-REPLACED = Message(
-    410,
-    "This link is out of date",
-    (
-        "Something has changed since we mailed it: the date, your password, or you have deleted "
-        "your account once more. Nothing was done now.",
-        "Your account can still be kept. Open the link in our newest mail, or sign in with your "
-        "email address and your password and choose to keep it.",
-    ),
+ACTIVE = Message(
+    409,
+    "Your account is active",
+    ("There is nothing to take back, and nothing will be deleted.", "Sign in as you always do."),
 )
+# Whom the support alone can help reads nothing else: a link or a password would be tried in vain.
+_BY_STAFF = (
+    "Your account was switched off by our staff, so you cannot take that back yourself. If you "
+    "think that it is a mistake, contact the support before it is deleted."
+)
+SWITCHED_OFF = Message(403, "Contact the support", (_BY_STAFF, "Nothing was done now."))
+REPLACED = {
+    LEFT: Message(
+        410,
+        "This link is out of date",
+        (
+            "Something has changed since we mailed it: the date, your password, or you have "
+            "deleted your account once more. Nothing was done now.",
+            "Your account can still be kept. Open the link in our newest mail, or sign in with "
+            "your email address and your password on the page below.",
+            "If you have neither, contact the support before the account is deleted.",
+        ),
+        keep=True,
+    ),
+    OFF: Message(410, "This link is out of date", (_BY_STAFF, "Nothing was done now.")),
+}
 OVER = Message(
     410,
     "Your account is being deleted",
@@ -120,27 +146,70 @@ DUE_NOW = Message(
     ),
 )
 
-PASSWORD_SET = Message(
-    200,
-    "Your password is changed",
-    ("Sign in with the new one. Every device that was signed in has to sign in again.",),
-)
-PASSWORD_SET_IN_GRACE = Message(
-    200,
-    "Your password is changed",
-    (
-        "Your account is still going to be deleted. To keep it, sign in with the new password and "
-        "choose to keep it.",
+PASSWORD_SET = {
+    IN_USE: Message(
+        200,
+        "Your password is changed",
+        ("Sign in with the new one. Every device that was signed in has to sign in again.",),
     ),
-)
-RESET_USED = Message(
-    410,
-    "This link has been used",
-    (
-        "It sets a password once only, and nothing was changed now.",
-        "Sign in with the password that you chose, or ask for a new link.",
+    LEFT: Message(
+        200,
+        "Your password is changed",
+        (
+            "Your account is still going to be deleted. To keep it, sign in with the new password "
+            "on the page below, or open the link in the mail that we send you now.",
+            "The links in our mails of before open nothing any more.",
+        ),
+        keep=True,
     ),
+    OFF: Message(
+        200,
+        "Your password is changed",
+        ("It opens nothing yet: your account stays switched off.", _BY_STAFF),
+    ),
+}
+_RESET_USED = "It sets a password once only, and nothing was changed now."
+RESET_USED = {
+    IN_USE: Message(
+        410,
+        "This link has been used",
+        (_RESET_USED, "Sign in with the password that you chose, or ask for a new link."),
+    ),
+    LEFT: Message(
+        410,
+        "This link has been used",
+        (
+            _RESET_USED,
+            "Your account is going to be deleted. To keep it, sign in with the password that you "
+            "chose on the page below, or open the link in our newest mail.",
+        ),
+        keep=True,
+    ),
+    OFF: Message(410, "This link has been used", (_RESET_USED, _BY_STAFF)),
+}
+_RESET_VOID = (
+    "Since we mailed it, your account was deleted or given back, was signed out everywhere, or has "
+    "got another email address: each of these ends such links. Nothing was changed now."
 )
+RESET_VOID = {
+    IN_USE: Message(
+        410,
+        "This link is out of date",
+        (_RESET_VOID, "Ask for a new one where you sign in."),
+    ),
+    LEFT: Message(
+        410,
+        "This link is out of date",
+        (
+            _RESET_VOID,
+            "Your account is going to be deleted. To keep it, open the link in our newest mail, or "
+            "sign in on the page below. If you have forgotten the password, ask for a new link "
+            "where you sign in.",
+        ),
+        keep=True,
+    ),
+    OFF: Message(410, "This link is out of date", (_RESET_VOID, _BY_STAFF)),
+}
 RESET_EXPIRED = Message(
     410,
     "This link is too old",

@@ -76,7 +76,7 @@ def _visit() -> Visit:
     if visitor.account.is_active:
         raise ShowMessage(messages.USED)
     if not visitor.is_current:
-        raise ShowMessage(messages.REPLACED)
+        raise ShowMessage(messages.REPLACED[visitor.standing])
     return visitor
 
 

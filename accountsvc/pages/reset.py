@@ -41,15 +41,17 @@ def act() -> Response:
     except TokenNotValid as exc:
         # Another request was faster than this form: look again, so that the page says what it did.
         return _page(_visit(), 409, {"": str(exc)})
-    return say(
-        messages.PASSWORD_SET if visitor.account.is_active else messages.PASSWORD_SET_IN_GRACE
-    )
+    return say(messages.PASSWORD_SET[visitor.standing])
 
 
 def _visit() -> Visit:
     visitor = visit(RESET_PASSWORD)
     if not credentials.reset_is_current(visitor.account, visitor.claims):
-        raise ShowMessage(messages.RESET_USED)
+        changed_at = visitor.account.password_changed_at
+        is_used = changed_at is not None and changed_at >= visitor.claims.issued_at
+        raise ShowMessage(
+            (messages.RESET_USED if is_used else messages.RESET_VOID)[visitor.standing]
+        )
     if not visitor.is_current:
         raise ShowMessage(messages.RESET_EXPIRED)
     return visitor

@@ -78,8 +78,8 @@ EXPECTED: dict[type[tree.AccountError], tuple[int, str, dict[str, str]]] = {
     tree.PasswordNotFound: (404, '{"error": "Password not found."}', {}),
     tree.AccountDeactivated: (
         403,
-        '{"error": "This account is scheduled for deletion on 7 December 2026. Reactivate it '
-        'before then to keep it.", "code": "account_deactivated", '
+        '{"error": "This account is scheduled for deletion on 7 December 2026 at 09:30 UTC. '
+        'To keep it, open the link in our newest mail.", "code": "account_deactivated", '
         '"purge_at": "2026-12-07T09:30:00Z"}',
         {},
     ),

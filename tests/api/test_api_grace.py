@@ -251,8 +251,9 @@ def test_the_right_password_tells_the_date_in_words_and_gives_a_way_back(
     assert response.json is not None
     token = response.json["recovery_token"]
     assert response.text == (
-        '{"error": "This account is scheduled for deletion on 3 February 2099. '
-        'Reactivate it before then to keep it.", "code": "account_deactivated", '
+        '{"error": "This account is scheduled for deletion on 3 February 2099 at 04:05 UTC. '
+        "To keep it, sign in on the page http://localhost:8000/keep-account/ or open the link in "
+        'our newest mail.", "code": "account_deactivated", '
         f'"purge_at": "2099-02-03T04:05:06Z", "recovery_token": "{token}"}}'
     )
     assert response.headers["Cache-Control"] == "no-store"

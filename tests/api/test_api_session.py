@@ -185,7 +185,9 @@ def test_the_right_password_of_a_deactivated_account_tells_the_date_and_a_way_ba
     token = response.json["recovery_token"]
     assert (
         response.data.decode() == f'{{"error": "This account is scheduled for deletion on '
-        f'{account.purge_at.day} {account.purge_at:%B %Y}. Reactivate it before then to keep it.", '
+        f"{account.purge_at.day} {account.purge_at:%B %Y} at {account.purge_at:%H:%M} UTC. "
+        "To keep it, sign in on the page http://localhost:8000/keep-account/ or open the link in "
+        'our newest mail.", '
         f'"code": "account_deactivated", "purge_at": "{account.purge_at:%Y-%m-%dT%H:%M:%SZ}", '
         f'"recovery_token": "{token}"}}'
     )

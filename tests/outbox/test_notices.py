@@ -14,14 +14,14 @@ from tests.support.smtp import text_of
 from tests.support.state import effects, events, read_account
 
 SCHEDULED = "Your account will be deleted on "
-REMINDER = "Reminder: your account will be deleted on "
+REMINDER = "Reminder: your account is deleted on "
 BACK = "Your account is active again"
 PURGED = "Your account has been deleted"
 
 
 def dated(words: str, account: Account) -> str:
     assert account.purge_at is not None
-    return words + letters.day(account.purge_at)
+    return words + letters.in_words(account.purge_at)
 
 
 # Reminders --------------------------------------------------------------------------------------
@@ -116,7 +116,7 @@ def test_a_moved_date_moves_the_reminders(post: Post, ann: Person) -> None:
         row = session.get_one(Account, ann.id)
         assert account.purge_at is not None
         row.purge_at = account.purge_at + 10 * DAY
-        notices.date_moved(session, row, now=post.clock(session), reminders=REMINDERS)
+        notices.date_moved(session, row, now=post.clock(session), grace=GRACE, reminders=REMINDERS)
     moved = read_account(services_of(post.app), ann.id)
     assert moved is not None
 

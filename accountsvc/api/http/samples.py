@@ -115,5 +115,6 @@ def sample(error: type[AccountError]) -> AccountError:
     if error is errors.ConfirmationRequired:
         return errors.ConfirmationRequired(900)
     if error is errors.AccountDeactivated:
-        return errors.AccountDeactivated(account_id=1, purge_at=datetime.fromisoformat(TIME))
+        told = errors.AccountDeactivated(account_id=1, purge_at=datetime.fromisoformat(TIME))
+        return told.by_page("https://accounts.example.org/keep-account/")
     return error()

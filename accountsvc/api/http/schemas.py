@@ -69,7 +69,7 @@ class _ShortEnough(Length):
     Of the one by which somebody confirms: who signs in is told nothing about its length.
     """
 
-    def __call__(self, value: str) -> str:
+    def __call__(self, value: Any) -> Any:
         if is_too_long(value):
             raise ValidationError(f"Use at most {bounds.PASSWORD_CHARACTERS} characters.")
         return value

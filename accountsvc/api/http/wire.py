@@ -44,7 +44,7 @@ class Id(BaseConverter):
 
 
 def names_version() -> bool:
-    """Say whether the request names a version in ``If-Match`` at all, in a form that can be read."""
+    """Say whether ``If-Match`` names a version at all, in a form that can be read."""
     return bool(request.if_match.to_header())
 
 
