@@ -455,6 +455,12 @@ def test_every_page_can_be_read_in_light_and_dark_on_a_narrow_screen(
         check()
         page.goto(site.reset_link(ann))
         check()
+        page.goto(f"{site.url}/keep-account/")
+        check()
+        page.locator("form").evaluate("form => form.noValidate = true")
+        page.get_by_role("button", name="Keep my account").click()
+        expect(page.get_by_role("alert")).to_be_visible()
+        check()
         page.goto(site.mailed_link(ann))
         for closed in page.locator("summary").all():
             closed.click()
@@ -466,6 +472,29 @@ def test_every_page_can_be_read_in_light_and_dark_on_a_narrow_screen(
         page.get_by_role("button", name="Keep my account").click()
         expect(page.get_by_role("heading", level=1)).to_have_text("Your account is back")
         check()
+
+
+def test_who_has_lost_the_mail_keeps_the_account_by_the_keyboard_alone(
+    chromium: Browser, site: Site, ann: Person
+) -> None:
+    with window(chromium) as page:
+        page.goto(f"{site.url}/keep-account/")
+        page.keyboard.press("Tab")
+        page.keyboard.type(ann.email)
+        page.keyboard.press("Tab")
+        page.keyboard.type("wrong")
+        page.keyboard.press("Enter")
+        expect(page.get_by_role("alert")).to_be_focused()
+        expect(page.get_by_label("Your email address")).to_have_value(ann.email)
+        expect(page.get_by_label("Your password")).to_have_value("")
+
+        page.get_by_label("Your password").focus()
+        page.keyboard.type(PASSWORD)
+        page.keyboard.press("Tab")
+        page.keyboard.press("Enter")
+
+        expect(page.get_by_role("heading", level=1)).to_have_text("Your account is back")
+        assert account_of(site.app, ann).is_active
 
 
 def test_dark_is_dark(chromium: Browser, site: Site) -> None:
