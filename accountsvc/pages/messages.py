@@ -68,7 +68,10 @@ NOT_UNDERSTOOD = Message(
 UNAVAILABLE = Message(
     503,
     "We cannot answer at the moment",
-    ("Please try again in a few seconds. Your link stays as good as it was.",),
+    (
+        "Please try again in a few seconds. Nothing was changed, and a link stays as good as it "
+        "was.",
+    ),
     back=True,
 )
 BROKEN = Message(
@@ -210,8 +213,12 @@ RESET_VOID = {
     ),
     OFF: Message(410, "This link is out of date", (_RESET_VOID, _BY_STAFF)),
 }
-RESET_EXPIRED = Message(
-    410,
-    "This link is too old",
-    ("For your safety it works for one hour only. Ask for a new one where you sign in.",),
+_RESET_HOUR = "For your safety it works for one hour only."
+_RESET_EXPIRED = Message(
+    410, "This link is too old", (f"{_RESET_HOUR} Ask for a new one where you sign in.",)
 )
+RESET_EXPIRED = {
+    IN_USE: _RESET_EXPIRED,
+    LEFT: _RESET_EXPIRED,
+    OFF: Message(410, "This link is too old", (_RESET_HOUR, _BY_STAFF)),
+}

@@ -53,12 +53,15 @@ def _visit() -> Visit:
             (messages.RESET_USED if is_used else messages.RESET_VOID)[visitor.standing]
         )
     if not visitor.is_current:
-        raise ShowMessage(messages.RESET_EXPIRED)
+        raise ShowMessage(messages.RESET_EXPIRED[visitor.standing])
     return visitor
 
 
 def _page(visitor: Visit, status: int = 200, problems: Problems | None = None) -> Response:
     text = render_template(
-        "reset_password.html", form_key=form_key(visitor.token), problems=problems or {}
+        "reset_password.html",
+        form_key=form_key(visitor.token),
+        problems=problems or {},
+        standing=visitor.standing,
     )
     return Response(text, status)

@@ -183,6 +183,10 @@ def _recovering(action: str) -> Call:
     )
 
 
+def _keeping(name: str, **others: str) -> Call:
+    return lambda world, text: world.submit("/keep-account/", "", **{**others, name: text})
+
+
 def _confirming_a_reset(world: World, text: str) -> TestResponse:
     body = {"token": world.reset(world.ann), "new_password": text}
     return world.send("POST", "/api/password-reset/confirm/", body)
@@ -249,6 +253,8 @@ CALLS: dict[str, tuple[int, Call]] = {
             "/reset-password/", world.reset(world.ann), new_password=text
         ),
     ),
+    "page keep email": (403, _keeping("email", password=PASSWORD)),
+    "page keep password": (403, _keeping("password", email="cid@example.org")),
     "page download": (400, _recovering("download")),
     "page delete": (400, _recovering("delete")),
 }

@@ -318,8 +318,11 @@ def test_a_reset_of_an_account_that_the_staff_switched_off_says_whom_to_ask(
     app: APIFlask, cid: Person, by: str
 ) -> None:
     _switch_off(app, cid, by)
+    late = reset_token(app, cid, age=timedelta(hours=1, minutes=2))
     browser = follow(app.test_client(), "/reset-password/", reset_token(app, cid))
 
+    form = browser.open()
+    old = follow(app.test_client(), "/reset-password/", late).open()
     done = browser.send(new_password=NEW_PASSWORD)
     used = browser.open()
     refused = keep(app, cid, NEW_PASSWORD)
@@ -327,8 +330,9 @@ def test_a_reset_of_an_account_that_the_staff_switched_off_says_whom_to_ask(
         "/api/sign-in/", json={"email": cid.email, "password": NEW_PASSWORD}
     )
 
-    assert [one.status_code for one in (done, used, refused)] == [200, 410, 403]
-    for page in (done, used, refused):
+    pages = (form, old, done, used, refused)
+    assert [page.status_code for page in pages] == [200, 410, 200, 410, 403]
+    for page in pages:
         assert "contact the support" in words(page)
         assert "newest mail" not in words(page)
         assert "Sign in" not in words(page)
@@ -342,9 +346,11 @@ def test_a_reset_in_the_grace_period_leads_to_the_page_that_keeps_the_account(
 ) -> None:
     browser = follow(app.test_client(), "/reset-password/", reset_token(app, ann))
 
+    form = browser.open()
     done = browser.send(new_password=NEW_PASSWORD)
     used = browser.open()
 
+    assert "a new password alone does not keep it" in words(form)
     for page in (done, used):
         assert f'<a href="{PATH}">' in page.text
         assert "going to be deleted" in words(page)
@@ -392,6 +398,7 @@ def test_a_page_for_whom_the_staff_has_switched_off_names_the_support_and_no_oth
         messages.PASSWORD_SET,
         messages.RESET_USED,
         messages.RESET_VOID,
+        messages.RESET_EXPIRED,
     )
     pages = [messages.SWITCHED_OFF, *(each[messages.OFF] for each in by_standing)]
 
