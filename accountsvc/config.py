@@ -199,6 +199,14 @@ class Settings:
         "15",
         "How long after the sign-in a token is fresh.",
     )
+    # Whoever has got hold of a token of the staff's reaches every account: it is short by default.
+    staff_fresh_minutes: int = _setting(
+        "STAFF_FRESH_MINUTES",
+        "15",
+        readers.whole(1, 1440),
+        "15",
+        "How long after the sign-in a token of the staff changes others' accounts.",
+    )
     hold_release_delay: timedelta = _setting(
         "HOLD_RELEASE_DELAY",
         "24h",

@@ -2,10 +2,12 @@
 
 All are JWTs (RFC 7519, HS256). Each kind has a key of its own, derived from ``SECRET_KEY``, and a
 ``type`` and ``aud`` of its own, so that none can stand in for another. ``sub`` is the account's
-public id and ``epoch`` must equal the account's: raising the epoch ends every token at once. A
-signature proves origin only; callers compare epoch and state with the row, as
-``accounts.credentials.by_claims`` does. Access tokens of requests are verified by
-Flask-JWT-Extended, which ``api/http/auth.py`` gives the key; every other token is read here.
+public id and ``epoch`` must equal the account's: raising the epoch ends every token at once.
+``password_at`` is when a password was last proved; a token that another one yields has that of the
+other, so that none makes itself fresher. A signature proves origin only; callers compare epoch and
+state with the row, as ``accounts.credentials.by_claims`` does. Access tokens of requests are
+verified by Flask-JWT-Extended, which ``api/http/auth.py`` gives the key; every other token is read
+here.
 """
 
 from __future__ import annotations
@@ -40,7 +42,11 @@ LEEWAY_SECONDS = 60
 
 @dataclass(frozen=True)
 class Claims:
-    """The claims of a token with a good signature. Times are aware UTC, whole seconds."""
+    """The claims of a token with a good signature. Times are aware UTC, whole seconds.
+
+    ``fresh`` is true of an access token that came straight from a password, and of a recovery token
+    that was made while the password behind it was fresh.
+    """
 
     kind: str
     public_id: uuid.UUID
@@ -48,10 +54,11 @@ class Claims:
     issued_at: datetime
     expires_at: datetime
     fresh: bool
+    password_at: datetime | None
 
     def is_fresh(self, *, now: datetime, max_age: timedelta) -> bool:
-        """Say whether it came from a password at most *max_age* before *now* (RFC 9470)."""
-        return self.fresh and now - self.issued_at <= max_age
+        """Say whether it came from a password, proved at most *max_age* before *now* (RFC 9470)."""
+        return self.fresh and self.password_at is not None and now - self.password_at <= max_age
 
     def is_in_time(self, *, now: datetime) -> bool:
         """Say whether *now*, by the database's clock, is in the token's lifetime and its leeway."""
@@ -67,16 +74,29 @@ def claims_of(payload: Mapping[str, Any], kind: str) -> Claims | None:
     if payload.get("type") != kind:
         return None
     try:
+        issued_at = _moment(payload["iat"])
+        fresh = payload.get("fresh") is True
+        password_at = None
+        if payload.get("password_at") is not None:
+            password_at = _moment(payload["password_at"])
+        elif fresh and kind == ACCESS:
+            # A process of a version without this claim made it, at the moment of the password.
+            password_at = issued_at
         return Claims(
             kind=kind,
             public_id=uuid.UUID(payload["sub"]),
             epoch=int(payload["epoch"]),
-            issued_at=datetime.fromtimestamp(int(payload["iat"]), UTC),
-            expires_at=datetime.fromtimestamp(int(payload["exp"]), UTC),
-            fresh=payload.get("fresh") is True,
+            issued_at=issued_at,
+            expires_at=_moment(payload["exp"]),
+            fresh=fresh and password_at is not None,
+            password_at=password_at,
         )
     except (KeyError, ValueError, TypeError, OverflowError, OSError):
         return None
+
+
+def _moment(seconds: Any) -> datetime:
+    return datetime.fromtimestamp(int(seconds), UTC)
 
 
 def derive_key(secret: str, purpose: str) -> bytes:
@@ -105,17 +125,37 @@ class Tokens:
         """Return the key that signs the tokens of *kind*, and no others."""
         return self._keys[kind]
 
-    def access(self, account: Account, *, now: datetime, fresh: bool) -> str:
-        """Make an access token; *fresh* only if a password was checked for it just now."""
-        return self._make(ACCESS, account, now=now, fresh=fresh)
+    def access(
+        self, account: Account, *, now: datetime, fresh: bool, password_at: datetime | None = None
+    ) -> str:
+        """Make an access token; *fresh* only if it comes straight from a password.
 
-    def refresh(self, account: Account, *, now: datetime) -> str:
+        *password_at* is when that was proved; of a fresh one *now*, unless another time is given.
+        """
+        if fresh and password_at is None:
+            password_at = now
+        return self._make(ACCESS, account, now=now, fresh=fresh, password_at=password_at)
+
+    def refresh(
+        self, account: Account, *, now: datetime, password_at: datetime | None = None
+    ) -> str:
         """Make the token that yields access tokens until the account's epoch is raised."""
-        return self._make(REFRESH, account, now=now)
+        return self._make(REFRESH, account, now=now, password_at=password_at)
 
-    def recovery(self, account: Account, *, now: datetime) -> str:
-        """Make the 15-minute token that a right password of a deactivated account yields."""
-        return self._make(RECOVERY, account, now=now)
+    def recovery(
+        self,
+        account: Account,
+        *,
+        now: datetime,
+        fresh: bool = False,
+        password_at: datetime | None = None,
+    ) -> str:
+        """Make the 15-minute token by which the owner of a deactivated account can come back.
+
+        *fresh* only if the password, proved at *password_at*, is fresh at this moment: only such a
+        token opens the export, and yields a session.
+        """
+        return self._make(RECOVERY, account, now=now, fresh=fresh, password_at=password_at)
 
     def mailed(self, account: Account, *, now: datetime) -> str:
         """Make the token of a mailed link; it lasts until the account's ``purge_at``."""
@@ -164,6 +204,7 @@ class Tokens:
         *,
         now: datetime,
         fresh: bool = False,
+        password_at: datetime | None = None,
         until: datetime | None = None,
     ) -> str:
         claims = {
@@ -177,6 +218,8 @@ class Tokens:
             "epoch": account.epoch,
             "fresh": fresh,
         }
+        if password_at is not None:
+            claims["password_at"] = int(password_at.timestamp())
         return jwt.encode(claims, self._keys[kind], algorithm=ALGORITHM)
 
 

@@ -89,13 +89,16 @@ class Attempts:
     def denied(self, caller: Account, subject: uuid.UUID) -> None:
         """Audit that *caller* reached for the account *subject*, which is somebody else's.
 
+        It is the caller's own where they reached for what is the staff's, and not for an account.
         Only so often an hour for the caller too: who reaches for every account in turn would
         otherwise fill the trail. The caller's own count is asked first, so that such a one does not
         use up the counts of the accounts.
         """
         if not self._may_audit(f"caller {caller.public_id}"):
             return
-        if not self._may_audit(f"subject {subject}"):
+        # What their own account is the subject of counts once: with its other count, they could
+        # keep wrong passwords for it out of the trail.
+        if subject != caller.public_id and not self._may_audit(f"subject {subject}"):
             return
         by = Actor(STAFF if caller.is_staff else OWNER, caller.public_id)
         with self._database.writing() as session:

@@ -302,6 +302,25 @@ def change_password(
     return account
 
 
+def end_sessions(
+    session: Session, account_id: int, *, epoch: int, clock: Clock = database_now
+) -> None:
+    """End every session of the active account, that of *epoch* too; links to set a password end.
+
+    Of two at once the later one finds its own session ended. An active account has no promise, so
+    the event is the witness of none.
+
+    Raises TokenNotValid if the account is gone or deactivated, or its epoch has moved on.
+    """
+    account = rows.lock_for_write(session, account_id, epoch=epoch, share=False)
+    account.epoch += 1
+    owner = Actor(OWNER, account.public_id)
+    audit.record(
+        session, "account.signed_out", subject=account.public_id, by=owner, now=clock(session)
+    )
+    session.flush()
+
+
 def request_password_reset(
     session: Session, email: str, *, decoy_key: bytes, now: datetime
 ) -> None:

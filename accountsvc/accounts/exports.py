@@ -28,7 +28,7 @@ from ..db.engine import Database
 from ..db.models import ACCOUNTS, OWNER, STAFF, Account, AuditEvent
 from ..db.text import rfc3339
 from ..errors import TokenNotValid
-from . import vault
+from . import settling, vault
 from .avatars import file_turns
 from .vault import Keyring, StoredEntry
 
@@ -47,7 +47,7 @@ WITHHELD: Mapping[str, str] = {
     "email_key": "your email address once more, in the form in which we compare it",
     "epoch": "a number of ours that ends your sessions",
     "reason": "a note of the staff",
-    "return_reason": "a note of the operator",
+    "return_reason": "a note of the staff or the operator",
 }
 # Holds are hidden from their owner while proceedings last, so the events that tell of them are too.
 HIDDEN_ACTIONS = frozenset({"hold.placed", "hold.released"})
@@ -78,15 +78,17 @@ def export(
     rest is read while the pieces are taken, in transactions of milliseconds and in memory that does
     not grow with the number of rows. Outside the pieces no transaction is open.
 
-    Raises TokenNotValid if the account is gone or its epoch has moved on, StoreUnavailable,
-    VaultKeyMissing. Taking a piece raises ExportBroken if that happens later, and whatever the
-    database raises; what has been given out by then is no whole ZIP.
+    Raises TokenNotValid if the account is gone or its epoch has moved on, RecentChange soon after a
+    mailed link has set its password in the grace period, StoreUnavailable, VaultKeyMissing.
+    Taking a piece raises ExportBroken if that happens later, and whatever the database raises; what
+    has been given out by then is no whole ZIP.
     """
     source = _Source(database, keyring, account_id, epoch, now)
     with database.writing() as session:
         account = rows.find(session, account_id)
         if account is None or account.epoch != epoch:
             raise TokenNotValid
+        settling.refuse_export(account, now=now)
         # Open the key although nothing needs it yet: a key found missing later could be told of
         # only by breaking the stream off.
         vault.open_key(session, keyring, account)

@@ -20,6 +20,7 @@ from ..db.models import OPERATOR, Account, LegalHold
 from ..db.rows import lock_many
 from ..outbox import notices, queue
 from . import lifecycle
+from .reasons import Return
 
 # What stands where the reason of such a hold was.
 HELD_AGAIN = "Placed again by a replay of the ledger; who placed it has the reason."
@@ -43,13 +44,10 @@ def give_back_due(
     owner is mailed, as by any reactivation. Raises what ``lifecycle.reactivate`` does, but for
     GraceOver, and InvalidInput for a blank or unfit *reason*.
     """
-    lifecycle.check_reason(reason, may_be_blank=False)
-    account = lifecycle.reactivate(
-        session, account_id, promise=promise, by=OPERATOR_ACTOR, although_due=True, clock=clock
+    how = Return(reason, although_due=True)
+    return lifecycle.reactivate(
+        session, account_id, promise=promise, by=OPERATOR_ACTOR, how=how, clock=clock
     )
-    account.return_reason = reason
-    session.flush()
-    return account
 
 
 def give_back(

@@ -25,30 +25,21 @@ from ..db.engine import Clock, database_now
 from ..db.models import DUE, HELD, OWNER, RETURNED, STAFF, Account, PurgeFailure
 from ..db.models import LegalHold as Hold
 from ..db.rows import find_by_public_id, is_id, lock, lock_for_deactivation, lock_many
-from ..db.text import text_problem
 from ..errors import (
     AccountNotFound,
     GraceOver,
     HoldNotFound,
-    InvalidInput,
     InvalidSchedule,
     LastStaff,
     LegalHold,
     NotDeactivated,
     ReactivationForbidden,
-    RecentChange,
     TokenNotValid,
     Unexplained,
 )
 from ..outbox import kept, notices
-
-# So soon after a change of e-mail or password an owner may not give up the grace period: a thief
-# who has just taken an account over would destroy it before its owner reads the mail about the
-# change.
-SETTLING = timedelta(hours=24)
-
-# A reason may have so many characters; the staff's lists show it whole.
-REASON_LENGTH = 1000
+from . import settling
+from .reasons import PLAIN_RETURN, Return, check_reason
 
 
 @dataclass(frozen=True)
@@ -163,33 +154,44 @@ def reactivate(
     promise: Promise,
     by: Actor,
     epoch: int | None = None,
-    although_due: bool = False,
+    how: Return = PLAIN_RETURN,
     clock: Clock = database_now,
 ) -> Account:
     """Give the account back, with all its data; tokens from before stay dead.
-
-    *although_due* is for an operator, while nobody can be purged: after a restore somebody is due
-    again who had come back.
 
     *epoch* is that of the token that acts: the staff member's, or the owner's recovery or mailed
     token. The latter works once, because this raises the account's epoch.
 
     Raises AccountNotFound, NotDeactivated, GraceOver (``now >= purge_at``), TokenNotValid (another
-    epoch), and ReactivationForbidden if the owner asks for what staff or an operator deactivated.
+    epoch), ReactivationForbidden if the owner asks for what staff or an operator deactivated, and
+    InvalidInput for a blank or unfit reason.
     """
+    if how.reason is not None:
+        check_reason(how.reason, may_be_blank=False)
     account = lock_as(session, account_id, by=by, epoch=epoch)
     now = clock(session)
     if account.is_active:
         raise NotDeactivated
     if by.kind == OWNER and account.deactivated_by != OWNER:
         raise ReactivationForbidden
-    if account.state(now) == DUE and not although_due:
+    if account.state(now) == DUE and not how.although_due:
         raise GraceOver
     deactivated_at = account.deactivated_at
     end_deactivation(session, account)
-    # With the epoch and without dates: rows of accounts alone that are put back from a backup would
-    # otherwise be what the promise from before the reactivation says, and be purged.
-    _record(session, "account.reactivated", account, by=by, now=now)
+    if how.reason is not None:
+        account.return_reason = how.reason
+    audit.record(
+        session,
+        "account.reactivated",
+        subject=account.public_id,
+        by=by,
+        now=now,
+        # With the epoch and without dates: rows of accounts alone that are put back from a backup
+        # would otherwise be what the promise from before the return says, and be purged.
+        witness=Witness.of(account),
+        # The reason itself would outlive the person in here.
+        **({} if how.reason is None else {"reason": "stored"}),
+    )
     kept.keep(session, RETURNED, subject=account.public_id, now=now, deactivated_at=deactivated_at)
     notices.reactivated(
         session, account, now=now, grace=promise.grace, deactivated_at=deactivated_at
@@ -272,31 +274,32 @@ def due_now(
     by: Actor,
     epoch: int | None = None,
     promised_elsewhere: bool = False,
+    staff_delay: timedelta = timedelta(),
     clock: Clock = database_now,
 ) -> Account:
     """Waive the rest of the grace period: ``purge_at`` becomes now; the next sweep purges.
 
     Idempotent: an account that is already due keeps its time. An owner is refused within 24 hours
     of a change of e-mail or password, and is not told of a hold (the sweep respects it all the
-    same).
+    same). Staff are refused within *staff_delay* of a deactivation by staff or of a release.
 
     An owner's own wish is a promise, whatever the row said before. Staff and operators can only
     waive what was promised, unless it is *promised_elsewhere*: by a line of the ledger, which says
     that this very account was purged. A hold then keeps it from the purge, and not from being due.
 
     Raises AccountNotFound, NotDeactivated, TokenNotValid (as :func:`reactivate` does), RecentChange
-    to an owner, and LegalHold and Unexplained to staff and operators.
+    to an owner or staff, and LegalHold and Unexplained to staff and operators.
     """
     account = lock_as(session, account_id, by=by, epoch=epoch)
     now = clock(session)
     if account.is_active:
         raise NotDeactivated
     if by.kind == OWNER:
-        changes = (account.email_changed_at, account.password_changed_at)
-        if any(at is not None and now - at < SETTLING for at in changes):
-            raise RecentChange
+        settling.refuse_owner(account, now=now)
     elif not promised_elsewhere and open_holds(session, account.id):
         raise LegalHold
+    if by.kind == STAFF:
+        settling.refuse_staff(session, account, delay=staff_delay, now=now)
     explained = audit.is_explained(session, account)
     if not explained and by.kind != OWNER and not promised_elsewhere:
         raise Unexplained
@@ -462,18 +465,6 @@ def _record(
     """Add an event about *account*, which if *explained* is the witness of what its row says."""
     witness = Witness.of(account) if explained else None
     audit.record(session, action, subject=account.public_id, by=by, now=now, witness=witness)
-
-
-def check_reason(reason: str, *, may_be_blank: bool = True) -> None:
-    """Raise InvalidInput for a *reason* that is too long, or holds what a screen obeys."""
-    if len(reason) > REASON_LENGTH:
-        raise InvalidInput({"reason": [f"Use at most {REASON_LENGTH} characters."]})
-    # A reason may have several lines. Any other control character is refused: it could clear or
-    # rewrite the screen of the operator who has the account shown.
-    if problem := text_problem(reason, allowed="\t\n\r"):
-        raise InvalidInput({"reason": [problem]})
-    if not may_be_blank and not reason.strip():
-        raise InvalidInput({"reason": ["This field may not be blank."]})
 
 
 def _lock_deletion(session: Session, account_id: int) -> Account:

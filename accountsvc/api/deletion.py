@@ -61,12 +61,12 @@ def delete(user_id: int, *, caller: Caller) -> Response:
     account = auth.reach(caller, user_id, staff_too=True)
     by = caller.actor(user_id)
     as_staff = by.kind != OWNER
-    auth.confirm(
-        caller,
-        services().settings.deletion_confirmation,
-        bodies.spare_password,
-        subject=account.public_id if as_staff else None,
-    )
+    mode = services().settings.deletion_confirmation
+    is_proved = False
+    if as_staff:
+        auth.confirm_as_staff(caller, user_id, bodies.spare_password, mode=mode)
+    else:
+        is_proved = auth.confirm(caller, mode, bodies.spare_password)
     # A repeat deactivates nobody, so it is never refused for its number; nor is the owner's own.
     if as_staff and account.is_active:
         services().attempts.deactivates(caller.account, account.public_id)
@@ -81,7 +81,11 @@ def delete(user_id: int, *, caller: Caller) -> Response:
             epoch=caller.epoch,
         )
         assert account.purge_at is not None
-        body = _representation(session, account, by=by.kind) if is_represented else {}
+        if not is_represented:
+            return account.purge_at, {}
+        body = _representation(session, account, by=by.kind)
+        if not as_staff:
+            body["recovery_token"] = _undo(account, caller, is_proved=is_proved)
         return account.purge_at, body
 
     purge_at, body = committed(deactivate)
@@ -92,12 +96,24 @@ def delete(user_id: int, *, caller: Caller) -> Response:
 
 
 def _representation(session: Session, account: Account, *, by: str) -> dict[str, Any]:
-    """Return the document of a deletion that was just made; its owner can undo it by the token."""
+    """Return the document of a deletion that was just made."""
     now = database_now(session)
-    body = {"message": "User deleted successfully"} | document(session, account, now=now, by=by)
-    if by == OWNER:
-        body["recovery_token"] = services().tokens.recovery(account, now=now)
-    return body
+    return {"message": "User deleted successfully"} | document(session, account, now=now, by=by)
+
+
+def _undo(account: Account, caller: Caller, *, is_proved: bool) -> str:
+    """Return the recovery token by which the owner can undo the deletion that *caller* has made.
+
+    Without a password that this request has proved, or one that is fresh, it opens no vault: else
+    somebody with an old session would get by a deletion what the session does not open.
+    """
+    claims, now = caller.claims, caller.now
+    return services().tokens.recovery(
+        account,
+        now=now,
+        fresh=is_proved or claims.is_fresh(now=now, max_age=auth.fresh_window()),
+        password_at=now if is_proved else claims.password_at,
+    )
 
 
 def _preferred(body: dict[str, Any]) -> Response:

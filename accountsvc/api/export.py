@@ -15,6 +15,7 @@ from ..errors import (
     ConfirmationRequired,
     InvalidInput,
     NotAuthorized,
+    RecentChange,
     StoreUnavailable,
     Throttled,
     WrongPassword,
@@ -38,6 +39,7 @@ _ERRORS = (
     NotAuthorized,
     ConfirmationRequired,
     WrongPassword,
+    RecentChange,
     Throttled,
     StoreUnavailable,
     Busy,
@@ -53,7 +55,9 @@ _ERRORS = (
 def take_along(user_id: int, *, caller: Caller) -> Response:
     """Export one's own data as a ZIP
 
-    With a fresh access token or, in the grace period, a recovery token. Never for the staff.
+    With a fresh access token or, in the grace period, a recovery token that was got with a fresh
+    password. Refused for 24 hours, or half the grace period if this is shorter, after a mailed link
+    has set the password in the grace period. Never for the staff.
     """
     # Read a body although it is a GET: without it a client whose token is not fresh any more would
     # have to change to POST to confirm.
@@ -69,7 +73,7 @@ def take_along(user_id: int, *, caller: Caller) -> Response:
 def take_along_by_password(user_id: int, *, caller: Caller, json_data: dict[str, str]) -> Response:
     """Export one's own data as a ZIP, confirmed by the password
 
-    With any access token or, in the grace period, the mailed token.
+    With any access token or, in the grace period, a recovery or mailed token.
     """
     return _streamed(caller, user_id, lambda: json_data.get("password"))
 
@@ -85,13 +89,14 @@ def _streamed(caller: Caller, account_id: int, password: Callable[[], str | None
 def _confirm_owner(caller: Caller, account_id: int, password: Callable[[], str | None]) -> None:
     """Make sure that *caller* owns the account *account_id* and has just shown that it is theirs.
 
-    A recovery token was got with the password; a mailed token needs it, so that a mailbox alone
-    never opens a vault. Raises what the views list.
+    A recovery token that was got with a fresh password is enough; another one, and a mailed token,
+    need it, so that neither an old session nor a mailed link alone opens a vault. Raises what the
+    views list.
     """
     if caller.claims.kind == ACCESS:
         auth.reach(caller, account_id, staff_too=False)
         auth.confirm(caller, "fresh", password)
         return
     auth.reach_in_grace(caller, account_id, RECOVERY, MAILED)
-    if caller.claims.kind == MAILED:
+    if not caller.claims.fresh:
         auth.confirm(caller, "password", password)

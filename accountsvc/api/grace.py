@@ -11,6 +11,7 @@ from flask import Response, current_app
 from sqlalchemy.orm import Session
 
 from ..accounts import credentials, lifecycle
+from ..accounts.reasons import Return
 from ..adapters.throttle import TOKEN
 from ..db.audit import Actor
 from ..db.engine import database_now
@@ -65,8 +66,9 @@ _ETAG = '"7d865e959b2466918c9863afca942d0f"'
 def come_back(json_data: dict[str, str]) -> dict[str, Any]:
     """Reactivate one's own account in its grace period
 
-    By e-mail and password, or by the recovery token that a sign-in gave: answers as sign-in does.
-    By a mailed token: answers with the deletion document and no tokens, the person signs in. A
+    By e-mail and password, or by a recovery token behind which a fresh password stands, as that of
+    a sign-in: answers as sign-in does, and the session is as old as that password. By another one,
+    or a mailed token: answers with the deletion document and no tokens, the person signs in. A
     token works once; tokens from before the deactivation stay dead.
     """
     if "token" in json_data:
@@ -90,8 +92,8 @@ def _come_back_by_token(token: str) -> dict[str, Any]:
     account = _reactivate(account.id, claims.public_id, claims.epoch)
     # Coming back is never refused for how often it happens.
     services().throttle.forgive(TOKEN, address=client())
-    if claims.kind == RECOVERY:
-        return signed_in(account)
+    if claims.kind == RECOVERY and claims.fresh:
+        return signed_in(account, password_at=claims.password_at)
     with services().reading() as session:
         return document(session, account, now=database_now(session), by=OWNER)
 
@@ -118,13 +120,19 @@ def _reactivate(account_id: int, public_id: uuid.UUID, epoch: int) -> Account:
 
 @bp.post("/profile/<int:user_id>/reactivate/")
 @auth.staff_on_account
+@bp.input(schemas.GiveBack)
 @bp.output(schemas.Deletion)
-@raises(NotDeactivated, GraceOver)
-def give_back(user_id: int, *, caller: Caller) -> dict[str, Any]:
+@raises(
+    InvalidInput, ConfirmationRequired, WrongPassword, NotDeactivated, GraceOver, Throttled, Busy
+)
+def give_back(user_id: int, *, caller: Caller, json_data: dict[str, str]) -> dict[str, Any]:
     """Reactivate somebody's account in its grace period, as staff
 
-    Whoever deactivated it. The owner signs in with the password as before.
+    Whoever deactivated it. The owner signs in with the password as before. A ``reason`` is stored
+    on the account until its purge.
     """
+    auth.confirm_as_staff(caller, user_id, lambda: json_data.get("password"))
+    how = Return(json_data.get("reason"))
 
     def reactivate(session: Session) -> dict[str, Any]:
         account = lifecycle.reactivate(
@@ -133,6 +141,7 @@ def give_back(user_id: int, *, caller: Caller) -> dict[str, Any]:
             promise=services().promise,
             by=caller.actor_as_staff(),
             epoch=caller.epoch,
+            how=how,
         )
         return document(session, account, now=database_now(session), by=STAFF)
 
@@ -163,7 +172,17 @@ def status(user_id: int, *, caller: Caller) -> Response:
 @bp.output(schemas.Deletion)
 @takes("If-Match", _ETAG, "The state that the decision rests on; 428 without it")
 @sends(200, ETag=_ETAG)
-@raises(InvalidInput, GraceOver, VersionMismatch, InvalidSchedule, VersionRequired)
+@raises(
+    InvalidInput,
+    ConfirmationRequired,
+    WrongPassword,
+    GraceOver,
+    VersionMismatch,
+    InvalidSchedule,
+    VersionRequired,
+    Throttled,
+    Busy,
+)
 def change(user_id: int, *, caller: Caller, json_data: dict[str, Any]) -> Response:
     """Move the promised purge later, or store a reason, as staff
 
@@ -171,6 +190,7 @@ def change(user_id: int, *, caller: Caller, json_data: dict[str, Any]) -> Respon
     """
     if not names_version():
         raise VersionRequired
+    auth.confirm_as_staff(caller, user_id, lambda: json_data.get("password"))
     by = caller.actor_as_staff()
 
     def patch(session: Session) -> dict[str, Any]:
@@ -217,7 +237,8 @@ def purge_now(user_id: int, *, caller: Caller, json_data: dict[str, str]) -> Res
 
     The owner needs the mailed token as bearer *and* the password, so that neither a mailbox nor a
     password alone is enough, and is refused within 24 hours of a change of either. Staff repeat the
-    account's username in ``confirm``.
+    account's username in ``confirm``, and are refused within ``HOLD_RELEASE_DELAY`` of the release
+    of a hold or of a deactivation by staff.
     """
     account, kind = auth.reach_in_grace(caller, user_id, MAILED)
     if kind == STAFF and account.is_active:
@@ -227,13 +248,20 @@ def purge_now(user_id: int, *, caller: Caller, json_data: dict[str, str]) -> Res
             raise ConfirmationRequired
         services().attempts.confirm(account, json_data["password"], address=client())
     else:
+        auth.confirm_as_staff(caller, user_id, lambda: json_data.get("password"))
         with services().attempts.staff_confirmation(caller.account, account.public_id):
             if json_data.get("confirm") != account.username:
                 raise InvalidInput({"confirm": ["Repeat the username of the account."]})
     by = Actor(kind, caller.account.public_id)
 
     def waive(session: Session) -> dict[str, Any]:
-        due = lifecycle.due_now(session, user_id, by=by, epoch=caller.epoch)
+        due = lifecycle.due_now(
+            session,
+            user_id,
+            by=by,
+            epoch=caller.epoch,
+            staff_delay=services().promise.hold_release_delay,
+        )
         return document(session, due, now=database_now(session), by=kind)
 
     response = json_response(committed(waive))

@@ -1,11 +1,13 @@
-"""Sessions: sign-up, sign-in, and new access tokens."""
+"""Sessions: sign-up, sign-in, new access tokens, and the end of all of them."""
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Any
 
 from apiflask import APIBlueprint
 from flask import Response
+from sqlalchemy.orm import Session
 
 from .. import documents
 from ..accounts import credentials, profiles
@@ -22,8 +24,9 @@ from ..errors import (
     TokenNotValid,
 )
 from ..tokens import REFRESH
-from ..web import KEEP_PATH, about, client, sent_by, services
-from .http import errors, schemas
+from ..web import KEEP_PATH, about, client, committed, sent_by, services
+from .http import auth, errors, schemas
+from .http.auth import Caller
 from .http.describe import raises
 
 bp = APIBlueprint("session", __name__, tag="Session")
@@ -78,22 +81,40 @@ def refresh(json_data: dict[str, str]) -> dict[str, str]:
         claims = tokens.read(json_data["refresh"], REFRESH, now=now)
         account = credentials.by_claims(transaction, claims)
         sent_by(account.public_id)
-        return {"access": tokens.access(account, now=now, fresh=False)}
+        access = tokens.access(account, now=now, fresh=False, password_at=claims.password_at)
+        return {"access": access}
 
 
-def signed_in(account: Account) -> dict[str, Any]:
-    """Return the answer to a person who has just proved the password of *account* (detached).
+@bp.post("/sign-out/")
+@auth.signed_in
+@bp.doc(responses={204: "Done: every token of the account is dead"})
+def sign_out(*, caller: Caller) -> Response:
+    """End every session of the caller, on every device
 
-    The tokens carry the epoch that was read with that password: if it was raised since, they are
-    dead.
+    This one too: what comes after it is 401. Links to set a new password end with them.
+    """
+
+    def end(session: Session) -> None:
+        credentials.end_sessions(session, caller.account.id, epoch=caller.epoch)
+
+    committed(end)
+    return Response(status=204)
+
+
+def signed_in(account: Account, *, password_at: datetime | None = None) -> dict[str, Any]:
+    """Return the answer to a person who has proved the password of *account* (detached).
+
+    They have just done so, unless *password_at* says when. The tokens carry the epoch that was read
+    with that password: if it was raised since, they are dead.
     """
     about(account.public_id)
     tokens = services().tokens
     with services().reading() as transaction:
         now = database_now(transaction)
+    proved_at = now if password_at is None else password_at
     return {
-        "access": tokens.access(account, now=now, fresh=True),
-        "refresh": tokens.refresh(account, now=now),
+        "access": tokens.access(account, now=now, fresh=True, password_at=proved_at),
+        "refresh": tokens.refresh(account, now=now, password_at=proved_at),
         "user": documents.user_document(account),
     }
 
@@ -107,7 +128,7 @@ def _way_back(exc: AccountDeactivated) -> Response:
             # The account was purged or reactivated since its password was checked: its purge time
             # would be one that is not promised any more.
             raise InvalidCredentials from exc
-        token = services().tokens.recovery(account, now=now)
+        token = services().tokens.recovery(account, now=now, fresh=True, password_at=now)
     # The web app shows the sentence and nothing else of this answer: without the page in it, its
     # users would know no way back but a mail that they may not find.
     page = f"{services().settings.public_url}{KEEP_PATH}"

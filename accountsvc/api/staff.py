@@ -19,11 +19,18 @@ from ..accounts import lifecycle
 from ..db import audit, rows
 from ..db.engine import database_now
 from ..db.models import MAX_ID, Account
-from ..errors import HoldNotFound, InvalidInput
+from ..errors import (
+    Busy,
+    ConfirmationRequired,
+    HoldNotFound,
+    InvalidInput,
+    Throttled,
+    WrongPassword,
+)
 from ..web import committed, services
-from .http import auth, schemas
+from .http import auth, bodies, schemas
 from .http.auth import Caller
-from .http.describe import raises, sends
+from .http.describe import raises, refuses, sends
 
 bp = APIBlueprint("staff", __name__, tag="Staff")
 
@@ -33,11 +40,12 @@ bp = APIBlueprint("staff", __name__, tag="Staff")
 @bp.input(schemas.NewHold)
 @bp.output(schemas.Hold, 201)
 @sends(201, Location="/api/profile/1/holds/1/")
-@raises(InvalidInput)
+@raises(InvalidInput, ConfirmationRequired, WrongPassword, Throttled, Busy)
 def place(
     user_id: int, *, caller: Caller, json_data: dict[str, str]
 ) -> tuple[dict[str, Any], int, dict[str, str]]:
     """Place a legal hold: it blocks the purge, not the wish, and is hidden from the owner"""
+    auth.confirm_as_staff(caller, user_id, lambda: json_data.get("password"))
 
     def place_hold(session: Session) -> dict[str, Any]:
         hold = lifecycle.place_hold(
@@ -65,14 +73,16 @@ def show_holds(user_id: int, *, caller: Caller) -> dict[str, Any]:
 
 @bp.delete("/profile/<int:user_id>/holds/<int:hold_id>/")
 @auth.staff_on_account
-@raises(HoldNotFound)
+@raises(HoldNotFound, ConfirmationRequired, WrongPassword, Throttled, Busy)
+@refuses(400)
 @bp.doc(responses={204: "Released; it stays on record until the purge"})
 def release(user_id: int, hold_id: int, *, caller: Caller) -> Response:
     """Release a legal hold
 
     After the last one the purge is at least ``HOLD_RELEASE_DELAY`` away, so that a mistake is not
-    final.
+    final. The body is optional; ``{"password": "…"}`` in it confirms.
     """
+    auth.confirm_as_staff(caller, user_id, bodies.spare_password)
 
     def let_go(session: Session) -> None:
         lifecycle.release_hold(

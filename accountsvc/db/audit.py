@@ -53,6 +53,7 @@ ACTIONS = frozenset(
         "account.reactivated",
         "account.purged",
         "account.sessions_ended",
+        "account.signed_out",
         "account.exported",
         "avatar.replaced",
         "avatar.orphans_deleted",

@@ -123,8 +123,8 @@ class Account(Base):
     previous_email: Mapped[str | None] = mapped_column(String(254))
     email_changed_at: Mapped[datetime | None]
     password_changed_at: Mapped[datetime | None]
-    # Free text of the operator who gave the account back though it was due; here for the same
-    # reason as the one above.
+    # Free text of whoever gave the account back for its owner, the staff or the operator; here for
+    # the same reason as the one above.
     return_reason: Mapped[str | None] = mapped_column(Text)
 
     @property

@@ -87,7 +87,8 @@ ACCOUNT_KEPT = Message(
     (
         "Nothing in it was lost, and nothing will be deleted.",
         "Sign in as you always did. Devices that were signed in before have to sign in again.",
-        "If it was not you who asked for the deletion, change your password now.",
+        "If it was not you who asked for the deletion, change your password now: that signs out "
+        "every device, also somebody else's.",
     ),
 )
 USED = Message(
@@ -162,6 +163,8 @@ PASSWORD_SET = {
             "Your account is still going to be deleted. To keep it, sign in with the new password "
             "on the page below, or open the link in the mail that we send you now.",
             "The links in our mails of before open nothing any more.",
+            "For your safety your data can be downloaded only when a day has passed since, or half "
+            "of the waiting time if that is shorter.",
         ),
         keep=True,
     ),

@@ -1,8 +1,8 @@
 """The page of the grace period: it shows what happens when, and lets the person change that.
 
 The link alone opens what the deletion document says, and *Keep my account*. Taking the data along
-and giving up the rest of the time need the password too, so that a mailbox alone never opens a
-vault.
+and giving up the rest of the time need the password too, so that a mailed link alone opens no
+vault. Whoever sets a new password by mail has one; the data is refused to them for a while.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ from sqlalchemy import func, select, text
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
-from ..accounts.lifecycle import REASON_LENGTH
+from ..accounts.reasons import REASON_LENGTH
 from ..db import audit
 from ..db.audit import Actor
 from ..db.engine import Clock, Database, database_now

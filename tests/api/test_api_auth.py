@@ -22,6 +22,7 @@ from tests.support.factories import (
     bearer,
     deactivate,
     make_person,
+    recovery_token,
     services_of,
 )
 from tests.support.moments import now
@@ -189,7 +190,7 @@ def test_a_signature_is_verified_once_a_request(
     token = {
         "bob": bob.token,
         "sue": sue.token,
-        "recovery": tokens.recovery(account, now=moment),
+        "recovery": recovery_token(services_of(app), account),
         "mailed": tokens.mailed(account, now=moment),
     }[who]
     verified: list[bytes] = []

@@ -105,9 +105,7 @@ def unfresh(app: APIFlask, person: Person) -> dict[str, str]:
 
 
 def recovery(app: APIFlask, person: Person) -> dict[str, str]:
-    return bearer(
-        services_of(app).tokens.recovery(account_of(app, person), now=now(services_of(app)))
-    )
+    return bearer(recovery_token(services_of(app), account_of(app, person)))
 
 
 def mailed(app: APIFlask, person: Person) -> dict[str, str]:
@@ -444,7 +442,7 @@ def test_in_the_grace_period_the_password_is_needed_in_one_way_or_another(
         ours.access(account, now=moment, fresh=True),
         ours.refresh(account, now=moment),
         ours.password_reset(account, now=moment),
-        ours.recovery(account, now=moment - timedelta(minutes=15, seconds=61)),
+        recovery_token(services_of(app), account, age=timedelta(minutes=15, seconds=61)),
         "null",
     ]
 

@@ -64,6 +64,7 @@ WRONG: dict[str, list[str]] = {
     "REFRESH_TOKEN_LIFETIME": ["0d", "never"],
     "DELETION_CONFIRMATION": ["Fresh", "yes", "password,fresh"],
     "FRESH_TOKEN_MINUTES": ["0", "-1", "1.5", "15m", "525601", "1_000"],
+    "STAFF_FRESH_MINUTES": ["0", "-1", "1.5", "15m", "1441", "1_000"],
     "HOLD_RELEASE_DELAY": ["24", "-1h"],
     "BACKUP_RETENTION": ["90", "0d", "-1d"],
     "REMINDERS": ["7", "7d;1d", "0d", "7d,x"],

@@ -247,6 +247,16 @@ def access_token(
     return services.tokens.access(account, now=moments.now(services) - age, fresh=fresh)
 
 
+def recovery_token(
+    services: Services, account: Account, *, fresh: bool = True, age: timedelta = timedelta()
+) -> str:
+    """A recovery token as a sign-in of *age* ago gave it, or as an old session's deletion did."""
+    moment = moments.now(services) - age
+    return services.tokens.recovery(
+        account, now=moment, fresh=fresh, password_at=moment if fresh else None
+    )
+
+
 def png(side: int = 16, colour: str = "red", mode: str = "RGB") -> bytes:
     file = BytesIO()
     Image.new(mode, (side, side), colour).save(file, "PNG")

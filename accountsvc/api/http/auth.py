@@ -9,9 +9,8 @@ answers as one with a guard. A guard is a decorator that stands above everything
 from __future__ import annotations
 
 import math
-import uuid
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import wraps
@@ -100,8 +99,7 @@ def staff(view: View) -> View:
 
     def admit(**_: Any) -> Caller:
         caller = _signed_in()
-        if not caller.account.is_staff:
-            raise NotAuthorized
+        _refuse_all_but_staff(caller)
         return caller
 
     return _guard(view, admit, NotAuthorized)
@@ -117,11 +115,17 @@ def staff_on_account(view: View) -> View:
         caller = _signed_in()
         if user_id != caller.account.id:
             reach(caller, user_id, staff_too=True)
-        if not caller.account.is_staff:
-            raise NotAuthorized
+        _refuse_all_but_staff(caller)
         return caller
 
     return _guard(view, admit, AccountNotFound, NotAuthorized)
+
+
+def _refuse_all_but_staff(caller: Caller) -> None:
+    """Raise NotAuthorized, audited about *caller*, if they are not of the staff."""
+    if not caller.account.is_staff:
+        services().attempts.denied(caller.account, caller.account.public_id)
+        raise NotAuthorized
 
 
 def signed_in_or_in_grace(view: View) -> View:
@@ -211,35 +215,67 @@ def reach_in_grace(caller: Caller, account_id: int, *kinds: str) -> tuple[Accoun
     return caller.account, OWNER
 
 
-def confirm(
-    caller: Caller,
-    mode: str,
-    password: Callable[[], str | None],
-    *,
-    subject: uuid.UUID | None = None,
-) -> None:
+def confirm(caller: Caller, mode: str, password: Callable[[], str | None]) -> bool:
     """Make sure that *caller* is there in person, as *mode* wants it (``DELETION_CONFIRMATION``).
 
-    ``fresh``: a token that came straight from a password is enough while it is young; otherwise,
+    ``fresh``: a token that came straight from a password is enough while that is young; otherwise,
     and always with ``password``, the caller's password is needed. Only then *password* is called,
-    which returns it. Hashes outside any transaction. *subject* is the account on which the caller
-    acts as staff, whose wrong confirmations are counted beside.
+    which returns it. Hashes outside any transaction. Return whether the password was proved by this
+    call.
 
     Raises ConfirmationRequired, Throttled, WrongPassword.
     """
-    window = timedelta(minutes=services().settings.fresh_token_minutes)
-    is_fresh = caller.claims.is_fresh(now=caller.now, max_age=window)
-    if mode == "none" or (mode == "fresh" and is_fresh):
-        return
+    if mode == "none":
+        return False
+    return _confirm(caller, fresh_window() if mode == "fresh" else None, password)
+
+
+def confirm_as_staff(
+    caller: Caller,
+    account_id: int,
+    password: Callable[[], str | None],
+    *,
+    mode: str = "none",
+) -> None:
+    """Make sure of the same before *caller*, as staff, changes the account *account_id*.
+
+    The password behind the token is at most ``STAFF_FRESH_MINUTES`` old, whatever *mode*, which can
+    only ask for more. Wrong confirmations are counted as those of the staff beside.
+
+    Raises ConfirmationRequired, Throttled, WrongPassword.
+    """
+    window = timedelta(minutes=services().settings.staff_fresh_minutes)
+    if mode == "fresh":
+        window = min(window, fresh_window())
+    _confirm(caller, None if mode == "password" else window, password, account_id=account_id)
+
+
+def fresh_window() -> timedelta:
+    """Return how long a token is fresh after its password (``FRESH_TOKEN_MINUTES``)."""
+    return timedelta(minutes=services().settings.fresh_token_minutes)
+
+
+def _confirm(
+    caller: Caller,
+    window: timedelta | None,
+    password: Callable[[], str | None],
+    *,
+    account_id: int | None = None,
+) -> bool:
+    """Take a token that is fresh within *window* (None: none is), or the password; say if that."""
+    if window is not None and caller.claims.is_fresh(now=caller.now, max_age=window):
+        return False
     typed = password()
     if typed is None:
-        raise ConfirmationRequired(int(window.total_seconds()) if mode == "fresh" else None)
+        raise ConfirmationRequired(None if window is None else int(window.total_seconds()))
     attempts = services().attempts
-    as_staff = (
-        nullcontext() if subject is None else attempts.staff_confirmation(caller.account, subject)
-    )
+    as_staff: AbstractContextManager[None] = nullcontext()
+    if account_id is not None:
+        subject = reach(caller, account_id, staff_too=True).public_id
+        as_staff = attempts.staff_confirmation(caller.account, subject)
     with as_staff:
         attempts.confirm(caller.account, typed, address=client())
+    return True
 
 
 # Tokens ----------------------------------------------------------------------------------------

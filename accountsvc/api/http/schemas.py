@@ -24,7 +24,7 @@ from marshmallow.validate import Length, OneOf, Range, Regexp
 
 from ... import bounds, generator
 from ...accounts.fields import is_too_long
-from ...accounts.lifecycle import REASON_LENGTH
+from ...accounts.reasons import REASON_LENGTH
 from ...db.models import ACTIVE, DEACTIVATED, DUE, MAX_ID, OPERATOR, OWNER, STAFF, UNEXPLAINED
 from ...db.text import is_text
 from ...purge.failures import HELD, STUCK, WAITING
@@ -76,6 +76,9 @@ class _ShortEnough(Length):
 
 
 _SHORT_ENOUGH = _ShortEnough(max=bounds.PASSWORD_PARTS)
+
+
+_REASON = [Regexp(r"[\s\S]*\S", error=_BLANK), _at_most(REASON_LENGTH)]
 
 
 def _between(least: int, most: int) -> Range:
@@ -277,6 +280,13 @@ class Deleted(Deletion):
     recovery_token = String()
 
 
+class GiveBack(Body):
+    """``reason`` is stored on the account until its purge; ``password`` is the caller's own."""
+
+    reason = Text(validate=_REASON)
+    password = Text(validate=[_NOT_BLANK, _SHORT_ENOUGH])
+
+
 class Reactivate(Body):
     """Either ``token``, or ``email`` and ``password``."""
 
@@ -294,28 +304,30 @@ class Reactivate(Body):
 
 
 class Reschedule(Body):
-    """Either member, or both."""
+    """Either of ``purge_at`` and ``reason``, or both; ``password`` is the caller's own."""
 
     purge_at = Moment()
     reason = Text(validate=_at_most(REASON_LENGTH))
+    password = Text(validate=[_NOT_BLANK, _SHORT_ENOUGH])
 
     @validates_schema
     def something(self, data: dict[str, Any], **_: Any) -> None:
-        if not data:
+        if not data.keys() & {"purge_at", "reason"}:
             raise ValidationError({"purge_at": ["Send purge_at, reason or both."]})
 
 
 class PurgeNow(Body):
-    """``password`` from the owner, ``confirm`` (the account's username) from the staff."""
+    """``password`` is the caller's own, ``confirm`` (the account's username) is from the staff."""
 
     password = Text(validate=[_NOT_BLANK, _SHORT_ENOUGH])
     confirm = Text(validate=[_NOT_BLANK, _at_most(bounds.USERNAME_CHARACTERS)])
 
 
 class NewHold(Body):
-    reason = Text(
-        required=True, validate=[Regexp(r"[\s\S]*\S", error=_BLANK), _at_most(REASON_LENGTH)]
-    )
+    """``password`` is the caller's own."""
+
+    reason = Text(required=True, validate=_REASON)
+    password = Text(validate=[_NOT_BLANK, _SHORT_ENOUGH])
 
 
 class PasswordResetRequest(Body):
@@ -332,7 +344,7 @@ class Message(Schema):
 
 
 class SignedInOrDeletion(Schema):
-    """As sign-in after a password; the deletion document, without tokens, after a mailed token."""
+    """As sign-in after a fresh password; otherwise the deletion document, without tokens."""
 
     access = String()
     refresh = String()
