@@ -49,6 +49,7 @@ from tests.support.factories import (
     make_account,
     make_person,
     new_name,
+    recovery_token,
     run_sql,
     services_of,
     witness,

@@ -702,9 +702,13 @@ def test_nobody_but_staff_does_what_is_for_staff(
     assert call(ann, bystander.auth) == (404, NOT_FOUND)
     assert call(bystander, bystander.auth) == (403, NOT_AUTHORIZED)
     by_bystander = (bystander.public_id, bystander.public_id, "owner")
-    assert trail(app, since) == [("access.denied", *by_bystander)]
+    own = ("access.denied", *by_bystander)
+    assert trail(app, since) == [own]
     assert call(cat, bystander.auth) == (403, NOT_AUTHORIZED)
-    assert trail(app, since) == [("access.denied", cat.public_id, bystander.public_id, "owner")]
+    assert trail(app, since) == [
+        own,
+        ("access.denied", cat.public_id, bystander.public_id, "owner"),
+    ]
     assert everything(services_of(app)) == before
 
 
