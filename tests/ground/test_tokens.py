@@ -173,6 +173,58 @@ def test_a_token_is_fresh_for_so_long_after_the_password(age: int, fresh: bool) 
     assert found is fresh
 
 
+@pytest.mark.parametrize(("age", "fresh"), [(599, True), (600, True), (601, False)])
+def test_a_token_is_no_fresher_than_the_password_behind_it(age: int, fresh: bool) -> None:
+    proved_at = NOW - age * SECOND
+    token = make().access(ACCOUNT, now=NOW, fresh=True, password_at=proved_at)
+
+    claims = make().read(token, ACCESS, now=NOW)
+
+    assert (claims.issued_at, claims.password_at) == (NOW, proved_at)
+    assert claims.is_fresh(now=NOW, max_age=timedelta(minutes=10)) is fresh
+
+
+@pytest.mark.parametrize(
+    "token",
+    [
+        make().access(ACCOUNT, now=NOW, fresh=False, password_at=NOW - 5 * SECOND),
+        make().refresh(ACCOUNT, now=NOW, password_at=NOW - 5 * SECOND),
+        make().recovery(ACCOUNT, now=NOW, fresh=False, password_at=NOW - 5 * SECOND),
+        make().recovery(ACCOUNT, now=NOW, fresh=True, password_at=NOW - 5 * SECOND),
+    ],
+)
+def test_every_token_of_a_session_says_when_the_password_was_proved(token: str) -> None:
+    found = make().read(token, *KINDS, now=NOW)
+
+    assert found.password_at == NOW - 5 * SECOND
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("fresh", [True, False])
+def test_in_a_token_without_the_claim_it_is_the_issue_of_a_fresh_access_token_or_unknown(
+    kind: str, fresh: bool
+) -> None:
+    token = forge(claims_of(kind, fresh=fresh), kind=kind)
+
+    found = make().read(token, kind, now=NOW)
+
+    assert found.password_at == (NOW if fresh and kind == ACCESS else None)
+    assert found.fresh is (fresh and kind == ACCESS)
+
+
+def test_no_mailed_token_says_that_a_password_was_proved() -> None:
+    for kind in (MAILED, PASSWORD_RESET):
+        assert make().read(MAKERS[kind](make()), kind, now=NOW).password_at is None
+
+
+def test_a_time_of_a_password_makes_no_token_fresh_by_itself() -> None:
+    token = make().access(ACCOUNT, now=NOW, fresh=False, password_at=NOW)
+
+    claims = make().read(token, ACCESS, now=NOW)
+
+    assert not claims.is_fresh(now=NOW, max_age=timedelta(days=365))
+
+
 def test_a_token_from_a_refresh_is_never_fresh() -> None:
     token = make().access(ACCOUNT, now=NOW, fresh=False)
 
@@ -251,6 +303,10 @@ WRONG_CLAIMS: dict[str, dict[str, Any]] = {
     "an expiry beyond all calendars": {"exp": 10**30},
     "an endless expiry": {"exp": float("inf")},
     "the last second of all calendars": {"exp": 253402300799},
+    "a word as time of the password": {"password_at": "soon"},
+    "a list as time of the password": {"password_at": [1]},
+    "a time of the password beyond all calendars": {"password_at": 10**30},
+    "an endless time of the password": {"password_at": float("inf")},
     "no issue": {"iat": None},
     "an issue before all calendars": {"iat": -(10**30)},
     "the first second of all calendars": {"iat": -62135596800},
@@ -330,7 +386,9 @@ _JSON = st.recursive(
 @settings(max_examples=300, deadline=None)
 @given(
     st.dictionaries(
-        st.sampled_from(["sub", "type", "aud", "iat", "exp", "nbf", "jti", "epoch", "fresh"]),
+        st.sampled_from(
+            ["sub", "type", "aud", "iat", "exp", "nbf", "jti", "epoch", "fresh", "password_at"]
+        ),
         _JSON,
         min_size=1,
     )
