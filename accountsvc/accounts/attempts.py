@@ -25,6 +25,7 @@ from ..db.text import unique_key
 from ..errors import (
     AccountDeactivated,
     Busy,
+    ConfirmationRequired,
     InvalidCredentials,
     InvalidInput,
     NotDeactivated,
@@ -122,14 +123,14 @@ class Attempts:
         """Count that *caller*, of the staff, confirms inside what is to happen to *subject*.
 
         Counted before it is looked at; a right one is forgiven, with all before it, and one that
-        was not looked at (Busy) does not count. Raises Throttled; the first refusal of each window
-        is audited.
+        was not looked at (Busy, ConfirmationRequired) does not count. Raises Throttled; the first
+        refusal of each window is audited.
         """
         kinds = (STAFF_CONFIRMATION, STAFF_CONFIRMATION_TOLD)
         self._spend_as_staff(kinds, "confirmation.throttled", caller, subject)
         try:
             yield
-        except Busy:
+        except (Busy, ConfirmationRequired):
             for kind in kinds:
                 self._throttle.take_back(kind, account=str(caller.public_id))
             raise

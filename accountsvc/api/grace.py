@@ -248,8 +248,9 @@ def purge_now(user_id: int, *, caller: Caller, json_data: dict[str, str]) -> Res
             raise ConfirmationRequired
         services().attempts.confirm(account, json_data["password"], address=client())
     else:
-        auth.confirm_as_staff(caller, user_id, lambda: json_data.get("password"))
+        # One try for both: a right password would otherwise forgive every wrong username.
         with services().attempts.staff_confirmation(caller.account, account.public_id):
+            auth.confirm_as_staff(caller, None, lambda: json_data.get("password"))
             if json_data.get("confirm") != account.username:
                 raise InvalidInput({"confirm": ["Repeat the username of the account."]})
     by = Actor(kind, caller.account.public_id)

@@ -632,6 +632,35 @@ def test_reactivate_says_done_then_already_so(app: APIFlask, run: Run, ann: Pers
     assert len(belongings(services_of(app), ann)["passwords"]) == 3
 
 
+def test_the_reason_of_a_return_in_time_stays_too(
+    app: APIFlask, run: Run, ann: Person, bob: Person
+) -> None:
+    before = belongings(services_of(app), bob)
+    run("accounts", "deactivate", str(ann.id))
+
+    result = run("accounts", "reactivate", str(ann.id), "--reason", "asked by letter")
+    shown = run("accounts", "show", str(ann.id), "--json")
+
+    assert result.exit_code == 0
+    assert document(shown)["return_reason"] == "asked by letter"
+    (event,) = events(services_of(app), "account.reactivated")
+    assert (event.actor_kind, event.details) == ("operator", {"reason": "stored"})
+    assert belongings(services_of(app), bob) == before
+
+
+@pytest.mark.parametrize("reason", ["", "  ", "x" * 1001, "\x1b[2J"])
+def test_an_unfit_reason_of_a_return_gives_nobody_back(
+    app: APIFlask, run: Run, ann: Person, reason: str
+) -> None:
+    run("accounts", "deactivate", str(ann.id))
+    before = everything(services_of(app))
+
+    result = run("accounts", "reactivate", str(ann.id), "--reason", reason)
+
+    assert result.exit_code == 1
+    assert everything(services_of(app)) == before
+
+
 @pytest.mark.parametrize("command", ["deactivate", "reactivate", "show", "retry"])
 def test_an_unknown_account_is_not_found_and_nothing_changes(
     app: APIFlask, run: Run, ann: Person, command: str

@@ -232,7 +232,7 @@ def confirm(caller: Caller, mode: str, password: Callable[[], str | None]) -> bo
 
 def confirm_as_staff(
     caller: Caller,
-    account_id: int,
+    account_id: int | None,
     password: Callable[[], str | None],
     *,
     mode: str = "none",
@@ -240,7 +240,8 @@ def confirm_as_staff(
     """Make sure of the same before *caller*, as staff, changes the account *account_id*.
 
     The password behind the token is at most ``STAFF_FRESH_MINUTES`` old, whatever *mode*, which can
-    only ask for more. Wrong confirmations are counted as those of the staff beside.
+    only ask for more. Wrong confirmations are counted as those of the staff beside; by the view
+    itself, if that gives no *account_id*.
 
     Raises ConfirmationRequired, Throttled, WrongPassword.
     """
