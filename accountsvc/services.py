@@ -22,6 +22,7 @@ from .adapters.mail import Mailer, mailer_from_url
 from .adapters.redisclock import redis_clock
 from .adapters.throttle import EXPORT, Throttle
 from .config import ConfigError, Settings
+from .db.addresses import address_key
 from .db.audit import SYSTEM_ACTOR, Actor
 from .db.engine import Database, database_now, make_engine
 from .db.models import Account
@@ -181,7 +182,7 @@ class Services:
         Call it after the confirmation: an export counts against the account, so that somebody else
         could otherwise use up its owner's exports. Raises Throttled too.
         """
-        self.throttle.spend(EXPORT, account=account.email_key, address=address)
+        self.throttle.spend(EXPORT, account=address_key(account.email), address=address)
         return exports.export(
             self.database, self.keyring, self.avatars, account.id, epoch=epoch, now=now
         )

@@ -18,10 +18,10 @@ from ..adapters.throttle import (
     Throttle,
 )
 from ..db import audit, rows
+from ..db.addresses import address_key
 from ..db.audit import ANYBODY, Actor
 from ..db.engine import Database, database_now
 from ..db.models import OWNER, STAFF, Account
-from ..db.text import unique_key
 from ..errors import (
     AccountDeactivated,
     Busy,
@@ -74,7 +74,7 @@ class Attempts:
             account = rows.find_by_email(session, email)
             return None if account is None else account.public_id
 
-        with self._counted(unique_key(email), address, failure, subject):
+        with self._counted(email, address, failure, subject):
             yield
 
     def confirm(self, account: Account, password: str, *, address: str) -> None:
@@ -83,7 +83,7 @@ class Attempts:
         Raises Throttled, WrongPassword, Busy.
         """
         with self._counted(
-            account.email_key, address, "confirmation.failed", lambda _: account.public_id
+            account.email, address, "confirmation.failed", lambda _: account.public_id
         ):
             credentials.confirm_password(self._database, self._hasher, account.id, password)
 
@@ -168,9 +168,11 @@ class Attempts:
         return None
 
     @contextmanager
-    def _counted(
-        self, email_key: str, address: str, failure: str, subject: _Subject
-    ) -> Iterator[None]:
+    def _counted(self, email: str, address: str, failure: str, subject: _Subject) -> Iterator[None]:
+        # By the mailbox, and not by the key that the row has: an account that kept its key in the
+        # collision of two would otherwise have one count where its address is typed, and another
+        # where its row is known.
+        email_key = address_key(email)
         self._throttle.spend(PASSWORD, account=email_key, address=address)
         try:
             yield

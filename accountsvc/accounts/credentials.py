@@ -21,10 +21,10 @@ from sqlalchemy.orm import Session
 
 from .. import bounds
 from ..db import audit, rows
+from ..db.addresses import address_key
 from ..db.audit import Actor, Witness
 from ..db.engine import Clock, Database, database_now
 from ..db.models import DUE, OWNER, Account
-from ..db.text import unique_key
 from ..errors import (
     BUSY_PASSWORDS,
     AccountDeactivated,
@@ -331,9 +331,8 @@ def request_password_reset(
     nothing for a decoy, nor for an account that is due; it also audits, since an event that is
     written here for accounts only would tell the same.
     """
-    email_key = unique_key(email)
-    decoy = _decoy_subject(decoy_key, email_key)
-    subject, epoch = rows.identify(session, email_key) or (decoy, 0)
+    decoy = _decoy_subject(decoy_key, address_key(email))
+    subject, epoch = rows.identify(session, email) or (decoy, 0)
     notices.password_reset(session, subject, epoch=epoch, now=now)
 
 

@@ -13,9 +13,9 @@ from collections.abc import Mapping
 
 from zxcvbn_rs_py import zxcvbn
 
-from .. import bounds
+from .. import bounds, mailboxes
 from ..db.models import Account
-from ..db.text import is_text, text_problem
+from ..db.text import is_text, name_problem, text_problem
 from .guesses import CONTEXT_WORDS, is_common
 
 PROFILE_FIELDS = ("username", "email", "first_name", "last_name", "number_phone")
@@ -38,16 +38,6 @@ _MIN_PASSWORD_SCORE = 2
 # password for each choice of one from each of them.
 _READ_AS_LETTERS = ("4@", "8", "([{<", "3", "69", "1!|", "1|7", "0", "$5", "+7", "%", "2")
 
-# A dot-atom (RFC 5322, section 3.2.3) with the letters and digits of every script, "@", and a host
-# name: "localhost", or labels of at most 63 characters. Quoted local parts and address literals are
-# refused: a mail header could be misread around their quotes, brackets and spaces.
-_ATOM = r"[\w!#$%&'*+/=?^`{|}~-]+"
-_LETTER = r"[A-Za-z0-9\u00a1-\uffff]"
-_LABEL = rf"{_LETTER}(?:(?:{_LETTER}|-){{0,61}}{_LETTER})?"
-_EMAIL = re.compile(
-    rf"{_ATOM}(?:\.{_ATOM})*@(?:localhost|(?:{_LABEL}\.)+(?:{_LETTER}|-){{2,}})",
-)
-
 
 def field_problems(values: Mapping[str, str]) -> dict[str, list[str]]:
     """Return the problems of *values*, profile fields by their names; {} if there is none.
@@ -62,6 +52,8 @@ def field_problems(values: Mapping[str, str]) -> dict[str, list[str]]:
             problems[name] = [problem]
         elif name in {"username", "email"} and not value.strip():
             problems[name] = ["This field may not be blank."]
+        elif name == "username" and (problem := name_problem(value.strip())):
+            problems[name] = [problem]
         elif name == "email" and not is_email(value.strip()):
             problems[name] = ["Enter a valid email address."]
         elif name == "number_phone" and not re.fullmatch(r"[0-9 +\-()]*", value):
@@ -70,10 +62,12 @@ def field_problems(values: Mapping[str, str]) -> dict[str, list[str]]:
 
 
 def is_email(text: str) -> bool:
-    """Say whether *text* is one e-mail address, without spaces around it."""
-    # The letters above hold the spaces of other scripts (U+2003, U+3000), at which a header would
-    # fold.
-    return _EMAIL.fullmatch(text) is not None and not re.search(r"\s", text)
+    """Say whether *text* is one e-mail address that can be mailed, without spaces around it."""
+    try:
+        mailboxes.read(text)
+    except ValueError:
+        return False
+    return True
 
 
 def cleaned(values: Mapping[str, str]) -> dict[str, str]:

@@ -15,6 +15,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from ..db import audit, rows, rules
+from ..db.addresses import address_key, is_another, key_after_change
 from ..db.audit import Actor
 from ..db.engine import Clock, Database, database_now
 from ..db.models import ACTIVE, DEACTIVATED, DUE, OWNER, UNEXPLAINED, Account
@@ -68,7 +69,7 @@ def sign_up(
             account = Account(
                 public_id=public_id,
                 username_key=unique_key(values["username"]),
-                email_key=unique_key(values["email"]),
+                email_key=address_key(values["email"]),
                 password_hash=password_hash,
                 is_staff=is_staff,
                 joined_at=now,
@@ -92,12 +93,20 @@ def sign_up(
     return account
 
 
-def check(changes: Mapping[str, str]) -> None:
+def check(account: Account, changes: Mapping[str, str]) -> None:
     """Raise InvalidInput for bad values in *changes*, as :func:`update_profile` does.
 
-    It asks no database: call it before work that is dear and would be in vain.
+    What *account* has already is not asked about: a web app sends all fields for the change of one,
+    and a name may be from before the rule that would refuse it. It asks no database: call it before
+    work that is dear and would be in vain.
     """
-    problems = field_problems({name: changes[name] for name in PROFILE_FIELDS if name in changes})
+    problems = field_problems(
+        {
+            name: changes[name]
+            for name in PROFILE_FIELDS
+            if name in changes and changes[name] != getattr(account, name)
+        }
+    )
     if problems:
         raise InvalidInput(problems)
 
@@ -126,7 +135,8 @@ def update_profile(
 ) -> Account:
     """Change the given profile fields, the others stay; unknown names in *changes* are ignored.
 
-    A change of the e-mail address is audited, and the previous address is told. Of several changes
+    A change of the e-mail address is audited, and the previous address is told: its key or the
+    exact name differs; the domain in another spelling is the same address. Of several changes
     within one grace period the oldest previous address is remembered, and told of what happens to
     the account: a thief who changes the address twice does not shake off the owner. The caller has
     made sure that the owner is there, by a fresh token or the password.
@@ -134,26 +144,26 @@ def update_profile(
     Raises InvalidInput; TokenNotValid if the account is no longer active or its *epoch* has moved
     on.
     """
-    check(changes)
-    values = cleaned({name: changes[name] for name in PROFILE_FIELDS if name in changes})
     account = rows.lock_for_write(session, account_id, epoch=epoch, share=False)
+    check(account, changes)
+    values = cleaned({name: changes[name] for name in PROFILE_FIELDS if name in changes})
     now = clock(session)
     taken = _taken(session, values, own_id=account_id)
     if taken:
         raise InvalidInput(taken)
     changed = {name for name, value in values.items() if getattr(account, name) != value}
-    if "email" in changed and unique_key(values["email"]) != account.email_key:
+    if "email" in changed and is_another(account.email, values["email"]):
         notices.address_changed(session, account, previous=account.email, now=now)
         if not notices.recently_moved(account, now=now, within=promise.grace):
             account.previous_email = account.email
         account.email_changed_at = now
         audit.record(session, "account.email_changed", subject=account.public_id, by=by, now=now)
-    for name in changed:
-        setattr(account, name, values[name])
     if "username" in changed:
         account.username_key = unique_key(values["username"])
     if "email" in changed:
-        account.email_key = unique_key(values["email"])
+        account.email_key = key_after_change(account, values["email"])
+    for name in changed:
+        setattr(account, name, values[name])
     if changed:
         audit.record(session, "account.updated", subject=account.public_id, by=by, now=now)
     try:
@@ -195,10 +205,11 @@ def _taken(
 ) -> dict[str, list[str]]:
     """Return a sentence for each name of *values* that another account than *own_id* has."""
     problems = {}
-    for name, column in (("username", Account.username_key), ("email", Account.email_key)):
-        if name not in values:
-            continue
-        owner_id = session.scalar(select(Account.id).where(column == unique_key(values[name])))
+    if "username" in values:
+        key = unique_key(values["username"])
+        owner_id = session.scalar(select(Account.id).where(Account.username_key == key))
         if owner_id is not None and owner_id != own_id:
-            problems[name] = [_TAKEN[name]]
+            problems["username"] = [_TAKEN["username"]]
+    if "email" in values and rows.other_with_email(session, values["email"], own_id):
+        problems["email"] = [_TAKEN["email"]]
     return problems

@@ -20,10 +20,9 @@ from email.policy import SMTP, SMTPUTF8
 from pathlib import Path
 from typing import Protocol
 
-import idna
-
+from .. import mailboxes
 from ..errors import MailUnavailable
-from ..readers import is_plain_address, read_sender
+from ..readers import read_sender
 from ..urls import mail_server
 from .objectstore import check_folder, place_from_url, write_file
 
@@ -95,19 +94,13 @@ def compose(
 def mailbox(to: str) -> Address:
     """Return the address that a mail to *to* goes to, its domain in ASCII.
 
-    Raises MailRefused for anything but exactly one address that a server can be given.
+    Raises MailRefused for anything but exactly one address that a server can be given: by the rule
+    of :mod:`accountsvc.mailboxes`, which decides who may sign up, too.
     """
-    username, _, domain = to.rpartition("@")
     try:
-        # Servers know a domain by its ASCII form (RFC 5891). Python's own codec has the rules of
-        # 2003, which turn some domains into others: the mail would go to somebody else.
-        name = domain if domain.isascii() else idna.encode(domain, uts46=True).decode()
-        address = Address(username=username, domain=name)
+        return mailboxes.read(to)
     except ValueError as exc:
         raise MailRefused("not an address") from exc
-    if not is_plain_address(address):
-        raise MailRefused("not an address")
-    return address
 
 
 def _encoding(text: str) -> str | None:

@@ -16,6 +16,7 @@ from ..adapters.throttle import TOKEN
 from ..db.audit import Actor
 from ..db.engine import database_now
 from ..db.models import OWNER, STAFF, Account
+from ..db.text import unique_key
 from ..errors import (
     AccountNotFound,
     Busy,
@@ -251,7 +252,7 @@ def purge_now(user_id: int, *, caller: Caller, json_data: dict[str, str]) -> Res
         # One try for both: a right password would otherwise forgive every wrong username.
         with services().attempts.staff_confirmation(caller.account, account.public_id):
             auth.confirm_as_staff(caller, None, lambda: json_data.get("password"))
-            if json_data.get("confirm") != account.username:
+            if unique_key(json_data.get("confirm", "")) != account.username_key:
                 raise InvalidInput({"confirm": ["Repeat the username of the account."]})
     by = Actor(kind, caller.account.public_id)
 

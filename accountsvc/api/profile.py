@@ -65,7 +65,7 @@ def update(user_id: int, *, caller: Caller, changes: dict[str, str]) -> dict[str
     The fields are checked first, then the image, then they are changed, then it is stored: a bad
     field or a bad image changes nothing. It is decoded outside any transaction.
     """
-    profiles.check(changes)
+    profiles.check(caller.account, changes)
     image = bodies.uploaded("avatar")
     normalised = None
     if image is not None:

@@ -7,8 +7,8 @@ from apiflask import APIBlueprint
 from .. import tokens
 from ..accounts import credentials
 from ..adapters.throttle import PASSWORD, PASSWORD_RESET, TOKEN
+from ..db.addresses import address_key
 from ..db.engine import database_now
-from ..db.text import unique_key
 from ..errors import Busy, InvalidInput, Throttled, TokenNotValid
 from ..web import about, client, committed, refused, services
 from .http import schemas
@@ -33,7 +33,7 @@ def ask(json_data: dict[str, str]) -> dict[str, str]:
     throttle.spend(PASSWORD_RESET, address=client())
     answer = {"message": "If this email belongs to an account, a link is on its way to it."}
     try:
-        throttle.spend(PASSWORD_RESET, account=unique_key(email))
+        throttle.spend(PASSWORD_RESET, account=address_key(email))
     except Throttled as exc:
         refused(exc)
         # Answer as always: a 429 for one e-mail would say that somebody else asks for a link to it.
@@ -68,5 +68,5 @@ def confirm(json_data: dict[str, str]) -> dict[str, str]:
         promise=services().promise,
     )
     about(account.public_id)
-    services().throttle.clear(PASSWORD, account=account.email_key, address=client())
+    services().throttle.clear(PASSWORD, account=address_key(account.email), address=client())
     return {"message": "The password was changed. Sign in with the new one."}

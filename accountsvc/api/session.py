@@ -13,6 +13,7 @@ from .. import documents
 from ..accounts import credentials, profiles
 from ..adapters.throttle import PASSWORD, SIGN_UP
 from ..db import rows
+from ..db.addresses import address_key
 from ..db.engine import database_now
 from ..db.models import Account
 from ..errors import (
@@ -46,7 +47,7 @@ def sign_up(json_data: dict[str, str]) -> dict[str, Any]:
         services().database, services().hasher, services().keyring, json_data
     )
     # Whoever goes on guessing cannot keep the owner out of where the account was made.
-    services().throttle.clear(PASSWORD, account=account.email_key, address=client())
+    services().throttle.clear(PASSWORD, account=address_key(account.email), address=client())
     return signed_in(account)
 
 

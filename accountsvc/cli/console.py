@@ -23,7 +23,7 @@ from ..db.outages import is_passing_fault
 from ..db.text import text_problem
 from ..errors import AccountError, AccountNotFound, InvalidInput, StoreUnavailable
 from ..web import services
-from .words import count, printable
+from .words import count, escaped, printable
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -83,8 +83,11 @@ def logs_aside() -> Iterator[None]:
 
 
 def show_json(document: object) -> None:
-    """Print one JSON document, with escapes only where stdout's encoding needs them."""
-    text = json.dumps(document, indent=2, ensure_ascii=False)
+    """Print one JSON document, with escapes where stdout's encoding needs them.
+
+    And for what would act on a terminal, which shows the document: a name may turn a line around.
+    """
+    text = escaped(json.dumps(document, indent=2, ensure_ascii=False))
     try:
         text.encode(_encoding())
     except UnicodeEncodeError:

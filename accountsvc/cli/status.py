@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 
+from ..db import rows
 from ..db.engine import database_now
 from ..monitoring.status import Status
 from ..monitoring.status import read as read_status
@@ -45,6 +46,7 @@ def status(*, as_json: bool) -> None:
     with services().reading() as session:
         now = database_now(session)
         counts = read_status(session, now=now, max_attempts=settings.purge_max_attempts)
+        kept_keys, kept_key_ids = rows.kept_keys(session, most=20)
     if not as_json:
         show_lines(_what_stops(counts), err=True)
     say_what_has_no_seal()
@@ -70,6 +72,8 @@ def status(*, as_json: bool) -> None:
         "unscrubbed": counts.unscrubbed if settings.is_sqlite else 0,
         "unkept": counts.unkept,
         "troubled": list(counts.troubled_ids),
+        "kept_keys": kept_keys,
+        "kept_key_ids": kept_key_ids,
     }
     if as_json:
         show_json(shown)
@@ -114,12 +118,10 @@ def _status_lines(shown: Mapping[str, Any]) -> Iterator[str]:
     states = ("active", "deactivated", "due", "held", "failing", "stuck", "braked", "unexplained")
     yield from table(["ACCOUNTS", "STATE"], ((shown[name], _STATES[name]) for name in states))
     yield ""
-    troubled = ", ".join(map(str, shown["troubled"]))
-    unnamed = shown["failing"] + shown["stuck"] - len(shown["troubled"])
     yield from fields(
         {
             "overdue": duration(timedelta(seconds=shown["overdue_seconds"])),
-            "failing or stuck": f"{troubled} and {unnamed} more" if unnamed > 0 else troubled,
+            "failing or stuck": _ids(shown["troubled"], shown["failing"] + shown["stuck"]),
             "last purge at": shown["last_purged_at"],
             "last sweep at": shown["swept_at"],
             "paused since": shown["paused_at"],
@@ -130,6 +132,7 @@ def _status_lines(shown: Mapping[str, Any]) -> Iterator[str]:
             "receipts to scrub": shown["unscrubbed"],
             "returns and holds not in the ledger": shown["unkept"] or None,
             "mails delayed": sum(shown["delayed"].values()),
+            "kept keys": _ids(shown["kept_key_ids"], shown["kept_keys"]),
         }
     )
     yield ""
@@ -141,6 +144,13 @@ def _status_lines(shown: Mapping[str, Any]) -> Iterator[str]:
         ["OWED", "WHAT", "KIND"],
         ((number, _what(kind, shown["paused"]), kind) for kind, number in owed),
     )
+
+
+def _ids(named: Sequence[int], number: int) -> str:
+    """Return the ids of *named* accounts, and how many of all *number* they leave out."""
+    ids = ", ".join(map(str, named))
+    unnamed = number - len(named)
+    return f"{ids} and {unnamed} more" if unnamed > 0 else ids
 
 
 def _what(kind: str, paused: Mapping[str, int]) -> str | None:

@@ -6,18 +6,26 @@ nothing that is stored can move a terminal's cursor, turn a line around, or brea
 
 from __future__ import annotations
 
+import json
+import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from ..db.text import rfc3339
+from ..db.text import is_drawn, rfc3339
 from ..purge.clocks import ClocksDiffer
 
 DASH = "–"
 
 # Joiners hold one emoji or one Persian word together; without them it would fall into its parts.
 _JOINERS = "\u200c\u200d"
+
+# In a document of JSON there is no other of category Cc but its own line breaks.
+_ACTS = re.compile(
+    "[\x7f-\x9f\u00ad\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"
+    "\U000e0000-\U000e007f]"
+)
 
 _UNITS = (("d", 86_400), ("h", 3_600), ("min", 60), ("s", 1))
 
@@ -48,8 +56,9 @@ def duration(length: timedelta) -> str:
 def printable(text: str) -> str:
     """Return *text* as one line without control characters.
 
-    Line breaks and tabs become spaces. Characters that would be invisible or act on the terminal
-    (control and bidirectional formatting characters, lone surrogates) are named: ``<U+202E>``.
+    Line breaks and tabs become spaces. Characters that would act on the terminal (control and
+    bidirectional formatting characters, lone surrogates), and letters that are drawn as nothing,
+    are named: ``<U+202E>``.
     """
     return "".join(_printable(character) for character in text)
 
@@ -57,9 +66,20 @@ def printable(text: str) -> str:
 def _printable(character: str) -> str:
     if character in "\t\n\r\u2028\u2029":
         return " "
-    if character not in _JOINERS and unicodedata.category(character) in {"Cc", "Cf", "Cs"}:
-        return f"<U+{ord(character):04X}>"
-    return character
+    if character in _JOINERS or is_drawn(character):
+        return character
+    # Spaces and marks stand for themselves beside what is drawn.
+    if unicodedata.category(character)[0] in "ZM":
+        return character
+    return f"<U+{ord(character):04X}>"
+
+
+def escaped(document: str) -> str:
+    """Return the JSON *document* with escapes for what acts on a terminal: the same to a program.
+
+    These characters stand in its texts alone, where an escape means the character.
+    """
+    return _ACTS.sub(lambda found: json.dumps(found[0])[1:-1], document)
 
 
 def width(text: str) -> int:

@@ -9,25 +9,27 @@ from __future__ import annotations
 import uuid
 from collections.abc import Collection, Iterator, Sequence
 from datetime import datetime
-from typing import Any, TypeVar, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 from sqlalchemy import (
     BindParameter,
+    ColumnElement,
     CursorResult,
     Delete,
     Update,
     bindparam,
     exists,
+    func,
     select,
     union_all,
 )
 from sqlalchemy.orm import Session, aliased
 
 from ..errors import AccountNotFound, TokenNotValid
-from . import rules
+from . import addresses, rules
 from .engine import Moment
 from .models import DUE, MAX_ID, Account
-from .text import is_text, unique_key
+from .text import is_text
 
 T = TypeVar("T")
 
@@ -92,22 +94,58 @@ def see(session: Session, public_id: uuid.UUID) -> tuple[Account, datetime] | No
 
 
 def find_by_email(session: Session, email: str) -> Account | None:
-    """Return the account of this e-mail; None also for a text that no database can hold."""
-    key = unique_key(email)
-    return session.scalar(select(Account).where(Account.email_key == key)) if is_text(key) else None
+    """Return the account of this e-mail; None also for a text that no database can hold.
+
+    One statement, the same for every text that it can hold: all keys that an account of the address
+    may have are looked up at once, and :func:`.addresses.choose` says whose it is.
+    """
+    if not is_text(email):
+        return None
+    return addresses.choose(email, session.scalars(select(Account).where(_has_key(email))))
 
 
-def identify(session: Session, email_key: str) -> tuple[uuid.UUID, int] | None:
-    """Return public id and epoch of the account of this unique key, without loading the account.
+def identify(session: Session, email: str) -> tuple[uuid.UUID, int] | None:
+    """Return public id and epoch of the account of this e-mail, without loading the account.
 
     None if there is none. Both answers take the same time, as far as the database goes.
     """
-    if not is_text(email_key):
+    if not is_text(email):
         return None
-    found = session.execute(
-        select(Account.public_id, Account.epoch).where(Account.email_key == email_key)
-    ).one_or_none()
+    identities = session.execute(
+        select(Account.public_id, Account.epoch, Account.email, Account.email_key).where(
+            _has_key(email)
+        )
+    )
+    found = addresses.choose(email, (_Identity(*row) for row in identities))
     return None if found is None else (found.public_id, found.epoch)
+
+
+class _Identity(NamedTuple):
+    public_id: uuid.UUID
+    epoch: int
+    email: str
+    email_key: str
+
+
+def _has_key(email: str) -> ColumnElement[bool]:
+    return Account.email_key.in_(addresses.possible_keys(email))
+
+
+def other_with_email(session: Session, email: str, own_id: int | None) -> bool:
+    """Say whether an account other than *own_id* has this address, by whichever of its keys."""
+    found = session.scalars(select(Account).where(_has_key(email)))
+    return addresses.choose(email, (row for row in found if row.id != own_id)) is not None
+
+
+def kept_keys(session: Session, most: int) -> tuple[int, list[int]]:
+    """Count the accounts that were one of two when their keys became the same; name the first.
+
+    Returns the count and at most *most* ids, in order.
+    """
+    is_kept = func.substr(Account.email_key, 1, len(addresses.KEPT)) == addresses.KEPT
+    number = session.scalar(select(func.count()).select_from(Account).where(is_kept)) or 0
+    ids = session.scalars(select(Account.id).where(is_kept).order_by(Account.id).limit(most))
+    return number, list(ids)
 
 
 def locate(session: Session, text: str) -> Account | None:

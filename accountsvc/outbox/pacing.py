@@ -31,10 +31,10 @@ from sqlalchemy.orm import Session
 
 from .. import bounds
 from ..adapters.mail import MailRefused, mailbox
+from ..db.addresses import address_key
 from ..db.engine import Clock, Database
 from ..db.models import Effect, MailPace
 from ..db.rows import change
-from ..db.text import unique_key
 from .payloads import delayed
 
 DAY = timedelta(days=1)
@@ -45,13 +45,12 @@ OTHERS_AFTER = timedelta(seconds=bounds.MAIL_OTHERS_SECONDS)
 def same_mailbox(address: str) -> str:
     """Return the form in which recipients are compared: equal for all forms of one address.
 
-    The name as e-mails of accounts are compared (case, width, Unicode's normal forms), and the
-    domain as it goes over the wire, in ASCII. Names with dots or a ``+`` more are other mailboxes:
+    It is the key of an account's address. Names with dots or a ``+`` more are other mailboxes:
     only their own server could say that they are not. Raises MailRefused for an address that cannot
     be mailed.
     """
-    recipient = mailbox(address)
-    return f"{unique_key(recipient.username)}@{recipient.domain.lower()}"
+    mailbox(address)
+    return address_key(address)
 
 
 def is_same_mailbox(address: str, other: str) -> bool:

@@ -11,7 +11,7 @@ from sqlalchemy.exc import DBAPIError
 
 from .. import private
 from ..config import Settings, load_settings
-from ..db import schema, soundness
+from ..db import rows, schema, soundness
 from ..errors import StoreUnavailable
 from ..services import Services, build_services
 from ..sources import MADE_KEYS, Faults, Sources, make_keys
@@ -29,6 +29,7 @@ def prepare() -> None:
     services = build_services(settings)
     services.refuse_wrong_vault_keys()
     _say_how_the_ledger_is(services)
+    _say_who_kept_a_key(services)
     services.database.engine.dispose()
     tighten(settings)
 
@@ -75,6 +76,20 @@ def _say_how_the_ledger_is(services: Services) -> None:
             f"accountsvc: {what} no seal, so a restore could not be replayed: "
             "run `accountsvc ledger adopt`\n"
         )
+
+
+def _say_who_kept_a_key(services: Services) -> None:
+    """Say which accounts share their mailbox with another, since their keys became the same."""
+    with services.reading() as session:
+        number, ids = rows.kept_keys(session, most=20)
+    if not number:
+        return
+    whose = "1 account has" if number == 1 else f"{number} accounts have"
+    more = f" and {number - len(ids)} more" if number > len(ids) else ""
+    sys.stdout.write(
+        f"accountsvc: {whose} the mailbox of another account in another spelling, and are found "
+        f"by their own: {', '.join(map(str, ids))}{more}\n"
+    )
 
 
 def tighten(settings: Settings) -> None:
