@@ -75,6 +75,9 @@ MAIL_SECOND_SECONDS = 600
 MAIL_OTHERS_SECONDS = 3_600
 MAILS_A_DAY = 20
 
+# Another e-mail address waits so many hours for its mailbox and the password.
+PENDING_ADDRESS_HOURS = 72
+
 # Rates: by account, by client address, and by both together.
 PASSWORDS_OF_PAIR = "10/15minutes"
 PASSWORDS_OF_ACCOUNT = "100/15minutes"

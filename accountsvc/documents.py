@@ -24,12 +24,13 @@ from .purge.failures import BRAKED, blocked_by
 Document = dict[str, Any]
 
 
-def user_document(account: Account) -> Document:
-    """Return the account as its owner sees it."""
+def user_document(account: Account, *, now: datetime) -> Document:
+    """Return the account as its owner sees it at *now*."""
     return {
         "id": account.id,
         "username": account.username,
         "email": account.email,
+        "pending_email": account.pending(now),
         "first_name": account.first_name,
         "last_name": account.last_name,
         "number_phone": account.number_phone,
@@ -126,7 +127,7 @@ def account_document(
     if blocked is None and state == DUE and brake.standing(session).held_at is not None:
         blocked = BRAKED
     return {
-        **user_document(account),
+        **user_document(account, now=now),
         "public_id": str(account.public_id),
         "state": state,
         "saved_passwords": planned[0].saved_passwords if planned else 0,

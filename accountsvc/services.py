@@ -11,7 +11,7 @@ from functools import partial
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
-from .accounts import exports, lifecycle, vault
+from .accounts import exports, lifecycle, pending, vault
 from .accounts.attempts import Attempts
 from .accounts.credentials import PasswordHasher
 from .accounts.vault import Keyring
@@ -155,11 +155,13 @@ class Services:
     ) -> DeliveryResult:
         """Deliver what the outbox owes, as ``queue.deliver`` promises.
 
-        If that is of all *kinds*, forget of recipients what is a day old, too. No file is deleted
+        If that is of all *kinds*, forget of recipients what is a day old, too, and the pending
+        addresses that are not open. No file is deleted
         while two clocks differ so much that nothing is purged.
         """
         if kinds is None:
             pacing.prune(self.database, database_now)
+            pending.prune(self.database, database_now)
         everything, kinds = kinds is None, list(self.handlers) if kinds is None else kinds
         if queue.DELETE_FILE in kinds and self.clocks.differ() is not None:
             kinds = [kind for kind in kinds if kind != queue.DELETE_FILE]

@@ -22,7 +22,8 @@ import jwt
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
 
-from .db.models import Account
+from .db.models import PENDING_FOR, Account
+from .db.text import rfc3339
 from .errors import TokenNotValid
 
 ACCESS = "access"
@@ -30,7 +31,9 @@ REFRESH = "refresh"
 RECOVERY = "recovery"
 MAILED = "mailed"
 PASSWORD_RESET = "password_reset"
-KINDS = (ACCESS, REFRESH, RECOVERY, MAILED, PASSWORD_RESET)
+CONFIRM_EMAIL = "confirm_email"
+CANCEL_EMAIL = "cancel_email"
+KINDS = (ACCESS, REFRESH, RECOVERY, MAILED, PASSWORD_RESET, CONFIRM_EMAIL, CANCEL_EMAIL)
 
 ALGORITHM = "HS256"
 RECOVERY_LIFETIME = timedelta(minutes=15)
@@ -55,6 +58,8 @@ class Claims:
     expires_at: datetime
     fresh: bool
     password_at: datetime | None
+    # Of a link about a pending address: when that was asked for, as ``asked_at`` writes it.
+    asked_at: str = ""
 
     def is_fresh(self, *, now: datetime, max_age: timedelta) -> bool:
         """Say whether it came from a password, proved at most *max_age* before *now* (RFC 9470)."""
@@ -90,6 +95,7 @@ def claims_of(payload: Mapping[str, Any], kind: str) -> Claims | None:
             expires_at=_moment(payload["exp"]),
             fresh=fresh and password_at is not None,
             password_at=password_at,
+            asked_at=str(payload.get("asked_at", "")),
         )
     except (KeyError, ValueError, TypeError, OverflowError, OSError):
         return None
@@ -97,6 +103,15 @@ def claims_of(payload: Mapping[str, Any], kind: str) -> Claims | None:
 
 def _moment(seconds: Any) -> datetime:
     return datetime.fromtimestamp(int(seconds), UTC)
+
+
+def asked_at(account: Account) -> str:
+    """Return when the pending address was asked for, to the microsecond; "" if there is none.
+
+    It tells one change of an account from the next.
+    """
+    moment = account.pending_email_at
+    return "" if moment is None else rfc3339(moment, timespec="microseconds")
 
 
 def derive_key(secret: str, purpose: str) -> bytes:
@@ -167,6 +182,20 @@ class Tokens:
         """Make the token of a mailed link that sets a new password; it lasts an hour."""
         return self._make(PASSWORD_RESET, account, now=now)
 
+    def confirm_email(self, account: Account, *, now: datetime) -> str:
+        """Make the token of the link that is mailed to the pending address; it lasts as long."""
+        return self._about_address(CONFIRM_EMAIL, account, now)
+
+    def cancel_email(self, account: Account, *, now: datetime) -> str:
+        """Make the token of the link by which the address of today calls the change off."""
+        return self._about_address(CANCEL_EMAIL, account, now)
+
+    def _about_address(self, kind: str, account: Account, now: datetime) -> str:
+        if account.pending_email_at is None:
+            raise ValueError("there is no pending address")
+        until = account.pending_email_at + PENDING_FOR
+        return self._make(kind, account, now=now, until=until, asked_at=asked_at(account))
+
     def kind_of(self, token: str) -> str | None:
         """Return the kind that *token* claims, unverified, which says by what key to read it."""
         payload = _decode(token, options={"verify_signature": False})
@@ -206,6 +235,7 @@ class Tokens:
         fresh: bool = False,
         password_at: datetime | None = None,
         until: datetime | None = None,
+        **more: str,
     ) -> str:
         claims = {
             "sub": str(account.public_id),
@@ -217,6 +247,7 @@ class Tokens:
             "exp": int((until or now + self._lifetimes[kind]).timestamp()),
             "epoch": account.epoch,
             "fresh": fresh,
+            **more,
         }
         if password_at is not None:
             claims["password_at"] = int(password_at.timestamp())

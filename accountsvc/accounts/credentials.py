@@ -39,6 +39,7 @@ from ..errors import (
 from ..outbox import notices
 from ..tokens import Claims
 from ..turns import Turns
+from . import pending
 from .fields import is_too_long, normalised, password_problems, profile_of
 from .lifecycle import Promise
 
@@ -314,6 +315,7 @@ def end_sessions(
     """
     account = rows.lock_for_write(session, account_id, epoch=epoch, share=False)
     account.epoch += 1
+    pending.forget(account)
     owner = Actor(OWNER, account.public_id)
     audit.record(
         session, "account.signed_out", subject=account.public_id, by=owner, now=clock(session)
@@ -415,6 +417,7 @@ def _set_password(
     account.password_hash = password_hash
     account.password_changed_at = now
     account.epoch += 1
+    pending.forget(account)
     witness = Witness.of(account) if explained else None
     audit.record(session, action, subject=account.public_id, by=owner, now=now, witness=witness)
     notices.password_changed(session, account, now=now, grace=promise.grace)

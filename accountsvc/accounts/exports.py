@@ -46,6 +46,7 @@ WITHHELD: Mapping[str, str] = {
     "username_key": "your username once more, in the form in which we compare it",
     "email_key": "your email address once more, in the form in which we compare it",
     "epoch": "a number of ours that ends your sessions",
+    "pending_epoch": "the same, of when you asked for another email address",
     "reason": "a note of the staff",
     "return_reason": "a note of the staff or the operator",
 }
@@ -182,6 +183,8 @@ def _account(source: _Source) -> Iterator[_File]:
             for column in ACCOUNTS.columns
             if column.name not in WITHHELD
         }
+    if account.pending(source.now) is None:
+        document |= {"pending_email": None, "pending_email_at": None}
     yield "account.json", [_json(document, indent=2) + b"\n"]
 
 

@@ -21,10 +21,9 @@ from ..db.engine import Clock, Database, database_now
 from ..db.models import ACTIVE, DEACTIVATED, DUE, OWNER, UNEXPLAINED, Account
 from ..db.text import unique_key
 from ..errors import InvalidInput
-from ..outbox import notices
+from . import pending
 from .credentials import PasswordHasher
 from .fields import PROFILE_FIELDS, cleaned, field_problems, password_problems
-from .lifecycle import Promise
 from .vault import Keyring
 
 _TAKEN = {
@@ -114,8 +113,11 @@ def check(account: Account, changes: Mapping[str, str]) -> None:
 def changes_nothing(account: Account, changes: Mapping[str, str]) -> bool:
     """Say whether *changes* are what *account* has already, so that no lock need be taken.
 
-    Unknown names are ignored. False for what is typed otherwise and may be stored alike.
+    Unknown names are ignored. False for what is typed otherwise and may be stored alike, and for
+    what calls off a pending address.
     """
+    if account.pending_email is not None and _is_email_alone(changes):
+        return False
     return all(
         changes[name].strip() == getattr(account, name)
         for name in PROFILE_FIELDS
@@ -130,16 +132,14 @@ def update_profile(
     epoch: int,
     changes: Mapping[str, str],
     by: Actor,
-    promise: Promise,
     clock: Clock = database_now,
 ) -> Account:
     """Change the given profile fields, the others stay; unknown names in *changes* are ignored.
 
-    A change of the e-mail address is audited, and the previous address is told: its key or the
-    exact name differs; the domain in another spelling is the same address. Of several changes
-    within one grace period the oldest previous address is remembered, and told of what happens to
-    the account: a thief who changes the address twice does not shake off the owner. The caller has
-    made sure that the owner is there, by a fresh token or the password.
+    Another e-mail address becomes the pending one (``pending.ask``); the caller has made sure that
+    the owner is there, by a fresh token or the password. Another spelling of the domain is the same
+    address, and is stored at once. The address of today alone calls a pending one off; beside other
+    fields it does not, because a form that sends all of them would call it off unasked.
 
     Raises InvalidInput; TokenNotValid if the account is no longer active or its *epoch* has moved
     on.
@@ -151,13 +151,11 @@ def update_profile(
     taken = _taken(session, values, own_id=account_id)
     if taken:
         raise InvalidInput(taken)
+    if "email" in values and is_another(account.email, values["email"]):
+        pending.ask(session, account, values.pop("email"), by=by, now=now)
+    elif _is_email_alone(values):
+        pending.cancel(session, account, by=by, now=now)
     changed = {name for name, value in values.items() if getattr(account, name) != value}
-    if "email" in changed and is_another(account.email, values["email"]):
-        notices.address_changed(session, account, previous=account.email, now=now)
-        if not notices.recently_moved(account, now=now, within=promise.grace):
-            account.previous_email = account.email
-        account.email_changed_at = now
-        audit.record(session, "account.email_changed", subject=account.public_id, by=by, now=now)
     if "username" in changed:
         account.username_key = unique_key(values["username"])
     if "email" in changed:
@@ -174,6 +172,10 @@ def update_profile(
         name = "email" if "email_key" in str(exc.orig) else "username"
         raise InvalidInput({name: [_TAKEN[name]]}) from exc
     return account
+
+
+def _is_email_alone(changes: Mapping[str, str]) -> bool:
+    return [name for name in PROFILE_FIELDS if name in changes] == ["email"]
 
 
 def list_accounts(

@@ -11,6 +11,7 @@ from .. import documents
 from ..accounts import avatars, credentials, profiles
 from ..adapters import images
 from ..adapters.throttle import EMAIL_CHANGE, PASSWORD_CHANGE, PROFILE_WRITE, UPLOAD
+from ..db.addresses import is_another
 from ..db.models import Account
 from ..errors import (
     AccountError,
@@ -40,7 +41,7 @@ def show(*, caller: Caller) -> dict[str, object]:
 
     A body is ignored.
     """
-    return documents.user_document(caller.account)
+    return documents.user_document(caller.account, now=caller.now)
 
 
 @bp.route("/profile/<int:user_id>/update/", methods=["PUT", "PATCH"])
@@ -64,6 +65,10 @@ def update(user_id: int, *, caller: Caller, changes: dict[str, str]) -> dict[str
 
     The fields are checked first, then the image, then they are changed, then it is stored: a bad
     field or a bad image changes nothing. It is decoded outside any transaction.
+
+    Another e-mail address is pending, for 72 hours: it is shown as `pending_email`, and becomes the
+    account's when the link in the mail to it is opened and the password is entered on its page. The
+    address of today, alone, calls it off.
     """
     profiles.check(caller.account, changes)
     image = bodies.uploaded("avatar")
@@ -72,7 +77,7 @@ def update(user_id: int, *, caller: Caller, changes: dict[str, str]) -> dict[str
         services().throttle.spend(UPLOAD, account=str(caller.account.public_id), address=client())
         normalised = images.normalise(image)
     password = changes.pop("password", None)
-    if changes.get("email", caller.account.email).strip() != caller.account.email:
+    if "email" in changes and is_another(caller.account.email, changes["email"]):
         auth.confirm(caller, "fresh", lambda: password)
         services().throttle.spend(EMAIL_CHANGE, account=str(caller.account.public_id))
 
@@ -83,7 +88,6 @@ def update(user_id: int, *, caller: Caller, changes: dict[str, str]) -> dict[str
             epoch=caller.epoch,
             changes=changes,
             by=caller.actor(user_id),
-            promise=services().promise,
         )
 
     unchanged = profiles.changes_nothing(caller.account, changes)
@@ -98,7 +102,7 @@ def update(user_id: int, *, caller: Caller, changes: dict[str, str]) -> dict[str
                 image=normalised,
                 by=caller.actor(user_id),
             )
-    return documents.user_document(account)
+    return documents.user_document(account, now=caller.now)
 
 
 @bp.post("/profile/<int:user_id>/password/")

@@ -116,7 +116,7 @@ def signed_in(account: Account, *, password_at: datetime | None = None) -> dict[
     return {
         "access": tokens.access(account, now=now, fresh=True, password_at=proved_at),
         "refresh": tokens.refresh(account, now=now, password_at=proved_at),
-        "user": documents.user_document(account),
+        "user": documents.user_document(account, now=now),
     }
 
 

@@ -189,6 +189,7 @@ def _account_lines(shown: Mapping[str, Any]) -> Iterator[str]:
             "public id": shown["public_id"],
             "username": shown["username"],
             "e-mail": shown["email"],
+            "pending e-mail": shown["pending_email"],
             "first name": shown["first_name"],
             "last name": shown["last_name"],
             "phone": shown["number_phone"],
@@ -312,7 +313,8 @@ def create(username: str, email: str, *, staff: bool, as_json: bool) -> None:
         by=OPERATOR_ACTOR,
     )
     if as_json:
-        show_json({**documents.user_document(account), "public_id": str(account.public_id)})
+        shown = documents.user_document(account, now=account.joined_at)
+        show_json({**shown, "public_id": str(account.public_id)})
     else:
         click.echo(f"Account {account.id} created{' for staff' if staff else ''}.")
 

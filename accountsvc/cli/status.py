@@ -180,6 +180,8 @@ EFFECTS = {
     notices.REMINDER: "mails: the purge is near",
     notices.REACTIVATED: "mails: the account is back",
     notices.PURGED: "mails: the account is purged",
+    notices.ADDRESS_ASKED: "mails: another address was asked for",
+    notices.CONFIRM_ADDRESS: "mails: link to confirm another address",
     notices.ADDRESS_CHANGED: "mails: the address is another",
     notices.PASSWORD_CHANGED: "mails: the password is another",
     notices.PASSWORD_RESET: "mails: link for a new password",

@@ -45,6 +45,8 @@ ACTIONS = frozenset(
     {
         "account.created",
         "account.updated",
+        "account.email_asked",
+        "account.email_cancelled",
         "account.email_changed",
         "account.password_changed",
         "account.password_reset",

@@ -108,7 +108,7 @@ PLACES = (
         Purge.ACCOUNT,
         exported="account.json",
         not_exported_because=None,
-        kept_for="until the purge",
+        kept_for="until the purge; an address that waits to be confirmed 72 hours at most",
     ),
     Place(
         "avatars",

@@ -7,7 +7,7 @@ hold, an audit event or a receipt (CHECKs, ``NO ACTION``, and the triggers in ``
 from __future__ import annotations
 
 import uuid
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from sqlalchemy import (
@@ -31,6 +31,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
+from .. import bounds
 from .engine import UtcDateTime
 from .triggers import POSTGRESQL_FUNCTIONS, POSTGRESQL_TRIGGERS, SQLITE_TRIGGERS
 
@@ -46,6 +47,8 @@ UNEXPLAINED = "unexplained"
 SWEPT, PAUSED = "swept", "paused"
 
 RETURNED, HELD = "returned", "held"
+
+PENDING_FOR = timedelta(hours=bounds.PENDING_ADDRESS_HOURS)
 
 # SQLite takes AUTOINCREMENT for INTEGER PRIMARY KEY only. Without it the id of the account that was
 # purged last would come again.
@@ -86,6 +89,19 @@ class Account(Base):
         CheckConstraint("purge_at >= deactivated_at", name="purge_after_deactivation"),
         CheckConstraint("deactivated_by IN ('owner', 'staff', 'operator')", name="deactivated_by"),
         CheckConstraint("deactivated_at IS NOT NULL OR reason IS NULL", name="reason_deactivated"),
+        CheckConstraint(
+            "(pending_email IS NULL) = (pending_email_at IS NULL)"
+            " AND (pending_email IS NULL) = (pending_epoch IS NULL)",
+            name="pending_whole",
+        ),
+        # Whoever clears pending addresses asks for them every few seconds: without the index each
+        # time would read the whole table.
+        Index(
+            "ix_accounts_pending_email_at",
+            "pending_email_at",
+            sqlite_where=text("pending_email_at IS NOT NULL"),
+            postgresql_where=text("pending_email_at IS NOT NULL"),
+        ),
         Index(
             "ix_accounts_purge_at",
             "purge_at",
@@ -123,6 +139,11 @@ class Account(Base):
     previous_email: Mapped[str | None] = mapped_column(String(254))
     email_changed_at: Mapped[datetime | None]
     password_changed_at: Mapped[datetime | None]
+    # Another address that was asked for, when, and under which epoch: it is the account's once its
+    # mailbox and the password agree. Nobody else is refused for it.
+    pending_email: Mapped[str | None] = mapped_column(String(254))
+    pending_email_at: Mapped[datetime | None]
+    pending_epoch: Mapped[int | None] = mapped_column(Integer)
     # Free text of whoever gave the account back for its owner, the staff or the operator; here for
     # the same reason as the one above.
     return_reason: Mapped[str | None] = mapped_column(Text)
@@ -136,6 +157,18 @@ class Account(Base):
         if self.purge_at is None:
             return ACTIVE
         return DUE if now >= self.purge_at else DEACTIVATED
+
+    def pending(self, now: datetime) -> str | None:
+        """Return the pending address if it is open at *now*, else None.
+
+        Whatever ends sessions closes it, and so does its age. ``rules.has_closed_address`` says the
+        opposite in SQL; a test compares the two.
+        """
+        if self.pending_email_at is None or self.pending_epoch != self.epoch:
+            return None
+        # One that is far ahead was asked for under a clock that was wrong: it would stay open until
+        # then.
+        return self.pending_email if abs(now - self.pending_email_at) < PENDING_FOR else None
 
 
 class SavedPassword(Base):

@@ -14,6 +14,7 @@ from sqlalchemy import ColumnElement, Exists, exists, false, func, or_, select
 from .models import (
     OWNER,
     PAUSED,
+    PENDING_FOR,
     Account,
     AuditEvent,
     ClockReading,
@@ -45,6 +46,18 @@ def is_in_grace(now: datetime) -> ColumnElement[bool]:
 def is_due(now: datetime) -> ColumnElement[bool]:
     """Select accounts whose purge time has come: ``now >= purge_at``."""
     return Account.purge_at <= now
+
+
+def has_closed_address(now: datetime) -> ColumnElement[bool]:
+    """Select accounts whose row holds a pending address that is not open at *now*.
+
+    ``Account.pending`` says of one row whether it is.
+    """
+    return Account.pending_email_at.is_not(None) & or_(
+        Account.pending_epoch != Account.epoch,
+        Account.pending_email_at <= now - PENDING_FOR,
+        Account.pending_email_at >= now + PENDING_FOR,
+    )
 
 
 def is_open() -> ColumnElement[bool]:

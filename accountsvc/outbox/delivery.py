@@ -1,4 +1,4 @@
-"""The handlers of effects: they delete files, append ledger lines and send every kind of mail.
+"""The handlers of effects, and that of the mails: it decides on each kind, and sends it.
 
 A handler may meet the same effect again after a crash, so doing it twice does no harm: a file that
 is gone counts as deleted, a ledger object has the same name and bytes, a mail the same Message-ID.
@@ -28,10 +28,13 @@ from ..db.models import DUE, OWNER, Account, Effect
 from ..db.text import rfc3339
 from ..errors import MailUnavailable
 from ..tokens import PASSWORD_RESET_LIFETIME, Tokens
-from . import kept, queue, sealing
+from . import addressing, files, kept, queue, sealing
+from .addressing import Addressed
 from .letters import render
 from .notices import (
+    ADDRESS_ASKED,
     ADDRESS_CHANGED,
+    CONFIRM_ADDRESS,
     DATE_MOVED,
     KINDS,
     OF_THE_DATE,
@@ -48,7 +51,6 @@ from .payloads import (
     PREVIOUS,
     AccountMail,
     AddressedMail,
-    FileDeletion,
     ReminderMail,
     ResetMail,
     refusals,
@@ -106,7 +108,7 @@ def handlers(
         queue.LEDGER: sealing.handler(database, ledger),
         queue.KEEP: kept.keeper(database, ledger),
         queue.REMOVE: kept.remover(ledger),
-        queue.DELETE_FILE: _file_handler(database, avatars),
+        queue.DELETE_FILE: files.remover(database, avatars),
         **dict.fromkeys(KINDS, mails.deliver),
     }
 
@@ -122,24 +124,6 @@ def on_given_up(session: Session, owed: Owed, now: datetime) -> None:
             now=now,
             kind=owed.kind,
         )
-
-
-def _file_handler(database: Database, avatars: AvatarStore) -> queue.Handler:
-    def remove(effects: Sequence[Owed], now: datetime) -> Outcome:
-        by_key = {FileDeletion.read(effect.payload).key: effect for effect in effects}
-        with database.reading() as session:
-            # A file that an account shows is kept even if a row asks for its deletion: a mistake in
-            # one row would otherwise cost a person their picture.
-            shown = set(
-                session.scalars(select(Account.avatar_key).where(Account.avatar_key.in_(by_key)))
-            )
-        failed = avatars.delete_many([key for key in by_key if key not in shown])
-        return Outcome(
-            failed={by_key[key].uid: error for key, error in failed.items()},
-            given_up={by_key[key].uid for key in shown if key is not None},
-        )
-
-    return remove
 
 
 @dataclass
@@ -341,19 +325,32 @@ class _Mails:
         decision = DECISIONS[row.kind](self, replace(case, effect=queue.as_owed(row)))
         return isinstance(decision, _Letter) and is_same_mailbox(decision.to, address)
 
+    def _confirm_address(self, case: _Case) -> _Decision:
+        return self._about_address(case, addressing.confirm)
+
+    def _address_asked(self, case: _Case) -> _Decision:
+        return self._about_address(case, addressing.asked)
+
+    def _about_address(self, case: _Case, decide: Callable[..., Addressed | None]) -> _Decision:
+        url = self.origin.public_url
+        found = decide(case.account, case.effect, tokens=self.tokens, url=url, now=case.now)
+        return None if found is None else _Letter(found[0], dict(found[1]))
+
     def _address_changed(self, case: _Case) -> _Decision:
-        return _Letter(AddressedMail.read(case.effect.payload).address)
+        letter = _Letter(AddressedMail.read(case.effect.payload).address, {"link": None})
+        account = case.account
+        if not account.is_active and audit.is_explained(case.session, account):
+            letter.context.update(_grace(account))
+            self._open_way_back(case, letter)
+        return letter
 
     def _password_changed(self, case: _Case) -> _Decision:
         """Decide on the news; in the grace period it has the way back, which a reset has ended."""
         letter = _addressed(case)
-        account = case.account
+        if letter is None or case.account.is_active:
+            return letter
         # A link ends with the date: by one that nobody has promised, it would be the wrong one.
-        if (
-            letter is not None
-            and not account.is_active
-            and audit.is_explained(case.session, account)
-        ):
+        if audit.is_explained(case.session, case.account):
             self._open_way_back(case, letter)
         return letter
 
@@ -431,6 +428,8 @@ DECISIONS: Mapping[str, Callable[[_Mails, _Case], _Decision]] = {
     DATE_MOVED: _Mails._date,
     REMINDER: _Mails._reminder,
     REACTIVATED: _Mails._reactivated,
+    CONFIRM_ADDRESS: _Mails._confirm_address,
+    ADDRESS_ASKED: _Mails._address_asked,
     ADDRESS_CHANGED: _Mails._address_changed,
     PASSWORD_CHANGED: _Mails._password_changed,
     PASSWORD_RESET: _Mails._password_reset,

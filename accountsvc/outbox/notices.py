@@ -18,15 +18,26 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
-from ..db.models import Account
+from ..db.models import PENDING_FOR, Account
+from ..tokens import asked_at
 from . import queue
-from .payloads import CURRENT, PREVIOUS, AccountMail, AddressedMail, ReminderMail, ResetMail
+from .payloads import (
+    CURRENT,
+    PREVIOUS,
+    AccountMail,
+    AddressedMail,
+    PendingMail,
+    ReminderMail,
+    ResetMail,
+)
 
 SCHEDULED = "mail.scheduled"
 DATE_MOVED = "mail.date_moved"
 REMINDER = queue.REMINDER
 REACTIVATED = "mail.reactivated"
 PURGED = "mail.purged"
+CONFIRM_ADDRESS = "mail.confirm_address"
+ADDRESS_ASKED = "mail.address_asked"
 ADDRESS_CHANGED = "mail.address_changed"
 PASSWORD_CHANGED = "mail.password_changed"
 PASSWORD_RESET = "mail.password_reset"
@@ -37,6 +48,8 @@ KINDS = (
     REMINDER,
     REACTIVATED,
     PURGED,
+    CONFIRM_ADDRESS,
+    ADDRESS_ASKED,
     ADDRESS_CHANGED,
     PASSWORD_CHANGED,
     PASSWORD_RESET,
@@ -123,6 +136,35 @@ def reactivated(
     told = recently_moved(account, now=deactivated_at or now, within=grace)
     queue.record_all(
         session, _to_addresses(REACTIVATED, account, told, now=now, lifetime=NEWS_KEPT)
+    )
+
+
+def address_asked(session: Session, account: Account, *, now: datetime) -> None:
+    """Owe the address of today the news that another was asked for, with a link to call it off.
+
+    It is told even if the change is void by then: somebody was signed in who wanted it.
+    """
+    queue.record(
+        session,
+        ADDRESS_ASKED,
+        subject=account.public_id,
+        payload=PendingMail(asked_at(account)),
+        now=now,
+        expires_at=now + NEWS_KEPT,
+    )
+
+
+def confirm_address(session: Session, account: Account, *, now: datetime) -> None:
+    """Owe the pending address the mail with its link; an unsent one is replaced."""
+    assert account.pending_email_at is not None
+    queue.forget(session, subject=account.public_id, kinds=[CONFIRM_ADDRESS])
+    queue.record(
+        session,
+        CONFIRM_ADDRESS,
+        subject=account.public_id,
+        payload=PendingMail(asked_at(account)),
+        now=now,
+        expires_at=account.pending_email_at + PENDING_FOR,
     )
 
 

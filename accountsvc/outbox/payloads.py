@@ -104,6 +104,16 @@ class ResetMail(Payload):
     epoch: int
 
 
+@dataclass(frozen=True)
+class PendingMail(Payload):
+    """A mail about the pending address that was asked for at *asked_at*, of ``tokens.asked_at``.
+
+    It holds no address: delivery looks it up in the row, if it is still open.
+    """
+
+    asked_at: str
+
+
 def refusals(stored: Mapping[str, Any]) -> int:
     """Return how often the mail server has refused the mail of this payload."""
     return int(stored.get(_REFUSALS, 0))

@@ -9,8 +9,15 @@ from __future__ import annotations
 from flask import Blueprint, Flask, Response
 
 from ..web import KEEP_PATH
-from . import answers, front, keep, recovery, reset
-from .links import RECOVER, RESET_PASSWORD, enter
+from . import answers, cancel_email, confirm_email, front, keep, recovery, reset
+from .links import CANCEL_ADDRESS, CONFIRM_ADDRESS, RECOVER, RESET_PASSWORD, enter
+
+_PAGES = (
+    (RECOVER, recovery),
+    (RESET_PASSWORD, reset),
+    (CONFIRM_ADDRESS, confirm_email),
+    (CANCEL_ADDRESS, cancel_email),
+)
 
 _CSP = "; ".join(
     (
@@ -36,7 +43,7 @@ def init_app(app: Flask) -> None:
         static_url_path="/pages",
     )
     bp.add_url_rule("/", endpoint="front", view_func=front.show)
-    for link, page in ((RECOVER, recovery), (RESET_PASSWORD, reset)):
+    for link, page in _PAGES:
         bp.add_url_rule(
             # A token here may have slashes: a link that was mangled on its way would otherwise get
             # a 404 that does not say so.

@@ -15,7 +15,7 @@ from ..db.outages import is_passing_fault
 from ..errors import Busy, Throttled, Unavailable
 from ..logs import describe
 from ..web import KEEP_PATH, RETRY_AFTER, refused
-from .links import RECOVER, RESET_PASSWORD
+from .links import LINKS
 from .messages import BROKEN, NOT_UNDERSTOOD, UNAVAILABLE, Message, ShowMessage
 
 log = structlog.get_logger(__name__)
@@ -72,5 +72,5 @@ def init_blueprint(bp: Blueprint) -> None:
 
     @bp.context_processor
     def page_of_link() -> dict[str, Any]:
-        paths = (RECOVER.path, RESET_PASSWORD.path, KEEP_PATH)
+        paths = (*(link.path for link in LINKS), KEEP_PATH)
         return {"here": next((path for path in paths if request.path.startswith(path)), None)}

@@ -19,7 +19,7 @@ from flask import Response, redirect, request
 from ..db.engine import database_now
 from ..db.models import DUE, OWNER, Account
 from ..db.rows import find_by_public_id
-from ..tokens import MAILED, PASSWORD_RESET, Claims, derive_key
+from ..tokens import CANCEL_EMAIL, CONFIRM_EMAIL, MAILED, PASSWORD_RESET, Claims, derive_key
 from ..web import about, services
 from . import messages
 from .messages import ShowMessage
@@ -36,6 +36,9 @@ class Link:
 
 RECOVER = Link(MAILED, "/recover/", "recover")
 RESET_PASSWORD = Link(PASSWORD_RESET, "/reset-password/", "reset_password")
+CONFIRM_ADDRESS = Link(CONFIRM_EMAIL, "/confirm-email/", "confirm_email")
+CANCEL_ADDRESS = Link(CANCEL_EMAIL, "/cancel-email/", "cancel_email")
+LINKS = (RECOVER, RESET_PASSWORD, CONFIRM_ADDRESS, CANCEL_ADDRESS)
 
 
 @dataclass(frozen=True)

@@ -225,3 +225,79 @@ RESET_EXPIRED = {
     LEFT: _RESET_EXPIRED,
     OFF: Message(410, "This link is too old", (_RESET_HOUR, _BY_STAFF)),
 }
+
+ADDRESS_CHANGED = Message(
+    200,
+    "Your email address is changed",
+    (
+        "This address is your account's from now on. Sign in with it, and with the password that "
+        "you have.",
+        "The previous address was told. Devices that are signed in stay so.",
+    ),
+)
+ADDRESS_USED = Message(
+    410,
+    "The email address was changed since",
+    (
+        "This link has been used, or another address was confirmed after we mailed it. Nothing "
+        "was changed now.",
+        "Sign in with the address that you chose last.",
+    ),
+)
+ADDRESS_VOID = Message(
+    410,
+    "This link is out of date",
+    (
+        "It works for 72 hours, and no longer than until another address is asked for, the change "
+        "is called off, or every session is ended, as by a new password. Nothing was changed now.",
+        "If you still want to use this address, sign in with the one that you have, and ask for it "
+        "once more.",
+    ),
+)
+ADDRESS_KEPT = Message(
+    200,
+    "Your email address stays",
+    (
+        "The change is called off, and nobody can use the link to the other address any more.",
+        "If it was not you who asked for it, set a new password now, where you sign in "
+        "(“forgot password”). It ends every session, also theirs.",
+    ),
+)
+CANCEL_LATE = Message(
+    410,
+    "Your email address was changed",
+    (
+        "Somebody has opened the link to the other address, and entered the password of your "
+        "account. It cannot be called off here any more.",
+        "If it was not you, contact the support now, and change the password of your mailbox.",
+    ),
+)
+CANCEL_REPLACED = Message(
+    410,
+    "This link is out of date",
+    (
+        "Another address was asked for after we mailed it; a newer mail of ours has the link that "
+        "calls that off. Your address has not changed.",
+        "If it was not you, you need not wait for that mail: set a new password now, where you "
+        "sign in (“forgot password”). It ends every session, and calls every change off.",
+    ),
+)
+CANCEL_VOID = Message(
+    410,
+    "There is nothing to call off",
+    (
+        "Your email address has not changed, and nobody can confirm the other one any more.",
+        "If it was not you who asked for it, set a new password where you sign in (“forgot "
+        "password”), if you have not done so since.",
+    ),
+)
+CANCEL_IN_GRACE = Message(
+    410,
+    "There is nothing to call off",
+    (
+        "Your email address has not changed, and nobody can confirm the other one any more. But "
+        "your account has been switched off since, and will be deleted.",
+        "If you want to keep it, open the link in our mail about that, sign in and choose to keep "
+        "it, or contact the support.",
+    ),
+)

@@ -17,13 +17,14 @@ from sqlalchemy import select
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
-from accountsvc.accounts import avatars, credentials, exports, lifecycle, profiles, vault
+from accountsvc.accounts import avatars, credentials, exports, lifecycle, pending, profiles, vault
 from accountsvc.accounts.vault import Entry
 from accountsvc.db.audit import OPERATOR_ACTOR
 from accountsvc.db.engine import Clock
 from accountsvc.db.models import Account, Base, SavedPassword
 from accountsvc.services import Services
 from accountsvc.tokens import ACCESS, PASSWORD_RESET
+from tests.support.addresses import ask_address, cancel_claims, confirm_claims
 from tests.support.factories import (
     PASSWORD,
     deactivate,
@@ -33,7 +34,7 @@ from tests.support.factories import (
     place_hold,
     save_password,
 )
-from tests.support.moments import NOW
+from tests.support.moments import NOW, at
 
 NEW_PASSWORD = "another horse battery staple"
 PROMISE = make_promise()
@@ -169,6 +170,16 @@ WRITES: dict[str, Write] = {
             session, account.id, reason="asked by letter", by=OPERATOR_ACTOR, clock=clock
         )
     ),
+    "pending.take_effect": in_session(
+        lambda services, session, account, clock: pending.take_effect(
+            session, confirm_claims(services, account, now=NOW), grace=PROMISE.grace, clock=clock
+        )
+    ),
+    "pending.cancel_by_link": in_session(
+        lambda services, session, account, clock: pending.cancel_by_link(
+            session, cancel_claims(services, account, now=NOW), clock=clock
+        )
+    ),
     "profiles.update_profile": in_session(
         lambda _, session, account, clock: profiles.update_profile(
             session,
@@ -176,7 +187,6 @@ WRITES: dict[str, Write] = {
             epoch=account.epoch,
             changes={"email": "new@example.org"},
             by=owner(account),
-            promise=PROMISE,
             clock=clock,
         )
     ),
@@ -204,7 +214,8 @@ WRITES: dict[str, Write] = {
 }
 
 # No row can be locked before it is there.
-WITHOUT_A_ROW = {"profiles.sign_up"}
+# A pruning looks for rows by the moment, and clears those that it has locked.
+WITHOUT_A_ROW = {"profiles.sign_up", "pending.prune"}
 
 
 def functions_with_a_clock(module: ModuleType) -> set[str]:
@@ -218,7 +229,7 @@ def functions_with_a_clock(module: ModuleType) -> set[str]:
 
 
 def test_every_function_with_a_clock_is_in_this_test() -> None:
-    modules = (avatars, credentials, exports, lifecycle, profiles, vault)
+    modules = (avatars, credentials, exports, lifecycle, pending, profiles, vault)
     found = set().union(*map(functions_with_a_clock, modules))
 
     assert found == {*WRITES, *WITHOUT_A_ROW}
@@ -228,6 +239,8 @@ def test_every_function_with_a_clock_is_in_this_test() -> None:
 def test_the_clock_is_read_under_the_lock_of_the_account(postgresql: Services, name: str) -> None:
     account = make_account(postgresql, now=NOW)
     save_password(postgresql, account, now=NOW)
+    if name.startswith("pending."):
+        account = ask_address(postgresql, account.id, "new@example.org", clock=at(NOW))
     watch = Watch(postgresql, Account, account.id)
 
     WRITES[name](postgresql, account, watch)

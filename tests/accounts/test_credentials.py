@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from accountsvc.accounts import credentials, profiles
+from accountsvc.accounts import credentials
 from accountsvc.db.models import Account
 from accountsvc.errors import (
     AccountDeactivated,
@@ -29,13 +29,13 @@ from tests.accounts.calls import (
     change_password,
     problems,
 )
+from tests.support.addresses import change_address
 from tests.support.factories import (
     PASSWORD,
     deactivate,
     insert_account,
     make_account,
     make_promise,
-    owner,
     reactivate,
 )
 from tests.support.moments import BOUNDARY, GRACE, NOW, at
@@ -357,16 +357,8 @@ def test_a_reset_token_works_once(services: Services) -> None:
 def test_a_reset_link_in_a_mailbox_that_was_given_up_is_dead(services: Services) -> None:
     account = make_account(services, "ann", now=NOW)
     claims = reset_claims(services, account)
-    with services.writing() as session:
-        profiles.update_profile(
-            session,
-            account.id,
-            epoch=account.epoch,
-            changes={"email": "new@example.org"},
-            by=owner(account),
-            promise=make_promise(grace=GRACE),
-            clock=at(NOW + timedelta(seconds=1)),
-        )
+    later = NOW + timedelta(seconds=1)
+    change_address(services, account.id, "new@example.org", clock=at(later))
     before = everything(services, attempts=True)
 
     with pytest.raises(TokenNotValid):

@@ -40,6 +40,7 @@ from tests.api.answers import (
     WRONG_PASSWORD,
 )
 from tests.conftest import NewApp
+from tests.support.addresses import ask_address
 from tests.support.factories import (
     PASSWORD,
     Person,
@@ -54,7 +55,7 @@ from tests.support.factories import (
     services_of,
     witness,
 )
-from tests.support.moments import now
+from tests.support.moments import at, now
 from tests.support.state import belongings, events, everything, read_account
 
 FILES = [
@@ -234,8 +235,30 @@ def test_the_account_file_says_what_the_row_says_and_no_secret(
         "previous_email": None,
         "email_changed_at": None,
         "password_changed_at": None,
+        "pending_email": None,
+        "pending_email_at": None,
     }
     assert account.password_hash.encode() not in b"".join(files.values())
+
+
+@pytest.mark.parametrize(("age", "shown"), [(0, True), (71, True), (72, False)])
+def test_an_address_that_waits_is_in_it_while_it_is_open(
+    app: APIFlask, client: FlaskClient, ann: Person, age: int, shown: bool
+) -> None:
+    asked_at = now(services_of(app)) - timedelta(hours=age)
+    ask_address(services_of(app), ann.id, "new@example.org", clock=at(asked_at))
+
+    files = opened(client.get(url(ann), headers=ann.auth))
+
+    account = json.loads(files["account.json"])
+    wanted = ("new@example.org", wire(asked_at)) if shown else (None, None)
+    assert (account["pending_email"], account["pending_email_at"]) == wanted
+    assert account["email"] == ann.email
+    assert "pending_epoch" not in account
+    profile = client.get("/api/profile/", headers=ann.auth).json
+    assert profile is not None
+    assert profile["pending_email"] == wanted[0]
+    assert wanted[0] is None or b"new@example.org" in files["account.json"]
 
 
 def test_the_activity_names_nobody_else_and_shows_no_hold(

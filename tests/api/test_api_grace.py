@@ -35,6 +35,7 @@ from tests.api.answers import (
 )
 from tests.conftest import NewApp
 from tests.support import factories
+from tests.support.addresses import confirm_address
 from tests.support.factories import (
     PASSWORD,
     Person,
@@ -1166,6 +1167,7 @@ def change_email(app: APIFlask, client: FlaskClient, person: Person) -> str:
     body = {"email": "new@example.org"}
     response = client.patch(path(person, "update"), headers=person.auth, json=body)
     assert response.status_code == 200
+    assert confirm_address(services_of(app), app.test_client(), person.id).status_code == 200
     deactivate(services_of(app), person.id)
     return PASSWORD
 

@@ -81,7 +81,7 @@ def test_the_profile_is_the_tokens_whatever_the_body(
         assert (
             response.data.decode()
             == f'{{"id": {ann.id}, "username": "ann", "email": "ann@example.org", '
-            f'"first_name": "Ann", "last_name": "", "number_phone": "+1 (2) 3", '
+            f'"pending_email": null, "first_name": "Ann", "last_name": "", "number_phone": "+1 (2) 3", '
             f'"avatar": "/media/avatars/{ann.avatar}", "is_staff": false, '
             f'"date_joined": "{account.joined_at:%Y-%m-%dT%H:%M:%SZ}"}}'
         )
@@ -198,18 +198,31 @@ def test_another_e_mail_needs_a_fresh_token_or_the_password_whatever_the_setting
     assert unchanged
     assert right.status_code == 200
     assert right.json is not None
-    assert right.json["email"] == email
+    assert (right.json["email"], right.json["pending_email"]) == (ann.email, email)
 
 
-def test_a_fresh_token_changes_the_e_mail_and_the_old_address_is_told(
-    app: APIFlask, client: FlaskClient, ann: Person
+@pytest.mark.parametrize("method", ["PUT", "PATCH"])
+def test_a_fresh_token_makes_another_e_mail_pending_and_changes_the_other_fields_at_once(
+    app: APIFlask, client: FlaskClient, ann: Person, bystander: Person, method: str
 ) -> None:
-    response = client.patch(update_url(ann.id), headers=ann.auth, json={"email": "new@example.org"})
+    before = client.get("/api/profile/", headers=ann.auth).json
+    theirs = belongings(services_of(app), bystander)
+    body = {"email": " new@example.org ", "first_name": "Anna"}
+
+    response = client.open(update_url(ann.id), method=method, headers=ann.auth, json=body)
 
     assert response.status_code == 200
-    assert len(events(services_of(app), "account.email_changed")) == 1
-    told = effects(services_of(app), "mail.address_changed")
-    assert [one.payload["address"] for one in told] == ["ann@example.org"]
+    assert before is not None
+    wanted = {**before, "first_name": "Anna", "pending_email": "new@example.org"}
+    assert response.json == wanted
+    assert client.get("/api/profile/", headers=ann.auth).json == wanted
+    assert events(services_of(app), "account.email_changed") == []
+    (event,) = events(services_of(app), "account.email_asked")
+    assert (event.subject, event.actor_kind, event.details) == (ann.public_id, "owner", {})
+    owed = effects(services_of(app), "mail.address_asked", "mail.confirm_address")
+    assert len(owed) == 2
+    assert "@" not in str([one.payload for one in owed])
+    assert belongings(services_of(app), bystander) == theirs
 
 
 def test_the_same_e_mail_needs_nothing(app: APIFlask, client: FlaskClient, ann: Person) -> None:

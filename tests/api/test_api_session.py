@@ -47,7 +47,7 @@ def test_sign_up_answers_with_tokens_and_the_user(app: APIFlask, client: FlaskCl
         response.data.decode()
         == f'{{"access": "{document["access"]}", "refresh": "{document["refresh"]}", '
         f'"user": {{"id": {account.id}, "username": "Ann", "email": "Ann@Example.org", '
-        f'"first_name": "Ann", "last_name": "Other", "number_phone": "+1 (2) 3-4", '
+        f'"pending_email": null, "first_name": "Ann", "last_name": "Other", "number_phone": "+1 (2) 3-4", '
         f'"avatar": null, "is_staff": false, '
         f'"date_joined": "{account.joined_at:%Y-%m-%dT%H:%M:%SZ}"}}}}'
     )

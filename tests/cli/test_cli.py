@@ -33,6 +33,7 @@ from accountsvc.purge import stops
 from accountsvc.purge.clocks import Clocks, ClocksDiffer
 from accountsvc.services import Services
 from tests.cli.conftest import Run
+from tests.support.addresses import ask_address
 from tests.support.factories import (
     PASSWORD,
     SECRET_KEY,
@@ -709,6 +710,21 @@ def test_show_tells_state_and_dates_and_never_the_hash(
     assert shown["saved_passwords"] == 3
     assert shown["purge_at"].endswith("Z")
     assert "argon2" not in words + json.dumps(shown)
+
+
+def test_show_tells_an_address_that_waits_and_none_that_does_not(
+    app: APIFlask, run: Run, ann: Person
+) -> None:
+    ask_address(services_of(app), ann.id, "new@example.org")
+
+    words = run("accounts", "show", str(ann.id)).stdout
+    shown = document(run("accounts", "show", str(ann.id), "--json"))
+    deactivate(services_of(app), ann.id)
+    later = run("accounts", "show", str(ann.id)).stdout
+
+    assert re.search(r"^pending e-mail +new@example\.org$", words, re.MULTILINE)
+    assert (shown["email"], shown["pending_email"]) == (ann.email, "new@example.org")
+    assert "new@example.org" not in later
 
 
 def test_list_pages_by_id(app: APIFlask, run: Run, ann: Person, bob: Person) -> None:

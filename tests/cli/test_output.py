@@ -405,6 +405,7 @@ def account_document(person: Person, **changes: Any) -> dict[str, Any]:
         "id": person.id,
         "username": "ann",
         "email": "ann@example.org",
+        "pending_email": None,
         "first_name": "Ann",
         "last_name": "",
         "number_phone": "+1 (2) 3",

@@ -15,9 +15,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from accountsvc import tokens
-from accountsvc.db.models import Account
+from accountsvc.db.models import PENDING_FOR, Account
 from accountsvc.errors import TokenNotValid
-from accountsvc.tokens import ACCESS, KINDS, MAILED, PASSWORD_RESET, RECOVERY, REFRESH, Tokens
+from accountsvc.tokens import (
+    ACCESS,
+    CANCEL_EMAIL,
+    CONFIRM_EMAIL,
+    KINDS,
+    MAILED,
+    PASSWORD_RESET,
+    RECOVERY,
+    REFRESH,
+    Tokens,
+)
 from tests.support.moments import MICROSECOND, NOW, SECOND
 
 SECRET = "a secret of the tests, which is long enough"
@@ -29,6 +39,8 @@ LIFETIMES = {
     RECOVERY: timedelta(minutes=15),
     MAILED: PURGE_AT - NOW,
     PASSWORD_RESET: timedelta(hours=1),
+    CONFIRM_EMAIL: PENDING_FOR,
+    CANCEL_EMAIL: PENDING_FOR,
 }
 ACCOUNT = Account(
     id=1,
@@ -37,6 +49,7 @@ ACCOUNT = Account(
     deactivated_at=NOW,
     purge_at=PURGE_AT,
     deactivated_by="owner",
+    pending_email_at=NOW,
 )
 MAKERS: dict[str, Callable[[Tokens], str]] = {
     ACCESS: lambda made: made.access(ACCOUNT, now=NOW, fresh=True),
@@ -44,6 +57,8 @@ MAKERS: dict[str, Callable[[Tokens], str]] = {
     RECOVERY: lambda made: made.recovery(ACCOUNT, now=NOW),
     MAILED: lambda made: made.mailed(ACCOUNT, now=NOW),
     PASSWORD_RESET: lambda made: made.password_reset(ACCOUNT, now=NOW),
+    CONFIRM_EMAIL: lambda made: made.confirm_email(ACCOUNT, now=NOW),
+    CANCEL_EMAIL: lambda made: made.cancel_email(ACCOUNT, now=NOW),
 }
 
 
@@ -92,6 +107,22 @@ def test_a_token_says_whose_it_is_and_which_epoch(kind: str) -> None:
     assert (found.kind, found.public_id, found.epoch) == (kind, ACCOUNT.public_id, 3)
     assert (found.issued_at, found.expires_at) == (NOW, NOW + LIFETIMES[kind])
     assert found.fresh is (kind == ACCESS)
+
+
+@pytest.mark.parametrize("make_token", [Tokens.confirm_email, Tokens.cancel_email])
+def test_a_link_about_an_address_names_the_change_to_the_microsecond(
+    make_token: Callable[..., str],
+) -> None:
+    account = Account(public_id=uuid.UUID(int=7), epoch=3, pending_email_at=NOW + MICROSECOND)
+    kind = make_token.__name__
+
+    found = make().read(make_token(make(), account, now=NOW), kind, now=NOW)
+
+    assert found.asked_at == tokens.asked_at(account) == "2026-12-07T09:30:15.000001Z"
+    account.pending_email_at = None
+    assert tokens.asked_at(account) == ""
+    with pytest.raises(ValueError, match="no pending address"):
+        make_token(make(), account, now=NOW)
 
 
 @pytest.mark.parametrize("kind", KINDS)

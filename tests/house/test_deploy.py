@@ -10,7 +10,7 @@ import pytest
 
 from accountsvc import bounds
 from accountsvc.config import ConfigError, Settings, load_settings
-from accountsvc.pages.links import RECOVER, RESET_PASSWORD, Link
+from accountsvc.pages.links import LINKS, Link
 from tests.support.deploy import (
     NGINX,
     ROOT,
@@ -253,7 +253,7 @@ def test_nginx_passes_on_who_asks_and_for_which_request() -> None:
     }
 
 
-@pytest.mark.parametrize("link", [RECOVER, RESET_PASSWORD])
+@pytest.mark.parametrize("link", LINKS)
 def test_nginx_writes_no_mailed_token_into_a_log(link: Link) -> None:
     """The token is in the path; an error is logged with the path of its request."""
     block = nginx_location(f"{link.path}eyJhbGciOi.eyJzdWIi.c2ln")

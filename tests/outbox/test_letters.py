@@ -111,7 +111,9 @@ def test_whom_the_staff_has_switched_off_is_sent_to_the_support_by_every_mail() 
 )
 def test_what_fills_a_mail_is_escaped_in_its_page(site: str) -> None:
     """Whatever stands there one day: in the text it is as it was, in the page it is no mark."""
-    _subject, text, html = render("mail.address_changed", {"site": site, "happened_at": NOW})
+    _subject, text, html = render(
+        "mail.address_changed", {"site": site, "happened_at": NOW, "purge_at": None}
+    )
 
     assert site in " ".join(text.split())
     assert site not in html

@@ -20,6 +20,7 @@ from accountsvc.outbox.pacing import DAY, Pace, next_turn
 from accountsvc.outbox.queue import Handler, Outcome, Owed
 from accountsvc.services import Services
 from tests.outbox.conftest import NewPost
+from tests.support.addresses import confirm_address
 from tests.support.factories import (
     PASSWORD,
     Person,
@@ -33,7 +34,7 @@ from tests.support.factories import (
     services_of,
 )
 from tests.support.moments import BOUNDARY, NOW, SECOND, at, now
-from tests.support.post import GRACE, Post
+from tests.support.post import GRACE, OF_THE_ADDRESS, Post
 from tests.support.processes import eventually
 from tests.support.smtp import text_of
 from tests.support.state import effects, rows_of, waits_for_a_lock
@@ -219,7 +220,7 @@ def test_a_hundred_deletions_and_returns_in_a_minute_mail_a_stranger_a_few_times
         path = f"/api/profile/{person['user']['id']}/delete/"
         deleted = client.delete(path, headers=auth(person))
         if number % 10 == 0:
-            post.later(5 * SECOND, kinds=OF_THE_FLOOD)
+            post.later(5 * SECOND, kinds=(*OF_THE_FLOOD, *OF_THE_ADDRESS))
         body = {"email": email, "password": PASSWORD}
         back = client.post("/api/profile/reactivate/", json=body)
         if number % 10 == 5:
@@ -251,6 +252,9 @@ def sign_up(post: Post, name: str, email: str, *, moves_to: str | None) -> tuple
         update = f"/api/profile/{signed_up['user']['id']}/update/"
         changed = client.put(update, json={"email": moves_to}, headers=auth(signed_up))
         assert changed.status_code == 200
+        services = services_of(post.app)
+        confirmed = confirm_address(services, client, signed_up["user"]["id"])
+        assert confirmed.status_code == 200
     return signed_up, moves_to or email
 
 

@@ -65,6 +65,18 @@ def promise(app: APIFlask, person: Person, *, purge_in: timedelta) -> datetime:
     return purge_at
 
 
+def confirm_token(app: APIFlask, person: Person, *, age: timedelta = timedelta()) -> str:
+    """The token of the link to the pending address of *person*."""
+    made_at = now(services_of(app)) - age
+    return services_of(app).tokens.confirm_email(account_of(app, person), now=made_at)
+
+
+def cancel_token(app: APIFlask, person: Person) -> str:
+    """The token of the link by which the address of today calls the change off."""
+    made_at = now(services_of(app))
+    return services_of(app).tokens.cancel_email(account_of(app, person), now=made_at)
+
+
 @dataclass(frozen=True)
 class Browser:
     """Somebody who opened a mailed link in a browser that sends no Sec-Fetch headers."""

@@ -19,6 +19,7 @@ from werkzeug.serving import WSGIRequestHandler, make_server
 from werkzeug.wrappers import Request, Response
 
 from accountsvc.outbox import notices
+from tests.support.addresses import ask_address, mailed_path
 from tests.support.browser import launched
 from tests.support.factories import (
     PASSWORD,
@@ -33,9 +34,9 @@ from tests.support.factories import (
 )
 from tests.support.moments import now
 from tests.support.smtp import Inbox, smtp_server, text_of
-from tests.support.state import effects, everything
+from tests.support.state import belongings, effects, everything
 
-from .conftest import account_of, mailed_token, reset_token
+from .conftest import account_of, cancel_token, confirm_token, mailed_token, reset_token
 
 # What the eye can tell apart: of every text its colour against the ground below it; of every edge that
 # shows where a field or a button is, its colour against the ground around it (WCAG 2.2, 1.4.3, 1.4.11).
@@ -461,6 +462,19 @@ def test_every_page_can_be_read_in_light_and_dark_on_a_narrow_screen(
         page.get_by_role("button", name="Keep my account").click()
         expect(page.get_by_role("alert")).to_be_visible()
         check()
+        bob = make_person(services_of(site.app), "bob")
+        ask_address(services_of(site.app), bob.id, "a-rather-long-name." * 3 + "new@example.org")
+        page.goto(f"{site.url}/confirm-email/{confirm_token(site.app, bob)}")
+        check()
+        page.get_by_label("Password of the account").fill("not the password")
+        page.get_by_role("button", name="Use this address").click()
+        expect(page.get_by_role("alert")).to_be_visible()
+        check()
+        page.goto(f"{site.url}/cancel-email/{cancel_token(site.app, bob)}")
+        check()
+        page.get_by_role("button", name="Keep my address").click()
+        expect(page.get_by_role("heading", level=1)).to_have_text("Your email address stays")
+        check()
         page.goto(site.mailed_link(ann))
         for closed in page.locator("summary").all():
             closed.click()
@@ -517,3 +531,90 @@ def test_text_of_twice_the_size_still_fits(chromium: Browser, site: Site, ann: P
         page.evaluate("document.documentElement.style.fontSize = '200%'")
 
         assert page.evaluate("document.documentElement.scrollWidth") <= 640
+
+
+def test_another_address_is_confirmed_by_keyboard_without_javascript(
+    chromium: Browser, site: Site
+) -> None:
+    bob = make_person(services_of(site.app), "bob")
+    ask_address(services_of(site.app), bob.id, "new@example.org")
+    with window(chromium, java_script_enabled=False) as page:
+        page.goto(f"{site.url}/confirm-email/{confirm_token(site.app, bob)}")
+        assert page.url == f"{site.url}/confirm-email/"
+        page.keyboard.press("Tab")
+        expect(page.get_by_label("Password of the account")).to_be_focused()
+        page.keyboard.type("not the password")
+        page.keyboard.press("Enter")
+        expect(page.get_by_role("alert")).to_be_focused()
+        expect(page.get_by_label("Password of the account")).to_have_accessible_description(
+            "Error: This is not the password of the account."
+        )
+        page.get_by_label("Password of the account").fill(PASSWORD)
+
+        page.get_by_role("button", name="Use this address").press("Enter")
+
+        expect(page.get_by_role("heading", level=1)).to_have_text("Your email address is changed")
+        assert account_of(site.app, bob).email == "new@example.org"
+
+
+def test_by_a_stolen_session_the_owner_loses_the_account_at_no_step(
+    chromium: Browser, sqlite_url: str, tmp_path: Path
+) -> None:
+    """Two browsers and two mailboxes: one has the session, the other the password."""
+    inbox = Inbox()
+    with smtp_server(inbox) as port:
+        app = make_app(sqlite_url, tmp_path, MAIL_URL=f"smtp://127.0.0.1:{port}/?tls=none")
+        with served(app) as url, window(chromium) as thief, window(chromium) as owner:
+            ann, bob = (make_person(services_of(app), name) for name in ("ann", "bob"))
+            others = belongings(services_of(app), bob)
+            known = {"email": ann.email, "password": PASSWORD}
+            moment = timedelta()
+            others_came: list[Any] = []
+
+            def steal(method: str, path: str, **options: Any) -> int:
+                path = f"{url}/api/{path}"
+                return thief.request.fetch(path, method=method, headers=ann.auth, **options).status
+
+            def mailed(address: str) -> list[str]:
+                """Deliver; return the texts that have come to *address*, and forget all mails."""
+                nonlocal moment
+                moment += timedelta(seconds=10)
+                deliver_after(services_of(app), moment)
+                came = [text_of(one) for one in inbox.messages if str(one["To"]) == address]
+                others_came.extend(one for one in inbox.messages if str(one["To"]) != address)
+                inbox.messages.clear()
+                return came
+
+            # when: the session asks for its own mailbox
+            body = {"email": "thief@elsewhere.example"}
+            assert steal("PUT", f"profile/{ann.id}/update/", data=body) == 200
+
+            # then: its link wants the password, and the owner is told
+            (asked,) = mailed(ann.email)
+            (link,) = [mailed_path(text_of(one), "/confirm-email/") for one in others_came]
+            thief.goto(url + link)
+            thief.get_by_label("Password of the account").fill("a guess of mine")
+            thief.get_by_role("button", name="Use this address").click()
+            expect(thief.get_by_role("alert")).to_contain_text("not the password")
+            assert account_of(app, ann).email == ann.email
+
+            # when: a new password is asked for there, and the account is deleted
+            assert steal("POST", "password-reset/", data=body) == 202
+            assert steal("DELETE", f"profile/{ann.id}/delete/") == 204
+
+            # then: the one is mailed to nobody, and the other to the owner, whose link works
+            (scheduled,) = mailed(ann.email)
+            assert len(others_came) == 1
+            thief.goto(url + link)
+            expect(thief.get_by_role("heading", level=1)).to_have_text("This link is out of date")
+            assert steal("POST", f"profile/{ann.id}/purge/", data={"password": "a guess"}) == 401
+            owner.goto(url + mailed_path(asked, "/cancel-email/"))
+            expect(owner.get_by_role("main")).to_contain_text("will be deleted")
+            owner.goto(url + mailed_path(scheduled, "/recover/"))
+            owner.get_by_role("button", name="Keep my account").click()
+            expect(owner.get_by_role("heading", level=1)).to_have_text("Your account is back")
+            assert owner.request.post(f"{url}/api/sign-in/", data=known).status == 200
+            assert steal("GET", "profile/") == 401
+            assert account_of(app, ann).email == ann.email
+            assert belongings(services_of(app), bob) == others
+        dispose(app)

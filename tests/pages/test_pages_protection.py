@@ -13,13 +13,31 @@ from apiflask import APIFlask
 from flask.testing import FlaskClient
 
 from tests.conftest import NewApp
+from tests.support.addresses import ask_address
 from tests.support.factories import PASSWORD, Person, deactivate, make_person, run_sql, services_of
 from tests.support.state import everything
 
-from .conftest import Browser, account_of, follow, follow_mailed, heading, mailed_token, reset_token
+from .conftest import (
+    Browser,
+    account_of,
+    cancel_token,
+    confirm_token,
+    follow,
+    follow_mailed,
+    heading,
+    mailed_token,
+    reset_token,
+)
 
 SURE = {"action": "delete", "password": PASSWORD, "sure": "yes"}
+ADDRESS_LINKS = (("/confirm-email/", confirm_token), ("/cancel-email/", cancel_token))
 UNREACHABLE = "postgresql://nobody@127.0.0.1:1/nothing"
+
+
+def follow_address_links(app: APIFlask, person: Person) -> list[Browser]:
+    """The two pages about another address that *person*, whose account is active, has asked for."""
+    ask_address(services_of(app), person.id, "new@example.org")
+    return [follow(app.test_client(), path, token(app, person)) for path, token in ADDRESS_LINKS]
 
 
 # Forms of other pages
@@ -117,8 +135,11 @@ def test_a_form_without_the_cookie_is_refused(app: APIFlask, ann: Person) -> Non
 # Headers
 
 
-def test_every_page_is_shut_to_everything_but_itself(app: APIFlask, ann: Person) -> None:
+def test_every_page_is_shut_to_everything_but_itself(
+    app: APIFlask, ann: Person, bob: Person
+) -> None:
     browser = follow_mailed(app, ann)
+    confirm, cancel = follow_address_links(app, bob)
     reset = follow(app.test_client(), "/reset-password/", reset_token(app, ann))
 
     answers = [
@@ -133,10 +154,15 @@ def test_every_page_is_shut_to_everything_but_itself(app: APIFlask, ann: Person)
         app.test_client().get("/recover/"),
         browser.send(action="keep"),
         browser.open(),
+        confirm.open(),
+        confirm.send(password="wrong"),
+        cancel.open(),
+        cancel.send(),
+        cancel.open(),
     ]
 
     assert [one.status_code for one in answers] == [
-        303, 200, 403, 400, 400, 200, 400, 404, 400, 200, 409,
+        303, 200, 403, 400, 400, 200, 400, 404, 400, 200, 409, 200, 403, 200, 200, 410,
     ]  # fmt: skip
     for answer in answers:
         assert answer.headers["Content-Security-Policy"] == (
@@ -267,7 +293,7 @@ def test_a_very_long_password_is_refused_unread(app: APIFlask, ann: Person) -> N
 
 
 def test_no_log_holds_a_token_a_password_or_the_path_they_were_in(
-    app: APIFlask, ann: Person, capsys: pytest.CaptureFixture[str]
+    app: APIFlask, ann: Person, bob: Person, capsys: pytest.CaptureFixture[str]
 ) -> None:
     browser = follow_mailed(app, ann)
     key = browser.form_key()
@@ -275,6 +301,9 @@ def test_no_log_holds_a_token_a_password_or_the_path_they_were_in(
     app.test_client().get("/recover/" + browser.token[:-3])
     reset = follow(app.test_client(), "/reset-password/", reset_token(app, ann))
     reset.send(new_password="short")
+    confirm, cancel = follow_address_links(app, bob)
+    confirm.send(password="a wrong secret")
+    cancel.send()
 
     logged = capsys.readouterr().out
 
@@ -282,7 +311,9 @@ def test_no_log_holds_a_token_a_password_or_the_path_they_were_in(
     routes = Counter(line.get("route") for line in lines)
     assert routes["/recover/<path:token>"] == 2
     assert routes["/reset-password/<path:token>"] == 1
-    for secret in (browser.token[:40], browser.token[-20:], key, reset.token[-20:], "wrong secret"):
+    assert routes["/confirm-email/<path:token>"] == routes["/cancel-email/<path:token>"] == 1
+    tokens = [one.token[-20:] for one in (browser, reset, confirm, cancel)]
+    for secret in (*tokens, browser.token[:40], key, "wrong secret", "new@"):
         assert secret not in logged
 
 
@@ -305,9 +336,10 @@ class _Outline(HTMLParser):
 
 
 def test_every_page_has_one_heading_landmarks_labels_and_names_that_lead_somewhere(
-    app: APIFlask, ann: Person, client: FlaskClient
+    app: APIFlask, ann: Person, bob: Person, client: FlaskClient
 ) -> None:
     browser = follow_mailed(app, ann)
+    confirm, cancel = follow_address_links(app, bob)
     reset = follow(app.test_client(), "/reset-password/", reset_token(app, ann))
     pages = [
         browser.open(),
@@ -317,6 +349,10 @@ def test_every_page_has_one_heading_landmarks_labels_and_names_that_lead_somewhe
         reset.send(new_password="short"),
         client.get("/recover/"),
         browser.send(action="keep"),
+        confirm.open(),
+        confirm.send(password="wrong"),
+        cancel.open(),
+        cancel.send(),
     ]
 
     for page in pages:

@@ -13,6 +13,7 @@ from apiflask import APIFlask
 from flask.testing import FlaskClient
 
 from accountsvc.db.schema import upgrade
+from tests.support.addresses import confirm_address
 from tests.support.factories import (
     dispose,
     insert_accounts,
@@ -31,11 +32,12 @@ from tests.support.state import belongings
 # Words that stand in no code, no key and no hash.
 USERNAME, FIRST, LAST, PHONE = "Wilhelminka", "Adelgundis", "Quarringtonov", "+49 30 7788 9911"
 EMAIL, NEW_EMAIL = "wilhelminka@quarrington.example", "adelgundis@quarrington.example"
+PENDING_EMAIL = "ottokar@elsewhere.example"
 PASSWORD, NEW_PASSWORD, WRONG = "xylograph-turnip-91", "zugzwang-marmot-37", "my old passphrase"
 SECRET, SITE = "hunter2-at-the-bank", "bank-of-quarrington.example"
 PERSONAL = [
     *(USERNAME, FIRST, LAST, PHONE, EMAIL, NEW_EMAIL, PASSWORD, NEW_PASSWORD, WRONG, SECRET, SITE),
-    *(USERNAME.lower(), "quarrington"),
+    *(USERNAME.lower(), "quarrington", PENDING_EMAIL),
 ]
 
 
@@ -96,6 +98,7 @@ def test_nothing_personal_is_found_after_a_whole_life(
     mails = b"".join(path.read_bytes() for path in (instance / "mail").rglob("*.eml"))
     assert EMAIL.encode() in mails
     assert NEW_EMAIL.encode() in mails
+    assert PENDING_EMAIL.encode() in mails
     after = belongings(services_of(app), bob)
     assert (after["passwords"], after["avatar"]) == (before["passwords"], before["avatar"])
     dispose(app)
@@ -123,17 +126,21 @@ def live(app: APIFlask) -> None:
     form = {"avatar": (BytesIO(png()), f"{USERNAME}.png")}
     assert client.put(update, data=form, headers=auth).status_code == 200
     assert client.put(update, json={"email": NEW_EMAIL}, headers=auth).status_code == 200
+    assert confirm_address(made, app.test_client(), user_id).status_code == 200
     assert client.post("/api/password-reset/", json={"email": NEW_EMAIL}).status_code == 202
     change = {"password": PASSWORD, "new_password": NEW_PASSWORD}
     changed = client.post(f"/api/profile/{user_id}/password/", json=change, headers=auth)
     assert changed.status_code == 200
     assert changed.json is not None
     auth = {"Authorization": f"Bearer {changed.json['access']}"}
+    assert client.put(update, json={"email": PENDING_EMAIL}, headers=auth).status_code == 200
     exported = client.get(f"/api/profile/{user_id}/export/", headers=auth)
     assert exported.data.startswith(b"PK")
     made.deliver(seconds=60)
     # Whoever has just changed the address or the password cannot waive the rest.
-    run_sql(services_of(app), "UPDATE accounts SET password_changed_at = NULL")
+    run_sql(
+        services_of(app), "UPDATE accounts SET password_changed_at = NULL, email_changed_at = NULL"
+    )
     deleted = client.delete(
         f"/api/profile/{user_id}/delete/", json={"password": WRONG}, headers=auth
     )

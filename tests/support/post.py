@@ -8,12 +8,13 @@ from datetime import datetime, timedelta
 from apiflask import APIFlask
 from sqlalchemy.orm import Session
 
-from accountsvc.accounts import lifecycle, profiles
+from accountsvc.accounts import lifecycle
 from accountsvc.db.audit import Actor
 from accountsvc.db.engine import database_now
 from accountsvc.db.models import Account
 from accountsvc.outbox import notices, queue
 from accountsvc.outbox.queue import DeliveryResult
+from tests.support.addresses import change_address
 from tests.support.factories import (
     Person,
     deactivate,
@@ -28,6 +29,7 @@ DAY = timedelta(days=1)
 GRACE = 14 * DAY
 SOON = timedelta(minutes=1)
 REMINDERS = (7 * DAY, DAY)
+OF_THE_ADDRESS = (notices.ADDRESS_ASKED, notices.CONFIRM_ADDRESS, notices.ADDRESS_CHANGED)
 
 
 @dataclass
@@ -81,18 +83,10 @@ class Post:
             )
 
     def change_address(self, person: Person, address: str) -> None:
+        change_address(services_of(self.app), person.id, address, clock=self.clock, grace=GRACE)
         with services_of(self.app).writing() as session:
-            profiles.update_profile(
-                session,
-                person.id,
-                epoch=session.get_one(Account, person.id).epoch,
-                changes={"email": address},
-                by=Actor("owner", person.public_id),
-                promise=make_promise(grace=GRACE),
-                clock=self.clock,
-            )
             # What that mails is not looked at here.
-            queue.forget(session, subject=person.public_id, kinds=[notices.ADDRESS_CHANGED])
+            queue.forget(session, subject=person.public_id, kinds=OF_THE_ADDRESS)
 
     def sweep(self) -> int:
         return sweep(services_of(self.app), self.clock).purged

@@ -66,7 +66,8 @@ Content-Type: application/json
 Content-Length: {any length}
 Cache-Control: no-store""",
     "user": (
-        '{"id": {id}, "username": "{username}", "email": "{email}", "first_name": "{first_name}", '
+        '{"id": {id}, "username": "{username}", "email": "{email}", "pending_email": null, '
+        '"first_name": "{first_name}", '
         '"last_name": "N\\u00fa\\u00f1ez", "number_phone": "{number_phone}", "avatar": null, '
         '"is_staff": false, "date_joined": "{date_joined}"}'
     ),
@@ -282,6 +283,15 @@ Content-Length: {length}
     answer=USER_SHOWN,
 )
 
+# Another address waits for its mailbox: the app goes on showing the one that it had.
+PENDING_USER = BLOCKS["user"].replace('"pending_email": null', '"pending_email": "{other_email}"')
+
+WITH_PENDING = USER_SHOWN.replace("{user}", PENDING_USER)
+
+ANOTHER_EMAIL = Call(
+    request=PUT_PROFILE.request.replace("{email}", "{other_email}"), answer=WITH_PENDING
+)
+
 WRONG_PHONE = error("400 BAD REQUEST", '{"number_phone": ["{any sentence}"]}')
 
 # The browser chooses the boundary of a FormData and writes the file's name in UTF-8, with spaces.
@@ -301,10 +311,14 @@ Content-Type: image/png
 {image}
 -----------------------------9051914041544843365972754266--
 """,
-    answer=USER_SHOWN.replace("{user}", BLOCKS["user"].replace("null", '"{new avatar}"')),
+    answer=USER_SHOWN.replace(
+        "{user}", BLOCKS["user"].replace('"avatar": null', '"avatar": "{new avatar}"')
+    ),
 )
 
-WITH_AVATAR = USER_SHOWN.replace("{user}", BLOCKS["user"].replace("null", '"{avatar}"'))
+WITH_AVATAR = USER_SHOWN.replace(
+    "{user}", BLOCKS["user"].replace('"avatar": null', '"avatar": "{avatar}"')
+)
 
 NO_IMAGE = error("400 BAD REQUEST", '{"avatar": ["{any sentence}"]}')
 

@@ -97,15 +97,24 @@ def test_an_avatar_comes_as_the_one_part_of_a_form_as_a_browser_writes_it(ann: B
 # Neither a password nor patience ----------------------------------------------------------------
 
 
-def test_the_email_is_changed_without_a_password_by_whoever_signed_in_with_one(
+def test_another_email_is_asked_for_without_a_password_by_whoever_signed_in_with_one(
     ann: Browser,
 ) -> None:
-    ann.known["email"] = f"new.{ann.known['email']}"
+    ann.known["other_email"] = f"new.{ann.known['email']}"
 
-    ann.replay(calls.PUT_PROFILE)
+    ann.replay(calls.ANOTHER_EMAIL)
 
-    ann.replay(calls.GET_PROFILE)
-    ann.replay(calls.SIGN_IN)
+    ann.replay(calls.GET_PROFILE.answered(calls.WITH_PENDING))
+    ann.replay(calls.SIGN_IN.answered(calls.SIGN_IN.answer.replace("{user}", calls.PENDING_USER)))
+
+
+def test_the_form_that_is_sent_again_with_the_address_of_today_calls_no_change_off(
+    ann: Browser,
+) -> None:
+    ann.known["other_email"] = f"new.{ann.known['email']}"
+    ann.replay(calls.ANOTHER_EMAIL)
+
+    ann.replay(calls.PUT_PROFILE.answered(calls.WITH_PENDING), first_name="Ana 2")
 
 
 def test_ten_edits_and_four_uploads_within_a_minute_are_all_answered(ann: Browser) -> None:

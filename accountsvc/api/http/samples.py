@@ -40,6 +40,7 @@ EXAMPLES: dict[str, Any] = {
     "new_password": "nine purple otters sing",
     "number_phone": "+49 30 123456",
     "output": "zX7-mQ2_vB9!kL4+tR8?",
+    "pending_email": None,
     "password": "correct horse battery staple",
     "password_saved": "zX7-mQ2_vB9!kL4+tR8?",
     "placed_at": TIME,

@@ -146,7 +146,7 @@ class Refresh(Body):
 
 
 class ProfileUpdate(Body):
-    """``password`` is the caller's own: a new e-mail address needs it, or a fresh token."""
+    """``password`` is the caller's own: another e-mail address needs it, or a fresh token."""
 
     username = Text()
     email = Text()
@@ -198,6 +198,7 @@ class User(Schema):
     id = Integer(required=True)
     username = String(required=True)
     email = String(required=True)
+    pending_email = String(required=True, allow_none=True)
     first_name = String(required=True)
     last_name = String(required=True)
     number_phone = String(required=True)

@@ -1,0 +1,55 @@
+"""The mails about another address: to whom each goes, and with what its template is filled.
+
+Each function decides by the account's row at delivery. None means that nobody is told: the mail
+would say what is not so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+
+from ..db.models import PENDING_FOR, Account
+from ..tokens import Tokens, asked_at
+from .payloads import PendingMail
+from .queue import Owed
+
+# A recipient, and the values for the template.
+Addressed = tuple[str, Mapping[str, Any]]
+
+
+def confirm(
+    account: Account, effect: Owed, *, tokens: Tokens, url: str, now: datetime
+) -> Addressed | None:
+    """Address the mail with the link to the pending address, if that is still the one."""
+    address = account.pending(now)
+    if address is None or not _is_about(account, effect):
+        return None
+    link = f"{url}/confirm-email/{tokens.confirm_email(account, now=now)}"
+    return address, {"link": link, "until": _end(account)}
+
+
+def asked(
+    account: Account, effect: Owed, *, tokens: Tokens, url: str, now: datetime
+) -> Addressed | None:
+    """Address the news that another address was asked for; with a link only while it is open.
+
+    None once the address was changed: whoever had it is told that, which says more.
+    """
+    changed_at = account.email_changed_at
+    if changed_at is not None and changed_at > effect.created_at:
+        return None
+    if account.pending(now) is None or not _is_about(account, effect):
+        return account.email, {"link": None}
+    link = f"{url}/cancel-email/{tokens.cancel_email(account, now=now)}"
+    return account.email, {"link": link, "until": _end(account)}
+
+
+def _is_about(account: Account, effect: Owed) -> bool:
+    return PendingMail.read(effect.payload).asked_at == asked_at(account)
+
+
+def _end(account: Account) -> datetime:
+    assert account.pending_email_at is not None
+    return account.pending_email_at + PENDING_FOR

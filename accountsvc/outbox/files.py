@@ -1,0 +1,35 @@
+"""The handler that deletes avatar files."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+
+from sqlalchemy import select
+
+from ..adapters.avatarstore import AvatarStore
+from ..db.engine import Database
+from ..db.models import Account
+from . import queue
+from .payloads import FileDeletion
+from .queue import Outcome, Owed
+
+
+def remover(database: Database, avatars: AvatarStore) -> queue.Handler:
+    """Return the handler of file deletions; it gives up on a file that an account shows."""
+
+    def remove(effects: Sequence[Owed], now: datetime) -> Outcome:
+        by_key = {FileDeletion.read(effect.payload).key: effect for effect in effects}
+        with database.reading() as session:
+            # A file that an account shows is kept even if a row asks for its deletion: a mistake in
+            # one row would otherwise cost a person their picture.
+            shown = set(
+                session.scalars(select(Account.avatar_key).where(Account.avatar_key.in_(by_key)))
+            )
+        failed = avatars.delete_many([key for key in by_key if key not in shown])
+        return Outcome(
+            failed={by_key[key].uid: error for key, error in failed.items()},
+            given_up={by_key[key].uid for key in shown if key is not None},
+        )
+
+    return remove
