@@ -128,6 +128,11 @@ def replace_avatar(services: Services, account: Account, clock: Clock) -> None:
 WRITES: dict[str, Write] = {
     "avatars.replace_avatar": replace_avatar,
     "credentials.change_password": change_password,
+    "credentials.end_sessions": in_session(
+        lambda _, session, account, clock: credentials.end_sessions(
+            session, account.id, epoch=account.epoch, clock=clock
+        )
+    ),
     "credentials.reset_password": reset_password,
     "lifecycle.deactivate": in_session(
         lambda _, session, account, clock: lifecycle.deactivate(

@@ -11,6 +11,7 @@ import pytest
 from sqlalchemy import select
 
 from accountsvc.accounts import credentials, giveback, lifecycle
+from accountsvc.accounts.reasons import Return
 from accountsvc.adapters.ledger import MOST_PASSED_OVER, Batch, Ledger, kept_name
 from accountsvc.db import generations
 from accountsvc.db.audit import OPERATOR_ACTOR
@@ -541,7 +542,7 @@ def test_an_operator_gives_back_who_is_due(services: Services) -> None:
 
     with pytest.raises(GraceOver):
         reactivate(services, person.id, by=OPERATOR_ACTOR)
-    reactivate(services, person.id, by=OPERATOR_ACTOR, although_due=True)
+    reactivate(services, person.id, by=OPERATOR_ACTOR, how=Return(although_due=True))
 
     assert get_account(services, person.id).is_active
 
