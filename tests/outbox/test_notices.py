@@ -65,6 +65,21 @@ def test_the_first_mail_says_what_overdue_reminders_would(post: Post, ann: Perso
     assert post.new() == [(ann.email, dated(REMINDER, account))]
 
 
+def test_the_first_mail_and_the_reminder_say_how_every_session_ends(
+    post: Post, ann: Person
+) -> None:
+    account = post.leave(ann)
+    subjects = []
+
+    for pause in (SOON, 7 * DAY + SOON):
+        post.later(pause)
+        (mail,) = post.inbox.messages
+        assert "signs out every device, also somebody else's" in " ".join(text_of(mail).split())
+        subjects += post.new()
+
+    assert subjects == [(ann.email, dated(kind, account)) for kind in (SCHEDULED, REMINDER)]
+
+
 def test_while_the_mail_server_is_away_nothing_is_lost_and_nothing_doubled(
     post: Post, ann: Person
 ) -> None:

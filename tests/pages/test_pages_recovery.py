@@ -462,6 +462,34 @@ def test_without_the_right_password_nothing_is_exported(app: APIFlask, ann: Pers
     assert events(services_of(app), "account.exported") == []
 
 
+def test_soon_after_a_password_that_was_set_by_mail_the_page_says_when_it_can_be_downloaded(
+    app: APIFlask, ann: Person, bob: Person
+) -> None:
+    link = follow(app.test_client(), "/reset-password/", reset_token(app, ann))
+    reset = link.send(new_password="nine purple otters sing")
+    before, others = everything(services_of(app)), belongings(services_of(app), bob)
+
+    response = follow_mailed(app, ann).send(action="download", password="nine purple otters sing")
+
+    assert "can be downloaded only when a day has passed" in words(reset)
+    changed_at = account_of(app, ann).password_changed_at
+    assert changed_at is not None
+    over_at = changed_at + timedelta(days=1, minutes=1)
+    assert response.status_code == 409
+    assert f"can be exported from {over_at:%-d %B %Y at %H:%M} UTC on." in words(response)
+    assert everything(services_of(app)) == before
+    assert belongings(services_of(app), bob) == others
+
+
+def test_the_page_says_how_every_session_ends(app: APIFlask, ann: Person) -> None:
+    browser = follow_mailed(app, ann)
+
+    page, kept = browser.open(), browser.send(action="keep")
+
+    for response in (page, kept):
+        assert "signs out every device, also somebody else" in words(response)
+
+
 def test_what_the_staff_deactivated_can_be_downloaded(app: APIFlask) -> None:
     ann = make_person(services_of(app))
     deactivate(services_of(app), ann.id, by="staff")
