@@ -54,8 +54,9 @@ format: install ## Format the code
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-faults: install ## Inject every fault many times, drain a long backlog, kill the worker ten times
+faults: install ## Inject every fault many times, drain a long backlog, kill the worker ten times, draw 100,000 addresses
 	TEST_FAULTS=long $(BIN)/pytest tests/faults $(PYTEST_OPTIONS)
+	TEST_ADDRESS_EXAMPLES=100000 $(BIN)/pytest tests/accounts/test_addresses_drawn.py $(PYTEST_OPTIONS)
 	TEST_KILLS=10 $(BIN)/pytest -n 0 tests/purge/test_kill.py $(PYTEST_OPTIONS)
 
 bench: install ## Measure, as ratios against a reference in the same run, and attack; BENCH_TIMES=20 measures longer

@@ -133,8 +133,8 @@ def _has_key(email: str) -> ColumnElement[bool]:
 
 def other_with_email(session: Session, email: str, own_id: int | None) -> bool:
     """Say whether an account other than *own_id* has this address, by whichever of its keys."""
-    found = session.scalars(select(Account).where(_has_key(email)))
-    return addresses.choose(email, (row for row in found if row.id != own_id)) is not None
+    found = find_by_email(session, email)
+    return found is not None and found.id != own_id
 
 
 def kept_keys(session: Session, most: int) -> tuple[int, list[int]]:

@@ -1,4 +1,4 @@
-"""What a field may hold: an address as marshmallow has it, a password that is hard to guess."""
+"""What a field may hold: an address that can be mailed, a name that is seen, a strong password."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import re
 import unicodedata
 from collections.abc import Callable
 
+import idna
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -14,9 +15,15 @@ from marshmallow import ValidationError
 from marshmallow.validate import Email
 
 from accountsvc.accounts import fields
-from accountsvc.accounts.fields import is_email, password_problems
+from accountsvc.accounts.fields import field_problems, is_email, password_problems
 from accountsvc.accounts.guesses import CONTEXT_WORDS
-from accountsvc.bounds import PASSWORD_CHARACTERS, STRENGTH_CHARACTERS, STRENGTH_LOOKUPS
+from accountsvc.adapters.mail import MailRefused, mailbox
+from accountsvc.bounds import (
+    EMAIL_CHARACTERS,
+    PASSWORD_CHARACTERS,
+    STRENGTH_CHARACTERS,
+    STRENGTH_LOOKUPS,
+)
 from tests.support.work import note_work
 
 check = Email()
@@ -69,10 +76,25 @@ QUOTED = st.text(st.sampled_from('ab\\" \x01\x0b'), max_size=6).map('"{}"'.forma
 OTHERS = st.builds("{}@{}".format, QUOTED | ATOMS | TEXTS, LITERALS | HOSTS | TEXTS) | TEXTS
 
 
+def can_be_mailed(text: str) -> bool:
+    """Say whether what marshmallow takes for an address has a domain that servers know."""
+    name, _, domain = text.rpartition("@")
+    try:
+        mapped = domain.lower() if domain.isascii() else idna.uts46_remap(domain, std3_rules=False)
+        labels = [
+            label if label.isascii() else idna.encode(label).decode() for label in mapped.split(".")
+        ]
+    except UnicodeError:
+        return False
+    is_host = all(re.fullmatch(r"(?!-)[a-z0-9-]{1,63}(?<!-)", label) for label in labels)
+    is_name = labels == ["localhost"] or (len(labels) > 1 and not labels[-1].isdigit())
+    return is_host and is_name and "=?" not in name
+
+
 @settings(max_examples=2000, deadline=None)
 @given(st.one_of(ADDRESSES, edited_addresses(), OTHERS))
-def test_the_same_texts_are_addresses(text: str) -> None:
-    assert is_email(text) is is_accepted(text)
+def test_an_address_is_what_marshmallow_takes_for_one_and_can_be_mailed(text: str) -> None:
+    assert is_email(text) is (is_accepted(text) and can_be_mailed(text))
 
 
 @pytest.mark.parametrize(
@@ -82,7 +104,105 @@ def test_every_character_is_accepted_in_the_same_places(frame: str) -> None:
     # All of the basic plane, in which both grammars have their bounds, and some of each other one.
     texts = [frame.format(chr(code)) for code in (*range(0x10000), *range(0x10000, 0x110000, 97))]
 
-    assert [text for text in texts if is_email(text) is not is_accepted(text)] == []
+    expected = [text for text in texts if is_accepted(text) and can_be_mailed(text)]
+
+    assert list(filter(is_email, texts)) == expected
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a=?b@example.org",
+        "=?utf-8?q?ann?=@example.org",
+        "ann@-example.org",
+        "ann@example.-org",
+        "ann@example.org-",
+        "ann@❤.example",
+        "ann@exam\u202eple.org",
+        "ann@10.0.0.10",
+        "ann@example.123",
+        "ann@א1a.example",
+        "ann@" + "ü" * 60 + ".example",
+        "ann@" + ".".join(["ü" * 20] * 11) + ".org",
+        "é" * 125 + "@example.org",
+        "文" * 81 + "@example.org",
+    ],
+)
+def test_what_no_server_could_be_given_is_no_address(text: str) -> None:
+    assert len(text) <= EMAIL_CHARACTERS
+
+    assert not is_email(text)
+    with pytest.raises(MailRefused):
+        mailbox(text)
+    assert field_problems({"email": text}) == {"email": ["Enter a valid email address."]}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "ann@ab--cd.example",
+        "ann@xn--ls8h.la",
+        "ann@sub.büro\u3002example.org",
+        "é" * 121 + "@example.org",
+        "a?=b@example.org",
+        "ΣΟΦΟΣ@παράδειγμα.ελ",
+    ],
+)
+def test_what_a_server_can_be_given_may_sign_up(text: str) -> None:
+    assert is_email(text)
+    assert mailbox(text).username == text.partition("@")[0]
+
+
+# Names of accounts
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "\u200b", "\u3164", "\u00ad", "\u2060\ufeff", "\u2800", "\u115f\u1160", "\uffa0",
+        "\u200d\u200c", "\ufe0f", "\u0301", "\u034f", "\U000e0041", "\U000e0100", "\U0001d159",
+    ],
+)  # fmt: skip
+def test_a_username_without_a_character_that_is_seen_is_refused(name: str) -> None:
+    assert field_problems({"username": name}) == {
+        "username": ["Use at least one character that can be seen."]
+    }
+
+
+@pytest.mark.parametrize(
+    "character", ["\u202e", "\u202d", "\u2066", "\u2067", "\u2068", "\u2069", "\u200f", "\u061c"]
+)
+def test_a_username_that_turns_around_what_stands_beside_it_is_refused(character: str) -> None:
+    for name in (character, f"ann{character}gnp", f"{character}שלום"):
+        assert field_problems({"username": name}) == {
+            "username": ["Remove characters that change the direction of the text."]
+        }
+
+
+@pytest.mark.parametrize("character", ["\u2028", "\u2029"])
+def test_a_username_of_two_lines_is_refused(character: str) -> None:
+    assert field_problems({"username": f"ann{character}bob"}) == {
+        "username": ["Remove line and paragraph separators."]
+    }
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "ann",
+        "王小明",
+        "שלום",
+        "👩\u200d👧",
+        "می\u200cخواهم",
+        "e\u0301",
+        "각",
+        "ann\u200b",
+        "…",
+        "€",
+    ],
+)
+def test_a_username_that_is_seen_is_taken_in_every_script(name: str) -> None:
+    assert field_problems({"username": name}) == {}
 
 
 @pytest.mark.parametrize(

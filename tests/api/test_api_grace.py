@@ -1222,13 +1222,14 @@ def test_the_owner_does_not_purge_within_a_day_of_a_change(
     assert by_staff.status_code == 202
 
 
+@pytest.mark.parametrize("typed", ["ann", "ANN", " Ann", "\uff41nn"])
 def test_staff_purge_at_once_by_repeating_the_username(
-    app: APIFlask, client: FlaskClient, ann: Person, sue: Person
+    app: APIFlask, client: FlaskClient, ann: Person, sue: Person, typed: str
 ) -> None:
     url, since = path(ann, "purge"), mark(app)
     before = everything(services_of(app))
 
-    for body in ({}, {"confirm": "Ann"}, {"confirm": "sue"}, {"password": PASSWORD}):
+    for body in ({}, {"confirm": "an\u0144"}, {"confirm": "sue"}, {"password": PASSWORD}):
         wrong = client.post(url, headers=sue.auth, json=body)
         assert wrong.status_code == 400
         assert wrong.json == {"confirm": ["Repeat the username of the account."]}
@@ -1236,7 +1237,7 @@ def test_staff_purge_at_once_by_repeating_the_username(
     assert (blank.status_code, blank.json) == (400, {"confirm": ["This field may not be blank."]})
     assert everything(services_of(app)) == before
     assert trail(app, since) == []
-    right = client.post(url, headers=sue.auth, json={"confirm": "ann"})
+    right = client.post(url, headers=sue.auth, json={"confirm": typed})
 
     assert right.status_code == 202
     expected = staffs_document(account_of(app, ann), state="due", can_reactivate=False)

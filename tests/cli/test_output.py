@@ -21,6 +21,7 @@ from accountsvc.adapters.avatarstore import new_key
 from accountsvc.cli import groups
 from accountsvc.cli.purging import OBSTACLES
 from accountsvc.cli.status import EFFECTS
+from accountsvc.db.addresses import kept_key
 from accountsvc.db.models import Account
 from accountsvc.purge.at_once import Obstacle
 from tests.cli.conftest import Run
@@ -31,10 +32,12 @@ from tests.support.factories import (
     VAULT_KEY,
     Person,
     dispose,
+    insert_accounts,
     make_account,
     make_app,
     make_due,
     make_person,
+    numbered,
     run_sql,
     services_of,
     witness,
@@ -74,6 +77,27 @@ def sign_up(app: APIFlask, name: str, email: str, *, staff: bool = False) -> Acc
     )
 
 
+def turn(app: APIFlask, account_id: int) -> None:
+    """Give an account a name that turns its line around, as a release before took it."""
+    run_sql(
+        services_of(app),
+        "UPDATE accounts SET username = :name WHERE id = :id",
+        name="exe\u202egnp",
+        id=account_id,
+    )
+
+
+def keep_keys(app: APIFlask, *account_ids: int) -> None:
+    """Give accounts the keys of those that were one of two when their keys became the same."""
+    for account_id in account_ids:
+        run_sql(
+            services_of(app),
+            "UPDATE accounts SET email_key = :key WHERE id = :id",
+            key=kept_key(f"{account_id}@example.org"),
+            id=account_id,
+        )
+
+
 def fail_to_purge(app: APIFlask, account_id: int, *, attempts: int = 1) -> None:
     """Let the purge of an account have failed, with the next try in hours."""
     run_sql(
@@ -110,7 +134,8 @@ def test_list_is_aligned_whatever_people_are_called(app: APIFlask, run: Run, ann
     sign_up(app, "😀 family", "smile@example.org", staff=True)
     sign_up(app, "שלום עולם", "shalom@example.org")
     sign_up(app, "x" * 150, "long@example.org")
-    sign_up(app, "exe\u202egnp", "turned@example.org")
+    turned = sign_up(app, "turned", "turned@example.org")
+    turn(app, turned.id)
 
     assert lines(run("accounts", "list")) == [
         "ID  STATE   PURGE AT              STAFF  USERNAME                          E-MAIL",
@@ -511,8 +536,37 @@ def test_json_of_status_keeps_every_byte(app: APIFlask, run: Run, ann: Person) -
             "unscrubbed": 0,
             "unkept": 0,
             "troubled": [1],
+            "kept_keys": 0,
+            "kept_key_ids": [],
         }
     )
+
+
+def test_json_turns_no_line_around_and_means_the_same(app: APIFlask, run: Run, ann: Person) -> None:
+    turn(app, ann.id)
+
+    shown = run("accounts", "show", str(ann.id), "--json").stdout
+
+    assert "\u202e" not in shown
+    assert '"username": "exe\\u202egnp"' in shown
+    assert json.loads(shown)["username"] == "exe\u202egnp"
+
+
+@pytest.mark.parametrize(("number", "named"), [(0, ""), (2, "1, 2"), (21, ", 20 and 1 more")])
+def test_status_names_the_accounts_that_kept_a_key_by_id_alone(
+    app: APIFlask, run: Run, number: int, named: str
+) -> None:
+    ids = insert_accounts(services_of(app), numbered("ann", number)) if number else []
+    keep_keys(app, *ids)
+
+    text, document = run("accounts", "status"), run("accounts", "status", "--json")
+
+    lines_of = [line for line in lines(text) if line.startswith("kept keys")]
+    assert len(lines_of) == (1 if number else 0)
+    assert all(line.endswith(named) for line in lines_of)
+    assert "@" not in text.output
+    shown = json.loads(document.stdout)
+    assert (shown["kept_keys"], shown["kept_key_ids"]) == (number, ids[:20])
 
 
 def test_json_of_a_purge_keeps_every_byte(app: APIFlask, run: Run, ann: Person) -> None:

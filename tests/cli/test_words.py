@@ -62,6 +62,8 @@ def test_a_duration_is_said_in_its_two_largest_units(length: timedelta, said: st
         ("exe\u202egnp", "exe<U+202E>gnp"),
         ("\udcff", "<U+DCFF>"),
         ("zero\u200bwidth", "zero<U+200B>width"),
+        ("\u3164\u2800\uffa0", "<U+3164><U+2800><U+FFA0>"),
+        ("\u061cann\u2067\ufeff", "<U+061C>ann<U+2067><U+FEFF>"),
         ("\u2028line", " line"),
         # A family, and a Persian word with a joiner in it, stay whole.
         ("👩‍👧", "👩‍👧"),

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import uuid
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import httpx
@@ -69,6 +70,32 @@ def test_prepare_says_after_an_upgrade_that_the_ledger_waits_for_its_seals(tmp_p
     assert upgraded.returncode == 0
     assert "1 object of the ledger has no seal" in upgraded.stdout
     assert "run `accountsvc ledger adopt`" in upgraded.stdout
+
+
+def test_prepare_says_by_id_who_has_the_mailbox_of_another_account(tmp_path: Path) -> None:
+    env = fresh(tmp_path)
+    run("python", "-m", "accountsvc", "prepare", env=env)
+    before = run("python", "-m", "accountsvc", "prepare", env=env)
+    (path,) = (tmp_path / "instance").glob("*.db")
+    with closing(sqlite3.connect(path)) as connection, connection:
+        for number in (3, 8):
+            connection.execute(
+                "INSERT INTO accounts (id, public_id, username, username_key, email, email_key,"
+                " first_name, last_name, number_phone, password_hash, joined_at) VALUES"
+                " (:id, :id, :id, :id, 'ann@example.org', 'KEPT:' || :id, '', '', '', 'x',"
+                " '2026-01-02 03:04:05.000006')",
+                {"id": str(number)},
+            )
+
+    upgraded = run("python", "-m", "accountsvc", "prepare", env=env)
+
+    assert "mailbox" not in before.stdout
+    assert upgraded.returncode == 0, upgraded.stderr
+    assert (
+        "accountsvc: 2 accounts have the mailbox of another account in another spelling, and are "
+        "found by their own: 3, 8\n"
+    ) in upgraded.stdout
+    assert "@" not in upgraded.stdout
 
 
 def test_prepare_succeeds_beside_a_ledger_that_does_not_answer(tmp_path: Path) -> None:

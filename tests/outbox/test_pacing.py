@@ -134,8 +134,7 @@ def test_the_end_of_a_mail_does_not_break_the_limit_of_a_day() -> None:
         "ann@xn--bro-hoa.example",
         "ann@XN--BRO-HOA.example",
         "ann@bu\u0308ro.example",
-        "\uff41nn@büro.example",
-        "ann@büro\u3002example",
+        "ann@bü\u00adro.example",
         "ann@\uff42üro.example",
     ],
 )
@@ -147,7 +146,15 @@ def test_all_forms_of_an_address_are_one_recipient(form: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "other", ["ann+1@example.org", "a.nn@example.org", "ann@example.net", "bob@example.org"]
+    "other",
+    [
+        "ann+1@example.org",
+        "a.nn@example.org",
+        "ann@example.net",
+        "bob@example.org",
+        "ａnn@example.org",
+        "ann@exämple.org",
+    ],
 )
 def test_other_mailboxes_are_other_recipients(other: str) -> None:
     pace = Pace(b"k")
