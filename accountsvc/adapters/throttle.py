@@ -79,8 +79,8 @@ LIMITS = {
         bounds.PASSWORDS_OF_ACCOUNT, bounds.PASSWORDS_OF_ADDRESS, bounds.PASSWORDS_OF_PAIR
     ),
     SIGN_UP: _limit(None, bounds.SIGN_UPS_OF_ADDRESS),
-    # Each change of the e-mail mails somebody, and begins a new count of wrong passwords, which is
-    # kept by the e-mail: without a limit, guessing would have none either.
+    # Each other e-mail that is asked for mails two mailboxes, and one that takes effect begins a
+    # new count of wrong passwords, which is kept by the e-mail.
     EMAIL_CHANGE: _limit(bounds.EMAIL_CHANGES, None),
     PASSWORD_CHANGE: _limit(bounds.PASSWORD_CHANGES, None),
     PROFILE_WRITE: _limit(bounds.PROFILE_WRITES, None),

@@ -295,6 +295,19 @@ def test_an_active_account_keeps_no_reason(engine: Engine) -> None:
         add_account(engine, "anna", reason="spam")
 
 
+PENDING = {"pending_email": "new@example.org", "pending_email_at": NOW, "pending_epoch": 0}
+
+
+@pytest.mark.parametrize("column", list(PENDING))
+def test_a_pending_address_is_whole(engine: Engine, by_hand: ByHand, column: str) -> None:
+    add_account(engine, "anna", **PENDING)
+
+    refused(by_hand, f"UPDATE accounts SET {column} = NULL", "pending_whole")
+
+    with pytest.raises(IntegrityError, match="pending_whole"):
+        add_account(engine, "bert", **{column: PENDING[column]})
+
+
 def test_an_id_never_comes_again(engine: Engine) -> None:
     add_account(engine, "anna", **DEACTIVATED)
     gone = add_account(engine, "bert", **DEACTIVATED)

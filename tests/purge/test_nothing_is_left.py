@@ -126,7 +126,8 @@ def live(app: APIFlask) -> None:
     form = {"avatar": (BytesIO(png()), f"{USERNAME}.png")}
     assert client.put(update, data=form, headers=auth).status_code == 200
     assert client.put(update, json={"email": NEW_EMAIL}, headers=auth).status_code == 200
-    assert confirm_address(made, app.test_client(), user_id).status_code == 200
+    confirmed = confirm_address(made, app.test_client(), user_id, PASSWORD)
+    assert confirmed.status_code == 200
     assert client.post("/api/password-reset/", json={"email": NEW_EMAIL}).status_code == 202
     change = {"password": PASSWORD, "new_password": NEW_PASSWORD}
     changed = client.post(f"/api/profile/{user_id}/password/", json=change, headers=auth)
