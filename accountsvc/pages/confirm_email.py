@@ -10,6 +10,7 @@ from flask import Response, render_template, request
 
 from .. import bounds
 from ..accounts import pending
+from ..accounts.fields import is_too_long
 from ..adapters import throttle
 from ..errors import InvalidInput, Throttled, TokenNotValid, WrongPassword
 from ..web import client, services
@@ -32,7 +33,7 @@ def act() -> Response:
     password = request.form.get("password", "")
     if not password:
         return _page(visitor, 400, {_FIELD: "Enter your password."})
-    if len(password) > bounds.PASSWORD_CHARACTERS:
+    if is_too_long(password):
         too_long = f"Use at most {bounds.PASSWORD_CHARACTERS} characters."
         return _page(visitor, 400, {_FIELD: too_long})
     try:

@@ -5,7 +5,7 @@ before. Of two accounts that become one mailbox the one with the lower id gets t
 other one keeps the key by which it is found, in a form that is nobody else's.
 
 Locks: ROW EXCLUSIVE on accounts and the lock of one row at a time (PostgreSQL), each for a
-statement of its own, for about a second for each thousand addresses outside ASCII; or the file's
+statement of its own, for about two seconds for each thousand addresses outside ASCII; or the file's
 write lock for all of it (SQLite). The previous code does not find the accounts whose key has
 changed while it is replaced; whom it signs up meanwhile the new code finds by the key of before.
 Downgrade takes the same locks.

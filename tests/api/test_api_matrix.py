@@ -23,6 +23,7 @@ from accountsvc.accounts.credentials import PasswordHasher
 from accountsvc.db.models import Account, SavedPassword
 from accountsvc.tokens import ACCESS, KINDS, REFRESH, Claims
 from tests.conftest import NewApp
+from tests.support.addresses import ask_address
 from tests.support.factories import (
     PASSWORD,
     bearer,
@@ -42,7 +43,8 @@ NEW_PASSWORD = "nine purple otters sing"
 MODES = ("fresh", "password", "none")
 
 # Each column is a token, and by what it was proved. The first five are of an active account, the
-# next five of one in its grace period, and the last three of the staff, who act on such a one.
+# next five of one in its grace period, the next three of the staff, who act on such a one, and the
+# last two of an active account that has asked for another address.
 COLUMNS = (
     "access, straight from the password",
     "access, from a refresh",
@@ -57,6 +59,8 @@ COLUMNS = (
     "staff, straight from the password",
     "staff, straight from a password of 16 minutes ago",
     "staff, from a refresh",
+    "confirm email, mailed to the pending address",
+    "cancel email, mailed to the address of today",
 )
 IN_GRACE = COLUMNS[5:10]
 # What a session says that is older than the claim: it was made by a process of a version before.
@@ -70,6 +74,8 @@ WITHOUT_PASSWORD = (
     "recovery, from a DELETE by an old session",
     "mailed",
     "password reset, mailed in the grace period",
+    "confirm email, mailed to the pending address",
+    "cancel email, mailed to the address of today",
     *LEGACY,
 )
 
@@ -100,51 +106,52 @@ class Row(NamedTuple):
 
 ID = "/api/profile/<int:user_id>"
 VAULT = "/api/view-all-saved-passwords/"
-STAFF_READS = "fffxx xxxxx ooo"
-STAFF_WRITES = "fffxx xxxxx occ"
-ANY_SESSION = "oooxx xxxxx ooo"
-EXPORT = "occxx ooccx fff"
+STAFF_READS = "fffxx xxxxx ooo xx"
+STAFF_WRITES = "fffxx xxxxx occ xx"
+ANY_SESSION = "oooxx xxxxx ooo xx"
+EXPORT = "occxx ooccx fff xx"
 ENTRY = {"name_pages": "a", "url": "b", "password_saved": "c"}
 REPRESENTED = {"Prefer": "return=representation"}
 ANY_STATE = {"If-Match": "*"}
 RESET = {"new_password": NEW_PASSWORD}
+GUESS = {"password": "a guess"}
 
 ROWS = (
     Row("POST", "/api/sign-up/", SAME, {}),
     Row("POST", "/api/sign-in/", SAME, {}),
     Row("POST", "/api/sign-out/", ANY_SESSION),
-    Row("POST", "/api/token/refresh/", "xxxsx xxxxx xxx", {}, "body refresh"),
+    Row("POST", "/api/token/refresh/", "xxxsx xxxxx xxx xx", {}, "body refresh"),
     Row("POST", "/api/password-reset/", SAME, {"email": "nobody@example.org"}),
-    Row("POST", "/api/password-reset/confirm/", "xxxxo xxxxo xxx", RESET, "body token"),
+    Row("POST", "/api/password-reset/confirm/", "xxxxo xxxxo xxx xx", RESET, "body token"),
     Row("GET", "/api/profile/", ANY_SESSION),
     Row("POST", "/api/profile/", ANY_SESSION),
-    Row("PUT", f"{ID}/update/", "oooxx xxxxx fff", {"first_name": "Bo"}),
-    Row("PATCH", f"{ID}/update/", "occxx xxxxx fff", {"email": "thief@example.net"}),
+    Row("PUT", f"{ID}/update/", "oooxx xxxxx fff xx", {"first_name": "Bo"}),
+    Row("PATCH", f"{ID}/update/", "occxx xxxxx fff xx", {"email": "thief@example.net"}),
     Row(
         "POST",
         f"{ID}/password/",
-        "wwwxx xxxxx fff",
+        "wwwxx xxxxx fff xx",
         {"password": "a guess", "new_password": NEW_PASSWORD},
     ),
     Row("POST", "/api/save-passwords/", ANY_SESSION, ENTRY),
     Row("GET", VAULT, ANY_SESSION),
-    Row("PUT", f"{VAULT}<int:entry_id>/update/", "oooxx xxxxx nnn", ENTRY),
-    Row("DELETE", f"{VAULT}<int:entry_id>/delete/", "oooxx xxxxx nnn"),
+    Row("PUT", f"{VAULT}<int:entry_id>/update/", "oooxx xxxxx nnn xx", ENTRY),
+    Row("DELETE", f"{VAULT}<int:entry_id>/delete/", "oooxx xxxxx nnn xx"),
     Row(
         "DELETE",
         f"{ID}/delete/",
         {
-            "fresh": "occxx xxxxx occ",
-            "password": "cccxx xxxxx ccc",
-            "none": "oooxx xxxxx occ",
+            "fresh": "occxx xxxxx occ xx",
+            "password": "cccxx xxxxx ccc xx",
+            "none": "oooxx xxxxx occ xx",
         },
         headers=REPRESENTED,
     ),
-    Row("POST", "/api/profile/reactivate/", "xxxxx ssoox xxx", {}, "body token"),
+    Row("POST", "/api/profile/reactivate/", "xxxxx ssoox xxx xx", {}, "body token"),
     Row("POST", f"{ID}/reactivate/", STAFF_WRITES, {"reason": "asked by letter"}),
-    Row("GET", f"{ID}/deletion/", "nnnxx oooox ooo"),
+    Row("GET", f"{ID}/deletion/", "nnnxx oooox ooo xx"),
     Row("PATCH", f"{ID}/deletion/", STAFF_WRITES, {"reason": "a note"}, headers=ANY_STATE),
-    Row("POST", f"{ID}/purge/", "nnnxx xxxcx occ", {"confirm": "<username>"}),
+    Row("POST", f"{ID}/purge/", "nnnxx xxxcx occ xx", {"confirm": "<username>"}),
     Row("GET", f"{ID}/export/", EXPORT),
     Row("POST", f"{ID}/export/", EXPORT, {}),
     Row("GET", f"{ID}/holds/", STAFF_READS),
@@ -152,12 +159,20 @@ ROWS = (
     Row("DELETE", f"{ID}/holds/<int:hold_id>/", STAFF_WRITES),
     Row("GET", "/api/admin/deletions/", STAFF_READS),
     Row("GET", "/api/admin/audit/", STAFF_READS),
-    Row("GET", "/recover/<path:token>", "nnnnn nnnon nnn", at="path"),
-    Row("GET", "/recover/", "nnnnn nnnon nnn", at="cookie recover"),
-    Row("POST", "/recover/", "nnnnn nnnon nnn", {"action": "keep"}, "cookie recover"),
-    Row("GET", "/reset-password/<path:token>", "nnnno nnnno nnn", at="path"),
-    Row("GET", "/reset-password/", "nnnno nnnno nnn", at="cookie reset_password"),
-    Row("POST", "/reset-password/", "nnnno nnnno nnn", RESET, "cookie reset_password"),
+    Row("GET", "/recover/<path:token>", "nnnnn nnnon nnn nn", at="path"),
+    Row("GET", "/recover/", "nnnnn nnnon nnn nn", at="cookie recover"),
+    Row("POST", "/recover/", "nnnnn nnnon nnn nn", {"action": "keep"}, "cookie recover"),
+    Row("GET", "/reset-password/<path:token>", "nnnno nnnno nnn nn", at="path"),
+    Row("GET", "/reset-password/", "nnnno nnnno nnn nn", at="cookie reset_password"),
+    Row("POST", "/reset-password/", "nnnno nnnno nnn nn", RESET, "cookie reset_password"),
+    Row("GET", "/confirm-email/<path:token>", "nnnnn nnnnn nnn on", at="path"),
+    Row("GET", "/confirm-email/", "nnnnn nnnnn nnn on", at="cookie confirm_email"),
+    Row("POST", "/confirm-email/", "nnnnn nnnnn nnn fn", GUESS, "cookie confirm_email"),
+    Row("GET", "/cancel-email/<path:token>", "nnnnn nnnnn nnn no", at="path"),
+    Row("GET", "/cancel-email/", "nnnnn nnnnn nnn no", at="cookie cancel_email"),
+    Row("POST", "/cancel-email/", "nnnnn nnnnn nnn no", {}, "cookie cancel_email"),
+    Row("GET", "/keep-account/", SAME),
+    Row("POST", "/keep-account/", SAME),
     Row("GET", "/api/response-password/", SAME),
     Row("GET", "/api/openapi.json", SAME),
     Row("GET", "/api/docs/", SAME),
@@ -240,6 +255,10 @@ class World:
                 return tokens.refresh(account, now=moment)
             case "password reset", _:
                 return tokens.password_reset(account, now=moment)
+            case "confirm email", _:
+                return tokens.confirm_email(self._asking(account), now=moment)
+            case "cancel email", _:
+                return tokens.cancel_email(self._asking(account), now=moment)
             case "mailed", _:
                 return tokens.mailed(account, now=moment)
             case "recovery", "from a sign-in":
@@ -253,6 +272,11 @@ class World:
                 away = deactivate(self.services, account.id)
                 return tokens.recovery(away, now=moment, password_at=old)
         raise AssertionError(f"no such column: {column}")
+
+    def _asking(self, account: Account) -> Account:
+        """Have *account* ask for another address, unless it does, and return it as it is then."""
+        ask_address(self.services, account.id, "elsewhere@example.net")
+        return get_account(self.services, account.id)
 
     def _signed_in(self, account: Account, status: int) -> Any:
         credentials = {"email": account.email, "password": PASSWORD}

@@ -11,7 +11,7 @@ import grimp
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENT = (ROOT / "docs" / "architecture.md").read_text()
 GROUND = {"bounds", "config", "errors", "logs", "private", "production"}
-GROUND |= {"readers", "sources", "spelling", "turns", "urls"}
+GROUND |= {"mailboxes", "readers", "sources", "spelling", "turns", "urls"}
 # Importing the package imports nothing; the function in its door imports the application.
 DOOR = "accountsvc"
 
