@@ -25,8 +25,9 @@ from accountsvc.outbox import notices
 from accountsvc.services import Services, build_services
 from tests.accounts.calls import authenticate, problems
 from tests.accounts.test_profiles import update_profile
+from tests.support.addresses import ask_address, change_address
 from tests.support.factories import deactivate, make_account, make_settings, run_sql
-from tests.support.moments import NOW
+from tests.support.moments import NOW, at
 from tests.support.state import effects, get_account, possessions
 from tests.support.sweeps import sweep
 from tests.support.work import note_work
@@ -110,10 +111,12 @@ def test_an_address_is_another_if_its_key_or_its_exact_name_differs(
     # A name in parts is refused, unless it is there already.
     typed_by_now = typed if typed.isascii() or typed.isprintable() else stored
 
-    changed = update_profile(services, account, email=typed_by_now)
+    change = change_address if another else ask_address
+    changed = change(services, account.id, typed_by_now, clock=at(NOW))
 
     assert is_another(stored, typed) is another
     assert changed.email == typed
+    assert len(effects(services, notices.ADDRESS_ASKED)) == another
     told = [mail.payload["address"] for mail in effects(services, notices.ADDRESS_CHANGED)]
     assert told == ([stored] if another else [])
     assert possessions(services, bystander.id) == theirs
@@ -221,7 +224,7 @@ def test_an_account_that_kept_its_key_gets_the_new_form_at_its_next_change(
     assert same.email_key == kept_key(ASCII)
     with pytest.raises(InvalidInput):
         update_profile(services, second, email=LETTERS)
-    changed = update_profile(services, second, email="new@bücher.example")
+    changed = change_address(services, second.id, "new@bücher.example", clock=at(NOW))
 
     assert changed.email_key == "new@xn--bcher-kva.example"
     assert found(services, "new@xn--bcher-kva.example") == second.id
@@ -288,5 +291,5 @@ def test_whom_the_release_before_signs_up_is_found_and_has_the_address(
     assert found(services, "joss@example.org") is None
     assert found(services, "finn@example.org") is None
     assert set(problems(lambda: make_account(services, "x", email=email, now=NOW))) == {"email"}
-    update_profile(services, late, email="new@example.org")
+    change_address(services, late.id, "new@example.org", clock=at(NOW))
     assert found(services, "new@example.org") == late.id

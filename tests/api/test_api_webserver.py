@@ -8,6 +8,7 @@ import os
 import re
 import signal
 import socket
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -555,10 +556,12 @@ def test_who_expects_to_be_asked_for_a_body_is_asked_and_answered(
 
 
 def test_it_listens_at_a_socket_in_a_folder(shared_app: APIFlask, tmp_path: Path) -> None:
-    path = tmp_path / "web.sock"
     env = environment(tmp_path, services_of(shared_app).settings.database_url)
-    words = ("--config", "gunicorn.conf.py", "--bind", f"unix:{path}")
-    with Running("gunicorn", *words, env=env) as running:
+    # The path of a socket has at most 107 bytes, and that of a test's folder may have more.
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+        path = Path(folder) / "web.sock"
+        words = ("--config", "gunicorn.conf.py", "--bind", f"unix:{path}")
+        running = stack.enter_context(Running("gunicorn", *words, env=env))
         running.wait_for("accountsvc: serving")
         transport = httpx.HTTPTransport(uds=str(path))
         with httpx.Client(transport=transport, base_url="http://x", timeout=120) as client:
