@@ -112,6 +112,15 @@ def is_current(account: Account, claims: Claims, *, now: datetime) -> bool:
     )
 
 
+def moved_lately(account: Account, *, grace: timedelta) -> bool:
+    """Say whether the previous address is told of the deletion of the deactivated *account*.
+
+    Its owner may be whoever reads that mailbox, and then does not know the present address.
+    """
+    left_at = account.deactivated_at
+    return left_at is not None and notices.recently_moved(account, now=left_at, within=grace)
+
+
 def forget(account: Account) -> None:
     """Clear the pending address of the locked *account*, open or not."""
     account.pending_email = account.pending_email_at = account.pending_epoch = None

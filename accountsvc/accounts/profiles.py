@@ -116,7 +116,7 @@ def changes_nothing(account: Account, changes: Mapping[str, str]) -> bool:
     Unknown names are ignored. False for what is typed otherwise and may be stored alike, and for
     what calls off a pending address.
     """
-    if account.pending_email is not None and _is_email_alone(changes):
+    if calls_off(account, changes):
         return False
     return all(
         changes[name].strip() == getattr(account, name)
@@ -153,7 +153,7 @@ def update_profile(
         raise InvalidInput(taken)
     if "email" in values and is_another(account.email, values["email"]):
         pending.ask(session, account, values.pop("email"), by=by, now=now)
-    elif _is_email_alone(values):
+    elif calls_off(account, values):
         pending.cancel(session, account, by=by, now=now)
     changed = {name for name, value in values.items() if getattr(account, name) != value}
     if "username" in changed:
@@ -174,8 +174,13 @@ def update_profile(
     return account
 
 
-def _is_email_alone(changes: Mapping[str, str]) -> bool:
-    return [name for name in PROFILE_FIELDS if name in changes] == ["email"]
+def calls_off(account: Account, changes: Mapping[str, str]) -> bool:
+    """Say whether *changes* call off a pending address: the address of today, and nothing else.
+
+    In another spelling it does not: who saves that has not thought of the other one.
+    """
+    alone = [name for name in PROFILE_FIELDS if name in changes] == ["email"]
+    return account.pending_email is not None and alone and changes["email"].strip() == account.email
 
 
 def list_accounts(

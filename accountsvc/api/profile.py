@@ -77,8 +77,12 @@ def update(user_id: int, *, caller: Caller, changes: dict[str, str]) -> dict[str
         services().throttle.spend(UPLOAD, account=str(caller.account.public_id), address=client())
         normalised = images.normalise(image)
     password = changes.pop("password", None)
-    if "email" in changes and is_another(caller.account.email, changes["email"]):
+    asks = "email" in changes and is_another(caller.account.email, changes["email"])
+    if asks or profiles.calls_off(caller.account, changes):
+        # To call it off takes as much: an old session would keep its owner at a mailbox that
+        # somebody else reads.
         auth.confirm(caller, "fresh", lambda: password)
+    if asks:
         services().throttle.spend(EMAIL_CHANGE, account=str(caller.account.public_id))
 
     def change(session: Session) -> Account:

@@ -132,7 +132,7 @@ def _status_lines(shown: Mapping[str, Any]) -> Iterator[str]:
             "receipts to scrub": shown["unscrubbed"],
             "returns and holds not in the ledger": shown["unkept"] or None,
             "mails delayed": sum(shown["delayed"].values()),
-            "kept keys": _ids(shown["kept_key_ids"], shown["kept_keys"]),
+            "kept keys of accounts": _ids(shown["kept_key_ids"], shown["kept_keys"]),
         }
     )
     yield ""

@@ -48,7 +48,7 @@ def _visit() -> Visit:
     if moved_at is not None and moved_at >= claims.issued_at:
         raise ShowMessage(messages.CANCEL_LATE)
     if not account.is_active:
-        raise ShowMessage(messages.CANCEL_IN_GRACE)
+        raise ShowMessage(messages.CANCEL_IN_GRACE[visitor.standing])
     if account.pending(visitor.now) is not None:
         raise ShowMessage(messages.CANCEL_REPLACED)
     raise ShowMessage(messages.CANCEL_VOID)

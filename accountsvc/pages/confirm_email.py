@@ -64,7 +64,7 @@ def _visit() -> Visit:
     moved_at = account.email_changed_at
     if account.is_active and moved_at is not None and moved_at >= claims.issued_at:
         raise ShowMessage(messages.ADDRESS_USED)
-    raise ShowMessage(messages.ADDRESS_VOID)
+    raise ShowMessage(messages.ADDRESS_VOID[visitor.standing])
 
 
 def _page(visitor: Visit, status: int = 200, problems: Problems | None = None) -> Response:

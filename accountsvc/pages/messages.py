@@ -91,6 +91,18 @@ ACCOUNT_KEPT = Message(
         "every device, also somebody else's.",
     ),
 )
+# Whoever keeps it by a link to the previous address does not sign in as they always did.
+ACCOUNT_KEPT_MOVED = Message(
+    200,
+    "Your account is back",
+    (
+        "Nothing in it was lost, and nothing will be deleted. Every device that was signed in "
+        "before has to sign in again.",
+        "The email address of the account was changed lately: sign in with the one that it has.",
+        "If it was not you who changed it, or you cannot sign in, contact the support now: "
+        "somebody else may be using the account, and can sign in.",
+    ),
+)
 USED = Message(
     409,
     "Your account is active",
@@ -244,16 +256,33 @@ ADDRESS_USED = Message(
         "Sign in with the address that you chose last.",
     ),
 )
-ADDRESS_VOID = Message(
-    410,
-    "This link is out of date",
-    (
-        "It works for 72 hours, and no longer than until another address is asked for, the change "
-        "is called off, or every session is ended, as by a new password. Nothing was changed now.",
-        "If you still want to use this address, sign in with the one that you have, and ask for it "
-        "once more.",
-    ),
+_ADDRESS_VOID = (
+    "It works for 72 hours, and no longer than until another address is asked for, the change is "
+    "called off, or every session is ended, as by a new password or the account's deletion. "
+    "Nothing was changed now."
 )
+ADDRESS_VOID = {
+    IN_USE: Message(
+        410,
+        "This link is out of date",
+        (
+            _ADDRESS_VOID,
+            "If you still want to use this address, sign in with the one that you have, and ask "
+            "for it once more.",
+        ),
+    ),
+    LEFT: Message(
+        410,
+        "This link is out of date",
+        (
+            _ADDRESS_VOID,
+            "Your account is going to be deleted. To keep it, open the link in our newest mail to "
+            "the address that it has, or sign in on the page below; then ask for this one again.",
+        ),
+        keep=True,
+    ),
+    OFF: Message(410, "This link is out of date", (_ADDRESS_VOID, _BY_STAFF)),
+}
 ADDRESS_KEPT = Message(
     200,
     "Your email address stays",
@@ -291,13 +320,20 @@ CANCEL_VOID = Message(
         "password”), if you have not done so since.",
     ),
 )
-CANCEL_IN_GRACE = Message(
-    410,
-    "There is nothing to call off",
-    (
-        "Your email address has not changed, and nobody can confirm the other one any more. But "
-        "your account has been switched off since, and will be deleted.",
-        "If you want to keep it, open the link in our mail about that, sign in and choose to keep "
-        "it, or contact the support.",
-    ),
+_CANCEL_ENDED = (
+    "Your email address has not changed, and nobody can confirm the other one any more. But your "
+    "account has been switched off since, and will be deleted."
 )
+CANCEL_IN_GRACE = {
+    LEFT: Message(
+        410,
+        "There is nothing to call off",
+        (
+            _CANCEL_ENDED,
+            "If you want to keep it, open the link in our newest mail about that, or sign in on "
+            "the page below. If you can do neither, contact the support.",
+        ),
+        keep=True,
+    ),
+    OFF: Message(410, "There is nothing to call off", (_CANCEL_ENDED, _BY_STAFF)),
+}

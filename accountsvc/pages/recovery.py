@@ -13,7 +13,7 @@ from datetime import timedelta
 from flask import Response, render_template, request
 
 from .. import bounds
-from ..accounts import exports, lifecycle
+from ..accounts import exports, lifecycle, pending
 from ..accounts.fields import is_too_long
 from ..adapters import throttle
 from ..db.audit import Actor
@@ -92,7 +92,11 @@ def _keep(visitor: Visit) -> Response:
         )
     # Coming back is never refused for how often it happens.
     services().throttle.forgive(throttle.TOKEN, address=client())
-    return say(messages.ACCOUNT_KEPT)
+    return say(messages.ACCOUNT_KEPT_MOVED if _has_moved(visitor) else messages.ACCOUNT_KEPT)
+
+
+def _has_moved(visitor: Visit) -> bool:
+    return pending.moved_lately(visitor.account, grace=services().promise.grace)
 
 
 def _download(visitor: Visit) -> Response:
@@ -149,6 +153,7 @@ def _page(visitor: Visit, status: int = 200, problems: Problems | None = None) -
         purge_at=purge_at,
         time_left=time_left(purge_at - visitor.now),
         by_owner=visitor.account.deactivated_by == OWNER,
+        moved_at=visitor.account.email_changed_at if _has_moved(visitor) else None,
         form_key=form_key(visitor.token),
         problems=problems or {},
         opened=request.form.get("action"),

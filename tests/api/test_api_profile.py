@@ -201,6 +201,26 @@ def test_another_e_mail_needs_a_fresh_token_or_the_password_whatever_the_setting
     assert (right.json["email"], right.json["pending_email"]) == (ann.email, email)
 
 
+@pytest.mark.parametrize("domain", ["example.org", "EXAMPLE.org", "exam\u200bple.org"])
+def test_an_old_session_does_not_call_off_that_another_e_mail_was_asked_for(
+    app: APIFlask, client: FlaskClient, ann: Person, domain: str
+) -> None:
+    url, email = update_url(ann.id), "new@example.org"
+    client.patch(url, headers=ann.auth, json={"email": email})
+    today = f"{ann.email.partition('@')[0]}@{domain}"
+
+    by_an_old_one = client.patch(url, headers=not_fresh(app, ann), json={"email": today})
+    pending = client.get("/api/profile/", headers=ann.auth).json
+    by_the_owner = client.patch(url, headers=ann.auth, json={"email": ann.email})
+
+    assert by_an_old_one.status_code == (401 if today == ann.email else 200)
+    assert pending is not None
+    assert pending["pending_email"] == email
+    if today == ann.email:
+        assert by_the_owner.json is not None
+        assert by_the_owner.json["pending_email"] is None
+
+
 @pytest.mark.parametrize("method", ["PUT", "PATCH"])
 def test_a_fresh_token_makes_another_e_mail_pending_and_changes_the_other_fields_at_once(
     app: APIFlask, client: FlaskClient, ann: Person, bystander: Person, method: str

@@ -128,3 +128,20 @@ def test_what_fills_a_mail_is_escaped_in_its_page(site: str) -> None:
     assert site in " ".join(text.split())
     assert site not in html
     assert not any(mark in html for mark in ("<b>", "<script", "<img"))
+
+
+def test_each_address_in_the_text_of_a_mail_is_a_link_in_its_page() -> None:
+    """A paragraph of more than a label and an address shows the label's brackets, and no link."""
+    for kind in KINDS:
+        for state, given in STATES.items():
+            others = given
+            if state == "active" and kind in OF_THE_DATE:
+                continue
+            # These are nothing but their link, and have it in every state.
+            if kind in {"mail.confirm_address", "mail.password_reset"}:
+                others = {**others, "link": "https://accounts.example.org/link/a.b.c"}
+            _subject, text, html = render(kind, values(**others))
+
+            for url in re.findall(r"https?://\S+", text):
+                assert f'href="{url}"' in html, (kind, state)
+            assert "[" not in text, (kind, state)

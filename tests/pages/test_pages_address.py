@@ -337,6 +337,20 @@ def test_a_cancel_link_after_the_deletion_says_that_the_account_can_be_kept(
     assert "If you want to keep it" in words(browser.open())
 
 
+@pytest.mark.parametrize("follow", [follow_confirm, follow_cancel])
+def test_whom_the_staff_has_switched_off_is_sent_to_the_support_by_a_link_about_an_address(
+    app: APIFlask, cid: Person, follow: Callable[[APIFlask, Person], Any]
+) -> None:
+    browser = follow(app, cid)
+    deactivate(services_of(app), cid.id, by="staff")
+
+    said = words(browser.open())
+
+    assert "contact the support" in said
+    for closed in ("sign in with", "on the page below", "To keep it", "/keep-account/"):
+        assert closed not in said
+
+
 @pytest.mark.parametrize("token", [confirm_token, cancel_token])
 def test_of_a_due_and_of_a_purged_account_it_says_so(
     app: APIFlask, cid: Person, token: Token

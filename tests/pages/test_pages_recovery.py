@@ -582,6 +582,30 @@ def test_what_is_missing_in_the_form_is_said_all_at_once(app: APIFlask, ann: Per
     assert everything(services_of(app)) == before
 
 
+def test_the_page_tells_whoever_reads_the_previous_address_to_contact_the_support(
+    app: APIFlask, ann: Person
+) -> None:
+    """They did not ask for the deletion, and cannot sign in by the address that the account has."""
+    browser = follow_mailed(app, ann)
+    services = services_of(app)
+    usual = words(browser.open())
+    with services.writing() as session:
+        account = find(session, ann.id)
+        assert account is not None
+        assert account.deactivated_at is not None
+        account.previous_email = "before@example.org"
+        account.email_changed_at = account.deactivated_at - timedelta(hours=1)
+
+    shown = words(browser.open())
+    kept = words(browser.send(action="keep"))
+
+    assert "You asked us to delete" in usual
+    assert "You asked us to delete" not in shown
+    for said in (shown, kept):
+        assert "contact the support" in said
+    assert "Sign in as you always did" not in kept
+
+
 @pytest.mark.parametrize("changed", ["email_changed_at", "password_changed_at"])
 def test_within_a_day_of_a_change_of_email_or_password_it_cannot_be_deleted_now(
     app: APIFlask, ann: Person, changed: str
