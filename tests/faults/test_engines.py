@@ -34,7 +34,7 @@ from tests.support.factories import (
 )
 from tests.support.processes import Running, client_of, eventually, is_ready, production
 from tests.support.s3 import S3Server, error, start_moto
-from tests.support.servers import PostgresServer, ServerError, ValkeyServer
+from tests.support.servers import PostgresServer, ValkeyServer
 from tests.support.smtp import Inbox, smtp_server
 from tests.support.state import read_account
 
@@ -186,15 +186,6 @@ def troubles(site: Site) -> list[Trouble]:
         postgres.execute(f"ALTER SYSTEM SET default_transaction_read_only = {value}")
         postgres.execute("SELECT pg_reload_conf()")
 
-    def start_postgres() -> None:
-        # After SIGKILL its children still hold the memory for a moment.
-        for _ in range(20):
-            try:
-                return postgres.start()
-            except ServerError:
-                time.sleep(0.5)
-        raise AssertionError(postgres.log[-2000:])
-
     def limit_redis(size: str) -> None:
         with redis.client() as client:
             client.config_set("maxmemory", size)
@@ -218,8 +209,8 @@ def troubles(site: Site) -> list[Trouble]:
 
     return [
         Trouble("PostgreSQL restarted", partial(postgres.restart, "fast")),
-        Trouble("PostgreSQL stopped at once", partial(postgres.stop, "immediate"), start_postgres, 3),
-        Trouble("PostgreSQL killed", partial(postgres.stop, "kill"), start_postgres, 1),
+        Trouble("PostgreSQL stopped at once", partial(postgres.stop, "immediate"), postgres.start, 3),
+        Trouble("PostgreSQL killed", partial(postgres.stop, "kill"), postgres.start, 1),
         Trouble("PostgreSQL without connections", take_all_connections, give_back, 7),
         Trouble("accounts locked by somebody", lock_everybody, give_back, 8),
         Trouble("PostgreSQL read-only", partial(read_only, "on"), partial(read_only, "off"), 3),

@@ -270,4 +270,4 @@ def test_a_date_that_nobody_promised_ends_no_link(post: Post, ann: Person) -> No
 
     text = post.text()
     assert links(post) == {ann.email: None}
-    assert "on the page http://localhost:8000/keep-account/" in text
+    assert "Keep my account: http://localhost:8000/keep-account/" in text
