@@ -87,6 +87,14 @@ class Attempts:
         ):
             credentials.confirm_password(self._database, self._hasher, account.id, password)
 
+    def clear(self, account: Account, *, address: str) -> None:
+        """Forget the wrong passwords of *account*, to which *address* is known from now on.
+
+        For whoever has just shown that it is theirs: somebody who goes on guessing for its e-mail
+        cannot keep them out.
+        """
+        self._throttle.clear(PASSWORD, account=address_key(account.email), address=address)
+
     def denied(self, caller: Account, subject: uuid.UUID) -> None:
         """Audit that *caller* reached for the account *subject*, which is somebody else's.
 

@@ -39,7 +39,6 @@ from ..errors import (
 from ..outbox import notices
 from ..tokens import Claims
 from ..turns import Turns
-from . import pending
 from .fields import is_too_long, normalised, password_problems, profile_of
 from .lifecycle import Promise
 
@@ -314,8 +313,7 @@ def end_sessions(
     Raises TokenNotValid if the account is gone or deactivated, or its epoch has moved on.
     """
     account = rows.lock_for_write(session, account_id, epoch=epoch, share=False)
-    account.epoch += 1
-    pending.forget(account)
+    account.raise_epoch()
     owner = Actor(OWNER, account.public_id)
     audit.record(
         session, "account.signed_out", subject=account.public_id, by=owner, now=clock(session)
@@ -416,8 +414,7 @@ def _set_password(
     explained = audit.is_explained(session, account)
     account.password_hash = password_hash
     account.password_changed_at = now
-    account.epoch += 1
-    pending.forget(account)
+    account.raise_epoch()
     witness = Witness.of(account) if explained else None
     audit.record(session, action, subject=account.public_id, by=owner, now=now, witness=witness)
     notices.password_changed(session, account, now=now, grace=promise.grace)

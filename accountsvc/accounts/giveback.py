@@ -19,7 +19,7 @@ from ..db.engine import Clock, database_now
 from ..db.models import OPERATOR, Account, LegalHold
 from ..db.rows import lock_many
 from ..outbox import notices, queue
-from . import lifecycle, pending
+from . import lifecycle
 from .reasons import Return
 
 # What stands where the reason of such a hold was.
@@ -118,8 +118,7 @@ def end_sessions(
     for account in lock_many(session, account_ids).values():
         # Without a witness of the next epoch nobody who waits for the purge would be purged.
         explained = not account.is_active and audit.is_explained(session, account)
-        account.epoch += jump
-        pending.forget(account)
+        account.raise_epoch(jump)
         if explained:
             audit.record(
                 session,

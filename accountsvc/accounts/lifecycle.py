@@ -38,7 +38,7 @@ from ..errors import (
     Unexplained,
 )
 from ..outbox import kept, notices
-from . import pending, settling
+from . import settling
 from .reasons import PLAIN_RETURN, Return, check_reason
 
 
@@ -140,8 +140,7 @@ def deactivate(
     account.purge_at = whole_second(now + promise.grace)
     account.deactivated_by = by.kind
     account.reason = reason
-    account.epoch += 1
-    pending.forget(account)
+    account.raise_epoch()
     _record(session, "account.deactivated", account, by=by, now=now)
     notices.scheduled(session, account, now=now, grace=promise.grace, reminders=promise.reminders)
     session.flush()
@@ -204,8 +203,7 @@ def reactivate(
 def end_deactivation(session: Session, account: Account) -> None:
     """Make the locked *account* active; the caller writes the event and owes what follows."""
     account.deactivated_at = account.purge_at = account.deactivated_by = account.reason = None
-    account.epoch += 1
-    pending.forget(account)
+    account.raise_epoch()
     # Forget the failures of the purge that is called off: counted on, they would have the purge
     # after another deactivation given up as stuck at its first failure.
     session.execute(delete(PurgeFailure).where(PurgeFailure.account_id == account.id))

@@ -54,7 +54,7 @@ def cancel(session: Session, account: Account, *, by: Actor, now: datetime) -> N
     """Call the pending change of the locked *account* off; without an open one do nothing."""
     if account.pending(now) is None:
         return
-    forget(account)
+    account.clear_pending()
     audit.record(session, "account.email_cancelled", subject=account.public_id, by=by, now=now)
 
 
@@ -92,7 +92,7 @@ def take_effect(
         account.previous_email = account.email
     account.email_key = key_after_change(account, address)
     account.email, account.email_changed_at = address, now
-    forget(account)
+    account.clear_pending()
     owner = Actor(OWNER, account.public_id)
     audit.record(session, "account.email_changed", subject=account.public_id, by=owner, now=now)
     try:
@@ -119,11 +119,6 @@ def moved_lately(account: Account, *, grace: timedelta) -> bool:
     """
     left_at = account.deactivated_at
     return left_at is not None and notices.recently_moved(account, now=left_at, within=grace)
-
-
-def forget(account: Account) -> None:
-    """Clear the pending address of the locked *account*, open or not."""
-    account.pending_email = account.pending_email_at = account.pending_epoch = None
 
 
 def prune(database: Database, clock: Clock) -> int:

@@ -6,7 +6,7 @@ from apiflask import APIBlueprint
 
 from .. import tokens
 from ..accounts import credentials
-from ..adapters.throttle import PASSWORD, PASSWORD_RESET, TOKEN
+from ..adapters.throttle import PASSWORD_RESET, TOKEN
 from ..db.addresses import address_key
 from ..db.engine import database_now
 from ..errors import Busy, InvalidInput, Throttled, TokenNotValid
@@ -68,5 +68,5 @@ def confirm(json_data: dict[str, str]) -> dict[str, str]:
         promise=services().promise,
     )
     about(account.public_id)
-    services().throttle.clear(PASSWORD, account=address_key(account.email), address=client())
+    services().attempts.clear(account, address=client())
     return {"message": "The password was changed. Sign in with the new one."}

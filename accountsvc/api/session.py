@@ -11,9 +11,8 @@ from sqlalchemy.orm import Session
 
 from .. import documents
 from ..accounts import credentials, profiles
-from ..adapters.throttle import PASSWORD, SIGN_UP
+from ..adapters.throttle import SIGN_UP
 from ..db import rows
-from ..db.addresses import address_key
 from ..db.engine import database_now
 from ..db.models import Account
 from ..errors import (
@@ -47,7 +46,7 @@ def sign_up(json_data: dict[str, str]) -> dict[str, Any]:
         services().database, services().hasher, services().keyring, json_data
     )
     # Whoever goes on guessing cannot keep the owner out of where the account was made.
-    services().throttle.clear(PASSWORD, account=address_key(account.email), address=client())
+    services().attempts.clear(account, address=client())
     return signed_in(account)
 
 

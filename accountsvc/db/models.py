@@ -158,6 +158,15 @@ class Account(Base):
             return ACTIVE
         return DUE if now >= self.purge_at else DEACTIVATED
 
+    def raise_epoch(self, by: int = 1) -> None:
+        """End every session and mailed link, and clear a pending address, which ends with them."""
+        self.epoch += by
+        self.clear_pending()
+
+    def clear_pending(self) -> None:
+        """Forget the pending address, open or not."""
+        self.pending_email = self.pending_email_at = self.pending_epoch = None
+
     def pending(self, now: datetime) -> str | None:
         """Return the pending address if it is open at *now*, else None.
 

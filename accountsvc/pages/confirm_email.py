@@ -11,7 +11,6 @@ from flask import Response, render_template, request
 from .. import bounds
 from ..accounts import pending
 from ..accounts.fields import is_too_long
-from ..adapters import throttle
 from ..errors import InvalidInput, Throttled, TokenNotValid, WrongPassword
 from ..web import client, services
 from . import messages
@@ -40,7 +39,6 @@ def act() -> Response:
         services().attempts.confirm(visitor.account, password, address=client())
         with services().writing() as session:
             account = pending.take_effect(session, visitor.claims, grace=services().promise.grace)
-            email_key = account.email_key
     except WrongPassword:
         return _page(visitor, 403, {_FIELD: "This is not the password of the account."})
     except Throttled as exc:
@@ -52,7 +50,7 @@ def act() -> Response:
         return _page(_visit(), 409, {"": str(exc)})
     # Passwords are counted by the e-mail: whoever has guessed for this one before it was the
     # account's would otherwise keep its owner out.
-    services().throttle.clear(throttle.PASSWORD, account=email_key, address=client())
+    services().attempts.clear(account, address=client())
     return say(messages.ADDRESS_CHANGED)
 
 

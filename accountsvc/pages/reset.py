@@ -6,7 +6,6 @@ from flask import Response, render_template, request
 
 from ..accounts import credentials
 from ..adapters import throttle
-from ..db.addresses import address_key
 from ..errors import InvalidInput, Throttled, TokenNotValid
 from ..web import client, services
 from . import messages
@@ -32,9 +31,7 @@ def act() -> Response:
             request.form.get("new_password", ""),
             promise=services().promise,
         )
-        services().throttle.clear(
-            throttle.PASSWORD, account=address_key(visitor.account.email), address=client()
-        )
+        services().attempts.clear(visitor.account, address=client())
     except InvalidInput as exc:
         return _page(visitor, 400, {"new-password": " ".join(exc.fields["new_password"])})
     except Throttled as exc:
