@@ -175,8 +175,14 @@ def authenticate(
         _renew_hash(database, hasher, seen, password)
     with database.reading() as session:
         account = rows.find(session, seen.id)
-        # The password may have been changed while it was verified: the old one must not sign in.
-        if account is None or _has_another_password(account, seen):
+        # Password or address may have been changed while the password was verified: the old one
+        # must not sign in. A moved epoch alone makes no right password a wrong one: whoever presses
+        # the button that keeps an account twice would be told so, and it would be counted.
+        if (
+            account is None
+            or _has_another_password(account, seen)
+            or account.email_key != seen.email_key
+        ):
             raise InvalidCredentials
         if account.purge_at is not None:
             raise AccountDeactivated(
@@ -184,8 +190,6 @@ def authenticate(
                 purge_at=account.purge_at,
                 way_back=_way_back(account, database_now(session)),
             )
-        if account.epoch != seen.epoch:
-            raise InvalidCredentials
     return account
 
 

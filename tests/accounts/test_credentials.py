@@ -252,6 +252,30 @@ def test_a_password_changed_while_the_old_one_was_checked_wins(services: Service
         authenticate(services, hasher=hasher)
 
 
+def test_a_right_password_stays_right_when_sessions_end_while_it_is_checked(
+    services: Services,
+) -> None:
+    account = make_account(services, now=NOW)
+    deactivate(services, account.id, now=NOW)
+    hasher = WaitingHasher(lambda: reactivate(services, account.id, now=NOW), "verify")
+
+    found = authenticate(services, hasher=hasher)
+
+    assert (found.id, found.epoch) == (account.id, get_account(services, account.id).epoch)
+
+
+def test_an_address_that_is_left_while_its_password_is_checked_signs_nobody_in(
+    services: Services,
+) -> None:
+    account = make_account(services, now=NOW)
+    left = lambda: change_address(services, account.id, "other@example.org")  # noqa: E731
+
+    with pytest.raises(InvalidCredentials):
+        authenticate(services, hasher=WaitingHasher(left, "verify"))
+
+    assert authenticate(services, "other@example.org").id == account.id
+
+
 def test_an_account_purged_while_its_password_was_checked_is_unknown(services: Services) -> None:
     account = make_account(services, now=NOW)
 
