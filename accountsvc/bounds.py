@@ -74,9 +74,17 @@ MEMORY_AFTER_UPLOADS = 400 * _MIB
 MAIL_SECOND_SECONDS = 600
 MAIL_OTHERS_SECONDS = 3_600
 MAILS_A_DAY = 20
+# They are counted apart for accounts that have had the mailbox for so many days, for those that
+# have had it for so many, and for younger ones: of many accounts that had it for an hour each, the
+# news would keep those of its owner waiting.
+MAIL_MIDDLE_LANE_DAYS = 1
+MAIL_LONG_LANE_DAYS = 30
 
 # Another e-mail address waits so many hours for its mailbox and the password.
 PENDING_ADDRESS_HOURS = 72
+# So often an account changes its address within a grace period. Each address that it leaves is told
+# of its deletion: without a bound somebody could have it mail any number of them.
+ADDRESS_CHANGES_A_GRACE_PERIOD = 10
 
 # Rates: by account, by client address, and by both together.
 PASSWORDS_OF_PAIR = "10/15minutes"

@@ -26,7 +26,7 @@ from .db.addresses import address_key
 from .db.audit import SYSTEM_ACTOR, Actor
 from .db.engine import Database, database_now, make_engine
 from .db.models import Account
-from .outbox import delivery, kept, pacing, queue
+from .outbox import delivery, kept, pacing, queue, recipients
 from .outbox.delivery import Origin
 from .outbox.pacing import Pace
 from .outbox.queue import DeliveryResult
@@ -155,13 +155,14 @@ class Services:
     ) -> DeliveryResult:
         """Deliver what the outbox owes, as ``queue.deliver`` promises.
 
-        If that is of all *kinds*, forget of recipients what is a day old, too, and the pending
-        addresses that are not open. No file is deleted
-        while two clocks differ so much that nothing is purged.
+        If that is of all *kinds*, forget of recipients what is a day old, too, the pending
+        addresses that are not open, and the former ones that nobody will be told at. No file is
+        deleted while two clocks differ so much that nothing is purged.
         """
         if kinds is None:
             pacing.prune(self.database, database_now)
             pending.prune(self.database, database_now)
+            recipients.prune(self.database, database_now, self.promise.grace)
         everything, kinds = kinds is None, list(self.handlers) if kinds is None else kinds
         if queue.DELETE_FILE in kinds and self.clocks.differ() is not None:
             kinds = [kind for kind in kinds if kind != queue.DELETE_FILE]

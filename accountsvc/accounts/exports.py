@@ -28,6 +28,7 @@ from ..db.engine import Database
 from ..db.models import ACCOUNTS, OWNER, STAFF, Account, AuditEvent
 from ..db.text import rfc3339
 from ..errors import TokenNotValid
+from ..outbox import recipients
 from . import settling, vault
 from .avatars import file_turns
 from .vault import Keyring, StoredEntry
@@ -232,6 +233,18 @@ def _csv(source: _Source) -> Iterator[bytes]:
     yield text.getvalue().encode()
 
 
+def _former_addresses(source: _Source) -> Iterator[_File]:
+    with source.database.reading() as session:
+        found = recipients.remembered(session, source.account(session))
+    yield (
+        "former_addresses.json",
+        _json_list(
+            {"email": former.email, "held_since": former.held_since, "left_at": former.left_at}
+            for former in found
+        ),
+    )
+
+
 def _avatar(source: _Source) -> Iterator[_File]:
     if source.avatar_key is not None and source.avatar is not None:
         yield f"avatar.{source.avatar_key.rpartition('.')[2]}", [source.avatar]
@@ -263,6 +276,7 @@ def _by(event: AuditEvent, subject: uuid.UUID) -> str:
 _WRITERS: Mapping[str, Callable[[_Source], Iterator[_File]]] = {
     "account.json": _account,
     "saved_passwords.json": _saved_passwords,
+    "former_addresses.json": _former_addresses,
     "avatar": _avatar,
     "activity.json": _activity,
 }
@@ -275,6 +289,8 @@ _ABOUT = {
     "saved_passwords.json": "your saved passwords, with when you saved and last changed each; "
     'saved_passwords.csv is the same for other programs. One with "unreadable": true is damaged: '
     "we can no longer read it, and saved_passwords.csv leaves it out",
+    "former_addresses.json": "the email addresses that your account has had lately, from when "
+    "until when",
     "avatar": "your picture as we show it, as avatar.webp; no such file, no picture",
     "activity.json": "what was done with your account, when, and by whom",
 }

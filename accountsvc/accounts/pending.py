@@ -16,28 +16,41 @@ from sqlalchemy import select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
+from .. import bounds
 from ..db import audit, rows, rules
 from ..db.addresses import is_another, key_after_change
 from ..db.audit import Actor
 from ..db.engine import Clock, Database, database_now
 from ..db.models import OWNER, Account
 from ..errors import AccountNotFound, InvalidInput, TokenNotValid
-from ..outbox import notices
+from ..outbox import notices, recipients
 from ..tokens import Claims, asked_at
+from . import settling
 
 _TAKEN = "Another account has this address by now. Sign in, and ask for another one."
 
 
-def ask(session: Session, account: Account, address: str, *, by: Actor, now: datetime) -> None:
+def ask(
+    session: Session,
+    account: Account,
+    address: str,
+    *,
+    by: Actor,
+    grace: timedelta,
+    now: datetime,
+) -> None:
     """Make *address* the pending one of the locked *account*, and mail both mailboxes.
 
     One that was pending is replaced, and its links open nothing. Asked for once more while it is
     open, the same one stays as it is, to its end, and its mailbox alone is mailed its link again.
+
+    Raises InvalidInput if the address was changed too often within a *grace* period.
     """
     open_address = account.pending(now)
     if open_address is not None and not is_another(open_address, address):
         notices.confirm_address(session, account, now=now)
         return
+    _refuse_many(session, account, now=now, grace=grace)
     moment = now
     if open_address is not None and account.pending_email_at is not None:
         # The time tells one change from the next: two of one moment would share their links.
@@ -72,23 +85,26 @@ def cancel_by_link(session: Session, claims: Claims, *, clock: Clock = database_
 def take_effect(
     session: Session, claims: Claims, *, grace: timedelta, clock: Clock = database_now
 ) -> Account:
-    """Make the pending address the account's; sessions stay. The previous address is told.
+    """Make the pending address the account's; sessions stay. The address that it leaves is told.
 
     The caller has checked the password just now: *claims* are those of the link to the mailbox, and
-    whoever has changed the password since has raised the epoch. Of several changes within one
-    *grace* period the oldest previous address is remembered, and told of what happens to the
-    account: a thief who changes the address twice does not shake off the owner.
+    whoever has changed the password since has raised the epoch. Each address that is left is
+    remembered for one *grace* period, and told of what happens to the account: a thief who changes
+    the address again and again does not shake off the owner.
 
     Raises TokenNotValid if it is not the change that is pending, InvalidInput if another account
-    has the address.
+    has the address, or if it was changed too often within a grace period.
     """
     account, now = _lock(session, claims, clock)
     address = account.pending_email
     assert address is not None
     if rows.other_with_email(session, address, account.id):
         raise InvalidInput({"email": [_TAKEN]})
+    _refuse_many(session, account, now=now, grace=grace)
     notices.address_changed(session, account, previous=account.email, now=now)
-    if not notices.recently_moved(account, now=now, within=grace):
+    recipients.leave(session, account, now=now)
+    # For processes of the release before, which mail this address alone.
+    if account.email_changed_at is None or now - account.email_changed_at >= grace:
         account.previous_email = account.email
     account.email_key = key_after_change(account, address)
     account.email, account.email_changed_at = address, now
@@ -112,13 +128,15 @@ def is_current(account: Account, claims: Claims, *, now: datetime) -> bool:
     )
 
 
-def moved_lately(account: Account, *, grace: timedelta) -> bool:
-    """Say whether the previous address is told of the deletion of the deactivated *account*.
+def lately_left(session: Session, account: Account, *, grace: timedelta) -> int:
+    """Count the former addresses that are told of the deletion of the deactivated *account*.
 
-    Its owner may be whoever reads that mailbox, and then does not know the present address.
+    Its owner may be whoever reads one of them, and then does not know the present address.
     """
-    left_at = account.deactivated_at
-    return left_at is not None and notices.recently_moved(account, now=left_at, within=grace)
+    began_at = account.deactivated_at
+    if began_at is None:
+        return 0
+    return len(recipients.told(session, account, at=began_at, within=grace))
 
 
 def prune(database: Database, clock: Clock) -> int:
@@ -142,6 +160,21 @@ def prune(database: Database, clock: Clock) -> int:
         ).all()
         nothing = {"pending_email": None, "pending_email_at": None, "pending_epoch": None}
         return rows.change(session, update(Account).where(Account.id.in_(found)).values(nothing))
+
+
+def _refuse_many(session: Session, account: Account, *, now: datetime, grace: timedelta) -> None:
+    """Raise InvalidInput if no other address is possible before one of the former is forgotten."""
+    again_at = recipients.next_change(session, account, now=now, grace=grace)
+    if again_at is not None:
+        most = bounds.ADDRESS_CHANGES_A_GRACE_PERIOD
+        raise InvalidInput(
+            {
+                "email": [
+                    f"The address of this account was changed {most} times lately. Another change "
+                    f"is possible from {settling.from_in_words(again_at)} on."
+                ]
+            }
+        )
 
 
 def _lock(session: Session, claims: Claims, clock: Clock) -> tuple[Account, datetime]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Mapping, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from sqlalchemy import select
 from sqlalchemy.exc import IntegrityError
@@ -132,14 +132,16 @@ def update_profile(
     epoch: int,
     changes: Mapping[str, str],
     by: Actor,
+    grace: timedelta,
     clock: Clock = database_now,
 ) -> Account:
     """Change the given profile fields, the others stay; unknown names in *changes* are ignored.
 
-    Another e-mail address becomes the pending one (``pending.ask``); the caller has made sure that
-    the owner is there, by a fresh token or the password. Another spelling of the domain is the same
-    address, and is stored at once. The address of today alone calls a pending one off; beside other
-    fields it does not, because a form that sends all of them would call it off unasked.
+    Another e-mail address becomes the pending one (``pending.ask``), unless it was changed too
+    often within a *grace* period; the caller has made sure that the owner is there, by a fresh
+    token or the password. Another spelling of the domain is the same address, and is stored at
+    once. The address of today alone calls a pending one off; beside other fields it does not,
+    because a form that sends all of them would call it off unasked.
 
     Raises InvalidInput; TokenNotValid if the account is no longer active or its *epoch* has moved
     on.
@@ -152,7 +154,7 @@ def update_profile(
     if taken:
         raise InvalidInput(taken)
     if "email" in values and is_another(account.email, values["email"]):
-        pending.ask(session, account, values.pop("email"), by=by, now=now)
+        pending.ask(session, account, values.pop("email"), by=by, grace=grace, now=now)
     elif calls_off(account, values):
         pending.cancel(session, account, by=by, now=now)
     changed = {name for name, value in values.items() if getattr(account, name) != value}

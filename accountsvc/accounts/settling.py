@@ -40,7 +40,7 @@ def refuse_staff(session: Session, account: Account, *, delay: timedelta, now: d
     if happened is not None and now - happened < delay:
         raise RecentChange(
             "A legal hold was released, or the staff has deactivated the account, a short time "
-            f"ago. The staff can purge it at once from {_from(happened + delay)} on."
+            f"ago. The staff can purge it at once from {from_in_words(happened + delay)} on."
         )
 
 
@@ -61,10 +61,10 @@ def refuse_export(account: Account, *, now: datetime) -> None:
     if now < over_at:
         raise RecentChange(
             "The password was set by a mailed link while the account waits for its deletion. "
-            f"The data can be exported from {_from(over_at)} on."
+            f"The data can be exported from {from_in_words(over_at)} on."
         )
 
 
-def _from(moment: datetime) -> str:
+def from_in_words(moment: datetime) -> str:
     """Return *moment* in words, rounded up to a minute: at the time that is said it is over."""
     return in_words(moment + timedelta(minutes=1) - timedelta(microseconds=1))

@@ -92,6 +92,7 @@ def update(user_id: int, *, caller: Caller, changes: dict[str, str]) -> dict[str
             epoch=caller.epoch,
             changes=changes,
             by=caller.actor(user_id),
+            grace=services().promise.grace,
         )
 
     unchanged = profiles.changes_nothing(caller.account, changes)

@@ -16,6 +16,7 @@ from .models import (
     Base,
     ClockReading,
     Effect,
+    FormerAddress,
     Generation,
     KeptLine,
     LegalHold,
@@ -85,6 +86,14 @@ PLACES = (
         exported=None,
         not_exported_because="about our faults, not about the person",
         kept_for="until the purge succeeds",
+    ),
+    Place(
+        "former_addresses",
+        FormerAddress,
+        Purge.BY_ACCOUNT,
+        exported="former_addresses.json",
+        not_exported_because=None,
+        kept_for="until the address has stayed the same for a grace period, or the purge",
     ),
     Place(
         "outbox",

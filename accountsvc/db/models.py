@@ -134,8 +134,8 @@ class Account(Base):
     # Free text of the staff. It is here because the purge deletes this row: in the audit trail it
     # would outlive the person.
     reason: Mapped[str | None] = mapped_column(Text)
-    # The address before the last change, which is told too when the account is deactivated:
-    # somebody who has taken the account over changes the address first, and would be told alone.
+    # The oldest of the former addresses that follow each other within a grace period each: it is
+    # all that processes of the release before know of them while they are replaced.
     previous_email: Mapped[str | None] = mapped_column(String(254))
     email_changed_at: Mapped[datetime | None]
     password_changed_at: Mapped[datetime | None]
@@ -178,6 +178,27 @@ class Account(Base):
         # One that is far ahead was asked for under a clock that was wrong: it would stay open until
         # then.
         return self.pending_email if abs(now - self.pending_email_at) < PENDING_FOR else None
+
+
+class FormerAddress(Base):
+    """An address that an account has had, which is told for a while of what happens to it.
+
+    Somebody who has taken the account over changes the address first, and would be told alone; who
+    changes it again and again pushes none of these out.
+    """
+
+    __tablename__ = "former_addresses"
+    # Mails that are owed name a row by its id: one that came again would be another's address.
+    __table_args__ = ({"sqlite_autoincrement": True},)
+
+    id: Mapped[int] = mapped_column(_Id, Identity(), primary_key=True)
+    account_id: Mapped[int] = mapped_column(
+        _Id, ForeignKey("accounts.id", ondelete="CASCADE"), index=True
+    )
+    email: Mapped[str] = mapped_column(String(254))
+    held_since: Mapped[datetime]
+    # The worker asks every few seconds which are old.
+    left_at: Mapped[datetime] = mapped_column(index=True)
 
 
 class SavedPassword(Base):

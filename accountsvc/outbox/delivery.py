@@ -28,7 +28,7 @@ from ..db.models import DUE, OWNER, Account, Effect
 from ..db.text import rfc3339
 from ..errors import MailUnavailable
 from ..tokens import PASSWORD_RESET_LIFETIME, Tokens
-from . import addressing, files, kept, queue, sealing
+from . import addressing, files, kept, queue, recipients, sealing
 from .addressing import Addressed
 from .letters import render
 from .notices import (
@@ -45,10 +45,9 @@ from .notices import (
     REMINDER,
     SCHEDULED,
 )
-from .pacing import Pace, is_same_mailbox
+from .pacing import Pace, is_same_mailbox, lane
 from .payloads import (
     CURRENT,
-    PREVIOUS,
     AccountMail,
     AddressedMail,
     ReminderMail,
@@ -132,6 +131,7 @@ class _Letter:
 
     ``covers`` are the ids of owed mails that say nothing more once this one is sent; ``replaces``
     are those that say nothing more though it has to wait. From ``end`` on it is not sent any more.
+    ``lane`` is the one of its recipient's pace in which it takes its turn.
     """
 
     to: str
@@ -139,6 +139,7 @@ class _Letter:
     covers: list[int] = field(default_factory=list)
     replaces: list[int] = field(default_factory=list)
     end: datetime | None = None
+    lane: int = 0
 
 
 # A decision is a letter to send, a time before which there is nothing to do, or None for a mail
@@ -186,7 +187,7 @@ class _Mails:
 
     def _send_in_turn(self, effect: Owed, letter: _Letter, now: datetime, outcome: Outcome) -> None:
         try:
-            recipient = self.pace.recipient(letter.to)
+            recipient = self.pace.recipient(letter.to, letter.lane)
         except MailRefused:
             # Nobody can be flooded by an address that cannot be mailed; sending it counts the
             # refusal.
@@ -279,8 +280,7 @@ class _Mails:
         it would tell people something that is not so.
         """
         if effect.kind == PURGED:
-            address = AddressedMail.read(effect.payload).address
-            return _Letter(address, {"receipt": effect.subject}, end=effect.expires_at)
+            return _to_address(effect, {"receipt": effect.subject}, end=effect.expires_at)
         if effect.kind not in DECISIONS:
             raise LookupError(f"no decision about {effect.kind}")
         subject = effect.subject
@@ -294,6 +294,8 @@ class _Mails:
         # With the account's row the purge drops what is owed to it.
         ends = [end for end in (effect.expires_at, account.purge_at) if end is not None]
         decision.end = min(ends, default=None)
+        if effect.kind not in _OF_THEIR_OWN_LANE:
+            decision.lane = lane(recipients.held(session, account, decision.to, now=now))
         # Reminders are of different days, and cover each other by rules of their own.
         return decision if effect.kind == REMINDER else self._newest(case, decision)
 
@@ -337,7 +339,7 @@ class _Mails:
         return None if found is None else _Letter(found[0], dict(found[1]))
 
     def _address_changed(self, case: _Case) -> _Decision:
-        letter = _Letter(AddressedMail.read(case.effect.payload).address, {"link": None})
+        letter = _to_address(case.effect, {"link": None})
         account = case.account
         if not account.is_active and audit.is_explained(case.session, account):
             letter.context.update(_grace(account))
@@ -407,7 +409,7 @@ class _Mails:
         letter = _addressed(case)
         if letter is None:
             return None
-        # Reminders go to the current address. A mail to the previous one does not cover them: the
+        # Reminders go to the current address. A mail to a former one does not cover them: the
         # current one would otherwise be told nothing.
         if letter.to == account.email:
             letter.covers = [row.id for row in covers]
@@ -420,6 +422,12 @@ class _Mails:
             token = self.tokens.mailed(case.account, now=case.now)
             letter.context["link"] = f"{self.origin.public_url}/recover/{token}"
 
+
+# Other kinds wait in the lane of how long the account has had the mailbox. The link to a pending
+# address is for one that it does not have; a reset keeps to the first lane, since a decoy of one
+# has no other, and the counts of what waits would tell them apart; the news of another address
+# says its lane in its payload.
+_OF_THEIR_OWN_LANE = (CONFIRM_ADDRESS, PASSWORD_RESET, ADDRESS_CHANGED)
 
 # Every kind of mail has its decision here, except for PURGED: its account is gone, so ``_decide``
 # asks no row. A kind without a decision would never be sent.
@@ -451,22 +459,18 @@ def _next_try(effect: Owed, refused: int, now: datetime) -> datetime | None:
     return again_at if effect.expires_at is None or again_at < effect.expires_at else None
 
 
-def _addressed(case: _Case) -> _Letter | None:
-    """Address a mail as it was owed; None if the address that it was for is no longer known.
+def _to_address(effect: Owed, context: dict[str, Any], end: datetime | None = None) -> _Letter:
+    mail = AddressedMail.read(effect.payload)
+    return _Letter(mail.address, context, end=end, lane=mail.lane)
 
-    A mail that has waited goes to the previous address, if the account has got another since it was
-    owed: whoever changed the address may be the very person whom it warns of.
-    """
-    effect, account = case.effect, case.account
-    letter = _Letter(account.email, _grace(account))
-    changed_at = account.email_changed_at
-    changed_since = changed_at is not None and changed_at > effect.created_at
-    if AccountMail.read(effect.payload).to == PREVIOUS or changed_since:
-        if account.previous_email is None:
-            return None
-        letter.to = account.previous_email
-        letter.context["moved_at"] = changed_at
-    return letter
+
+def _addressed(case: _Case) -> _Letter | None:
+    """Address a mail as it was owed; None if the address that it was for is no longer known."""
+    mail = AccountMail.read(case.effect.payload)
+    found = recipients.addressee(case.session, case.account, mail, owed_at=case.effect.created_at)
+    if found is None:
+        return None
+    return _Letter(found.email, {**_grace(case.account), "moved_at": found.left_at})
 
 
 def _grace(account: Account) -> dict[str, Any]:

@@ -2,8 +2,9 @@
 
 The functions that take a Session add mails to its transaction. A row holds a kind and ids; the
 address, the dates and the link are made at delivery (``delivery.py``), which looks at the account
-again and drops what no longer applies. Only *purged* and *address changed* hold an address, because
-the row that had it is gone or has another, and for 72 hours at most.
+again and drops what no longer applies; ``recipients.py`` says to whom it goes. Only *purged* and
+*address changed* hold an address, because the row that had it is gone or has another, and for 72
+hours at most.
 
 Nothing that a person chose (a name) is in a mail: somebody who signs up with another's address
 could otherwise have the service mail them whatever they like.
@@ -20,9 +21,8 @@ from sqlalchemy.orm import Session
 
 from ..db.models import PENDING_FOR, Account
 from ..tokens import asked_at
-from . import queue
+from . import pacing, queue, recipients
 from .payloads import (
-    CURRENT,
     PREVIOUS,
     AccountMail,
     AddressedMail,
@@ -83,9 +83,9 @@ def scheduled(
 ) -> None:
     """Owe the mail with the date and the way back, and the reminders before ``purge_at``.
 
-    If the address was changed within the last grace period, the previous one is told too.
+    Each address that was the account's within the last grace period is told too.
     """
-    owed = _to_every_address(SCHEDULED, account, now=now, grace=grace)
+    owed = _to_every_address(session, SCHEDULED, account, now=now, grace=grace)
     queue.record_all(session, [*owed, *_reminders(account, now=now, reminders=reminders)])
 
 
@@ -116,7 +116,7 @@ def date_moved(
     old one.
     """
     queue.forget(session, subject=account.public_id, kinds=[DATE_MOVED, REMINDER])
-    moved = _to_every_address(DATE_MOVED, account, now=now, grace=grace)
+    moved = _to_every_address(session, DATE_MOVED, account, now=now, grace=grace)
     queue.record_all(session, [*moved, *_reminders(account, now=now, reminders=reminders)])
 
 
@@ -133,7 +133,7 @@ def reactivated(
     It goes to every address that was told of the deactivation, which was at *deactivated_at*.
     """
     queue.forget(session, subject=account.public_id, kinds=OF_THE_DATE)
-    told = recently_moved(account, now=deactivated_at or now, within=grace)
+    told = recipients.owed_to(session, account, at=deactivated_at or now, within=grace)
     queue.record_all(
         session, _to_addresses(REACTIVATED, account, told, now=now, lifetime=NEWS_KEPT)
     )
@@ -169,12 +169,13 @@ def confirm_address(session: Session, account: Account, *, now: datetime) -> Non
 
 
 def address_changed(session: Session, account: Account, *, previous: str, now: datetime) -> None:
-    """Owe the *previous* address the news that it is no longer the account's."""
+    """Owe the *previous* address the news that the account gets another; call it before."""
+    held = recipients.held(session, account, previous, now=now)
     queue.record(
         session,
         ADDRESS_CHANGED,
         subject=account.public_id,
-        payload=AddressedMail(previous),
+        payload=AddressedMail(previous, pacing.lane(held)),
         now=now,
         expires_at=now + ADDRESS_KEPT,
     )
@@ -184,7 +185,9 @@ def password_changed(
     session: Session, account: Account, *, now: datetime, grace: timedelta
 ) -> None:
     """Owe every known address the news that the password is another."""
-    owed = _to_every_address(PASSWORD_CHANGED, account, now=now, grace=grace, lifetime=NEWS_KEPT)
+    owed = _to_every_address(
+        session, PASSWORD_CHANGED, account, now=now, grace=grace, lifetime=NEWS_KEPT
+    )
     queue.record_all(session, owed)
 
 
@@ -206,6 +209,7 @@ def password_reset(session: Session, subject: uuid.UUID, *, epoch: int, now: dat
 
 
 def _to_every_address(
+    session: Session,
     kind: str,
     account: Account,
     *,
@@ -213,44 +217,36 @@ def _to_every_address(
     grace: timedelta,
     lifetime: timedelta | None = None,
 ) -> list[dict[str, Any]]:
-    """Return the mail to the account's address, and to the previous one for one grace period.
+    """Return the mail to the account's address, and to each former one for one grace period.
 
-    While the account is deactivated, the previous address counts by how it was at the beginning:
+    While the account is deactivated, a former address counts by how it was at the beginning:
     whoever was told of the deletion there, and may be the owner, is told of all that follows.
     """
-    told = recently_moved(account, now=account.deactivated_at or now, within=grace)
+    told = recipients.owed_to(session, account, at=account.deactivated_at or now, within=grace)
     return _to_addresses(kind, account, told, now=now, lifetime=lifetime)
 
 
 def _to_addresses(
     kind: str,
     account: Account,
-    previous_too: bool,
+    formers: Sequence[int],
     *,
     now: datetime,
     lifetime: timedelta | None = None,
 ) -> list[dict[str, Any]]:
-    mails = [_mail(kind, account, now=now, lifetime=lifetime)]
-    if previous_too:
-        mails.append(_mail(kind, account, now=now, to=PREVIOUS, lifetime=lifetime))
-    return mails
-
-
-def _mail(
-    kind: str,
-    account: Account,
-    *,
-    now: datetime,
-    to: str = CURRENT,
-    lifetime: timedelta | None = None,
-) -> dict[str, Any]:
-    return queue.row(
-        kind,
-        subject=account.public_id,
-        payload=AccountMail(account.epoch, to),
-        now=now,
-        expires_at=None if lifetime is None else now + lifetime,
-    )
+    payloads = [AccountMail(account.epoch)]
+    # Processes of the release before read the word alone, and mail the address that they know of.
+    payloads += [AccountMail(account.epoch, PREVIOUS, former) for former in formers]
+    return [
+        queue.row(
+            kind,
+            subject=account.public_id,
+            payload=payload,
+            now=now,
+            expires_at=None if lifetime is None else now + lifetime,
+        )
+        for payload in payloads
+    ]
 
 
 def _reminders(
@@ -272,12 +268,3 @@ def _reminders(
                 after=remind_at,
                 expires_at=account.purge_at,
             )
-
-
-def recently_moved(account: Account, *, now: datetime, within: timedelta) -> bool:
-    """Say whether the address was changed less than *within* ago: then the previous one is told."""
-    return (
-        account.previous_email is not None
-        and account.email_changed_at is not None
-        and now - account.email_changed_at < within
-    )

@@ -15,6 +15,10 @@ one                          10 minutes after it
 
 The numbers are those of :mod:`accountsvc.bounds`. What was sent is a row for each recipient and
 kind, under an HMAC of the address, which is deleted a day after its last mail.
+
+A mailbox has three *lanes*, each with this pace of its own, by how long the account that the mail
+is about has had it. An address is one account's at a time, so few can have had it for long: the
+news of whoever has are not kept waiting by any number of accounts that had it for an hour each.
 """
 
 from __future__ import annotations
@@ -38,6 +42,10 @@ from ..db.rows import change
 from .payloads import delayed
 
 DAY = timedelta(days=1)
+_LANES = (
+    timedelta(days=bounds.MAIL_MIDDLE_LANE_DAYS),
+    timedelta(days=bounds.MAIL_LONG_LANE_DAYS),
+)
 SECOND_AFTER = timedelta(seconds=bounds.MAIL_SECOND_SECONDS)
 OTHERS_AFTER = timedelta(seconds=bounds.MAIL_OTHERS_SECONDS)
 
@@ -59,6 +67,11 @@ def is_same_mailbox(address: str, other: str) -> bool:
         return same_mailbox(address) == same_mailbox(other)
     except MailRefused:
         return address == other
+
+
+def lane(held: timedelta) -> int:
+    """Return the lane of an account that has *held* a mailbox so long: 0, 1, or 2 for longest."""
+    return sum(held >= begin for begin in _LANES)
 
 
 def next_turn(
@@ -93,12 +106,15 @@ class Pace:
     def __repr__(self) -> str:
         return "Pace()"
 
-    def recipient(self, address: str) -> str:
-        """Return the name under which the mails to *address* are counted: an HMAC, in hex.
+    def recipient(self, address: str, lane: int = 0) -> str:
+        """Return the name by which mails to *address* in *lane* are counted: an HMAC, in hex.
 
         Raises MailRefused as :func:`same_mailbox` does.
         """
         mailed = same_mailbox(address).encode("utf-8", "surrogatepass")
+        # The youngest lane has the name by which processes of the release before count. No address
+        # that can be mailed has a zero in it, so no other one has the name of a lane.
+        mailed += b"\0%d" % lane if lane else b""
         return hmac.new(self._secret, mailed, hashlib.sha256).hexdigest()
 
     def take_turn(

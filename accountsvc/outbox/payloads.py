@@ -14,8 +14,8 @@ from typing import Any, Self
 from sqlalchemy import ColumnElement
 from sqlalchemy.orm import InstrumentedAttribute
 
-# A mail is for one of an account's two addresses, which is stored by these words: with another
-# word, rows of an earlier release would be sent to the wrong one.
+# A mail is for an account's address of today or for a former one, which is stored by these words:
+# with another word, rows of an earlier release would be sent to the wrong one.
 CURRENT, PREVIOUS = "current", "previous"
 
 _REFUSALS = "refusals"
@@ -76,17 +76,26 @@ class Removal(Payload):
 
 @dataclass(frozen=True)
 class AddressedMail(Payload):
-    """A mail to an address that no account has at delivery: of *purged* and *address changed*."""
+    """A mail to an address that no account has at delivery: of *purged* and *address changed*.
+
+    *lane* is that of ``pacing.lane``, by how long the account has had the address.
+    """
 
     address: str
+    lane: int = 0
 
 
 @dataclass(frozen=True)
 class AccountMail(Payload):
-    """A mail to the account's current or previous address; which one that is, delivery looks up."""
+    """A mail to the account's current address or to a former one, which delivery looks up.
+
+    *former* is the id of the row of the former one. Without it, as the release before wrote it, a
+    mail to the previous address is for the oldest that is remembered.
+    """
 
     epoch: int
     to: str = CURRENT
+    former: int | None = None
 
 
 @dataclass(frozen=True)

@@ -91,7 +91,7 @@ ACCOUNT_KEPT = Message(
         "every device, also somebody else's.",
     ),
 )
-# Whoever keeps it by a link to the previous address does not sign in as they always did.
+# Whoever keeps it by a link to a former address does not sign in as they always did.
 ACCOUNT_KEPT_MOVED = Message(
     200,
     "Your account is back",

@@ -82,6 +82,8 @@ def _visit() -> Visit:
 
 def _keep(visitor: Visit) -> Response:
     services().throttle.spend(throttle.TOKEN, address=client())
+    # Ask before: the worker may forget former addresses as soon as the account is back.
+    has_moved = _moves(visitor) > 0
     with services().writing() as session:
         lifecycle.reactivate(
             session,
@@ -92,11 +94,12 @@ def _keep(visitor: Visit) -> Response:
         )
     # Coming back is never refused for how often it happens.
     services().throttle.forgive(throttle.TOKEN, address=client())
-    return say(messages.ACCOUNT_KEPT_MOVED if _has_moved(visitor) else messages.ACCOUNT_KEPT)
+    return say(messages.ACCOUNT_KEPT_MOVED if has_moved else messages.ACCOUNT_KEPT)
 
 
-def _has_moved(visitor: Visit) -> bool:
-    return pending.moved_lately(visitor.account, grace=services().promise.grace)
+def _moves(visitor: Visit) -> int:
+    with services().reading() as session:
+        return pending.lately_left(session, visitor.account, grace=services().promise.grace)
 
 
 def _download(visitor: Visit) -> Response:
@@ -148,12 +151,16 @@ def _password_problems(action: str) -> dict[str, str]:
 def _page(visitor: Visit, status: int = 200, problems: Problems | None = None) -> Response:
     purge_at = visitor.account.purge_at
     assert purge_at is not None
+    moves = _moves(visitor)
     text = render_template(
         "recover.html",
         purge_at=purge_at,
         time_left=time_left(purge_at - visitor.now),
         by_owner=visitor.account.deactivated_by == OWNER,
-        moved_at=visitor.account.email_changed_at if _has_moved(visitor) else None,
+        # The link does not say to which address it was mailed: what the page says of the changes
+        # is true for each of them.
+        moved_at=visitor.account.email_changed_at if moves else None,
+        moved_often=moves > 1,
         form_key=form_key(visitor.token),
         problems=problems or {},
         opened=request.form.get("action"),

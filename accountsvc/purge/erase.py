@@ -20,7 +20,7 @@ from ..db.audit import Actor
 from ..db.datamap import purged_by_account
 from ..db.models import Account, AuditEvent, Effect, LegalHold, Receipt
 from ..db.text import rfc3339
-from ..outbox import kept, notices, queue
+from ..outbox import kept, notices, pacing, queue, recipients
 from ..outbox.payloads import AddressedMail, FileDeletion, LedgerLines
 from .claim import PlannedPurge
 
@@ -35,8 +35,12 @@ _Row = dict[str, Any]
 class _Owner:
     """The part of an account's row that is needed once the row is gone."""
 
+    id: int
     public_id: uuid.UUID
     email: str
+    previous_email: str | None
+    joined_at: datetime
+    email_changed_at: datetime | None
     avatar_key: str | None
     deactivated_at: datetime
     deactivated_by: str
@@ -50,17 +54,22 @@ def erase(session: Session, accounts: Sequence[PlannedPurge], now: datetime, by:
     if not accounts:
         return
     owners = _read_owners(session, accounts)
+    lanes = _read_lanes(session, owners, now)
     kept.forget(session, [owner.public_id for owner in owners], now)
     _delete_rows(session, accounts)
     receipts = _write_receipts(session, owners, accounts, now)
     _write_events(session, accounts, now, by)
-    _owe(session, owners, receipts, now)
+    _owe(session, owners, receipts, lanes, now)
 
 
 def _read_owners(session: Session, accounts: Sequence[PlannedPurge]) -> list[_Owner]:
     columns = (
+        Account.id,
         Account.public_id,
         Account.email,
+        Account.previous_email,
+        Account.joined_at,
+        Account.email_changed_at,
         Account.avatar_key,
         Account.deactivated_at,
         Account.deactivated_by,
@@ -70,6 +79,19 @@ def _read_owners(session: Session, accounts: Sequence[PlannedPurge]) -> list[_Ow
         _Owner(**row._mapping)
         for row in session.execute(select(*columns).where(Account.id.in_(ids)))
     ]
+
+
+def _read_lanes(
+    session: Session, owners: Sequence[_Owner], now: datetime
+) -> Mapping[uuid.UUID, int]:
+    """Return the lane of the *purged* mail to each owner, by public id."""
+    formers = recipients.remembered_by(session, owners)
+    return {
+        owner.public_id: pacing.lane(
+            recipients.longest_held(formers[owner.id], owner, owner.email, now=now)
+        )
+        for owner in owners
+    }
 
 
 def _delete_rows(session: Session, accounts: Sequence[PlannedPurge]) -> None:
@@ -140,7 +162,11 @@ def _write_events(
 
 
 def _owe(
-    session: Session, owners: Collection[_Owner], receipts: Sequence[_Row], now: datetime
+    session: Session,
+    owners: Collection[_Owner],
+    receipts: Sequence[_Row],
+    lanes: Mapping[uuid.UUID, int],
+    now: datetime,
 ) -> None:
     """Owe the deletion of the files, the *purged* mails and one batch of ledger lines."""
     new = {receipt["public_id"] for receipt in receipts}
@@ -159,7 +185,7 @@ def _owe(
             notices.PURGED,
             subject=owner.public_id,
             now=now,
-            payload=AddressedMail(owner.email),
+            payload=AddressedMail(owner.email, lanes[owner.public_id]),
             expires_at=now + notices.ADDRESS_KEPT,
         )
         for owner in owners

@@ -254,6 +254,7 @@ def told(
         epoch=account.epoch,
         changes={"email": typed},
         by=owner(account),
+        grace=GRACE,
         clock=at(NOW),
     )
     asking = account_now(session, account)

@@ -192,6 +192,7 @@ WRITES: dict[str, Write] = {
             epoch=account.epoch,
             changes={"email": "new@example.org"},
             by=owner(account),
+            grace=PROMISE.grace,
             clock=clock,
         )
     ),

@@ -10,10 +10,10 @@ from datetime import datetime, timedelta
 import pytest
 
 from accountsvc.accounts import giveback, pending, profiles
-from accountsvc.db.models import PENDING_FOR, Account
+from accountsvc.db.models import PENDING_FOR, Account, FormerAddress
 from accountsvc.db.rows import lock
 from accountsvc.errors import InvalidCredentials, InvalidInput, TokenNotValid
-from accountsvc.outbox import notices
+from accountsvc.outbox import notices, recipients
 from accountsvc.services import Services
 from tests.accounts.calls import authenticate, change_password, problems
 from tests.support.addresses import ask_address, cancel_claims, change_address, confirm_claims
@@ -26,6 +26,7 @@ from tests.support.state import (
     everything,
     get_account,
     possessions,
+    rows_of,
 )
 
 NEW = "new@example.org"
@@ -214,7 +215,7 @@ def test_confirmed_it_is_the_accounts_and_sessions_stay(services: Services) -> N
     with pytest.raises(InvalidCredentials):
         authenticate(services, person.email)
     (mail,) = effects(services, notices.ADDRESS_CHANGED)
-    assert mail.payload == {"address": person.email}
+    assert mail.payload == {"address": person.email, "lane": 0}
     (event,) = events(services, "account.email_changed")
     assert (event.actor_kind, event.actor, event.details) == ("owner", person.public_id, {})
     assert belongings(services, bystander) == theirs
@@ -231,6 +232,80 @@ def test_of_two_changes_within_a_grace_period_the_oldest_address_is_remembered(
     assert (second.email, second.previous_email) == ("second@example.org", "ann@example.org")
     owed = effects(services, notices.ADDRESS_CHANGED)
     assert [one.payload["address"] for one in owed] == ["ann@example.org", "first@example.org"]
+
+
+def test_each_of_the_addresses_that_are_left_is_remembered(services: Services) -> None:
+    account, bystander = make_account(services, now=NOW), make_account(services, "bob", now=NOW)
+    theirs = possessions(services, bystander.id)
+
+    for number, address in enumerate(["first@x.example", "second@x.example", "ann@example.org"]):
+        change_address(services, account.id, address, clock=at(NOW + number * SECOND))
+
+    formers = [
+        (one.email, one.held_since - NOW, one.left_at - NOW)
+        for one in rows_of(services, FormerAddress)
+    ]
+    assert formers == [
+        ("ann@example.org", 0 * SECOND, 0 * SECOND),
+        ("first@x.example", 0 * SECOND, SECOND),
+        ("second@x.example", SECOND, 2 * SECOND),
+    ]
+    assert possessions(services, bystander.id) == theirs
+
+
+def move_often(services: Services, account: Account, count: int) -> None:
+    """Change the address *count* times, a second after one another, from ``NOW`` on."""
+    for number in range(count):
+        moment = at(NOW + number * SECOND)
+        change_address(services, account.id, f"{number}@x.example", clock=moment)
+
+
+@pytest.mark.parametrize("off", BOUNDARY)
+def test_an_address_changes_ten_times_in_a_grace_period_and_no_more(
+    services: Services, off: timedelta
+) -> None:
+    """What is left is told for one: of any number somebody could have the service mail them all."""
+    account, other = make_account(services, now=NOW), make_account(services, "bob", now=NOW)
+    move_often(services, account, 10)
+    before = everything(services)
+    theirs = possessions(services, other.id)
+
+    def again() -> Account:
+        return change_address(services, account.id, NEW, clock=at(NOW + GRACE + off))
+
+    if off < timedelta():
+        assert problems(again) == {
+            "email": [
+                "The address of this account was changed 10 times lately. Another change is "
+                "possible from 21 December 2026 at 09:31 UTC on."
+            ]
+        }
+        assert everything(services) == before
+    else:
+        assert again().email == NEW
+    assert possessions(services, other.id) == theirs
+    # Somebody else's changes count for nobody.
+    assert change_address(services, other.id, "bob@new.example", clock=at(LATER)).email_key
+
+
+def test_one_that_was_asked_for_before_there_were_ten_does_not_take_effect_after_them(
+    services: Services,
+) -> None:
+    account = make_account(services, now=NOW)
+    move_often(services, account, 9)
+    asked = ask(services, account, now=NOW + 9 * SECOND)
+    with services.writing() as session:
+        # As a process of the release before changes it, which keeps what is pending.
+        row = lock(session, account.id)
+        recipients.leave(session, row, now=NOW + 10 * SECOND)
+        row.email_changed_at = NOW + 10 * SECOND
+    before = everything(services)
+
+    found = problems(lambda: confirm(services, asked))
+
+    assert found.keys() == {"email"}
+    assert "changed 10 times lately" in found["email"][0]
+    assert everything(services) == before
 
 
 def test_a_link_works_once(services: Services) -> None:
@@ -292,7 +367,13 @@ def test_a_form_that_sends_every_field_as_it_is_calls_nothing_off(services: Serv
 
     with services.writing() as session:
         profiles.update_profile(
-            session, account.id, epoch=0, changes=fields, by=owner(account), clock=at(LATER)
+            session,
+            account.id,
+            epoch=0,
+            changes=fields,
+            by=owner(account),
+            grace=GRACE,
+            clock=at(LATER),
         )
 
     assert get_account(services, account.id).pending(LATER) == NEW

@@ -39,7 +39,7 @@ from tests.support.factories import (
     save_password,
     set_avatar,
 )
-from tests.support.moments import NOW, SECOND, at
+from tests.support.moments import GRACE, NOW, SECOND, at
 from tests.support.state import (
     effects,
     events,
@@ -58,6 +58,7 @@ def update_profile(services: Services, account: Account, **changes: str) -> Acco
             epoch=account.epoch,
             changes=changes,
             by=owner(account),
+            grace=GRACE,
             clock=at(NOW),
         )
 
@@ -113,7 +114,7 @@ def test_a_new_address_is_audited_and_the_old_one_is_told(services: Services) ->
 
     assert (changed.previous_email, changed.email_changed_at) == ("ann@example.org", NOW)
     (mail,) = effects(services, notices.ADDRESS_CHANGED)
-    assert mail.payload == {"address": "ann@example.org"}
+    assert mail.payload == {"address": "ann@example.org", "lane": 0}
     assert mail.expires_at == NOW + timedelta(hours=72)
     (event,) = events(services, "account.email_changed")
     assert "example.org" not in repr(event.details)
@@ -169,6 +170,7 @@ def test_of_two_changes_to_the_same_name_at_once_one_wins(postgresql: Services) 
                     epoch=0,
                     changes={"username": "same"},
                     by=owner(account),
+                    grace=GRACE,
                     clock=at(NOW),
                 )
         except InvalidInput as exc:
@@ -298,6 +300,7 @@ def test_an_actor_is_recorded_as_who_it_is(services: Services) -> None:
             epoch=0,
             changes={"first_name": "Ann"},
             by=Actor("staff", boss.public_id),
+            grace=GRACE,
             clock=at(NOW),
         )
 

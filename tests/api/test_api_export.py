@@ -62,6 +62,7 @@ FILES = [
     "README.txt",
     "saved_passwords.csv",
     "saved_passwords.json",
+    "former_addresses.json",
     "account.json",
     "avatar.webp",
     "activity.json",

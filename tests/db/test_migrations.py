@@ -26,7 +26,7 @@ from sqlalchemy.orm import Session
 from accountsvc.accounts.vault import Keyring
 from accountsvc.db import rules
 from accountsvc.db.engine import make_engine
-from accountsvc.db.models import Account, AuditEvent, Base
+from accountsvc.db.models import Account, AuditEvent, Base, FormerAddress
 from accountsvc.db.schema import (
     alembic_config,
     downgrade,
@@ -34,6 +34,7 @@ from accountsvc.db.schema import (
     refuse_loss,
     upgrade,
 )
+from accountsvc.outbox import recipients
 from tests.support.factories import VAULT_KEY
 
 NewDatabase = Callable[[], str]
@@ -63,7 +64,17 @@ ROWS: dict[str, dict[str, list[dict[str, Any]]]] = {
             }
             for number, public_id, gone in (
                 (1, ACCOUNT, {}),
-                (2, HELD, {"deactivated_at": EARLY, "purge_at": LATE, "deactivated_by": "owner"}),
+                (
+                    2,
+                    HELD,
+                    {
+                        "deactivated_at": EARLY,
+                        "purge_at": LATE,
+                        "deactivated_by": "owner",
+                        "previous_email": "before@example.org",
+                        "email_changed_at": EARLY,
+                    },
+                ),
             )
         ],
         "saved_passwords": [
@@ -146,6 +157,16 @@ ROWS: dict[str, dict[str, list[dict[str, Any]]]] = {
                 "kind": "returned",
                 "at": LATE,
                 "deactivated_at": EARLY,
+            }
+        ]
+    },
+    "0010": {
+        "former_addresses": [
+            {
+                "account_id": 1,
+                "email": "before@example.org",
+                "held_since": EARLY,
+                "left_at": LATE,
             }
         ]
     },
@@ -566,6 +587,27 @@ def test_the_code_before_goes_on_reading_and_writing_during_a_rolling_upgrade(
     assert known <= columns(url)
     for revision in before:
         populate(url, revision)
+
+
+def test_the_address_on_an_accounts_row_is_remembered_in_a_row_of_its_own_after_the_upgrade(
+    new_database: NewDatabase,
+) -> None:
+    url = new_database()
+    upgrade(url, "0001")
+    populate(url, "0001")
+
+    upgrade(url)
+
+    engine = make_engine(url)
+    with Session(engine) as session:
+        moved, stays = (session.get_one(Account, number) for number in (2, 1))
+        (row,) = session.scalars(select(FormerAddress))
+        assert (row.account_id, row.email) == (moved.id, moved.previous_email)
+        assert (row.held_since, row.left_at) == (moved.joined_at, moved.email_changed_at)
+        # Nothing is left that only the account's row says.
+        assert [one.id for one in recipients.remembered(session, moved)] == [row.id]
+        assert recipients.remembered(session, stays) == []
+    engine.dispose()
 
 
 @pytest.mark.parametrize("before", ["0001", "0002", "0003"])

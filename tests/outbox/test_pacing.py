@@ -37,7 +37,8 @@ from tests.support.moments import BOUNDARY, NOW, SECOND, at, now
 from tests.support.post import GRACE, OF_THE_ADDRESS, Post
 from tests.support.processes import eventually
 from tests.support.smtp import text_of
-from tests.support.state import effects, rows_of, waits_for_a_lock
+from tests.support.state import effects, get_account, possessions, rows_of, waits_for_a_lock
+from tests.support.sweeps import sweep
 
 MINUTE, HOUR = timedelta(minutes=1), timedelta(hours=1)
 STRANGER = "stranger@example.org"
@@ -170,6 +171,27 @@ def test_a_recipient_is_named_by_a_key_that_is_nobody_elses() -> None:
     assert repr(Pace(b"k")) == "Pace()"
 
 
+@pytest.mark.parametrize(
+    ("days", "lanes"), [(0, [0, 0, 0]), (1, [0, 1, 1]), (30, [1, 2, 2]), (4000, [2, 2, 2])]
+)
+def test_a_lane_is_by_how_long_an_account_has_had_the_mailbox(days: int, lanes: list[int]) -> None:
+    assert [pacing.lane(days * DAY + off) for off in BOUNDARY] == lanes
+
+
+def test_each_lane_of_a_mailbox_is_counted_apart_and_the_first_as_before_there_were_any() -> None:
+    pace = Pace(b"k")
+
+    names = [
+        pace.recipient(form, lane)
+        for form in ("ann@x.example", "Ann@X.example")
+        for lane in (0, 1, 2)
+    ]
+
+    assert names[:3] == names[3:]
+    assert len({*names, pace.recipient("ann@x.example2"), pace.recipient("ann@x.example1")}) == 5
+    assert names[0] == pace.recipient("ann@x.example")
+
+
 def test_what_cannot_be_mailed_is_no_recipient() -> None:
     with pytest.raises(MailRefused):
         Pace(b"k").recipient("no address")
@@ -298,6 +320,108 @@ def test_a_flood_that_goes_on_all_day_is_twenty_mails_of_a_kind_and_no_more(post
 
 
 @pytest.mark.parametrize(
+    ("held", "minute"),
+    # Beside those that had it for a day there is one turn for each.
+    [(40 * DAY, 0), (2 * DAY, 130)],
+)
+def test_the_way_back_of_whoever_has_had_a_mailbox_does_not_wait_for_many_who_had_it_shortly(
+    post: Post, held: timedelta, minute: int
+) -> None:
+    # given: thirty accounts that have had the mailbox since its owner's was moved away from it
+    services = services_of(post.app)
+    then = now(services)
+    left_at = then - 5 * DAY
+    ann = insert_former_holder(services, "ann", left_at, held=held)
+    decoys = [
+        insert_former_holder(services, name, left_at + DAY * number, held=DAY)
+        for number, name in enumerate(numbered("day", 3), 1)
+    ]
+    decoys += [
+        insert_former_holder(services, name, then - HOUR * number, held=20 * MINUTE)
+        for number, name in enumerate(numbered("hour", 27), 1)
+    ]
+    bystander = possessions(services, decoys[0])
+
+    # when: they are all deleted, and then hers
+    for account_id in [*decoys[1:], ann]:
+        deactivate(services, account_id, grace=GRACE)
+
+    # then
+    public_id = get_account(services, ann).public_id
+    found = []
+    begin = post.ahead
+    for number in (0, 10, 70, 130):
+        post.ahead = max(post.ahead, begin + number * MINUTE)
+        post.later(timedelta(), kinds=(notices.SCHEDULED,))
+        mails = [mail for mail in post.inbox.messages if mail["To"] == STRANGER]
+        post.inbox.messages.clear()
+        found += [number for mail in mails if is_about(services, text_of(mail), public_id)]
+        # Each of the lanes has the pace of one recipient.
+        assert len(mails) <= 3
+    assert len(found) == 1
+    assert found[0] <= minute
+    assert possessions(services, decoys[0]) == bystander
+
+
+def insert_former_holder(
+    services: Services, name: str, left_at: datetime, *, held: timedelta
+) -> int:
+    """Insert an account that had the stranger's address for so long, until *left_at*."""
+    (account_id,) = insert_accounts(
+        services,
+        [name],
+        previous_email=STRANGER,
+        joined_at=left_at - held,
+        email_changed_at=left_at,
+    )
+    return account_id
+
+
+def is_about(services: Services, text: str, public_id: uuid.UUID) -> bool:
+    (link,) = re.findall(r"/recover/(\S+)", text)
+    claims = services.tokens.was(link, tokens.MAILED)
+    return claims is not None and claims.public_id == public_id
+
+
+def test_each_lane_of_a_mailbox_gets_twenty_mails_of_a_kind_a_day_and_no_more(
+    services: Services,
+) -> None:
+    pace = Pace(b"k")
+    begin = now(services)
+    sent = [0, 0, 0]
+
+    for half_hours in range(48):
+        moment = begin + half_hours * HOUR / 2
+        for number in range(3):
+            name = pace.recipient(STRANGER, number)
+            with services.writing() as session:
+                sent[number] += take_turn(session, name, moment) is None
+
+    assert sent == [bounds.MAILS_A_DAY] * 3
+
+
+def test_the_news_that_carry_an_address_carry_its_lane(services: Services) -> None:
+    then = now(services)
+    ages = {"young": HOUR, "older": 3 * DAY, "old": 300 * DAY}
+    for name, age in ages.items():
+        (account_id,) = insert_accounts(services, [name], joined_at=then - age)
+        with services.writing() as session:
+            account = session.get_one(Account, account_id)
+            notices.address_changed(session, account, previous=account.email, now=then)
+        insert_accounts(services, [f"{name}2"], joined_at=then - age, purge_at=then - SECOND)
+
+    assert sweep(services, at(then)).purged == 3
+
+    owed = effects(services, notices.ADDRESS_CHANGED, notices.PURGED)
+    lanes = {(one.payload["address"], one.payload["lane"]) for one in owed}
+    assert lanes == {
+        (f"{name}{number}@example.org", lane)
+        for lane, name in enumerate(ages)
+        for number in ("", "2")
+    }
+
+
+@pytest.mark.parametrize(
     "owe",
     [
         lambda session, account, moment: notices.address_changed(
@@ -388,8 +512,10 @@ def test_what_waits_is_the_newest_news_of_an_account_and_of_every_account(
 ) -> None:
     services = services_of(post.app)
     post.change_address(ann, "new@example.org")
+    # Both have had it for as little.
+    then = now(services)
     (bob,) = insert_accounts(
-        services, ["bob"], previous_email=ann.email, email_changed_at=now(services)
+        services, ["bob"], previous_email=ann.email, joined_at=then, email_changed_at=then
     )
     moments = [now(services) + MINUTE * number for number in range(4)]
     for number, moment in enumerate(moments):

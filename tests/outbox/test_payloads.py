@@ -23,8 +23,8 @@ from accountsvc.outbox.payloads import (
 STORED = [
     (FileDeletion("00ff.webp"), '{"key": "00ff.webp"}'),
     (LedgerLines([{"public_id": "1"}]), '{"lines": [{"public_id": "1"}]}'),
-    (AddressedMail("ann@example.org"), '{"address": "ann@example.org"}'),
-    (AccountMail(3, PREVIOUS), '{"epoch": 3, "to": "previous"}'),
+    (AddressedMail("ann@example.org", 2), '{"address": "ann@example.org", "lane": 2}'),
+    (AccountMail(3, PREVIOUS, 7), '{"epoch": 3, "to": "previous", "former": 7}'),
     (ReminderMail(3, 86400), '{"epoch": 3, "before": 86400}'),
     (ResetMail(3), '{"epoch": 3}'),
 ]
@@ -46,6 +46,11 @@ def test_a_stored_payload_is_read_whatever_else_a_newer_release_has_added(
 
 def test_a_mail_without_a_recipient_is_for_the_current_address() -> None:
     assert AccountMail.read({"epoch": 3}).to == CURRENT
+
+
+def test_mails_of_the_release_before_name_no_former_address_and_are_of_the_first_lane() -> None:
+    assert AccountMail.read({"epoch": 3, "to": "previous"}).former is None
+    assert AddressedMail.read({"address": "ann@example.org"}).lane == 0
 
 
 def test_a_payload_that_lacks_what_its_kind_needs_is_an_error() -> None:

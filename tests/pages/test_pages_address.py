@@ -179,7 +179,7 @@ def test_the_right_password_makes_the_address_the_accounts(
     assert (sign_in(app, NEW), sign_in(app, cid.email)) == (200, 401)
     assert app.test_client().get("/api/profile/", headers=cid.auth).status_code == 200
     told = effects(services_of(app), "mail.address_changed")
-    assert [one.payload for one in told] == [{"address": cid.email}]
+    assert [one.payload for one in told] == [{"address": cid.email, "lane": 0}]
     assert len(events(services_of(app), "account.email_changed")) == 1
     assert belongings(services_of(app), bob) == others
 

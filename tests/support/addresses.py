@@ -21,7 +21,12 @@ CONFIRM, CANCEL = "/confirm-email/", "/cancel-email/"
 
 
 def ask_address(
-    services: Services, account_id: int, address: str, *, clock: Clock = database_now
+    services: Services,
+    account_id: int,
+    address: str,
+    *,
+    clock: Clock = database_now,
+    grace: timedelta = GRACE,
 ) -> Account:
     """Ask for *address* as the owner's session does; return the account, on which it is pending."""
     account = get_account(services, account_id)
@@ -32,6 +37,7 @@ def ask_address(
             epoch=account.epoch,
             changes={"email": address},
             by=owner(account),
+            grace=grace,
             clock=clock,
         )
 
@@ -57,7 +63,7 @@ def change_address(
     grace: timedelta = GRACE,
 ) -> Account:
     """Ask for *address*, and have it confirmed by its mailbox and the password."""
-    account = ask_address(services, account_id, address, clock=clock)
+    account = ask_address(services, account_id, address, clock=clock, grace=grace)
     with services.writing() as session:
         claims = confirm_claims(services, account, now=clock(session))
         return pending.take_effect(session, claims, grace=grace, clock=clock)

@@ -32,7 +32,14 @@ from accountsvc.config import Settings, load_settings
 from accountsvc.db import audit
 from accountsvc.db.audit import OPERATOR_ACTOR, SYSTEM_ACTOR, Actor, Witness
 from accountsvc.db.engine import database_now
-from accountsvc.db.models import Account, AuditEvent, LegalHold, SavedPassword, VaultKey
+from accountsvc.db.models import (
+    Account,
+    AuditEvent,
+    FormerAddress,
+    LegalHold,
+    SavedPassword,
+    VaultKey,
+)
 from accountsvc.db.rows import find
 from accountsvc.outbox import delivery, queue
 from accountsvc.outbox.queue import DeliveryResult
@@ -203,7 +210,7 @@ class Person:
 
 
 def make_person(services: Services, name: str = "ann", *, staff: bool = False) -> Person:
-    """Somebody who has everything that an account can own."""
+    """Somebody who has everything that an account can own, a former address too."""
     account = make_account(
         services, name, staff=staff, first_name=name.title(), number_phone="+1 (2) 3"
     )
@@ -217,6 +224,16 @@ def make_person(services: Services, name: str = "ann", *, staff: bool = False) -
                 entry=Entry(f"site {number}", "https://example.org", f"{name} {number}"),
             ).id
             for number in range(3)
+        )
+        # From long ago, so that no mail goes there.
+        long_ago = account.joined_at - timedelta(days=365)
+        session.add(
+            FormerAddress(
+                account_id=account.id,
+                email=f"{name}@before.example",
+                held_since=long_ago - timedelta(days=1),
+                left_at=long_ago,
+            )
         )
     avatar = set_avatar(services, account, _picture())
     return Person(

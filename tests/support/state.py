@@ -13,7 +13,7 @@ from sqlalchemy import Engine, Select, Table, inspect, select, text
 from sqlalchemy.orm import Session
 
 from accountsvc.accounts import vault
-from accountsvc.db.models import Account, AuditEvent, Base, Effect
+from accountsvc.db.models import Account, AuditEvent, Base, Effect, FormerAddress
 from accountsvc.db.rows import find
 from accountsvc.services import Services
 from tests.support.factories import Person
@@ -128,6 +128,11 @@ def belongings(services: Services, person: Person) -> Mapping[str, Any]:
                 for stored in vault.entries(session, services.keyring, account)
             ],
             "avatar": image,
+            "former": session.execute(
+                select(FormerAddress.email, FormerAddress.held_since, FormerAddress.left_at)
+                .where(FormerAddress.account_id == account.id)
+                .order_by(FormerAddress.id)
+            ).all(),
             "events": session.scalars(
                 select(AuditEvent.id).where(
                     AuditEvent.subject == account.public_id, AuditEvent.action.not_in(ATTEMPTS)
