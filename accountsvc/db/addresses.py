@@ -82,21 +82,22 @@ def possible_keys(typed: str) -> tuple[str, str, str]:
     return address_key(typed), kept_key(typed), unique_key(typed)
 
 
-def choose(typed: str, found: Iterable[K]) -> K | None:
-    """Return which of *found*, who have :func:`possible_keys` of *typed*, is the account meant.
+def choose(keys: tuple[str, str, str], found: Iterable[K]) -> K | None:
+    """Return which of *found*, who have one of *keys*, is the account meant.
+
+    *keys* are :func:`possible_keys` of what was typed, in their order.
 
     Of two accounts of one mailbox it is the one that was found by the same text before; the other
     is found by its own. A key of the form of before counts only if its account's address is the
     same mailbox: otherwise ``joß`` would find ``joss``.
     """
-    new_key, kept, before = possible_keys(typed)
+    new_key, kept, before = keys
     matching = {
         account.email_key: account
         for account in found
         if account.email_key == kept or address_key(account.email) == new_key
     }
-    keys = (key for key in (kept, before, new_key) if key in matching)
-    return next((matching[key] for key in keys), None)
+    return next((matching[key] for key in (kept, before, new_key) if key in matching), None)
 
 
 def key_after_change(account: Keyed, email: str) -> str:

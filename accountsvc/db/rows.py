@@ -101,7 +101,8 @@ def find_by_email(session: Session, email: str) -> Account | None:
     """
     if not is_text(email):
         return None
-    return addresses.choose(email, session.scalars(select(Account).where(_has_key(email))))
+    keys = addresses.possible_keys(email)
+    return addresses.choose(keys, session.scalars(select(Account).where(_has_key(keys))))
 
 
 def identify(session: Session, email: str) -> tuple[uuid.UUID, int] | None:
@@ -111,12 +112,13 @@ def identify(session: Session, email: str) -> tuple[uuid.UUID, int] | None:
     """
     if not is_text(email):
         return None
+    keys = addresses.possible_keys(email)
     identities = session.execute(
         select(Account.public_id, Account.epoch, Account.email, Account.email_key).where(
-            _has_key(email)
+            _has_key(keys)
         )
     )
-    found = addresses.choose(email, (_Identity(*row) for row in identities))
+    found = addresses.choose(keys, (_Identity(*row) for row in identities))
     return None if found is None else (found.public_id, found.epoch)
 
 
@@ -127,8 +129,8 @@ class _Identity(NamedTuple):
     email_key: str
 
 
-def _has_key(email: str) -> ColumnElement[bool]:
-    return Account.email_key.in_(addresses.possible_keys(email))
+def _has_key(keys: Sequence[str]) -> ColumnElement[bool]:
+    return Account.email_key.in_(keys)
 
 
 def other_with_email(session: Session, email: str, own_id: int | None) -> bool:
