@@ -111,7 +111,12 @@ def asked_at(account: Account) -> str:
     It tells one change of an account from the next.
     """
     moment = account.pending_email_at
-    return "" if moment is None else rfc3339(moment, timespec="microseconds")
+    return "" if moment is None else asked_as(moment)
+
+
+def asked_as(moment: datetime) -> str:
+    """Write *moment* as links say when an address was asked for: later ones sort behind others."""
+    return rfc3339(moment, timespec="microseconds")
 
 
 def derive_key(secret: str, purpose: str) -> bytes:
@@ -187,7 +192,11 @@ class Tokens:
         return self._about_address(CONFIRM_EMAIL, account, now)
 
     def cancel_email(self, account: Account, *, now: datetime) -> str:
-        """Make the token of the link by which the address of today calls the change off."""
+        """Make the token of a link by which the address of today calls off what is pending.
+
+        It names the change that is pending at *now*, and ends with that, but
+        ``accounts.pending.may_cancel`` takes it for a later one, too.
+        """
         return self._about_address(CANCEL_EMAIL, account, now)
 
     def _about_address(self, kind: str, account: Account, now: datetime) -> str:

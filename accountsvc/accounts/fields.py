@@ -15,7 +15,14 @@ from zxcvbn_rs_py import zxcvbn
 
 from .. import bounds, mailboxes
 from ..db.models import Account
-from ..db.text import is_text, name_problem, text_problem
+from ..db.text import (
+    JOINERS,
+    changes_direction,
+    invisible_problem,
+    is_text,
+    name_problem,
+    text_problem,
+)
 from .guesses import CONTEXT_WORDS, is_common
 
 PROFILE_FIELDS = ("username", "email", "first_name", "last_name", "number_phone")
@@ -50,24 +57,35 @@ def field_problems(values: Mapping[str, str]) -> dict[str, list[str]]:
             problems[name] = [f"Use at most {_MAX_LENGTH[name]} characters."]
         elif problem := text_problem(value):
             problems[name] = [problem]
-        elif name in {"username", "email"} and not value.strip():
+        elif name in _RULES and not value.strip():
             problems[name] = ["This field may not be blank."]
-        elif name == "username" and (problem := name_problem(value.strip())):
+        elif name in _RULES and (problem := _RULES[name](value.strip())):
             problems[name] = [problem]
-        elif name == "email" and not is_email(value.strip()):
-            problems[name] = ["Enter a valid email address."]
         elif name == "number_phone" and not re.fullmatch(r"[0-9 +\-()]*", value):
             problems[name] = ["Use digits, spaces, and + - ( ) only."]
     return problems
 
 
+def email_problem(text: str) -> str | None:
+    """Say what to change about *text*, without spaces around it, before it can sign up.
+
+    None: nothing. Of what is drawn as nothing only joiners in the domain are well, where IDNA asks
+    for letters that they belong to; any other would be in the stored text, and in no mail.
+    """
+    name, _, domain = text.rpartition("@")
+    shown = name + "".join(character for character in domain if character not in JOINERS)
+    # That an address turns its text around is a fault that IDNA and the rule of names find.
+    unseen = "".join(character for character in shown if not changes_direction(character))
+    return invisible_problem(unseen) or mailboxes.problem(text)
+
+
 def is_email(text: str) -> bool:
-    """Say whether *text* is one e-mail address that can be mailed, without spaces around it."""
-    try:
-        mailboxes.read(text)
-    except ValueError:
-        return False
-    return True
+    """Say whether an account can be given the address *text*, without spaces around it."""
+    return email_problem(text) is None
+
+
+# Whatever an account cannot be without has a rule of its own.
+_RULES = {"username": name_problem, "email": email_problem}
 
 
 def cleaned(values: Mapping[str, str]) -> dict[str, str]:

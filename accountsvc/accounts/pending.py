@@ -24,7 +24,7 @@ from ..db.engine import Clock, Database, database_now
 from ..db.models import OWNER, Account
 from ..errors import AccountNotFound, InvalidInput, TokenNotValid
 from ..outbox import notices, recipients
-from ..tokens import Claims, asked_at
+from ..tokens import Claims, asked_as, asked_at
 from . import settling
 
 _TAKEN = "Another account has this address by now. Sign in, and ask for another one."
@@ -72,11 +72,13 @@ def cancel(session: Session, account: Account, *, by: Actor, now: datetime) -> N
 
 
 def cancel_by_link(session: Session, claims: Claims, *, clock: Clock = database_now) -> Account:
-    """Call the change off by the link in the mail to the address of today.
+    """Call off what is pending, by a link in a mail to the address of today.
 
-    Raises TokenNotValid if it is not the change that is pending.
+    Raises TokenNotValid if the link is not one that :func:`may_cancel`.
     """
     account, now = _lock(session, claims, clock)
+    if not may_cancel(account, claims, now=now):
+        raise TokenNotValid
     cancel(session, account, by=Actor(OWNER, account.public_id), now=now)
     session.flush()
     return account
@@ -96,6 +98,8 @@ def take_effect(
     has the address, or if it was changed too often within a grace period.
     """
     account, now = _lock(session, claims, clock)
+    if not is_current(account, claims, now=now):
+        raise TokenNotValid
     address = account.pending_email
     assert address is not None
     if rows.other_with_email(session, address, account.id):
@@ -126,6 +130,25 @@ def is_current(account: Account, claims: Claims, *, now: datetime) -> bool:
         and account.epoch == claims.epoch
         and asked_at(account) == claims.asked_at
     )
+
+
+def may_cancel(account: Account, claims: Claims, *, now: datetime) -> bool:
+    """Say whether *claims* are those of a link that calls off what is pending at *now*.
+
+    It may be about an earlier change: whoever has got hold of a session asks for a second address
+    right behind the first, and the mail with the second link waits for its turn. The mailbox that
+    reads the link must be the account's, and no session have been ended since.
+    """
+    if is_current(account, claims, now=now):
+        return True
+    is_open = account.pending(now) is not None and account.epoch == claims.epoch
+    return is_open and not has_moved(account, claims)
+
+
+def has_moved(account: Account, claims: Claims) -> bool:
+    """Say whether another address has become the account's since that of *claims* was asked for."""
+    changed_at = account.email_changed_at
+    return changed_at is not None and asked_as(changed_at) >= claims.asked_at
 
 
 def lately_left(session: Session, account: Account, *, grace: timedelta) -> int:
@@ -178,7 +201,7 @@ def _refuse_many(session: Session, account: Account, *, now: datetime, grace: ti
 
 
 def _lock(session: Session, claims: Claims, clock: Clock) -> tuple[Account, datetime]:
-    """Lock the account of a link, and return it with the time; raises TokenNotValid."""
+    """Lock the account of a link, and return it with the time; raises TokenNotValid without one."""
     seen = rows.find_by_public_id(session, claims.public_id)
     if seen is None:
         raise TokenNotValid
@@ -186,7 +209,4 @@ def _lock(session: Session, claims: Claims, clock: Clock) -> tuple[Account, date
         account = rows.lock(session, seen.id)
     except AccountNotFound:
         raise TokenNotValid from None
-    now = clock(session)
-    if not is_current(account, claims, now=now):
-        raise TokenNotValid
-    return account, now
+    return account, clock(session)

@@ -15,7 +15,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from ..db import audit, rows, rules
-from ..db.addresses import address_key, is_another, key_after_change
+from ..db.addresses import address_key, is_another
 from ..db.audit import Actor
 from ..db.engine import Clock, Database, database_now
 from ..db.models import ACTIVE, DEACTIVATED, DUE, OWNER, UNEXPLAINED, Account
@@ -96,16 +96,18 @@ def check(account: Account, changes: Mapping[str, str]) -> None:
     """Raise InvalidInput for bad values in *changes*, as :func:`update_profile` does.
 
     What *account* has already is not asked about: a web app sends all fields for the change of one,
-    and a name may be from before the rule that would refuse it. It asks no database: call it before
+    and a name may be from before the rule that would refuse it. An address that is not another is
+    not stored (:func:`update_profile`), in whatever spelling. It asks no database: call it before
     work that is dear and would be in vain.
     """
-    problems = field_problems(
-        {
-            name: changes[name]
-            for name in PROFILE_FIELDS
-            if name in changes and changes[name] != getattr(account, name)
-        }
-    )
+    asked = {
+        name: changes[name]
+        for name in PROFILE_FIELDS
+        if name in changes and changes[name] != getattr(account, name)
+    }
+    if "email" in asked and not is_another(account.email, asked["email"]):
+        del asked["email"]
+    problems = field_problems(asked)
     if problems:
         raise InvalidInput(problems)
 
@@ -113,8 +115,8 @@ def check(account: Account, changes: Mapping[str, str]) -> None:
 def changes_nothing(account: Account, changes: Mapping[str, str]) -> bool:
     """Say whether *changes* are what *account* has already, so that no lock need be taken.
 
-    Unknown names are ignored. False for what is typed otherwise and may be stored alike, and for
-    what calls off a pending address.
+    Unknown names are ignored. False for what is typed otherwise, which is looked up, and for what
+    calls off a pending address.
     """
     if calls_off(account, changes):
         return False
@@ -139,8 +141,9 @@ def update_profile(
 
     Another e-mail address becomes the pending one (``pending.ask``), unless it was changed too
     often within a *grace* period; the caller has made sure that the owner is there, by a fresh
-    token or the password. Another spelling of the domain is the same address, and is stored at
-    once. The address of today alone calls a pending one off; beside other fields it does not,
+    token or the password. Another spelling of the domain is the same address: the one of the
+    sign-up, or of the confirmation, stays, and no old session can give it one that people read
+    otherwise. The address of today alone calls a pending one off; beside other fields it does not,
     because a form that sends all of them would call it off unasked.
 
     Raises InvalidInput; TokenNotValid if the account is no longer active or its *epoch* has moved
@@ -153,15 +156,14 @@ def update_profile(
     taken = _taken(session, values, own_id=account_id)
     if taken:
         raise InvalidInput(taken)
-    if "email" in values and is_another(account.email, values["email"]):
-        pending.ask(session, account, values.pop("email"), by=by, grace=grace, now=now)
-    elif calls_off(account, values):
+    address = values.pop("email", account.email)
+    if is_another(account.email, address):
+        pending.ask(session, account, address, by=by, grace=grace, now=now)
+    elif calls_off(account, changes):
         pending.cancel(session, account, by=by, now=now)
     changed = {name for name, value in values.items() if getattr(account, name) != value}
     if "username" in changed:
         account.username_key = unique_key(values["username"])
-    if "email" in changed:
-        account.email_key = key_after_change(account, values["email"])
     for name in changed:
         setattr(account, name, values[name])
     if changed:
@@ -169,10 +171,9 @@ def update_profile(
     try:
         session.flush()
     except IntegrityError as exc:
-        # Somebody else has taken the name since it was looked up. Only the database's message says
-        # which of the two: the transaction is over, so nothing can be looked up again.
-        name = "email" if "email_key" in str(exc.orig) else "username"
-        raise InvalidInput({name: [_TAKEN[name]]}) from exc
+        # Somebody else has taken the username since it was looked up: no other unique column is
+        # written here.
+        raise InvalidInput({"username": [_TAKEN["username"]]}) from exc
     return account
 
 

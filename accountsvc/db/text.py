@@ -7,6 +7,8 @@ import re
 import unicodedata
 from datetime import UTC, datetime
 
+import idna
+
 from .. import bounds
 
 # A key of more bytes is replaced by its hash: the shorter of the two key columns holds no more
@@ -18,12 +20,28 @@ MAX_KEY_BYTES = 600
 _UNSTORABLE = re.compile("[\0\ud800-\udfff]")
 _CONTROL = re.compile("[\0-\x1f\x7f-\x9f\ud800-\udfff]")
 
-
-# Letters and signs that are drawn as nothing, though their categories say otherwise: fillers of
-# Hangul, the empty cell of Braille, a note without a head, and what is set aside to be ignored
-# (Unicode's Default_Ignorable_Code_Point).
+# What is drawn as nothing, whatever its category: all of Unicode's Default_Ignorable_Code_Point
+# (fillers of Hangul, selectors of variants, tags, joiners), the empty cell of Braille, a note
+# without a head, and the controls of notes between lines.
 _DRAWN_AS_NOTHING = re.compile(
-    "[\u115f\u1160\u2065\u2800\u3164\uffa0\ufff0-\ufff8\U0001d159\U000e0000-\U000e0fff]"
+    "[\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e"
+    "\u2060-\u206f\u2800\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufffb\U0001bca0-\U0001bca3"
+    "\U0001d159\U0001d173-\U0001d17a\U000e0000-\U000e0fff]"
+)
+NON_JOINER, JOINER = "\u200c", "\u200d"
+JOINERS = NON_JOINER + JOINER
+# The pictures that a joiner makes of several (Unicode's emoji-zwj-sequences, without selectors of
+# variants): families, and people with what they work with. Between others it would be drawn as
+# nothing, and one name could look like another.
+_ADULT = "[\U0001f468\U0001f469\U0001f9d1]"
+_TOOLS = (
+    "\U0001f33e\U0001f373\U0001f37c\U0001f384\U0001f393\U0001f3a4\U0001f3a8\U0001f3eb"
+    "\U0001f3ed\U0001f4bb\U0001f4bc\U0001f527\U0001f52c\U0001f680\U0001f692\U0001f9af-\U0001f9b3"
+    "\U0001f9bc\U0001f9bd"
+)
+_JOINED_PICTURE = re.compile(
+    f"{_ADULT}(?:\u200d{_ADULT})?(?:\u200d[\U0001f466\U0001f467\U0001f9d2]){{1,2}}"
+    f"|{_ADULT}[\U0001f3fb-\U0001f3ff]?\u200d[{_TOOLS}]"
 )
 _TURNS = frozenset({"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"})
 _MARKS_OF_DIRECTION = frozenset("\u061c\u200e\u200f")
@@ -45,9 +63,9 @@ def changes_direction(character: str) -> bool:
 def name_problem(name: str) -> str | None:
     """Say what to change about *name* before people can be told apart by it; None: nothing.
 
-    A name that shows nothing, or turns around what stands beside it, or breaks a line, lets the
-    staff act on another account than they see. Joiners within a name, of an emoji or of a Persian
-    word, are well.
+    A name that shows nothing, or has what shows nothing beside the rest, or turns around what
+    stands beside it, or breaks a line, lets the staff act on another account than they see.
+    Joiners that are seen, within an emoji or a word of Persian or Hindi, are well.
     """
     if any(map(changes_direction, name)):
         return "Remove characters that change the direction of the text."
@@ -55,7 +73,43 @@ def name_problem(name: str) -> str | None:
         return "Remove line and paragraph separators."
     if not any(map(is_drawn, name)):
         return "Use at least one character that can be seen."
-    return None
+    return invisible_problem(_without_seen_joiners(name))
+
+
+def invisible_problem(text: str) -> str | None:
+    """Ask for the removal of characters of *text* that are drawn as nothing; None: there are none.
+
+    The first is named by its code point, since nobody sees where it stands.
+    """
+    found = _DRAWN_AS_NOTHING.search(text)
+    return found and f"Remove invisible characters, such as U+{ord(found[0]):04X}."
+
+
+def _without_seen_joiners(name: str) -> str:
+    """Return *name* without the joiners that make a difference to how it is drawn."""
+    name = _JOINED_PICTURE.sub(lambda found: found[0].replace(JOINER, ""), name)
+    return "".join(
+        character
+        for position, character in enumerate(name)
+        if character not in JOINERS or not _is_seen_joiner(name, position)
+    )
+
+
+def _is_seen_joiner(name: str, position: int) -> bool:
+    """Say whether the joiner at *position* of *name* is seen, by IDNA 2008 (RFC 5892, appendix A).
+
+    It stands behind a virama, or keeps two letters apart that would be drawn as one shape. A
+    non-joiner at an end, or before a sign, keeps nothing apart.
+    """
+    following = name[position + 1 : position + 2]
+    keeps_apart = bool(following) and unicodedata.category(following)[0] in "LM"
+    if name[position] == NON_JOINER and (not keeps_apart or following.isascii()):
+        return False
+    try:
+        return idna.valid_contextj(name, position)
+    except ValueError:
+        # The character before it is none that this release of Unicode knows.
+        return False
 
 
 def is_text(text: str) -> bool:

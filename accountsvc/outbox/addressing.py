@@ -24,7 +24,7 @@ def confirm(
 ) -> Addressed | None:
     """Address the mail with the link to the pending address, if that is still the one."""
     address = account.pending(now)
-    if address is None or not _is_about(account, effect):
+    if address is None or PendingMail.read(effect.payload).asked_at != asked_at(account):
         return None
     link = f"{url}/confirm-email/{tokens.confirm_email(account, now=now)}"
     return address, {"link": link, "until": _end(account)}
@@ -33,21 +33,18 @@ def confirm(
 def asked(
     account: Account, effect: Owed, *, tokens: Tokens, url: str, now: datetime
 ) -> Addressed | None:
-    """Address the news that another address was asked for; with a link only while it is open.
+    """Address the news that another address was asked for; with a link only while one is pending.
 
-    None once the address was changed: whoever had it is told that, which says more.
+    That may be a later one, whose own mail waits for its turn: the link calls off either. None once
+    the address was changed: whoever had it is told that, which says more.
     """
     changed_at = account.email_changed_at
     if changed_at is not None and changed_at > effect.created_at:
         return None
-    if account.pending(now) is None or not _is_about(account, effect):
+    if account.pending(now) is None:
         return account.email, {"link": None}
     link = f"{url}/cancel-email/{tokens.cancel_email(account, now=now)}"
     return account.email, {"link": link, "until": _end(account)}
-
-
-def _is_about(account: Account, effect: Owed) -> bool:
-    return PendingMail.read(effect.payload).asked_at == asked_at(account)
 
 
 def _end(account: Account) -> datetime:

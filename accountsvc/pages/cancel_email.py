@@ -1,6 +1,7 @@
 """The page by which the address of today calls off that another one was asked for.
 
-The link alone is enough: what it does keeps everything as it was.
+The link alone is enough: what it does keeps everything as it was. It calls off whatever is pending,
+also what was asked for after the link was mailed.
 """
 
 from __future__ import annotations
@@ -42,10 +43,9 @@ def act() -> Response:
 def _visit() -> Visit:
     visitor = visit(CANCEL_ADDRESS)
     account, claims = visitor.account, visitor.claims
-    if visitor.is_current and pending.is_current(account, claims, now=visitor.now):
+    if visitor.is_current and pending.may_cancel(account, claims, now=visitor.now):
         return visitor
-    moved_at = account.email_changed_at
-    if moved_at is not None and moved_at >= claims.issued_at:
+    if pending.has_moved(account, claims):
         raise ShowMessage(messages.CANCEL_LATE)
     if not account.is_active:
         raise ShowMessage(messages.CANCEL_IN_GRACE[visitor.standing])

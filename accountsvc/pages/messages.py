@@ -287,7 +287,7 @@ ADDRESS_KEPT = Message(
     200,
     "Your email address stays",
     (
-        "The change is called off, and nobody can use the link to the other address any more.",
+        "What was asked for is called off, and no link to another address works any more.",
         "If it was not you who asked for it, set a new password now, where you sign in "
         "(“forgot password”). It ends every session, also theirs.",
     ),
@@ -296,7 +296,7 @@ CANCEL_LATE = Message(
     410,
     "Your email address was changed",
     (
-        "Somebody has opened the link to the other address, and entered the password of your "
+        "Somebody has opened a link to another address, and entered the password of your "
         "account. It cannot be called off here any more.",
         "If it was not you, contact the support now, and change the password of your mailbox.",
     ),
@@ -305,8 +305,9 @@ CANCEL_REPLACED = Message(
     410,
     "This link is out of date",
     (
-        "Another address was asked for after we mailed it; a newer mail of ours has the link that "
-        "calls that off. Your address has not changed.",
+        "It works for 72 hours, and no longer than until every session is ended. Another address "
+        "was asked for since; a newer mail of ours has the link that calls that off. Your address "
+        "has not changed.",
         "If it was not you, you need not wait for that mail: set a new password now, where you "
         "sign in (“forgot password”). It ends every session, and calls every change off.",
     ),

@@ -29,8 +29,31 @@ from tests.support.work import note_work
 check = Email()
 
 
+# What Unicode sets aside to be ignored by whatever draws a text (DerivedCoreProperties.txt).
+RANGES = (
+    "00AD 034F 061C 115F-1160 17B4-17B5 180B-180F 200B-200F 202A-202E 2060-206F 3164 FE00-FE0F "
+    "FEFF FFA0 FFF0-FFF8 1BCA0-1BCA3 1D173-1D17A E0000-E0FFF"
+)
+IGNORED = {
+    chr(code)
+    for one in RANGES.split()
+    for code in range(int(one.partition("-")[0], 16), int(one.rpartition("-")[2], 16) + 1)
+}
+
+
+def in_marshmallows_letters(text: str) -> str:
+    """Leave out the marks of letters before the "@", and bring letters behind it into its plane."""
+    name, at, domain = text.rpartition("@")
+    kept = ""
+    for character in name:
+        if unicodedata.category(character)[0] != "M" or not kept[-1:].isalnum():
+            kept += character
+    return kept + at + re.sub("[\U00010000-\U0010ffff]", "文", domain)
+
+
 def is_accepted(text: str) -> bool:
-    """Say what is an address in marshmallow's words."""
+    """Say what is an address in marshmallow's words, if it knew every letter of every script."""
+    text = in_marshmallows_letters(text)
     try:
         check(text)
     except ValidationError:
@@ -91,10 +114,29 @@ def can_be_mailed(text: str) -> bool:
     return is_host and is_name and "=?" not in name
 
 
+def can_sign_up(text: str) -> bool:
+    """Say whether what can be mailed hides nothing, fits, and has a domain that can be there."""
+    name, _, domain = text.rpartition("@")
+    is_seen = IGNORED.isdisjoint(name) and IGNORED.isdisjoint(re.sub("[\u200c\u200d]", "", domain))
+    labels = unicodedata.normalize("NFKC", domain).lower().split(".")
+    return is_seen and len(name.encode()) <= 64 and all(map(is_decoded, labels))
+
+
+def is_decoded(label: str) -> bool:
+    """Say whether *label* is no Punycode, or that of some letter."""
+    if not label.startswith("xn--"):
+        return True
+    try:
+        decoded = label[4:].encode("ascii").decode("punycode")
+    except UnicodeError:
+        return False
+    return decoded != "" and decoded.encode("punycode").decode() == label[4:]
+
+
 @settings(max_examples=2000, deadline=None)
 @given(st.one_of(ADDRESSES, edited_addresses(), OTHERS))
-def test_an_address_is_what_marshmallow_takes_for_one_and_can_be_mailed(text: str) -> None:
-    assert is_email(text) is (is_accepted(text) and can_be_mailed(text))
+def test_an_address_is_what_marshmallow_takes_in_every_script_and_can_be_mailed(text: str) -> None:
+    assert is_email(text) is (is_accepted(text) and can_be_mailed(text) and can_sign_up(text))
 
 
 @pytest.mark.parametrize(
@@ -104,7 +146,9 @@ def test_every_character_is_accepted_in_the_same_places(frame: str) -> None:
     # All of the basic plane, in which both grammars have their bounds, and some of each other one.
     texts = [frame.format(chr(code)) for code in (*range(0x10000), *range(0x10000, 0x110000, 97))]
 
-    expected = [text for text in texts if is_accepted(text) and can_be_mailed(text)]
+    expected = [
+        text for text in texts if is_accepted(text) and can_be_mailed(text) and can_sign_up(text)
+    ]
 
     assert list(filter(is_email, texts)) == expected
 
@@ -143,7 +187,7 @@ def test_what_no_server_could_be_given_is_no_address(text: str) -> None:
         "ann@ab--cd.example",
         "ann@xn--ls8h.la",
         "ann@sub.büro\u3002example.org",
-        "é" * 121 + "@example.org",
+        "é" * 32 + "@example.org",
         "a?=b@example.org",
         "ΣΟΦΟΣ@παράδειγμα.ελ",
     ],
@@ -151,6 +195,125 @@ def test_what_no_server_could_be_given_is_no_address(text: str) -> None:
 def test_what_a_server_can_be_given_may_sign_up(text: str) -> None:
     assert is_email(text)
     assert mailbox(text).username == text.partition("@")[0]
+
+
+HINDI, THAI, TAMIL, ARABIC = "हिन्दी", "ส\u0e34ริกิต\u0e34\u0e4c", "தமிழ்", "مُحَمَّد"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *(f"{name}@example.org" for name in (HINDI, THAI, TAMIL, ARABIC, "J\u030c1", "שָׁלוֹם")),
+        f"{HINDI}.{TAMIL}-1@{HINDI}.example",
+        "\U0001e922\U0001e944@example.org",
+        "x\u20dd@example.org",
+        "ann@𠮷野家.example",
+        "ann@\U0001e922\U0001e944.example",
+        "ann@𐐀𐐁.example",
+        "ann@ශ්\u200dරී.example",
+    ],
+)
+def test_an_address_in_every_script_may_sign_up_with_the_marks_of_its_letters(text: str) -> None:
+    assert field_problems({"email": text}) == {}
+    assert mailbox(text).username == text.partition("@")[0]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "\u0301ann@example.org",
+        "ann.\u0301b@example.org",
+        "\u093f@example.org",
+        "ann-\u0e34@example.org",
+        "_\u0301@example.org",
+        "ann!\u0308\u0308@example.org",
+        "ann@\u0301a.example",
+        "ann@😀.example",
+    ],
+)
+def test_a_mark_without_a_letter_and_a_picture_are_no_part_of_an_address(text: str) -> None:
+    assert field_problems({"email": text}) == {"email": ["Enter a valid email address."]}
+    with pytest.raises(MailRefused):
+        mailbox(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "ann\u200b@example.org",
+        "\u2060ann@example.org",
+        "a\u034fnn@example.org",
+        "ann\ufe0f@example.org",
+        "\u115fann@example.org",
+        "é\U000e0100@example.org",
+        "क्\u200cष@example.org",
+        "می\u200cخواهم@example.org",
+        "ann@exam\u00adple.org",
+        "ann@example.o\u200brg",
+        "ann@exam\u2060ple.org",
+        "ann@exam\ufeffple.org",
+        "ann@bü\ufe0fcher.example",
+    ],
+)
+def test_an_address_with_a_character_that_nobody_sees_is_refused_and_the_character_is_named(
+    text: str,
+) -> None:
+    (hidden,) = IGNORED & set(text)
+
+    assert field_problems({"email": text}) == {
+        "email": [f"Remove invisible characters, such as U+{ord(hidden):04X}."]
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "fits"),
+    [
+        ("x" * 64, True),
+        ("x" * 65, False),
+        ("é" * 32, True),
+        ("é" * 32 + "x", False),
+        ("e\u0301" * 21 + "e", True),
+        ("e\u0301" * 21 + "é", False),
+        ("मि" * 11, False),
+        ("x" * 32 + "." + "x" * 32, False),
+    ],
+)
+def test_a_name_of_more_octets_than_every_server_takes_is_mailed_and_does_not_sign_up(
+    name: str, fits: bool
+) -> None:
+    text = f"{name}@example.org"
+
+    sentence = "Use at most 64 bytes before the @: letters outside ASCII have 2 to 4."
+    assert field_problems({"email": text}) == ({} if fits else {"email": [sentence]})
+    assert mailbox(text).username == name
+
+
+@pytest.mark.parametrize(
+    ("domain", "exists"),
+    [
+        ("xn--0.org", False),
+        ("XN--0.org", False),
+        ("sub.xn--zzzzzz.example", False),
+        ("example.xn--99999999", False),
+        ("ｘn--0.example", False),
+        ("bücher.xn--0.example", False),
+        ("xn--n3h.example", True),
+        ("xn--ls8h.la", True),
+        ("Xn--BCHER-kva.example", True),
+        ("example.xn--p1ai", True),
+        ("ab--cd.example", True),
+        ("axn--0.example", True),
+    ],
+)
+def test_a_label_that_is_not_even_punycode_is_mailed_and_does_not_sign_up(
+    domain: str, exists: bool
+) -> None:
+    text = f"a@{domain}"
+
+    assert field_problems({"email": text}) == (
+        {} if exists else {"email": ["Enter a valid email address."]}
+    )
+    assert mailbox(text).username == "a"
 
 
 # Names of accounts
@@ -196,13 +359,59 @@ def test_a_username_of_two_lines_is_refused(character: str) -> None:
         "می\u200cخواهم",
         "e\u0301",
         "각",
-        "ann\u200b",
+        HINDI,
+        "क्\u200dष",
+        "क्\u200cष",
+        "අනි\u0dca\u200d",
+        "میخ\u200cها",
+        "ann 👩🏽\u200d🚀",
+        "👨\u200d👩\u200d👧\u200d👦",
         "…",
         "€",
     ],
 )
 def test_a_username_that_is_seen_is_taken_in_every_script(name: str) -> None:
     assert field_problems({"username": name}) == {}
+
+
+@pytest.mark.parametrize(
+    "character",
+    [
+        *"\u200b\u00ad\u2060\ufeff\u180e\ufe0f\u034f\u115f\u3164\uffa0\u17b4\u180b\u2062\u2800\ufffa",
+        *"\U000e0001\U000e0041\U000e0100\U0001d173\U0001d159\U0001bca0\u200c\u200d",
+    ],
+)
+def test_a_username_with_a_character_that_nobody_sees_beside_others_is_refused(
+    character: str,
+) -> None:
+    problem = {"username": [f"Remove invisible characters, such as U+{ord(character):04X}."]}
+
+    for name in (f"st1{character}", f"st{character}1", f"{character}st1", f"王{character}明"):
+        assert field_problems({"username": name}) == problem
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "क्\u200d\u200dष",
+        "क्\u200c",
+        "क्\u200cx",
+        "می\u200c\u200cخواهم",
+        "می\u200c",
+        "دا\u200cد",
+        "می\u200dخواهم",
+        "an\u200dn",
+        "👩\u200d🍎",
+        "👧\u200d👩",
+        "👩\u200d",
+        "👩\u200d👧\u200d\u200d👦",
+        "😀\u200d😀",
+    ],
+)
+def test_a_joiner_that_joins_nothing_is_a_character_that_nobody_sees(name: str) -> None:
+    (problem,) = field_problems({"username": name})["username"]
+
+    assert problem.startswith("Remove invisible characters, such as U+200")
 
 
 @pytest.mark.parametrize(

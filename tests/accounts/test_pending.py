@@ -103,16 +103,17 @@ def test_another_name_or_domain_waits_for_its_mailbox(services: Services, typed:
         ("ann@bücher.example", "ann@BÜCHER.example"),
     ],
 )
-def test_another_spelling_of_the_domain_is_stored_at_once_and_mails_nobody(
+def test_another_spelling_of_the_domain_changes_nothing_and_mails_nobody(
     services: Services, stored: str, typed: str
 ) -> None:
     account = make_account(services, email=stored, now=NOW)
 
     changed = ask(services, account, typed)
 
-    assert (changed.email, changed.pending_email) == (typed, None)
+    assert (changed.email, changed.pending_email) == (stored, None)
     assert effects(services) == []
-    assert authenticate(services, stored).id == account.id
+    assert events(services, "account.updated") == []
+    assert authenticate(services, typed).id == account.id
 
 
 def test_asked_for_once_more_it_stays_as_it_is_and_only_its_mailbox_is_mailed_again(
@@ -131,8 +132,46 @@ def test_asked_for_once_more_it_stays_as_it_is_and_only_its_mailbox_is_mailed_ag
     assert confirm(services, asked).email == NEW
 
 
+@pytest.mark.parametrize(
+    ("first", "again"),
+    [
+        ("new@bücher.example", "new@xn--bcher-kva.example"),
+        ("new@xn--bcher-kva.example", "new@BÜCHER.example"),
+        ("new@sub.büro.example", "new@sub.BÜRO\u3002example"),
+        ("new@xn--n3h.example", "new@XN--N3H.EXAMPLE"),
+    ],
+)
+def test_asked_for_in_another_spelling_it_is_the_same_and_its_first_link_lives(
+    services: Services, first: str, again: str
+) -> None:
+    account = make_account(services, now=NOW)
+    asked = ask(services, account, first)
+
+    repeated = ask(services, account, again, now=NOW + SECOND)
+
+    assert (repeated.pending_email, repeated.pending_email_at) == (first, NOW)
+    assert len(events(services, "account.email_asked")) == 1
+    assert confirm(services, asked).email == first
+
+
+@pytest.mark.parametrize(
+    "typed", [f"{NEW}.", f"{NEW}\u3002", "new@example\u200b.org", f"{NEW}\u00ad"]
+)
+def test_a_spelling_that_is_refused_leaves_the_pending_one_as_it_is(
+    services: Services, typed: str
+) -> None:
+    account = make_account(services, now=NOW)
+    asked = ask(services, account)
+    before = everything(services)
+
+    assert problems(lambda: ask(services, account, typed)).keys() == {"email"}
+
+    assert everything(services) == before
+    assert confirm(services, asked).email == NEW
+
+
 @pytest.mark.parametrize("pause", [timedelta(0), SECOND])
-def test_another_one_takes_the_place_of_the_first_whose_links_are_dead(
+def test_another_one_takes_the_place_of_the_first_whose_link_to_its_mailbox_is_dead(
     services: Services, pause: timedelta
 ) -> None:
     account = make_account(services, now=NOW)
@@ -141,7 +180,10 @@ def test_another_one_takes_the_place_of_the_first_whose_links_are_dead(
     second = ask(services, account, "second@example.org", now=NOW + pause)
 
     assert second.pending(NOW) == "second@example.org"
-    opens_nothing(services, first)
+    before = everything(services)
+    with pytest.raises(TokenNotValid):
+        confirm(services, first)
+    assert everything(services) == before
     assert confirm(services, second).email == "second@example.org"
 
 
@@ -392,6 +434,51 @@ def test_the_link_in_the_mail_to_the_address_of_today_calls_it_off(services: Ser
     assert len(events(services, "account.email_cancelled")) == 1
     opens_nothing(services, asked)
     assert confirm(services, theirs).email == "bob2@example.org"
+
+
+@pytest.mark.parametrize("is_called_off", [False, True])
+def test_a_link_about_an_earlier_change_calls_off_the_one_that_is_pending(
+    services: Services, is_called_off: bool
+) -> None:
+    account, bystander = make_account(services, now=NOW), make_account(services, "bob", now=NOW)
+    first = ask(services, account, "first@example.org")
+    theirs = ask(services, bystander, "bob2@example.org")
+    if is_called_off:
+        cancel(services, first, now=NOW + SECOND)
+    second = ask(services, account, "second@example.org", now=NOW + timedelta(minutes=1))
+
+    kept = cancel(services, first)
+
+    assert (kept.email, kept.pending_email) == (account.email, None)
+    opens_nothing(services, second)
+    opens_nothing(services, first)
+    assert get_account(services, bystander.id).pending_email == theirs.pending_email
+    third = ask(services, account, "third@example.org", now=LATER)
+    assert cancel(services, second, now=LATER).pending_email is None
+    opens_nothing(services, third, now=LATER)
+
+
+@pytest.mark.parametrize("end", ["sessions ended", "moved", "moved and back"])
+def test_a_link_calls_nothing_off_for_another_mailbox_or_behind_the_end_of_sessions(
+    services: Services, end: str
+) -> None:
+    account = make_account(services, now=NOW)
+    first = ask(services, account, "first@example.org")
+    if end == "sessions ended":
+        with services.writing() as session:
+            giveback.end_sessions(session, [account.id], jump=7, clock=at(NOW))
+    else:
+        confirm(services, first, now=NOW + SECOND)
+    if end == "moved and back":
+        change_address(services, account.id, account.email, clock=at(NOW + 2 * SECOND))
+    second = ask(services, account, "second@example.org", now=NOW + timedelta(minutes=1))
+    before = everything(services)
+
+    with pytest.raises(TokenNotValid):
+        cancel(services, first)
+
+    assert everything(services) == before
+    assert cancel(services, second).pending_email is None
 
 
 def end_sessions(services: Services, account: Account) -> None:

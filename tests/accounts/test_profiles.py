@@ -13,8 +13,11 @@ from sqlalchemy import update
 
 from accountsvc import documents
 from accountsvc.accounts import credentials, profiles
+from accountsvc.adapters.mail import mailbox
+from accountsvc.db.addresses import address_key
 from accountsvc.db.audit import Actor
 from accountsvc.db.models import Account
+from accountsvc.db.text import unique_key
 from accountsvc.errors import (
     InvalidCredentials,
     InvalidInput,
@@ -36,6 +39,7 @@ from tests.support.factories import (
     insert_account,
     make_account,
     owner,
+    run_sql,
     save_password,
     set_avatar,
 )
@@ -101,10 +105,65 @@ def test_another_way_to_write_the_own_name_is_not_taken(services: Services) -> N
 
     changed = update_profile(services, account, username="ANN", email="ann@EXAMPLE.org")
 
-    assert (changed.username, changed.email) == ("ANN", "ann@EXAMPLE.org")
+    assert (changed.username, changed.email) == ("ANN", "ann@example.org")
     assert (changed.email_changed_at, changed.pending_email) == (None, None)
     assert not effects(services)
     assert authenticate(services, "ann@example.org").id == account.id
+
+
+@pytest.mark.parametrize(
+    ("username", "email"),
+    [
+        ("st1\u200b", "ann@exam\u00adple.org"),
+        ("ann\ufe0f", "x" * 65 + "@example.org"),
+        ("an\u200dn", "a@xn--0.org"),
+        ("\U000e0001ann", "\u115fann@example.org"),
+    ],
+)
+def test_who_has_a_name_and_an_address_that_are_refused_by_now_keeps_both(
+    services: Services, username: str, email: str
+) -> None:
+    account = make_account(services, now=NOW)
+    values = {"username": username, "email": email}
+    keys = {"username_key": unique_key(username), "email_key": address_key(email)}
+    run_sql(
+        services,
+        "UPDATE accounts SET username = :username, username_key = :username_key,"
+        " email = :email, email_key = :email_key",
+        **values,
+        **keys,
+    )
+
+    changed = update_profile(services, account, **values, first_name="Ann")
+
+    assert (changed.username, changed.email, changed.first_name) == (username, email, "Ann")
+    assert authenticate(services, email).id == account.id
+    assert mailbox(email).username == email.partition("@")[0]
+    assert set(problems(lambda: make_account(services, username, email="b" + email))) == set(values)
+    other = {"username": f"x{username}", "email": f"x{email}"}
+    assert set(problems(lambda: update_profile(services, account, **other))) == set(values)
+
+
+@pytest.mark.parametrize(
+    "typed",
+    [
+        "ann@BÜCHER.example",
+        "ann@xn--bcher-kva.example",
+        "ann@bü\u200bcher.example",
+        "ann@bücher.exam\u00adple",
+        "ann@\ufeffbücher.example",
+        "ann@bücher.sub\u3002example",
+    ],
+)
+def test_no_session_gives_the_address_another_spelling(services: Services, typed: str) -> None:
+    email = "ann@bücher.sub.example" if "sub" in typed else "ann@bücher.example"
+    account = make_account(services, email=email, now=NOW)
+    before = everything(services, attempts=True)
+
+    changed = update_profile(services, account, email=typed)
+
+    assert (changed.email, changed.email_key) == (email, address_key(email))
+    assert everything(services, attempts=True) == before
 
 
 def test_a_new_address_is_audited_and_the_old_one_is_told(services: Services) -> None:

@@ -8,9 +8,9 @@ import pytest
 
 from accountsvc.accounts import pending
 from accountsvc.db.audit import Actor
-from accountsvc.db.models import PENDING_FOR, Account
+from accountsvc.db.models import PENDING_FOR, Account, Effect
 from accountsvc.outbox import notices
-from accountsvc.tokens import CANCEL_EMAIL, CONFIRM_EMAIL, MAILED
+from accountsvc.tokens import CANCEL_EMAIL, CONFIRM_EMAIL, MAILED, Claims
 from tests.support.addresses import (
     CANCEL,
     CONFIRM,
@@ -119,6 +119,52 @@ def test_of_two_that_were_asked_for_the_newest_alone_is_mailed(post: Post, ann: 
     said = texts(post)
     assert sorted(post.new()) == [(ann.email, ASKED), ("second@example.org", CONFIRM_IT)]
     assert CANCEL in said[ann.email]
+
+
+def cancel_claims_of(post: Post, mail: str) -> Claims:
+    token = mailed_path(mail, CANCEL).removeprefix(CANCEL)
+    claims = services_of(post.app).tokens.was(token, CANCEL_EMAIL)
+    assert claims is not None
+    return claims
+
+
+def test_while_the_mail_about_a_second_address_waits_the_link_of_the_first_calls_it_off(
+    post: Post, ann: Person
+) -> None:
+    ask(post, ann, "first@example.org")
+    post.later()
+    link = cancel_claims_of(post, texts(post)[ann.email])
+    post.new()
+    ask(post, ann, "second@example.org")
+    post.later(timedelta(seconds=5))
+    assert post.new() == [("second@example.org", CONFIRM_IT)]
+
+    with services_of(post.app).writing() as session:
+        pending.cancel_by_link(session, link, clock=post.clock)
+
+    assert get_account(services_of(post.app), ann.id).pending_email is None
+    post.later(timedelta(minutes=10))
+    assert "it was called off since, or has ended" in texts(post)[ann.email]
+    assert post.new() == [(ann.email, ASKED)]
+
+
+def test_an_older_mail_that_comes_late_has_a_link_against_what_is_pending_by_then(
+    post: Post, ann: Person
+) -> None:
+    ask(post, ann, "first@example.org")
+    asked = ask(post, ann, "second@example.org")
+    older, newer = effects(services_of(post.app), notices.ADDRESS_ASKED)
+    with services_of(post.app).writing() as session:
+        # As the newer one has been sent, while the older was refused for a time.
+        session.delete(session.get_one(Effect, newer.id))
+
+    post.later()
+
+    said = texts(post)[ann.email]
+    assert older.payload != newer.payload
+    assert "the address that was asked for last" in said
+    assert "nothing will" not in said
+    assert pending.is_current(asked, cancel_claims_of(post, said), now=older.created_at)
 
 
 def test_when_it_took_effect_the_previous_address_is_told_what_to_do(

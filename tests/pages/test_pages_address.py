@@ -273,6 +273,11 @@ def ask_another(app: APIFlask, person: Person) -> None:
     ask_address(services_of(app), person.id, "third@example.org")
 
 
+def end_and_ask_another(app: APIFlask, person: Person) -> None:
+    change_password(app, person)
+    ask_another(app, person)
+
+
 def call_off(app: APIFlask, person: Person) -> None:
     assert follow_cancel(app, person).send().status_code == 200
 
@@ -297,7 +302,7 @@ NOTHING_LEFT = "There is nothing to call off"
     ("end", "confirming", "cancelling"),
     [
         (change_password, VOID, NOTHING_LEFT),
-        (ask_another, VOID, VOID),
+        (end_and_ask_another, VOID, VOID),
         (call_off, VOID, NOTHING_LEFT),
         (confirm, "The email address was changed since", "Your email address was changed"),
         (leave, VOID, NOTHING_LEFT),
@@ -387,6 +392,37 @@ def test_the_button_calls_it_off_and_nothing_else_changes(
     assert (event.subject, event.actor_kind) == (cid.public_id, "owner")
     assert sign_in(app, cid.email) == 200
     assert belongings(services_of(app), bob) == others
+
+
+def test_a_page_that_was_open_calls_off_the_address_that_was_asked_for_behind_it(
+    app: APIFlask, cid: Person, bob: Person
+) -> None:
+    others = belongings(services_of(app), bob)
+    first, link = follow_cancel(app, cid), follow_confirm(app, cid)
+    key = first.form_key()
+    ask_another(app, cid)
+    newest = follow_confirm(app, cid)
+
+    response = first.client.post(CANCEL, data={"form_key": key})
+
+    assert (response.status_code, heading(response)) == (200, "Your email address stays")
+    assert "no link to another address works any more" in words(response)
+    assert [heading(one.open()) for one in (link, newest)] == [VOID, VOID]
+    account = account_of(app, cid)
+    assert (account.email, account.pending_email) == (cid.email, None)
+    assert heading(first.open()) == NOTHING_LEFT
+    assert belongings(services_of(app), bob) == others
+
+
+def test_a_link_opens_the_page_while_any_address_is_pending(app: APIFlask, cid: Person) -> None:
+    first = follow_cancel(app, cid)
+    call_off(app, cid)
+    nothing = heading(first.open())
+    ask_another(app, cid)
+
+    page = first.open()
+
+    assert (nothing, heading(page)) == (NOTHING_LEFT, "Keep your email address?")
 
 
 def test_keeping_ones_address_is_never_too_often(new_app: NewApp) -> None:
