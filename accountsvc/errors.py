@@ -23,7 +23,7 @@
     ├── GraceOver
     ├── LegalHold
     ├── Unexplained               deactivated, but nobody has promised the purge
-    ├── RecentChange              e-mail or password changed too recently to purge now
+    ├── RecentChange              too soon after a change, or an act of the staff (`settling`)
     ├── VersionMismatch           If-Match does not name the current version
     ├── VersionRequired           If-Match is missing
     ├── InvalidSchedule           a purge time that may not be promised
@@ -197,10 +197,7 @@ class Unexplained(AccountError):
 
 
 class RecentChange(AccountError):
-    message = (
-        "The email address or the password was changed within the last 24 hours. "
-        "Wait until a day has passed, or let the grace period run out."
-    )
+    message = "Something that this rests on has changed a short time ago. Try again in a day."
 
 
 class VersionMismatch(AccountError):

@@ -81,7 +81,7 @@ def export(
     not grow with the number of rows. Outside the pieces no transaction is open.
 
     Raises TokenNotValid if the account is gone or its epoch has moved on, RecentChange soon after a
-    mailed link has set its password in the grace period, StoreUnavailable, VaultKeyMissing.
+    mailed link has set its password in a grace period, StoreUnavailable, VaultKeyMissing.
     Taking a piece raises ExportBroken if that happens later, and whatever the database raises; what
     has been given out by then is no whole ZIP.
     """
@@ -90,7 +90,7 @@ def export(
         account = rows.find(session, account_id)
         if account is None or account.epoch != epoch:
             raise TokenNotValid
-        settling.refuse_export(account, now=now)
+        settling.refuse_export(session, account, now=now)
         # Open the key although nothing needs it yet: a key found missing later could be told of
         # only by breaking the stream off.
         vault.open_key(session, keyring, account)

@@ -28,6 +28,10 @@ from ..tokens import Claims, asked_as, asked_at
 from . import settling
 
 _TAKEN = "Another account has this address by now. Sign in, and ask for another one."
+_OFTEN = (
+    f"The address of this account was changed {bounds.ADDRESS_CHANGES_A_GRACE_PERIOD} times "
+    "lately. Another change is possible from {at} on."
+)
 
 
 def ask(
@@ -189,15 +193,7 @@ def _refuse_many(session: Session, account: Account, *, now: datetime, grace: ti
     """Raise InvalidInput if no other address is possible before one of the former is forgotten."""
     again_at = recipients.next_change(session, account, now=now, grace=grace)
     if again_at is not None:
-        most = bounds.ADDRESS_CHANGES_A_GRACE_PERIOD
-        raise InvalidInput(
-            {
-                "email": [
-                    f"The address of this account was changed {most} times lately. Another change "
-                    f"is possible from {settling.from_in_words(again_at)} on."
-                ]
-            }
-        )
+        raise InvalidInput({"email": [settling.says(_OFTEN, again_at)]})
 
 
 def _lock(session: Session, claims: Claims, clock: Clock) -> tuple[Account, datetime]:

@@ -56,7 +56,9 @@ def delete(user_id: int, *, caller: Caller) -> Response:
     """Deactivate an account at once and schedule its purge
 
     All or nothing. A repeat never moves the promised time. ``Sunset`` is when the purge is due. The
-    body is optional; ``{"password": "…"}`` in it confirms, where a fresh token does not.
+    body is optional; ``{"password": "…"}`` of the caller in it confirms, where a fresh token does
+    not (``DELETION_CONFIRMATION``). The staff need a password proved within
+    ``STAFF_FRESH_MINUTES``, else theirs, to deactivate somebody else.
     """
     account = auth.reach(caller, user_id, staff_too=True)
     by = caller.actor(user_id)

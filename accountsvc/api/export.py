@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import datetime
 from typing import Any
 
 from apiflask import APIBlueprint
 from flask import Response
 
-from ..accounts import exports
+from ..accounts import exports, settling
 from ..errors import (
     AccountNotFound,
     Busy,
@@ -24,7 +25,8 @@ from ..tokens import ACCESS, MAILED, RECOVERY
 from ..web import client, services
 from .http import auth, bodies, schemas
 from .http.auth import Caller
-from .http.describe import raises, refuses, sends
+from .http.describe import raises, refuses, says, sends
+from .http.samples import TIME
 
 bp = APIBlueprint("export", __name__, tag="Export")
 
@@ -34,6 +36,7 @@ _ZIP: dict[int | str, dict[str, Any]] = {
         "content": {exports.CONTENT_TYPE: {"schema": {"type": "string", "format": "binary"}}},
     }
 }
+_TOO_SOON = settling.says(settling.AFTER_A_RESET, datetime.fromisoformat(TIME))
 _ERRORS = (
     AccountNotFound,
     NotAuthorized,
@@ -49,6 +52,7 @@ _ERRORS = (
 @bp.get("/profile/<int:user_id>/export/")
 @auth.signed_in_or_in_grace
 @raises(*_ERRORS)
+@says(RecentChange, after_a_reset=_TOO_SOON)
 @refuses(400)
 @sends(200, Content_Disposition=exports.DISPOSITION)
 @bp.doc(responses=_ZIP)
@@ -57,7 +61,7 @@ def take_along(user_id: int, *, caller: Caller) -> Response:
 
     With a fresh access token or, in the grace period, a recovery token that was got with a fresh
     password. Refused for 24 hours, or half the grace period if this is shorter, after a mailed link
-    has set the password in the grace period. Never for the staff.
+    has set the password in the grace period, also after a return. Never for the staff.
     """
     # Read a body although it is a GET: without it a client whose token is not fresh any more would
     # have to change to POST to confirm.
@@ -68,12 +72,14 @@ def take_along(user_id: int, *, caller: Caller) -> Response:
 @auth.signed_in_or_in_grace
 @bp.input(schemas.Confirmation)
 @raises(InvalidInput, *_ERRORS)
+@says(RecentChange, after_a_reset=_TOO_SOON)
 @sends(200, Content_Disposition=exports.DISPOSITION)
 @bp.doc(responses=_ZIP)
 def take_along_by_password(user_id: int, *, caller: Caller, json_data: dict[str, str]) -> Response:
     """Export one's own data as a ZIP, confirmed by the password
 
-    With any access token or, in the grace period, a recovery or mailed token.
+    With any access token or, in the grace period, a recovery or mailed token. Refused after a
+    mailed link has set the password, as by GET.
     """
     return _streamed(caller, user_id, lambda: json_data.get("password"))
 

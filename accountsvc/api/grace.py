@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import uuid
+from datetime import datetime
 from typing import Any
 
 from apiflask import APIBlueprint
 from flask import Response, current_app
 from sqlalchemy.orm import Session
 
-from ..accounts import credentials, lifecycle
+from ..accounts import credentials, lifecycle, settling
 from ..accounts.reasons import Return
 from ..adapters.throttle import TOKEN
 from ..db.audit import Actor
@@ -42,13 +43,20 @@ from ..web import about, client, committed, services
 from .deletion import document
 from .http import auth, schemas
 from .http.auth import Caller
-from .http.describe import raises, sends, takes
+from .http.describe import raises, says, sends, takes
+from .http.samples import TIME
 from .http.wire import json_response, names, names_version
 from .session import signed_in
 
 bp = APIBlueprint("grace", __name__, tag="Grace period")
 
 _ETAG = '"7d865e959b2466918c9863afca942d0f"'
+_IF_MATCH = (
+    "The state that the decision rests on: an ETag, a list of them, or `*` for any state. "
+    '`W/"…"`, as a proxy that compresses makes it of ours, is taken for `"…"`. 428 without it, 412 '
+    "if none of them is the state of now."
+)
+_SAMPLE = datetime.fromisoformat(TIME)
 
 
 @bp.post("/profile/reactivate/")
@@ -130,7 +138,8 @@ def give_back(user_id: int, *, caller: Caller, json_data: dict[str, str]) -> dic
     """Reactivate somebody's account in its grace period, as staff
 
     Whoever deactivated it. The owner signs in with the password as before. A ``reason`` is stored
-    on the account until its purge.
+    on the account until its purge. Needs a password proved within ``STAFF_FRESH_MINUTES``, else
+    ``{"password": "…"}`` of the caller in the body.
     """
     auth.confirm_as_staff(caller, user_id, lambda: json_data.get("password"))
     how = Return(json_data.get("reason"))
@@ -171,7 +180,7 @@ def status(user_id: int, *, caller: Caller) -> Response:
 @auth.staff_on_account
 @bp.input(schemas.Reschedule)
 @bp.output(schemas.Deletion)
-@takes("If-Match", _ETAG, "The state that the decision rests on; 428 without it")
+@takes("If-Match", _ETAG, _IF_MATCH)
 @sends(200, ETag=_ETAG)
 @raises(
     InvalidInput,
@@ -188,6 +197,8 @@ def change(user_id: int, *, caller: Caller, json_data: dict[str, Any]) -> Respon
     """Move the promised purge later, or store a reason, as staff
 
     ``If-Match`` names the state that the decision rests on. The new date is mailed to the owner.
+    Needs a password proved within ``STAFF_FRESH_MINUTES``, else ``{"password": "…"}`` of the caller
+    in the body.
     """
     if not names_version():
         raise VersionRequired
@@ -233,13 +244,19 @@ def change(user_id: int, *, caller: Caller, json_data: dict[str, Any]) -> Respon
     Throttled,
     Busy,
 )
+@says(
+    RecentChange,
+    to_the_owner=settling.says(settling.AFTER_A_CHANGE, _SAMPLE),
+    to_the_staff=settling.says(settling.AFTER_THE_STAFF, _SAMPLE),
+)
 def purge_now(user_id: int, *, caller: Caller, json_data: dict[str, str]) -> Response:
     """Waive the rest of the grace period: the account is due now, the worker purges it
 
     The owner needs the mailed token as bearer *and* the password, so that neither a mailbox nor a
     password alone is enough, and is refused within 24 hours of a change of either. Staff repeat the
     account's username in ``confirm``, and are refused within ``HOLD_RELEASE_DELAY`` of the release
-    of a hold or of a deactivation by staff.
+    of a hold or of a deactivation by staff, one that was taken back too; they need a password
+    proved within ``STAFF_FRESH_MINUTES``, else ``{"password": "…"}`` of the caller in the body.
     """
     account, kind = auth.reach_in_grace(caller, user_id, MAILED)
     if kind == STAFF and account.is_active:

@@ -66,9 +66,11 @@ def update(user_id: int, *, caller: Caller, changes: dict[str, str]) -> dict[str
     The fields are checked first, then the image, then they are changed, then it is stored: a bad
     field or a bad image changes nothing. It is decoded outside any transaction.
 
-    Another e-mail address is pending, for 72 hours: it is shown as `pending_email`, and becomes the
-    account's when the link in the mail to it is opened and the password is entered on its page. The
-    address of today, alone, calls it off.
+    Another e-mail address wants a fresh token, else ``password`` in the body (401
+    ``confirmation_required``). It is pending, for 72 hours: it is shown as `pending_email`, beside
+    the old `email`, and becomes the account's when the link in the mail to it is opened and the
+    password is entered on its page. The address of today, alone, calls it off, for a fresh token or
+    the password too.
     """
     profiles.check(caller.account, changes)
     image = bodies.uploaded("avatar")

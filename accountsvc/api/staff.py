@@ -44,7 +44,11 @@ bp = APIBlueprint("staff", __name__, tag="Staff")
 def place(
     user_id: int, *, caller: Caller, json_data: dict[str, str]
 ) -> tuple[dict[str, Any], int, dict[str, str]]:
-    """Place a legal hold: it blocks the purge, not the wish, and is hidden from the owner"""
+    """Place a legal hold: it blocks the purge, not the wish, and is hidden from the owner
+
+    Needs a password proved within ``STAFF_FRESH_MINUTES``, else ``{"password": "…"}`` of the
+    caller in the body.
+    """
     auth.confirm_as_staff(caller, user_id, lambda: json_data.get("password"))
 
     def place_hold(session: Session) -> dict[str, Any]:
@@ -80,7 +84,8 @@ def release(user_id: int, hold_id: int, *, caller: Caller) -> Response:
     """Release a legal hold
 
     After the last one the purge is at least ``HOLD_RELEASE_DELAY`` away, so that a mistake is not
-    final. The body is optional; ``{"password": "…"}`` in it confirms.
+    final. The body is optional. Needs a password proved within ``STAFF_FRESH_MINUTES``, else
+    ``{"password": "…"}`` of the caller in the body.
     """
     auth.confirm_as_staff(caller, user_id, bodies.spare_password)
 

@@ -6,17 +6,20 @@ from datetime import datetime, timedelta
 
 import pytest
 
-from accountsvc.accounts import exports, lifecycle
+from accountsvc.accounts import credentials, exports, lifecycle
 from accountsvc.accounts.settling import SETTLING
 from accountsvc.db.audit import OPERATOR_ACTOR, Actor
 from accountsvc.db.models import Account
-from accountsvc.errors import LegalHold, RecentChange
+from accountsvc.errors import InvalidSchedule, LegalHold, RecentChange
 from accountsvc.services import Services
+from accountsvc.tokens import PASSWORD_RESET
 from tests.support.factories import (
     deactivate,
     insert_account,
     make_person,
+    make_promise,
     place_hold,
+    reactivate,
     release_hold,
     run_sql,
 )
@@ -84,6 +87,57 @@ def test_a_hold_that_was_released_before_the_deactivation_counts_too(services: S
 
     with pytest.raises(RecentChange):
         waive(services, ann, NOW + 2 * HOUR)
+
+
+@pytest.mark.parametrize("by", ["owner", "staff", "operator"])
+@pytest.mark.parametrize("offset", BOUNDARY, ids=str)
+def test_a_deactivation_by_the_staff_that_was_taken_back_counts_behind_any_other(
+    services: Services, by: str, offset: timedelta
+) -> None:
+    bystander = make_person(services, "bob")
+    ann, spared = insert_account(services, "ann"), belongings(services, bystander)
+    deactivate(services, ann.id, by=STAFF, now=NOW)
+    reactivate(services, ann.id, now=NOW + HOUR)
+    deactivate(services, ann.id, by=by, now=NOW + 2 * HOUR)
+    since = NOW + 2 * HOUR if by == "staff" else NOW
+    moment = since + DELAY + offset
+
+    if offset < timedelta():
+        with pytest.raises(RecentChange):
+            waive(services, ann, moment)
+    else:
+        assert waive(services, ann, moment) == moment.replace(microsecond=0)
+
+    assert belongings(services, bystander) == spared
+
+
+def test_what_the_staff_did_to_another_account_keeps_nobody(services: Services) -> None:
+    ann, bob = insert_account(services, "ann"), insert_account(services, "bob")
+    deactivate(services, bob.id, by=STAFF, now=NOW)
+    deactivate(services, ann.id, now=NOW)
+
+    assert waive(services, ann, NOW + HOUR) == NOW + HOUR
+
+
+def test_no_other_call_of_the_staffs_makes_a_purge_come_sooner(services: Services) -> None:
+    ann = insert_account(services, "ann")
+    first = deactivate(services, ann.id, by=STAFF, now=NOW).purge_at
+    assert first is not None
+    hold_id = place_hold(services, ann.id, now=NOW + HOUR)
+    release_hold(services, ann.id, hold_id, now=NOW + 2 * HOUR)
+
+    for purge_at in (NOW + 3 * HOUR, first - SECOND):
+        with pytest.raises(InvalidSchedule), services.writing() as session:
+            lifecycle.reschedule(
+                session,
+                ann.id,
+                purge_at=purge_at,
+                promise=make_promise(),
+                by=STAFF,
+                clock=at(NOW + 2 * HOUR),
+            )
+
+    assert get_account(services, ann.id).purge_at == first
 
 
 def test_a_hold_that_is_open_is_what_is_said(services: Services) -> None:
@@ -182,3 +236,80 @@ def test_at_the_time_that_the_sentence_says_the_wait_is_over(services: Services)
         export(services, ann, NOW + HOUR / 2 - MICROSECOND)
 
     assert export(services, ann, datetime(2026, 12, 7, 10, 1, tzinfo=NOW.tzinfo))
+
+
+def reset(services: Services, account: Account, moment: datetime) -> None:
+    """Set another password by a mailed link."""
+    row = get_account(services, account.id)
+    link = services.tokens.password_reset(row, now=moment)
+    credentials.reset_password(
+        services.database,
+        services.hasher,
+        services.tokens.read(link, PASSWORD_RESET, now=moment),
+        f"nine purple otters sing {moment:%H%M%S%f}",
+        promise=make_promise(),
+        clock=at(moment),
+    )
+
+
+@pytest.mark.parametrize(("grace", "wait"), [(14 * DAY, SETTLING), (4 * HOUR, 2 * HOUR)], ids=str)
+@pytest.mark.parametrize("again", [False, True], ids=["back", "away again"])
+@pytest.mark.parametrize("offset", BOUNDARY, ids=str)
+def test_a_return_makes_the_wait_for_the_data_no_shorter(
+    services: Services, grace: timedelta, wait: timedelta, again: bool, offset: timedelta
+) -> None:
+    ann = insert_account(services, "ann")
+    deactivate(services, ann.id, grace=grace, now=NOW)
+    reset(services, ann, NOW + HOUR)
+    reactivate(services, ann.id, by=Actor("owner", ann.public_id), now=NOW + HOUR + SECOND)
+    # Another one while the account is active begins no wait, and ends none.
+    reset(services, ann, NOW + HOUR + 2 * SECOND)
+    if again:
+        deactivate(services, ann.id, grace=grace, now=NOW + HOUR + 3 * SECOND)
+    moment = NOW + HOUR + wait + offset
+
+    if offset < timedelta():
+        with pytest.raises(RecentChange, match="in the grace period"):
+            export(services, ann, moment)
+    else:
+        assert export(services, ann, moment).startswith(b"PK")
+
+
+def test_a_reset_of_an_account_that_comes_back_from_what_nobody_promised_waits_a_day(
+    services: Services,
+) -> None:
+    ann = insert_account(services, "ann", purge_at=NOW + DAY, witnessed=False)
+    reset(services, ann, NOW)
+    reactivate(services, ann.id, by=Actor("owner", ann.public_id), now=NOW + SECOND)
+
+    with pytest.raises(RecentChange):
+        export(services, ann, NOW + SETTLING - MICROSECOND)
+
+    assert export(services, ann, NOW + SETTLING).startswith(b"PK")
+
+
+@pytest.mark.parametrize("back", [False, True])
+def test_a_reset_while_the_account_is_active_keeps_no_data_back(
+    services: Services, back: bool
+) -> None:
+    ann = insert_account(services, "ann")
+    if back:
+        deactivate(services, ann.id, now=NOW - 2 * HOUR)
+        reactivate(services, ann.id, now=NOW - HOUR)
+    reset(services, ann, NOW)
+
+    assert export(services, ann, NOW + SECOND).startswith(b"PK")
+
+
+def test_the_owner_is_told_from_when_the_rest_of_the_time_can_be_given_up(
+    services: Services,
+) -> None:
+    ann = insert_account(services, "ann")
+    owner = Actor("owner", ann.public_id)
+    deactivate(services, ann.id, now=NOW)
+    reset(services, ann, NOW)
+
+    with pytest.raises(RecentChange, match="at once from 8 December 2026 at 09:31 UTC on"):
+        waive(services, ann, NOW + SETTLING - MICROSECOND, by=owner)
+
+    assert waive(services, ann, NOW + SETTLING, by=owner) == NOW + SETTLING

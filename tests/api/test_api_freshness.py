@@ -289,26 +289,33 @@ def test_after_a_reset_in_the_grace_period_the_data_waits_a_day(
     for response in taken:
         assert response.status_code == 409
         assert response.json == {
-            "error": "The password was set by a mailed link while the account waits for its "
-            f"deletion. The data can be exported from {over_at:%-d %B %Y at %H:%M} UTC on.",
+            "error": "The password was set by a mailed link in the grace period. "
+            f"The data can be exported from {over_at:%-d %B %Y at %H:%M} UTC on.",
             "code": "recent_change",
         }
     assert everything(services_of(app)) == before
     assert belongings(services_of(app), bob) == spared
 
 
-def test_after_a_return_the_data_of_somebody_who_has_reset_the_password_is_theirs(
-    app: APIFlask, client: FlaskClient, ann: Person
+def test_a_return_makes_the_wait_no_shorter_and_opens_the_vault(
+    app: APIFlask, client: FlaskClient, ann: Person, bob: Person
 ) -> None:
-    away = deactivate(services_of(app), ann.id)
+    """Whoever reads the mailbox gives the account back in a moment."""
+    away, spared = deactivate(services_of(app), ann.id), belongings(services_of(app), bob)
     link = services_of(app).tokens.password_reset(away, now=now(services_of(app)))
     client.post(RESET, json={"token": link, "new_password": NEW_PASSWORD})
     back = client.post(COME_BACK, json={"email": ann.email, "password": NEW_PASSWORD})
     assert back.json is not None
+    session = bearer(back.json["access"])
 
-    taken = client.get(of(ann, "export"), headers=bearer(back.json["access"]))
+    taken = client.get(of(ann, "export"), headers=session)
+    vault = client.get("/api/view-all-saved-passwords/", headers=session)
 
-    assert taken.status_code == 200
+    assert taken.status_code == 409
+    assert taken.json is not None
+    assert taken.json["code"] == "recent_change"
+    assert vault.status_code == 200
+    assert belongings(services_of(app), bob) == spared
 
 
 # Signing out

@@ -63,6 +63,81 @@ def test_the_errors_of_a_view_come_from_the_table(client: FlaskClient) -> None:
             assert set(answer["content"]) == {"application/json", "application/problem+json"}
 
 
+def test_each_operation_shows_the_sentence_of_its_own_refusal_soon_after_a_change(
+    client: FlaskClient,
+) -> None:
+    document = client.get("/api/openapi.json").json
+    assert document is not None
+
+    shown = {
+        (path, method, name): example["value"]["error"]
+        for path, methods in document["paths"].items()
+        for method, operation in methods.items()
+        for name, example in (
+            operation["responses"]
+            .get("409", {})
+            .get("content", {})
+            .get("application/json", {})
+            .get("examples", {})
+            .items()
+        )
+        if example["value"]["code"] == "recent_change"
+    }
+
+    export, purge = "/api/profile/{user_id}/export/", "/api/profile/{user_id}/purge/"
+    beginnings = {
+        (purge, "post", "recent_change_to_the_owner"): "The email address or the password was",
+        (purge, "post", "recent_change_to_the_staff"): "A legal hold was released, or the staff",
+        (export, "get", "recent_change_after_a_reset"): "The password was set by a mailed link",
+        (export, "post", "recent_change_after_a_reset"): "The password was set by a mailed link",
+    }
+    assert set(shown) == set(beginnings)
+    for key, sentence in shown.items():
+        assert sentence.startswith(beginnings[key])
+        assert "from 7 December 2026 at 09:30 UTC on" in sentence
+
+
+def test_what_asks_for_a_password_says_so_and_how_to_give_it(client: FlaskClient) -> None:
+    document = client.get("/api/openapi.json").json
+    assert document is not None
+    paths = document["paths"]
+    account = "/api/profile/{user_id}/"
+    writes_of_the_staff = [
+        paths[f"{account}delete/"]["delete"],
+        paths[f"{account}reactivate/"]["post"],
+        paths[f"{account}deletion/"]["patch"],
+        paths[f"{account}purge/"]["post"],
+        paths[f"{account}holds/"]["post"],
+        paths[f"{account}holds/{{hold_id}}/"]["delete"],
+    ]
+
+    for operation in writes_of_the_staff:
+        assert "STAFF_FRESH_MINUTES" in operation["description"], operation["summary"]
+        assert '{"password": "…"}' in operation["description"], operation["summary"]
+        answers = operation["responses"]["401"]["content"]["application/json"]
+        assert "confirmation_required" in answers["examples"], operation["summary"]
+    for method in ("put", "patch"):
+        told = paths[f"{account}update/"][method]["description"]
+        assert "fresh token" in told
+        assert "pending_email" in told
+
+
+def test_an_etag_says_what_a_proxy_makes_of_it_and_how_it_is_sent_back(
+    client: FlaskClient,
+) -> None:
+    document = client.get("/api/openapi.json").json
+    assert document is not None
+
+    resource = document["paths"]["/api/profile/{user_id}/deletion/"]
+
+    (parameter,) = [one for one in resource["patch"]["parameters"] if one["name"] == "If-Match"]
+    for form in ("a list", "`*`", '`W/"…"`'):
+        assert form in parameter["description"]
+    for method in ("get", "patch"):
+        header = resource[method]["responses"]["200"]["headers"]["ETag"]
+        assert '`W/"…"`' in header["description"]
+
+
 def test_only_views_that_want_a_token_say_so(client: FlaskClient) -> None:
     document = client.get("/api/openapi.json").json
     assert document is not None

@@ -24,6 +24,9 @@ class Marks:
     takes_ops_token: bool = False
     raises: tuple[type[AccountError], ...] = ()
     refuses: tuple[int, ...] = ()
+    # What the view says with such an error, by the name of each case, where it is not the one
+    # sentence of the class.
+    says: dict[type[AccountError], dict[str, str]] = field(default_factory=dict)
     uploads: str | None = None
     # The view answers with the body of its 200 under this other status too; the text says what it
     # means.
@@ -54,6 +57,16 @@ def raises(*errors: type[AccountError]) -> Callable[[View], View]:
     def mark(view: View) -> View:
         marks = marks_of(view)
         marks.raises = (*marks.raises, *errors)
+        return view
+
+    return mark
+
+
+def says(error: type[AccountError], **sentences: str) -> Callable[[View], View]:
+    """Say what an *error* of :func:`raises` says in this view: a sentence for each case of it."""
+
+    def mark(view: View) -> View:
+        marks_of(view).says[error] = sentences
         return view
 
     return mark

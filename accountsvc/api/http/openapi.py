@@ -15,7 +15,7 @@ from ...errors import AccountError, DatabaseUnavailable, NotAuthenticated
 from . import apiflask_patches, errors
 from .describe import Marks, marks_of
 from .errors import PROBLEM, TABLE
-from .samples import EXAMPLES, HEADERS, SCHEMAS, TOKEN, sample
+from .samples import EXAMPLES, HEADERS, MEANINGS, SCHEMAS, TOKEN, sample
 
 _BEARER = "bearerAuth"
 _OPS = "opsToken"
@@ -103,7 +103,7 @@ def _complete_operation(operation: dict[str, Any], marks: Marks) -> None:
         operation["security"] = [{_BEARER: []}]
     if marks.takes_ops_token:
         operation["security"] = [{_OPS: []}, {}]
-        _add_error(responses, NotAuthenticated)
+        _add_error(responses, sample(NotAuthenticated))
         _add_framework_error(responses, 404)
     if marks.also_answers is not None:
         status, description = marks.also_answers
@@ -129,7 +129,10 @@ def _add_errors(operation: dict[str, Any], marks: Marks) -> None:
     """Add the errors of a view, those of its framework, and the two that every view may have."""
     responses = operation["responses"]
     for error in dict.fromkeys((*marks.raises, DatabaseUnavailable)):
-        _add_error(responses, error)
+        if error not in marks.says:
+            _add_error(responses, sample(error))
+        for case, sentence in marks.says.get(error, {}).items():
+            _add_error(responses, error(sentence), case)
     for status in (*_refused_by_the_framework(operation), *marks.refuses):
         _add_framework_error(responses, status)
     internal = errors.problem_document(500, "internal", errors.INTERNAL)
@@ -159,30 +162,37 @@ def _add_framework_error(responses: dict[str, Any], status: int) -> None:
     _put(responses, "Error", body, errors.problem_document(status, code, body))
 
 
-def _add_error(responses: dict[str, Any], error: type[AccountError]) -> None:
-    example = sample(error)
-    row = TABLE[error]
+def _add_error(responses: dict[str, Any], example: AccountError, case: str = "") -> None:
+    """Add *example* to what is answered with its status; a *case* tells it from others of it."""
+    row = TABLE[type(example)]
     shape = _SHAPES.get(row.body, "Error")
     body = row.body(example, row.code)
     if shape == "Deactivated":
         body |= {"recovery_token": TOKEN}
     of_fields = str(example) if shape == "FieldErrors" else None
     problem = errors.problem_document(row.status, row.code, body, of_fields)
-    response = _put(responses, shape, body, problem)
+    response = _put(responses, shape, body, problem, case)
     for name, value in row.headers(example).items():
         _add_header(response, name, value)
 
 
 def _add_header(response: dict[str, Any], name: str, example: str) -> None:
     header = {"schema": {"type": "string"}, "example": example}
+    if name in MEANINGS:
+        header["description"] = MEANINGS[name]
     response.setdefault("headers", {})[name] = header
 
 
 def _put(
-    responses: dict[str, Any], shape: str, body: dict[str, Any], problem: dict[str, Any]
+    responses: dict[str, Any],
+    shape: str,
+    body: dict[str, Any],
+    problem: dict[str, Any],
+    case: str = "",
 ) -> dict[str, Any]:
     """Add one error, in both of its forms, to what is answered with its status."""
     code = problem["code"]
+    name = f"{code} {case}".rstrip().replace(" ", "_")
     meaning = code.replace("_", " ")
     status = str(problem["status"])
     response: dict[str, Any] = responses.setdefault(status, {"description": meaning})
@@ -193,9 +203,9 @@ def _put(
     reference = {"$ref": f"#/components/schemas/{shape}"}
     if reference not in plain["schema"]["anyOf"]:
         plain["schema"]["anyOf"].append(reference)
-    plain["examples"][code] = {"value": body}
+    plain["examples"][name] = {"value": body}
     problems = content.setdefault(
         PROBLEM, {"schema": {"$ref": "#/components/schemas/Problem"}, "examples": {}}
     )
-    problems["examples"][code] = {"value": problem}
+    problems["examples"][name] = {"value": problem}
     return response

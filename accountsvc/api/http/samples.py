@@ -66,6 +66,10 @@ HEADERS: dict[str, dict[str, Any]] = {
         "example": "9f86d081884c7d659a2feaa0c55ad015",
     }
 }
+# What a header of an answer is for, by its name.
+MEANINGS = {
+    "ETag": 'Names this state. A proxy that compresses makes it `W/"…"`: send it back as it came.',
+}
 SCHEMAS: dict[str, dict[str, Any]] = {
     "Deactivated": {
         "type": "object",
