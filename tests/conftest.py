@@ -25,8 +25,8 @@ from sqlalchemy import Engine
 from accountsvc.db.engine import make_engine
 from accountsvc.db.schema import upgrade
 from accountsvc.services import Services, build_services
+from tests.support import routes, statements
 from tests.support.factories import dispose, make_app, make_settings
-from tests.support.routes import compile_each_once
 from tests.support.servers import PostgresServer, ValkeyServer, create_database, drop_database
 
 ENGINES = ("sqlite", "postgresql")
@@ -77,7 +77,8 @@ def pytest_configure(config: pytest.Config) -> None:
     # By its defaults the collector walks all that was imported, again and again: that was a sixth
     # of the run of a file of tests.
     gc.set_threshold(50_000, 20, 100)
-    compile_each_once()
+    routes.compile_each_once()
+    statements.compile_each_once()
     if hasattr(config, "workerinput") or config.option.collectonly:
         return
     # Take the signals that end a job (`timeout`, CI, a closing terminal) for an interrupt: they
