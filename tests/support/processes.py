@@ -23,6 +23,8 @@ from tests.support.servers import free_port
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 PYTHON = sys.executable
+# Its `sitecustomize` keeps from a process what only the tests have installed.
+LEAN = Path(__file__).parent / "lean"
 
 # These are bounds against hanging, not measures: on a busy machine a start takes minutes.
 START = 300.0
@@ -46,7 +48,8 @@ class Crash(BaseException):
 def environment(folder: Path, database_url: str = "", **changes: str) -> dict[str, str]:
     """An environment with nothing of ours but what a test says; its instance is in *folder*."""
     inherited = {name: value for name, value in os.environ.items() if name in INHERITED}
-    return {**inherited, **variables(database_url, folder), "PYTHONUNBUFFERED": "1", **changes}
+    ours = {"PYTHONUNBUFFERED": "1", "PYTHONPATH": str(LEAN)}
+    return {**inherited, **variables(database_url, folder), **ours, **changes}
 
 
 def eventually(check: Callable[[], T], seconds: float = START, *, pause: float = 0.05) -> T:
