@@ -34,14 +34,18 @@ from tests.support.servers import free_port
 from tests.support.state import belongings, events, read_account
 
 
-@pytest.fixture
-def place(tmp_path: Path) -> Path:
-    """The database of an instance that `prepare` would make."""
-    place = tmp_path / "instance" / "accountsvc.db"
+def make_place(folder: Path) -> Path:
+    place = folder / "instance" / "accountsvc.db"
     place.parent.mkdir(mode=0o700)
     shutil.copy(os.environ["ACCOUNTSVC_TEST_SQLITE"], place)
     place.chmod(0o600)
     return place
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    """The database of an instance that `prepare` would make."""
+    return make_place(tmp_path)
 
 
 @pytest.fixture
@@ -228,23 +232,34 @@ def killed(env: dict[str, str], command: str, where: str, when: str, file: Path)
     assert ended.returncode == -9, ended.stderr
 
 
-@pytest.fixture
-def past(env: dict[str, str], place: Path, opened: Callable[[], Services], tmp_path: Path) -> Path:
-    """A backup from when only ann was there; bob came since, and is in the log alone."""
-    services = opened()
+@pytest.fixture(scope="module")
+def left_by_kill(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An instance as SIGKILL left it, and `past.zip` from when only ann was there.
+
+    Bob came since, and is in the log alone. It is made once, and each test has a copy.
+    """
+    folder = tmp_path_factory.mktemp("past")
+    place = make_place(folder)
+    services = build_services(make_settings(f"sqlite:///{place}", folder))
     make_person(services, "ann")
-    file = tmp_path / "past.zip"
-    made = command(env, "backup", file)
+    made = command(environment(folder, f"sqlite:///{place}"), "backup", folder / "past.zip")
     assert made.returncode == 0, made.stderr
     make_person(services, "bob")
     # As SIGKILL leaves it: the log has been taken in by nobody.
     for path in (place, log_of(place)):
-        shutil.copy(path, tmp_path / path.name)
+        shutil.copy(path, folder / path.name)
     close(services)
     for path in (place, log_of(place)):
-        shutil.move(tmp_path / path.name, path)
+        shutil.move(folder / path.name, path)
+    return folder
+
+
+@pytest.fixture
+def past(left_by_kill: Path, place: Path, tmp_path: Path) -> Path:
+    """A backup from when only ann was there; bob came since, and is in the log alone."""
+    shutil.copytree(left_by_kill, tmp_path, dirs_exist_ok=True)
     assert log_of(place).stat().st_size > 0
-    return file
+    return tmp_path / "past.zip"
 
 
 @pytest.mark.parametrize("where", ["backup.copy_database", "backup._pack", "os.replace"])
