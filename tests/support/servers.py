@@ -53,7 +53,8 @@ def execute(url: str, statement: str) -> None:
 
 def create_database(url: str, name: str, *, template: str = "template0") -> str:
     """Copy the database *template* on the server at *url*; return the URL of the copy."""
-    execute(url, f'CREATE DATABASE "{name}" TEMPLATE "{template}" STRATEGY WAL_LOG')
+    # Written into the log, each page would be written twice: that takes half as much time again.
+    execute(url, f'CREATE DATABASE "{name}" TEMPLATE "{template}" STRATEGY FILE_COPY')
     return make_url(url).set(database=name).render_as_string(hide_password=False)
 
 
