@@ -22,6 +22,7 @@ from .console import (
     fail,
     find,
     json_option,
+    reason_option,
     sentences,
     show_lines,
     yes_option,
@@ -32,7 +33,7 @@ from .words import Column, count, stamp, table
 
 @accounts_group.command()
 @click.argument("names", nargs=-1, required=True, metavar="ID|EMAIL…")
-@click.option("--reason", required=True, help="Stored on the account until its purge.")
+@reason_option("Stored on the account until its purge.", required=True)
 @yes_option
 @json_option
 @sentences

@@ -31,6 +31,7 @@ from .console import (
     find,
     is_behind_its_ledger,
     json_option,
+    reason_option,
     sentences,
     show_json,
     show_lines,
@@ -56,7 +57,7 @@ accounts_group = AppGroup(
 
 @accounts_group.command()
 @click.argument("names", nargs=-1, required=True, metavar="ID|EMAIL…")
-@click.option("--reason", help="Stored on the account until its purge.")
+@reason_option("Stored on the account until its purge.", may_be_blank=True)
 @json_option
 @sentences
 def deactivate(names: tuple[str, ...], *, reason: str | None, as_json: bool) -> None:
@@ -110,7 +111,7 @@ _NOBODY_PROMISED = (
 
 @accounts_group.command()
 @click.argument("names", nargs=-1, required=True, metavar="ID|EMAIL…")
-@click.option("--reason", help="Needed for who is due; stored on the account until its purge.")
+@reason_option("Needed for who is due; stored on the account until its purge.")
 @json_option
 @sentences
 def reactivate(names: tuple[str, ...], *, reason: str | None, as_json: bool) -> None:
@@ -152,7 +153,8 @@ def reactivate(names: tuple[str, ...], *, reason: str | None, as_json: bool) -> 
         names,
         change,
         done="Account {id} is active again.",
-        already="Account {id} was active already.",
+        already="Account {id} was active already."
+        + ("" if reason is None else " The reason was not stored."),
         as_json=as_json,
     )
 
@@ -321,7 +323,7 @@ def create(username: str, email: str, *, staff: bool, as_json: bool) -> None:
 
 @accounts_group.command()
 @click.argument("name", metavar="ID|EMAIL")
-@click.option("--reason", required=True, help="Stored on the account until its purge.")
+@reason_option("Stored on the account until its purge.", required=True)
 @json_option
 @sentences
 def hold(name: str, *, reason: str, as_json: bool) -> None:

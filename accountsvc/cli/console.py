@@ -16,6 +16,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
 from .. import documents
+from ..accounts.reasons import check_reason
 from ..db import rows
 from ..db.engine import database_now
 from ..db.models import Account
@@ -26,10 +27,28 @@ from ..web import services
 from .words import count, escaped, printable
 
 F = TypeVar("F", bound=Callable[..., Any])
+Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 
 yes_option = click.option("--yes", "-y", is_flag=True, help="Do not ask.")
+
+
+def reason_option(help_: str, *, required: bool = False, may_be_blank: bool = False) -> Decorator:
+    """Return the option --reason; one that would not be taken ends the command as bad usage.
+
+    So it is refused before anybody is asked anything, and by the name of the option.
+    """
+
+    def check(_context: click.Context, _option: click.Parameter, reason: str | None) -> str | None:
+        if reason is not None:
+            try:
+                check_reason(reason, may_be_blank=may_be_blank)
+            except InvalidInput as exc:
+                raise click.UsageError(f"--reason: {' '.join(exc.fields['reason'])}") from exc
+        return reason
+
+    return click.option("--reason", required=required, callback=check, help=help_)
 
 
 def fail(sentence: str) -> NoReturn:
