@@ -40,7 +40,7 @@ from tests.api.answers import (
     WRONG_PASSWORD,
 )
 from tests.conftest import NewApp
-from tests.support.addresses import ask_address
+from tests.support.addresses import ask_address, change_address
 from tests.support.factories import (
     PASSWORD,
     Person,
@@ -240,6 +240,22 @@ def test_the_account_file_says_what_the_row_says_and_no_secret(
         "pending_email_at": None,
     }
     assert account.password_hash.encode() not in b"".join(files.values())
+
+
+def test_the_addresses_that_an_account_has_left_are_in_it_and_nobody_elses(
+    app: APIFlask, client: FlaskClient, ann: Person, bob: Person
+) -> None:
+    services, moved_at = services_of(app), now(services_of(app))
+    change_address(services, ann.id, "new@example.org", clock=at(moved_at))
+    change_address(services, bob.id, "bobs@example.org", clock=at(moved_at))
+
+    files = opened(client.get(url(ann), headers=ann.auth))
+
+    former = json.loads(files["former_addresses.json"])
+    assert former[-1]["email"] == ann.email
+    assert former[-1]["left_at"] == wire(moved_at)
+    assert former[-1]["held_since"] <= former[-1]["left_at"]
+    assert bob.email.encode() not in b"".join(files.values())
 
 
 @pytest.mark.parametrize(("age", "shown"), [(0, True), (71, True), (72, False)])

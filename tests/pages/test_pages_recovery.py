@@ -16,6 +16,7 @@ from werkzeug.http import http_date
 
 from accountsvc.accounts import credentials
 from accountsvc.adapters import throttle
+from accountsvc.db.models import FormerAddress
 from accountsvc.db.rows import find
 from accountsvc.pages.recovery import time_left
 from tests.conftest import NewApp
@@ -597,11 +598,24 @@ def test_the_page_tells_whoever_reads_the_previous_address_to_contact_the_suppor
         account.email_changed_at = account.deactivated_at - timedelta(hours=1)
 
     shown = words(browser.open())
+    with services.writing() as session:
+        session.add(
+            FormerAddress(
+                account_id=ann.id,
+                email="first@example.org",
+                held_since=account.joined_at,
+                left_at=account.deactivated_at - timedelta(hours=2),
+            )
+        )
+    twice = words(browser.open())
     kept = words(browser.send(action="keep"))
 
+    # The link does not say to which of the addresses it was mailed.
+    assert "The email address of the account was changed on " in shown
+    assert "was changed more than once lately, the last time on " in twice
     assert "You asked us to delete" in usual
     assert "You asked us to delete" not in shown
-    for said in (shown, kept):
+    for said in (shown, twice, kept):
         assert "contact the support" in said
     assert "Sign in as you always did" not in kept
 
