@@ -42,10 +42,13 @@ test: install ## Run all tests, on real servers from wheels and in a browser
 	@$(BIN)/python -m tests.support.browser
 	$(BIN)/pytest $(PYTEST_OPTIONS)
 
-lint: install ## Check format, style, types, import directions and the files for deployment
+lint: install ## Check format, style, types, import directions, that tests can be collected, and the files for deployment
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/mypy accountsvc worker
+	@# mypy keeps one core busy; meanwhile the other one collects the tests, and compiles them for pytest.
+	@$(BIN)/pytest -n 0 --collect-only -q > $(VENV)/collected.txt 2>&1 & collecting=$$!; \
+	  echo "$(BIN)/mypy accountsvc worker"; $(BIN)/mypy accountsvc worker; checked=$$?; \
+	  wait $$collecting || { tail -n 20 $(VENV)/collected.txt >&2; exit 1; }; exit $$checked
 	$(BIN)/lint-imports
 	$(BIN)/check-jsonschema --builtin-schema vendor.compose-spec compose.yaml
 	$(BIN)/kubernetes-validate --strict --quiet docs/deploy/kubernetes/accountsvc.yaml
