@@ -38,9 +38,10 @@ def status(*, as_json: bool) -> None:
 
     \b
     Exit codes: 0 nobody is stuck or unexplained, also while the brake holds
-    or purging is paused, which is said; 1 somebody is, a return or hold is
-    late for the ledger, the database is older than its ledger, or it cannot
-    be read; 2 bad usage.
+    or purging is paused, which is said; 1 somebody is, a purge has failed
+    more than once, something owed has failed or is late by more than ten
+    minutes, a return or hold is late for the ledger, the database is older
+    than its ledger, or it cannot be read; 2 bad usage.
     """
     settings = services().settings
     with services().reading() as session:
@@ -56,13 +57,19 @@ def status(*, as_json: bool) -> None:
         "due": counts.due,
         "held": counts.held,
         "failing": counts.failing,
+        "failing_again": counts.failing_again,
         "stuck": counts.stuck,
         "braked": counts.braked,
         "unexplained": counts.unexplained,
         "overdue_seconds": round(counts.overdue.total_seconds()),
-        "owed": dict(counts.owed),
-        "paused": dict(counts.paused),
+        "owed": counts.owed,
+        "owed_failing": counts.owed_failing,
+        "owed_oldest_seconds": {
+            kind: round(age.total_seconds()) for kind, age in counts.owed_oldest.items()
+        },
+        "paused": counts.paused,
         "delayed": dict(counts.delayed),
+        "refused": dict(counts.refused),
         "last_purged_at": stamp(counts.last_purged_at),
         "swept_at": stamp(counts.swept_at),
         "paused_at": stamp(counts.paused_at),
@@ -90,6 +97,14 @@ def _wrong(counts: Status) -> Iterator[str]:
     if counts.stuck:
         accounts = count(counts.stuck, "account is", "accounts are")
         yield f"{accounts} stuck. `accounts show ID` says why."
+    again = counts.failing_again - counts.stuck
+    if again > 0:
+        yield (
+            f"The purge of {count(again, 'account has', 'accounts have')} failed more than once. "
+            "`accounts show ID` says why."
+        )
+    if counts.owes_what_is_late:
+        yield "The outbox owes what has failed or is late: the table says what, and since when."
     if counts.unkept:
         lines = count(counts.unkept, "return or hold is", "returns and holds are")
         yield f"{lines} not in the ledger yet: a restore would lose it. `ledger verify` says why."
@@ -132,6 +147,7 @@ def _status_lines(shown: Mapping[str, Any]) -> Iterator[str]:
             "receipts to scrub": shown["unscrubbed"],
             "returns and holds not in the ledger": shown["unkept"] or None,
             "mails delayed": sum(shown["delayed"].values()),
+            "mails refused": sum(shown["refused"].values()) or None,
             "kept keys of accounts": _ids(shown["kept_key_ids"], shown["kept_keys"]),
         }
     )
@@ -140,9 +156,19 @@ def _status_lines(shown: Mapping[str, Any]) -> Iterator[str]:
         yield "The outbox owes nothing."
         return
     owed = sorted(shown["owed"].items())
+    failing, oldest = shown["owed_failing"], shown["owed_oldest_seconds"]
     yield from table(
-        ["OWED", "WHAT", "KIND"],
-        ((number, _what(kind, shown["paused"]), kind) for kind, number in owed),
+        ["OWED", "FAILING", "SINCE", "WHAT", "KIND"],
+        (
+            (
+                number,
+                failing.get(kind, 0),
+                duration(timedelta(seconds=oldest[kind])),
+                _what(kind, shown["paused"]),
+                kind,
+            )
+            for kind, number in owed
+        ),
     )
 
 

@@ -287,7 +287,11 @@ class PurgeFailure(Base):
 
 
 class Effect(Base):
-    """A side effect that is still owed. ``attempts`` counts claims, and so names the lease."""
+    """A side effect that is still owed. ``attempts`` counts claims, and so names the lease.
+
+    ``due_at`` is when it is to happen: it is owed from then on, however often it fails.
+    ``deliver_after`` is when it may be tried next: a lease and the pause after a failure move it.
+    """
 
     __tablename__ = "outbox"
     __table_args__ = (
@@ -303,6 +307,8 @@ class Effect(Base):
     payload: Mapped[dict[str, Any]] = mapped_column(default=dict)
     created_at: Mapped[datetime]
     deliver_after: Mapped[datetime]
+    # It is null in a row of the release before, until its first try: ``deliver_after`` counts then.
+    due_at: Mapped[datetime | None]
     expires_at: Mapped[datetime | None]
     attempts: Mapped[int] = mapped_column(Integer, default=0, server_default=text("0"))
     last_error: Mapped[str | None] = mapped_column(String(100))

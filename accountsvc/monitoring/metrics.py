@@ -113,6 +113,7 @@ class _Standing(Collector):
         yield up
         if counts is not None:
             yield from _backlog(counts)
+            yield from _outbox(counts)
             yield from _sweeps(counts)
 
 
@@ -136,33 +137,47 @@ def _backlog(counts: Status) -> Iterator[Metric]:
         "Deactivated accounts whose purge nobody has promised, due or not.",
         value=counts.unexplained,
     )
-    effects = GaugeMetricFamily(
-        "accountsvc_outbox_effects", "Effects that are due, by kind.", labels=["kind"]
-    )
-    for kind, count in counts.owed.items():
-        effects.add_metric([kind], count)
-    yield effects
-    paused = GaugeMetricFamily(
-        "accountsvc_outbox_effects_paused",
-        "Effects that are due and wait until purging goes on, by kind.",
-        labels=["kind"],
-    )
-    for kind, count in counts.paused.items():
-        paused.add_metric([kind], count)
-    yield paused
     yield GaugeMetricFamily(
         "accountsvc_returns_and_holds_owed",
         "Returns and holds that are not in the ledger after a minute.",
         value=counts.unkept,
     )
-    delayed = GaugeMetricFamily(
-        "accountsvc_mails_delayed",
-        "Mails that wait because their recipient has been mailed, by kind.",
-        labels=["kind"],
-    )
-    for kind, count in counts.delayed.items():
-        delayed.add_metric([kind], count)
-    yield delayed
+
+
+def _outbox(counts: Status) -> Iterator[Metric]:
+    """Yield what is owed, and what waits, each by kind."""
+    for name, meaning, by_kind in (
+        ("outbox_effects", "Effects that are owed: they should have happened by now.", counts.owed),
+        (
+            "outbox_effects_failing",
+            "Owed effects that have failed and are tried again.",
+            counts.owed_failing,
+        ),
+        (
+            "outbox_effects_paused",
+            "Owed effects that wait until purging goes on.",
+            counts.paused,
+        ),
+        (
+            "mails_delayed",
+            "Mails that wait because their recipient has been mailed.",
+            counts.delayed,
+        ),
+        (
+            "mails_refused",
+            "Mails whose address was refused and that are tried again later.",
+            counts.refused,
+        ),
+        (
+            "outbox_oldest_owed_seconds",
+            "How long the oldest owed effect is owed.",
+            {kind: age.total_seconds() for kind, age in counts.owed_oldest.items()},
+        ),
+    ):
+        family = GaugeMetricFamily(f"accountsvc_{name}", f"{meaning} By kind.", labels=["kind"])
+        for kind, value in by_kind.items():
+            family.add_metric([kind], value)
+        yield family
 
 
 def _sweeps(counts: Status) -> Iterator[Metric]:

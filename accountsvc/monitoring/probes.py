@@ -229,17 +229,29 @@ class Probes:
                 "due": counts.due,
                 "held": counts.held,
                 "failing": counts.failing,
+                "failing_again": counts.failing_again,
                 "stuck": counts.stuck,
                 "unexplained": counts.unexplained,
                 "braked": counts.braked,
                 "oldest_overdue_seconds": round(counts.overdue.total_seconds()),
-                "owed": dict(counts.owed),
-                "paused": dict(counts.paused),
+                "owed": counts.owed,
+                "owed_failing": counts.owed_failing,
+                "owed_oldest_seconds": {
+                    kind: round(age.total_seconds()) for kind, age in counts.owed_oldest.items()
+                },
+                "paused": counts.paused,
                 "delayed": dict(counts.delayed),
+                "refused": dict(counts.refused),
                 "unscrubbed": counts.unscrubbed if self._services.settings.is_sqlite else 0,
                 "unkept": counts.unkept,
             }
-            troubles = (counts.stuck, counts.unexplained, counts.unkept)
+            troubles = (
+                counts.failing_again,
+                counts.stuck,
+                counts.unexplained,
+                counts.unkept,
+                counts.owes_what_is_late,
+            )
             fine = fine and not (late or sweep["braked"] or any(troubles))
         return {
             "status": OK if fine else "degraded",

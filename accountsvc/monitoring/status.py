@@ -11,9 +11,13 @@ from sqlalchemy.orm import Session
 
 from ..db import rules
 from ..db.models import Account, PurgeFailure, Receipt
-from ..outbox import kept, pacing, queue
+from ..outbox import kept, owing, pacing
+from ..outbox.owing import Owing
 from ..purge import brake, claim, clocks, failures, stops
 from ..purge.brake import Standing
+
+# What is owed for longer is a fault, though nothing has failed: nobody delivers.
+OWED_LATE = timedelta(minutes=10)
 
 
 @dataclass(frozen=True)
@@ -25,10 +29,13 @@ class Status:
     to accept them, ``failing`` for their next try and ``stuck`` for a person, each counted once;
     the others are for the next sweep, and ``overdue`` is how long the oldest of these has waited.
     ``braked`` counts those of them who wait for the ``brake``: none while it does not hold.
-    ``unexplained`` counts those in their grace period and under a hold, too. ``owed`` counts
-    effects that are due, by kind, and ``paused`` those of them that wait until purging goes on;
-    ``delayed`` counts mails that wait for their turn; ``unscrubbed`` counts receipts; ``unkept``
-    counts returns and holds that should be in the ledger by now.
+    ``unexplained`` counts those in their grace period and under a hold, too. ``failing_again``
+    counts those of the failing, and of the stuck, that have failed more than once.
+
+    ``owing`` says by kind what should have happened by now; ``delayed`` counts mails that wait for
+    their turn, ``refused`` those whose address was refused and is tried again, both by kind and
+    not owed meanwhile; ``unscrubbed`` counts receipts; ``unkept`` counts returns and holds that
+    should be in the ledger by now.
     ``troubled_ids`` are the first failing or stuck accounts. ``clock_moved_at`` is when the clock
     has stopped purging.
     """
@@ -39,13 +46,14 @@ class Status:
     due: int
     held: int
     failing: int
+    failing_again: int
     stuck: int
     unexplained: int
     unexplained_due: int
     overdue: timedelta
-    owed: Mapping[str, int]
-    paused: Mapping[str, int]
+    owing: Mapping[str, Owing]
     delayed: Mapping[str, int]
+    refused: Mapping[str, int]
     last_purged_at: datetime | None
     swept_at: datetime | None
     paused_at: datetime | None
@@ -55,6 +63,33 @@ class Status:
     unscrubbed: int
     unkept: int
     troubled_ids: tuple[int, ...]
+
+    @property
+    def owed(self) -> dict[str, int]:
+        """How many effects are owed, by kind."""
+        return {kind: one.count for kind, one in self.owing.items()}
+
+    @property
+    def owed_failing(self) -> dict[str, int]:
+        """How many of the owed effects have failed and are tried again, by kind."""
+        return {kind: one.failing for kind, one in self.owing.items() if one.failing}
+
+    @property
+    def owed_oldest(self) -> dict[str, timedelta]:
+        """How long the oldest of the owed effects is owed, by kind."""
+        return {kind: one.oldest for kind, one in self.owing.items()}
+
+    @property
+    def paused(self) -> dict[str, int]:
+        """How many of the owed effects wait until purging goes on, by kind."""
+        return {kind: one.count for kind, one in self.owing.items() if one.waits}
+
+    @property
+    def owes_what_is_late(self) -> bool:
+        """Whether anything that is owed has failed, or should have happened a while ago."""
+        return any(
+            one.failing or one.oldest > OWED_LATE for one in self.owing.values() if not one.waits
+        )
 
 
 def count_braked(session: Session, *, now: datetime, max_attempts: int) -> int:
@@ -86,7 +121,6 @@ def read(
     oldest = session.scalar(
         select(func.min(Account.purge_at)).where(is_due, ~held, ~failed, explained)
     )
-    owed = queue.count_owed(session, now)
     return Status(
         at=now,
         active=count(rules.is_active()) if count_active else None,
@@ -94,13 +128,14 @@ def read(
         due=count(is_due),
         held=count(is_due, held),
         failing=count(is_due, ~held, failed, ~given_up, explained),
+        failing_again=count(is_due, ~held, rules.has_failed(PurgeFailure.attempts >= 2), explained),
         stuck=count(is_due, ~held, given_up, explained),
         unexplained=count(rules.is_unexplained()),
         unexplained_due=count(is_due, ~held, ~explained),
         overdue=timedelta() if oldest is None else now - oldest,
-        owed=owed,
-        paused={kind: count for kind, count in owed.items() if queue.waits(session, kind)},
+        owing=owing.read_owed(session, now),
         delayed=pacing.count_delayed(session, now),
+        refused=owing.count_refused(session, now),
         last_purged_at=session.scalar(select(func.max(Receipt.purged_at))),
         swept_at=stops.swept_at(session),
         paused_at=stops.paused_at(session),

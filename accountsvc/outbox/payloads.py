@@ -137,6 +137,12 @@ def with_refusals(stored: Mapping[str, Any], count: int) -> dict[str, Any]:
     return {**rest, _REFUSALS: count}
 
 
+def was_refused(payload: InstrumentedAttribute[dict[str, Any]]) -> ColumnElement[bool]:
+    """Return the SQL expression that says of a stored *payload* whether its mail was refused."""
+    refused: ColumnElement[bool] = payload[_REFUSALS].as_integer() > 0
+    return refused
+
+
 def seal_of(stored: Mapping[str, Any]) -> dict[str, Any] | None:
     """Return the seal with which this payload's lines are written; None before the first try."""
     seal = stored.get(_SEAL)

@@ -1,6 +1,7 @@
 """The queue of side effects, which are rows until they have happened.
 
-:func:`record` adds an effect to the transaction that causes it. :func:`deliver` does it after the
+:func:`record` adds an effect to the transaction that causes it. It is owed from ``due_at`` on,
+until it has happened: neither a lease nor a failure hides it. :func:`deliver` does it after the
 commit: it claims rows by moving ``deliver_after`` on (a lease, which runs out by itself), commits,
 has a handler do the work outside any transaction, and removes a row only while the lease is still
 its own. So a crash at any moment repeats an effect at most, and handlers are idempotent.
@@ -20,6 +21,7 @@ from sqlalchemy import (
     ColumnElement,
     Select,
     and_,
+    case,
     delete,
     func,
     insert,
@@ -85,8 +87,9 @@ class Owed:
 class Outcome:
     """A handler's answer about the effects that it was given, by ``uid``; all others are done.
 
-    ``failed`` are tried again after a pause (the value is an exception's class name, nothing else);
-    ``later`` are not due before the time named there; ``given_up`` are dropped for good.
+    ``failed`` are tried again after a pause (the value is an exception's class name, nothing else)
+    and stay owed; ``later`` are not due before the time named there, and not owed until then;
+    ``given_up`` are dropped for good.
     ``payloads`` are the new ones of effects that stay. ``then`` is called for one that is done, in
     the transaction that removes it and with its time: once, however often it was done.
     """
@@ -133,6 +136,7 @@ def row(
         "payload": {} if payload is None else payload.stored(),
         "created_at": now,
         "deliver_after": after or now,
+        "due_at": after or now,
         "expires_at": expires_at,
         "attempts": 0,
     }
@@ -190,15 +194,6 @@ def files_owed(keys: Sequence[str]) -> Select[str]:
     return select(key).where(Effect.kind == DELETE_FILE, key.in_(keys))
 
 
-def count_owed(session: Session, now: datetime) -> dict[str, int]:
-    """Count the effects that are due at *now*, by kind."""
-    rows = session.execute(
-        select(Effect.kind, func.count()).where(Effect.deliver_after <= now).group_by(Effect.kind)
-    )
-    # A result has a method ``keys``: without ``iter``, dict() would take it for a mapping.
-    return dict(iter(rows))
-
-
 def waits(session: Session, kind: str) -> bool:
     """Say whether effects of *kind* wait because purging is stopped: a file is as gone as a row."""
     return kind == DELETE_FILE and bool(session.scalar(select(rules.purging_is_stopped())))
@@ -239,7 +234,10 @@ def heal(database: Database, clock: Clock) -> int:
                 session,
                 update(Effect)
                 .where(Effect.id.in_(chunk), _is_put_off(now))
-                .values(deliver_after=now),
+                .values(
+                    deliver_after=now,
+                    due_at=case((Effect.due_at > now, now), else_=Effect.due_at),
+                ),
             )
             for chunk in chunks(ids)
         )
@@ -355,7 +353,11 @@ def _claim(database: Database, clock: Clock, kind: str, size: int) -> dict[int, 
                 session,
                 update(Effect)
                 .where(Effect.id.in_([row.id for row in claimed]))
-                .values(deliver_after=now + LEASE, attempts=Effect.attempts + 1),
+                .values(
+                    deliver_after=now + LEASE,
+                    due_at=func.coalesce(Effect.due_at, Effect.deliver_after),
+                    attempts=Effect.attempts + 1,
+                ),
             )
         return {row.id: as_owed(row, attempts=row.attempts + 1) for row in claimed}
 
@@ -445,6 +447,8 @@ def _rescheduled(effect: Owed, outcome: Outcome, now: datetime) -> dict[str, Any
     if effect.expires_at is not None:
         again_at = min(again_at, effect.expires_at)
     values["deliver_after"] = again_at
+    if effect.uid in outcome.later:
+        values["due_at"] = again_at
     if effect.uid in outcome.payloads:
         values["payload"] = outcome.payloads[effect.uid]
     return values

@@ -13,16 +13,18 @@ import pytest
 from apiflask import APIFlask
 from flask.testing import FlaskClient
 from prometheus_client.parser import text_string_to_metric_families
+from sqlalchemy import update
 
 from accountsvc.config import ConfigError
 from accountsvc.db.audit import OPERATOR_ACTOR
 from accountsvc.db.engine import database_now
-from accountsvc.db.models import SWEPT, ClockReading
+from accountsvc.db.models import SWEPT, ClockReading, Effect
 from accountsvc.db.schema import downgrade
 from accountsvc.monitoring import probes
 from accountsvc.monitoring.probes import DATABASE_BEHIND, WRONG_KEYS, Probe, Probes
 from accountsvc.outbox import queue
-from accountsvc.purge import stops
+from accountsvc.outbox.payloads import LedgerLines
+from accountsvc.purge import failures, stops
 from accountsvc.purge.clocks import Clocks, ClocksDiffer
 from tests.conftest import NewApp
 from tests.support.factories import (
@@ -248,6 +250,90 @@ def test_a_pause_is_shown_and_is_no_fault(app: APIFlask, client: FlaskClient) ->
     assert seen["accountsvc_purging_paused", ()] == 1
     assert status["backlog"]["paused"] == {"file.delete": 1}
     assert seen["accountsvc_outbox_effects_paused", ("file.delete",)] == 1
+
+
+def fail(app: APIFlask, kind: str, error: str | None = "StoreUnavailable") -> None:
+    """Owe an effect that was tried in vain just now."""
+    with services_of(app).writing() as session:
+        owed_now = database_now(session)
+        lines = LedgerLines([]) if kind == queue.LEDGER else None
+        uid = queue.record(session, kind, subject=None, now=owed_now, payload=lines)
+        session.execute(
+            update(Effect)
+            .where(Effect.uid == uid)
+            .values(attempts=1, last_error=error, deliver_after=owed_now + timedelta(minutes=5))
+        )
+
+
+@pytest.mark.parametrize("kind", [queue.DELETE_FILE, queue.LEDGER, "mail.purged", "ledger.keep"])
+def test_a_failing_effect_is_degraded_while_it_pauses(
+    app: APIFlask, client: FlaskClient, kind: str
+) -> None:
+    services_of(app).sweep()
+    fail(app, kind)
+
+    status = client.get("/statusz").json
+    seen = metrics(client)
+
+    assert status is not None
+    assert status["status"] == "degraded"
+    assert set(status["parts"].values()) == {"ok"}
+    assert status["backlog"]["owed"] == status["backlog"]["owed_failing"] == {kind: 1}
+    assert status["backlog"]["owed_oldest_seconds"].keys() == {kind}
+    assert seen["accountsvc_outbox_effects", (kind,)] == 1
+    assert seen["accountsvc_outbox_effects_failing", (kind,)] == 1
+    assert 0 < seen["accountsvc_outbox_oldest_owed_seconds", (kind,)] < 60
+
+
+@pytest.mark.parametrize(("minutes", "state"), [(9, "ok"), (11, "degraded")])
+def test_what_is_owed_for_more_than_ten_minutes_is_degraded(
+    app: APIFlask, client: FlaskClient, minutes: int, state: str
+) -> None:
+    services_of(app).sweep()
+    fail(app, "mail.scheduled", error=None)
+    since = now(services_of(app)) - timedelta(minutes=minutes)
+    with services_of(app).writing() as session:
+        session.execute(update(Effect).values(due_at=since))
+
+    status = client.get("/statusz").json
+
+    assert status is not None
+    assert status["status"] == state
+    assert status["backlog"]["owed_failing"] == {}
+    assert minutes * 60 <= status["backlog"]["owed_oldest_seconds"]["mail.scheduled"] < 3600
+
+
+def test_files_that_wait_for_purging_to_go_on_are_late_by_its_will(
+    app: APIFlask, client: FlaskClient
+) -> None:
+    services_of(app).sweep()
+    fail(app, queue.DELETE_FILE)
+    with services_of(app).writing() as session:
+        stops.pause(session, by=OPERATOR_ACTOR)
+
+    status = client.get("/statusz").json
+
+    assert status is not None
+    assert status["status"] == "ok"
+    assert status["backlog"]["paused"] == {"file.delete": 1}
+
+
+@pytest.mark.parametrize(("tries", "state"), [(1, "ok"), (2, "degraded")])
+def test_a_purge_that_has_failed_twice_is_degraded(
+    app: APIFlask, client: FlaskClient, ann: Person, tries: int, state: str
+) -> None:
+    services_of(app).sweep()
+    make_due(services_of(app), ann)
+    for _ in range(tries):
+        with services_of(app).writing() as session:
+            failures.note(session, ann.id, RuntimeError(), database_now(session), 8)
+
+    status = client.get("/statusz").json
+
+    assert status is not None
+    assert (status["status"], status["backlog"]["failing"]) == (state, 1)
+    assert status["backlog"]["failing_again"] == tries - 1
+    assert status["backlog"]["stuck"] == 0
 
 
 def test_a_clock_that_has_moved_is_a_part_that_fails(app: APIFlask, client: FlaskClient) -> None:

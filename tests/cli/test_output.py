@@ -221,6 +221,14 @@ def test_status_counts_in_words(app: APIFlask, run: Run, ann: Person) -> None:
         "DELETE FROM outbox WHERE id NOT IN"
         " (SELECT id FROM outbox WHERE kind = 'mail.scheduled' LIMIT 2)",
     )
+    run_sql(
+        services_of(app),
+        "UPDATE outbox SET due_at = datetime('now', '-3 hours', '-20 seconds') || '.000000'",
+    )
+    run_sql(
+        services_of(app),
+        "UPDATE outbox SET last_error = 'TimeoutError' WHERE id IN (SELECT min(id) FROM outbox)",
+    )
     run("sweeps", "pause")
     run_sql(services_of(app), "UPDATE sweep_marks SET at = :then", then=THEN)
 
@@ -244,12 +252,13 @@ def test_status_counts_in_words(app: APIFlask, run: Run, ann: Person) -> None:
         "receipts to scrub  0\n"
         "mails delayed      0\n"
         "\n"
-        "OWED  WHAT                               KIND\n"
-        "   2  mails: the account will be purged  mail.scheduled\n"
+        "OWED  FAILING  SINCE  WHAT                               KIND\n"
+        "   2        1  3 h    mails: the account will be purged  mail.scheduled\n"
     )
     assert result.stderr == (
         f"Purging is paused since {STAMP}. `sweeps resume` ends that.\n"
-        "Error: 1 account is stuck. `accounts show ID` says why.\n"
+        "Error: 1 account is stuck. `accounts show ID` says why."
+        " The outbox owes what has failed or is late: the table says what, and since when.\n"
     )
 
 
@@ -520,13 +529,17 @@ def test_json_of_status_keeps_every_byte(app: APIFlask, run: Run, ann: Person) -
             "due": 1,
             "held": 0,
             "failing": 1,
+            "failing_again": 0,
             "stuck": 0,
             "braked": 0,
             "unexplained": 0,
             "overdue_seconds": 0,
             "owed": {"mail.scheduled": 1},
+            "owed_failing": {},
+            "owed_oldest_seconds": {"mail.scheduled": 0},
             "paused": {},
             "delayed": {},
+            "refused": {},
             "last_purged_at": None,
             "swept_at": None,
             "paused_at": None,

@@ -432,23 +432,30 @@ class SweepStatus(Schema):
 
 
 class Backlog(Schema):
-    """Counts of accounts; ``owed`` counts effects by kind, ``unscrubbed`` counts receipts.
+    """Counts of accounts; ``owed`` counts by kind the effects that should have happened by now.
 
-    ``unkept`` counts returns and holds that are not in the ledger after a minute.
-    ``paused`` counts those of the owed that wait until purging goes on, ``delayed`` counts mails
-    that wait because their recipient has been mailed; both by kind.
+    ``failing_again`` counts accounts whose purge has failed more than once. ``unkept`` counts
+    returns and holds that are not in the ledger after a minute, ``unscrubbed`` counts receipts.
+    By kind: ``owed_failing`` counts those of the owed that have failed and are tried again,
+    ``owed_oldest_seconds`` says since when the oldest is owed, and ``paused`` counts those that
+    wait until purging goes on. ``delayed`` counts mails that wait because their recipient has been
+    mailed, ``refused`` those whose address was refused and is tried again; neither is owed then.
     """
 
     due = Integer(required=True)
     held = Integer(required=True)
     failing = Integer(required=True)
+    failing_again = Integer(required=True)
     stuck = Integer(required=True)
     unexplained = Integer(required=True)
     braked = Integer(required=True)
     oldest_overdue_seconds = Integer(required=True)
     owed = Dict(required=True)
+    owed_failing = Dict(required=True)
+    owed_oldest_seconds = Dict(required=True)
     paused = Dict(required=True)
     delayed = Dict(required=True)
+    refused = Dict(required=True)
     unscrubbed = Integer(required=True)
     unkept = Integer(required=True)
 
