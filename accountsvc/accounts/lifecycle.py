@@ -176,7 +176,7 @@ def reactivate(
         raise ReactivationForbidden
     if account.state(now) == DUE and not how.although_due:
         raise GraceOver
-    deactivated_at = account.deactivated_at
+    deactivated_at, was_off = account.deactivated_at, account.deactivated_by != OWNER
     end_deactivation(session, account)
     if how.reason is not None:
         account.return_reason = how.reason
@@ -194,7 +194,12 @@ def reactivate(
     )
     kept.keep(session, RETURNED, subject=account.public_id, now=now, deactivated_at=deactivated_at)
     notices.reactivated(
-        session, account, now=now, grace=promise.grace, deactivated_at=deactivated_at
+        session,
+        account,
+        now=now,
+        grace=promise.grace,
+        deactivated_at=deactivated_at,
+        was_off=was_off,
     )
     session.flush()
     return account

@@ -29,8 +29,7 @@ AFTER_THE_STAFF = (
     "staff can purge it at once from {at} on."
 )
 AFTER_A_RESET = (
-    "The password was set by a mailed link in the grace period. The data can be exported from "
-    "{at} on."
+    "The password was set by a mailed link a short time ago. The data can be exported from {at} on."
 )
 
 _DEACTIVATED, _REACTIVATED, _RESET = (
@@ -71,11 +70,11 @@ def refuse_staff(session: Session, account: Account, *, delay: timedelta, now: d
 
 
 def refuse_export(session: Session, account: Account, *, now: datetime) -> None:
-    """Raise RecentChange soon after a mailed link has set the password in a grace period.
+    """Raise RecentChange in a grace period soon after a mailed link has set the password.
 
-    That is 24 hours, or half the grace period if this is shorter, also after the return: whoever
-    reads the mailbox would otherwise give the account back for the data. A password set by a mailed
-    link while the account is active keeps nothing back.
+    That is 24 hours, or half the grace period if this is shorter. After a reset in the grace period
+    it is so also after the return: whoever reads the mailbox would otherwise give the account back
+    for the data. While the account is active, a reset before or behind it keeps nothing back.
     """
     ends = []
     changed_at, left_at = account.password_changed_at, account.deactivated_at
@@ -90,6 +89,8 @@ def refuse_export(session: Session, account: Account, *, now: datetime) -> None:
             was_away = event.action == _REACTIVATED
         elif was_away:
             ends.append(event.at + _half_a_grace_period(event.deactivated_at, event.purge_at))
+        elif left_at is not None:
+            ends.append(event.at + _half_a_grace_period(left_at, account.purge_at))
     _refuse(AFTER_A_RESET, ends, now=now)
 
 

@@ -22,6 +22,7 @@ from ..db.audit import OPERATOR_ACTOR
 from ..db.engine import database_now
 from ..db.models import ACTIVE, DEACTIVATED, DUE, MAX_ID, UNEXPLAINED
 from ..errors import AccountNotFound, GraceOver, HoldNotFound
+from ..outbox import recipients
 from ..purge import failures, stops
 from ..web import services
 from .console import (
@@ -57,7 +58,7 @@ accounts_group = AppGroup(
 
 @accounts_group.command()
 @click.argument("names", nargs=-1, required=True, metavar="ID|EMAIL…")
-@reason_option("Stored on the account until its purge.", may_be_blank=True)
+@reason_option("Stored on the account until its purge.")
 @json_option
 @sentences
 def deactivate(names: tuple[str, ...], *, reason: str | None, as_json: bool) -> None:
@@ -178,6 +179,10 @@ def show(name: str, *, as_json: bool) -> None:
         if account is None:
             raise AccountNotFound
         shown = account_document(session, account)
+        shown["former_emails"] = [
+            {"email": former.email, "left_at": stamp(former.left_at)}
+            for former in recipients.remembered(session, account)
+        ]
     if as_json:
         show_json(shown)
     else:
@@ -192,6 +197,10 @@ def _account_lines(shown: Mapping[str, Any]) -> Iterator[str]:
             "username": shown["username"],
             "e-mail": shown["email"],
             "pending e-mail": shown["pending_email"],
+            "former e-mails": ", ".join(
+                f"{former['email']} until {former['left_at']}" for former in shown["former_emails"]
+            )
+            or None,
             "first name": shown["first_name"],
             "last name": shown["last_name"],
             "phone": shown["number_phone"],

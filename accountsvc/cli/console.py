@@ -23,8 +23,9 @@ from ..db.models import Account
 from ..db.outages import is_passing_fault
 from ..db.text import text_problem
 from ..errors import AccountError, AccountNotFound, InvalidInput, StoreUnavailable
+from ..outbox import recipients
 from ..web import services
-from .words import count, escaped, printable
+from .words import count, escaped, printable, stamp
 
 F = TypeVar("F", bound=Callable[..., Any])
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
@@ -34,7 +35,7 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print one JS
 yes_option = click.option("--yes", "-y", is_flag=True, help="Do not ask.")
 
 
-def reason_option(help_: str, *, required: bool = False, may_be_blank: bool = False) -> Decorator:
+def reason_option(help_: str, *, required: bool = False) -> Decorator:
     """Return the option --reason; one that would not be taken ends the command as bad usage.
 
     So it is refused before anybody is asked anything, and by the name of the option.
@@ -43,7 +44,7 @@ def reason_option(help_: str, *, required: bool = False, may_be_blank: bool = Fa
     def check(_context: click.Context, _option: click.Parameter, reason: str | None) -> str | None:
         if reason is not None:
             try:
-                check_reason(reason, may_be_blank=may_be_blank)
+                check_reason(reason, may_be_blank=False)
             except InvalidInput as exc:
                 raise click.UsageError(f"--reason: {' '.join(exc.fields['reason'])}") from exc
         return reason
@@ -152,10 +153,24 @@ def find(names: Sequence[str], *, exactly: bool = False) -> list[int]:
                 if exactly and "@" in name and name != account.email:
                     inexact.append((name, account.id, account.email))
     if unknown:
-        fail(f"Not found: {', '.join(unknown)}. Give ids or e-mails; nothing was changed.")
+        left = " ".join(_left(name) for name in unknown if "@" in name)
+        fail(
+            f"Not found: {', '.join(unknown)}. {left + ' ' if left else ''}Give ids or e-mails; "
+            "nothing was changed."
+        )
     if inexact:
         fail(f"{' '.join(_meant(*found) for found in inexact)} Nothing was changed.")
     return list(ids)
+
+
+def _left(name: str) -> str:
+    """Say whose former address *name* is: somebody who was moved away from it has no other name."""
+    with services().reading() as session:
+        found = recipients.who_left(session, name)
+    return " ".join(
+        f"{name} was the address of account {account_id} until {stamp(left_at)}."
+        for account_id, left_at in found
+    )
 
 
 def _meant(name: str, account_id: int, email: str) -> str:

@@ -66,7 +66,12 @@ def is_another(stored: str, typed: str) -> bool:
     A name in other capitals is another one to its own server, if that likes (RFC 5321, section
     2.4); a domain in another spelling is the same to everybody.
     """
-    return address_key(stored) != address_key(typed) or _name(stored) != _name(typed)
+    return exactly(stored) != exactly(typed)
+
+
+def exactly(address: str) -> str:
+    """Return the form that two addresses share unless one is another by :func:`is_another`."""
+    return f"{_name(address)}@{address_key(address)}"
 
 
 def kept_key(email: str) -> str:

@@ -22,11 +22,13 @@ _CONTROL = re.compile("[\0-\x1f\x7f-\x9f\ud800-\udfff]")
 
 # What is drawn as nothing, whatever its category: all of Unicode's Default_Ignorable_Code_Point
 # (fillers of Hangul, selectors of variants, tags, joiners), the empty cell of Braille, a note
-# without a head, and the controls of notes between lines.
+# without a head, the controls of notes between lines, the stand-in for an object, the filler of
+# Khitan, and the controls and blanks of Egyptian, some of which Python's tables do not know yet.
 _DRAWN_AS_NOTHING = re.compile(
     "[\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e"
-    "\u2060-\u206f\u2800\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufffb\U0001bca0-\U0001bca3"
-    "\U0001d159\U0001d173-\U0001d17a\U000e0000-\U000e0fff]"
+    "\u2060-\u206f\u2800\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufffc\U00013430-\U0001343f"
+    "\U00013441\U00013442\U00016fe4\U0001bca0-\U0001bca3\U0001d159\U0001d173-\U0001d17a"
+    "\U000e0000-\U000e0fff]"
 )
 NON_JOINER, JOINER = "\u200c", "\u200d"
 JOINERS = NON_JOINER + JOINER
@@ -71,6 +73,8 @@ def name_problem(name: str) -> str | None:
         return "Remove characters that change the direction of the text."
     if any(unicodedata.category(character) in {"Zl", "Zp"} for character in name):
         return "Remove line and paragraph separators."
+    if re.search(r"\s\s", name):
+        return "Use one space between words."
     if not any(map(is_drawn, name)):
         return "Use at least one character that can be seen."
     return invisible_problem(_without_seen_joiners(name))

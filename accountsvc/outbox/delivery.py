@@ -22,6 +22,7 @@ from ..adapters.avatarstore import AvatarStore
 from ..adapters.ledger import Ledger
 from ..adapters.mail import Mailer, MailRefused, compose
 from ..db import audit, rows
+from ..db.addresses import is_another
 from ..db.audit import SYSTEM_ACTOR
 from ..db.engine import Database
 from ..db.models import DUE, OWNER, Account, Effect
@@ -45,7 +46,7 @@ from .notices import (
     REMINDER,
     SCHEDULED,
 )
-from .pacing import Pace, is_same_mailbox, lane
+from .pacing import Pace, lane, next_try
 from .payloads import (
     CURRENT,
     AccountMail,
@@ -59,11 +60,6 @@ from .payloads import (
 from .queue import Outcome, Owed
 
 log = structlog.get_logger(__name__)
-
-# A mail that was refused is tried again after each of these pauses, and then given up. A mail
-# server with a wrong set-up refuses everybody: with shorter pauses all mails would be lost before
-# somebody has noticed it.
-REFUSED_PAUSES = (timedelta(hours=1), timedelta(days=1))
 
 # A mail is compared with so many of its kind that are owed to its account. Of more, as after a
 # flood while no worker ran, the others come to be compared in their turn; looking at all of them
@@ -98,9 +94,9 @@ def handlers(
 
     Mails: whether one still applies is decided by the account's row at delivery, in a transaction
     that ends before anything is sent; what no longer applies counts as done. A refused address is
-    given up after ``REFUSED_PAUSES``; after any other failure the mail is tried again until it no
-    longer applies. A mail waits for its turn by *pace*; meanwhile a later one of its kind for the
-    same account and recipient replaces it.
+    given up after ``pacing.REFUSED_PAUSES``; after any other failure the mail is tried again until
+    it no longer applies. A mail waits for its turn by *pace*; meanwhile a later one of its kind for
+    the same account and recipient replaces it.
     """
     mails = _Mails(database, mailer, tokens, origin, pace)
     return {
@@ -255,7 +251,7 @@ class _Mails:
             # the first refusal after one would be the last.
             count = refusals(effect.payload) + 1
             log.warning("a mail was refused", kind=effect.kind, times=count)
-            again_at = _next_try(effect, count, now)
+            again_at = next_try(count, now=now, end=effect.expires_at)
             if again_at is None:
                 outcome.given_up.add(effect.uid)
             else:
@@ -325,7 +321,7 @@ class _Mails:
     def _goes_to(self, address: str, case: _Case, row: Effect) -> bool:
         """Say whether *row*, another mail of the kind, would be sent too, and to this recipient."""
         decision = DECISIONS[row.kind](self, replace(case, effect=queue.as_owed(row)))
-        return isinstance(decision, _Letter) and is_same_mailbox(decision.to, address)
+        return isinstance(decision, _Letter) and not is_another(decision.to, address)
 
     def _confirm_address(self, case: _Case) -> _Decision:
         return self._about_address(case, addressing.confirm)
@@ -451,14 +447,6 @@ def _audit_reset_mail(subject: uuid.UUID | None, session: Session, now: datetime
     )
 
 
-def _next_try(effect: Owed, refused: int, now: datetime) -> datetime | None:
-    """Return the time to try a mail again that was *refused* so often; None: never."""
-    if refused > len(REFUSED_PAUSES):
-        return None
-    again_at = now + REFUSED_PAUSES[refused - 1]
-    return again_at if effect.expires_at is None or again_at < effect.expires_at else None
-
-
 def _to_address(effect: Owed, context: dict[str, Any], end: datetime | None = None) -> _Letter:
     mail = AddressedMail.read(effect.payload)
     return _Letter(mail.address, context, end=end, lane=mail.lane)
@@ -467,10 +455,13 @@ def _to_address(effect: Owed, context: dict[str, Any], end: datetime | None = No
 def _addressed(case: _Case) -> _Letter | None:
     """Address a mail as it was owed; None if the address that it was for is no longer known."""
     mail = AccountMail.read(case.effect.payload)
-    found = recipients.addressee(case.session, case.account, mail, owed_at=case.effect.created_at)
-    if found is None:
+    owed_at = case.effect.created_at
+    if (found := recipients.addressee(case.session, case.account, mail, owed_at=owed_at)) is None:
         return None
-    return _Letter(found.email, {**_grace(case.account), "moved_at": found.left_at})
+    return _Letter(
+        found.email,
+        {**_grace(case.account), "moved_at": found.left_at, "was_off": mail.was_off},
+    )
 
 
 def _grace(account: Account) -> dict[str, Any]:

@@ -127,15 +127,19 @@ def reactivated(
     now: datetime,
     grace: timedelta,
     deactivated_at: datetime | None,
+    was_off: bool = False,
 ) -> None:
     """Owe the mail that the account is back, with what to do if it was somebody else's doing.
+
+    *was_off*: not its owner had switched it off, and only the support can have given it back.
 
     It goes to every address that was told of the deactivation, which was at *deactivated_at*.
     """
     queue.forget(session, subject=account.public_id, kinds=OF_THE_DATE)
     told = recipients.owed_to(session, account, at=deactivated_at or now, within=grace)
     queue.record_all(
-        session, _to_addresses(REACTIVATED, account, told, now=now, lifetime=NEWS_KEPT)
+        session,
+        _to_addresses(REACTIVATED, account, told, now=now, lifetime=NEWS_KEPT, was_off=was_off),
     )
 
 
@@ -233,10 +237,11 @@ def _to_addresses(
     *,
     now: datetime,
     lifetime: timedelta | None = None,
+    was_off: bool = False,
 ) -> list[dict[str, Any]]:
-    payloads = [AccountMail(account.epoch)]
+    payloads = [AccountMail(account.epoch, was_off=was_off)]
     # Processes of the release before read the word alone, and mail the address that they know of.
-    payloads += [AccountMail(account.epoch, PREVIOUS, former) for former in formers]
+    payloads += [AccountMail(account.epoch, PREVIOUS, former, was_off) for former in formers]
     return [
         queue.row(
             kind,

@@ -34,7 +34,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
 from .. import bounds
-from ..adapters.mail import MailRefused, mailbox
+from ..adapters.mail import mailbox
 from ..db.addresses import address_key
 from ..db.engine import Clock, Database
 from ..db.models import Effect, MailPace
@@ -49,6 +49,11 @@ _LANES = (
 SECOND_AFTER = timedelta(seconds=bounds.MAIL_SECOND_SECONDS)
 OTHERS_AFTER = timedelta(seconds=bounds.MAIL_OTHERS_SECONDS)
 
+# A mail that was refused is tried again after each of these pauses, and then given up. A mail
+# server with a wrong set-up refuses everybody: with shorter pauses all mails would be lost before
+# somebody has noticed it.
+REFUSED_PAUSES = (timedelta(hours=1), timedelta(days=1))
+
 
 def same_mailbox(address: str) -> str:
     """Return the form in which recipients are compared: equal for all forms of one address.
@@ -59,14 +64,6 @@ def same_mailbox(address: str) -> str:
     """
     mailbox(address)
     return address_key(address)
-
-
-def is_same_mailbox(address: str, other: str) -> bool:
-    """Say whether mails to both reach one recipient, as :func:`same_mailbox` compares them."""
-    try:
-        return same_mailbox(address) == same_mailbox(other)
-    except MailRefused:
-        return address == other
 
 
 def lane(held: timedelta) -> int:
@@ -95,6 +92,17 @@ def next_turn(
     if len(recent) >= bounds.MAILS_A_DAY:
         turn = max(turn, recent[-bounds.MAILS_A_DAY] + DAY)
     return max(turn, now)
+
+
+def next_try(refused: int, *, now: datetime, end: datetime | None) -> datetime | None:
+    """Return the time to try a mail again that was *refused* so often; None: never.
+
+    From its *end* on it is not sent any more.
+    """
+    if refused > len(REFUSED_PAUSES):
+        return None
+    again_at = now + REFUSED_PAUSES[refused - 1]
+    return again_at if end is None or again_at < end else None
 
 
 class Pace:

@@ -90,12 +90,14 @@ class AccountMail(Payload):
     """A mail to the account's current address or to a former one, which delivery looks up.
 
     *former* is the id of the row of the former one. Without it, as the release before wrote it, a
-    mail to the previous address is for the oldest that is remembered.
+    mail to the previous address is for the oldest that is remembered. *was_off* is of the news that
+    the account is back: not its owner had switched it off.
     """
 
     epoch: int
     to: str = CURRENT
     former: int | None = None
+    was_off: bool = False
 
 
 @dataclass(frozen=True)

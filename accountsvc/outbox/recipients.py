@@ -15,12 +15,12 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import NamedTuple, Protocol
 
-from sqlalchemy import ColumnElement, delete, exists, select
+from sqlalchemy import ColumnElement, delete, exists, func, select
 from sqlalchemy.orm import Session
 
 from .. import bounds
 from ..db import rows, rules
-from ..db.addresses import address_key
+from ..db.addresses import address_key, exactly
 from ..db.engine import Clock, Database
 from ..db.models import Account, Effect, FormerAddress
 from .payloads import PREVIOUS, AccountMail
@@ -99,17 +99,30 @@ def _in_the_column(holder: Holder, formers: Sequence[Former]) -> list[Former]:
     return [Former(None, address, holder.joined_at, changed_at)]
 
 
-def told(session: Session, account: Holder, *, at: datetime, within: timedelta) -> list[Former]:
-    """Return the addresses that were left less than *within* before *at*, one for each mailbox.
+def who_left(session: Session, address: str) -> list[tuple[int, datetime]]:
+    """Return the ids of the accounts that have left *address*, each with when, the oldest first.
 
-    Of a mailbox that was left more than once it is the last time; the mailbox of today is none.
+    Capitals do not count. It reads every row, which is for an operator's question and no request.
+    """
+    rows_of_it = select(FormerAddress.account_id, FormerAddress.left_at).where(
+        func.lower(FormerAddress.email) == address.strip().lower()
+    )
+    found = session.execute(rows_of_it.order_by(FormerAddress.left_at, FormerAddress.id))
+    return [(account_id, left_at) for account_id, left_at in found]
+
+
+def told(session: Session, account: Holder, *, at: datetime, within: timedelta) -> list[Former]:
+    """Return the addresses that were left less than *within* before *at*, each of them once.
+
+    Of one that was left more than once it is the last time; that of today is none. A name in other
+    capitals is another address: its server may give it to somebody else.
     """
     if account.email_changed_at is None or at - account.email_changed_at >= within:
         return []
-    present = address_key(account.email)
+    present = exactly(account.email)
     found: dict[str, Former] = {}
     for former in remembered(session, account):
-        mailbox = address_key(former.email)
+        mailbox = exactly(former.email)
         # What the column says of a mailbox that has a row is less exact: its time is that of the
         # last change, whichever address that left.
         is_known = former.id is None and mailbox in found

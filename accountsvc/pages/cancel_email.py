@@ -46,7 +46,10 @@ def _visit() -> Visit:
     if visitor.is_current and pending.may_cancel(account, claims, now=visitor.now):
         return visitor
     if pending.has_moved(account, claims):
-        raise ShowMessage(messages.CANCEL_LATE)
+        late_in_grace = messages.CANCEL_LATE_IN_GRACE
+        raise ShowMessage(
+            messages.CANCEL_LATE if account.is_active else late_in_grace[visitor.standing]
+        )
     if not account.is_active:
         raise ShowMessage(messages.CANCEL_IN_GRACE[visitor.standing])
     if account.pending(visitor.now) is not None:

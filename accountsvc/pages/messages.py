@@ -109,13 +109,16 @@ USED = Message(
     (
         "This link has been used already, or your account was given back in another way. It does "
         "nothing any more, and nothing will be deleted.",
-        "Sign in as you always do.",
+        "Sign in with the email address and the password of the account.",
     ),
 )
 ACTIVE = Message(
     409,
     "Your account is active",
-    ("There is nothing to take back, and nothing will be deleted.", "Sign in as you always do."),
+    (
+        "There is nothing to take back, and nothing will be deleted.",
+        "Sign in with the email address and the password of the account.",
+    ),
 )
 # Whom the support alone can help reads nothing else: a link or a password would be tried in vain.
 _BY_STAFF = (
@@ -301,6 +304,28 @@ CANCEL_LATE = Message(
         "If it was not you, contact the support now, and change the password of your mailbox.",
     ),
 )
+CANCEL_LATE_IN_GRACE = {
+    LEFT: Message(
+        410,
+        "Your email address was changed",
+        (
+            "Somebody has opened a link to another address, and entered the password of your "
+            "account. Since then somebody has asked to delete it.",
+            "If it was not you, open the link in our newest mail to this address: it keeps the "
+            "account. Then contact the support, and change the password of your mailbox.",
+        ),
+    ),
+    OFF: Message(
+        410,
+        "Your email address was changed",
+        (
+            "Somebody has opened a link to another address, and entered the password of your "
+            "account. Since then our staff has switched it off.",
+            "If it was not you who changed the address, contact the support now, and change the "
+            "password of your mailbox.",
+        ),
+    ),
+}
 CANCEL_REPLACED = Message(
     410,
     "This link is out of date",

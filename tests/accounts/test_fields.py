@@ -323,7 +323,7 @@ def test_a_label_that_is_not_even_punycode_is_mailed_and_does_not_sign_up(
     "name",
     [
         "\u200b", "\u3164", "\u00ad", "\u2060\ufeff", "\u2800", "\u115f\u1160", "\uffa0",
-        "\u200d\u200c", "\ufe0f", "\u0301", "\u034f", "\U000e0041", "\U000e0100", "\U0001d159",
+        "\u200d\u200c", "\ufe0f", "\u0301", "\ufffc", "\U00013441", "\U00016fe4", "\u034f", "\U000e0041", "\U000e0100", "\U0001d159",
     ],
 )  # fmt: skip
 def test_a_username_without_a_character_that_is_seen_is_refused(name: str) -> None:
@@ -340,6 +340,14 @@ def test_a_username_that_turns_around_what_stands_beside_it_is_refused(character
         assert field_problems({"username": name}) == {
             "username": ["Remove characters that change the direction of the text."]
         }
+
+
+@pytest.mark.parametrize("spaces", ["  ", " \u00a0", "\u3000\u2003", "   "])
+def test_a_username_with_spaces_of_which_a_page_shows_one_is_refused(spaces: str) -> None:
+    problem = {"username": ["Use one space between words."]}
+
+    assert field_problems({"username": f"ann{spaces}lee"}) == problem
+    assert field_problems({"username": " ann lee "}) == {}
 
 
 @pytest.mark.parametrize("character", ["\u2028", "\u2029"])
@@ -378,6 +386,7 @@ def test_a_username_that_is_seen_is_taken_in_every_script(name: str) -> None:
     "character",
     [
         *"\u200b\u00ad\u2060\ufeff\u180e\ufe0f\u034f\u115f\u3164\uffa0\u17b4\u180b\u2062\u2800\ufffa",
+        *"\ufffc\U00013430\U00013441\U00013442\U00016fe4",
         *"\U000e0001\U000e0041\U000e0100\U0001d173\U0001d159\U0001bca0\u200c\u200d",
     ],
 )

@@ -262,14 +262,14 @@ def test_a_return_makes_the_wait_for_the_data_no_shorter(
     deactivate(services, ann.id, grace=grace, now=NOW)
     reset(services, ann, NOW + HOUR)
     reactivate(services, ann.id, by=Actor("owner", ann.public_id), now=NOW + HOUR + SECOND)
-    # Another one while the account is active begins no wait, and ends none.
+    # Another one while the account is active ends no wait, and begins one for the next time alone.
     reset(services, ann, NOW + HOUR + 2 * SECOND)
     if again:
         deactivate(services, ann.id, grace=grace, now=NOW + HOUR + 3 * SECOND)
-    moment = NOW + HOUR + wait + offset
+    moment = NOW + HOUR + (2 * SECOND if again else timedelta()) + wait + offset
 
     if offset < timedelta():
-        with pytest.raises(RecentChange, match="in the grace period"):
+        with pytest.raises(RecentChange, match="by a mailed link"):
             export(services, ann, moment)
     else:
         assert export(services, ann, moment).startswith(b"PK")
@@ -299,6 +299,22 @@ def test_a_reset_while_the_account_is_active_keeps_no_data_back(
     reset(services, ann, NOW)
 
     assert export(services, ann, NOW + SECOND).startswith(b"PK")
+
+
+@pytest.mark.parametrize("offset", BOUNDARY, ids=str)
+def test_in_the_grace_period_a_reset_before_it_keeps_the_data_back_too(
+    services: Services, offset: timedelta
+) -> None:
+    ann = insert_account(services, "ann")
+    reset(services, ann, NOW)
+    deactivate(services, ann.id, grace=4 * HOUR, now=NOW + SECOND)
+    moment = NOW + 2 * HOUR + offset
+
+    if offset < timedelta():
+        with pytest.raises(RecentChange, match=r"by a mailed link .* from \d.* UTC on\.$"):
+            export(services, ann, moment)
+    else:
+        assert export(services, ann, moment).startswith(b"PK")
 
 
 def test_the_owner_is_told_from_when_the_rest_of_the_time_can_be_given_up(

@@ -289,7 +289,7 @@ def test_after_a_reset_in_the_grace_period_the_data_waits_a_day(
     for response in taken:
         assert response.status_code == 409
         assert response.json == {
-            "error": "The password was set by a mailed link in the grace period. "
+            "error": "The password was set by a mailed link a short time ago. "
             f"The data can be exported from {over_at:%-d %B %Y at %H:%M} UTC on.",
             "code": "recent_change",
         }

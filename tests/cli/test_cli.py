@@ -33,7 +33,7 @@ from accountsvc.purge import stops
 from accountsvc.purge.clocks import Clocks, ClocksDiffer
 from accountsvc.services import Services
 from tests.cli.conftest import Run
-from tests.support.addresses import ask_address
+from tests.support.addresses import ask_address, change_address
 from tests.support.factories import (
     PASSWORD,
     SECRET_KEY,
@@ -740,6 +740,26 @@ def test_show_tells_an_address_that_waits_and_none_that_does_not(
     assert "new@example.org" not in later
 
 
+def test_who_was_moved_away_is_found_by_the_address_that_they_know(
+    app: APIFlask, run: Run, ann: Person, bob: Person
+) -> None:
+    change_address(services_of(app), ann.id, "thief@example.org")
+
+    unknown = run("accounts", "show", ann.email.upper())
+    nobodys = run("accounts", "show", "nobody@example.org")
+    words = run("accounts", "show", str(ann.id)).stdout
+    shown = document(run("accounts", "show", str(ann.id), "--json"))
+
+    assert unknown.exit_code == nobodys.exit_code == 1
+    until = shown["former_emails"][-1]["left_at"]
+    assert f"{ann.email.upper()} was the address of account {ann.id} until {until}. Give" in (
+        unknown.stderr
+    )
+    assert "was the address" not in nobodys.stderr
+    assert re.search(rf"^former e-mails +.*\b{ann.email} until {until}$", words, re.MULTILINE)
+    assert bob.email not in words + unknown.stderr
+
+
 def test_list_pages_by_id(app: APIFlask, run: Run, ann: Person, bob: Person) -> None:
     deactivate(services_of(app), bob.id)
 
@@ -856,10 +876,6 @@ def test_a_reason_that_http_would_refuse_is_bad_usage_of_that_option(
 
     result = run("accounts", command, ann.email, "--reason", reason)
 
-    if command == "deactivate" and not reason.strip():
-        # Over HTTP, too, a deactivation may have a blank one.
-        assert result.exit_code == 0
-        return
     assert result.exit_code == 2
     assert f"Error: --reason: {said}" in result.stderr
     assert everything(services_of(app)) == before

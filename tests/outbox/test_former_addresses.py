@@ -127,16 +127,40 @@ def test_each_is_told_for_one_grace_period_of_its_own(
     assert [one.email for one in found] == told
 
 
-def test_who_came_back_to_a_mailbox_is_told_there_once_and_the_other_one_too(
+def test_who_came_back_to_an_address_is_told_there_once_and_the_others_too(
     post: Post, ann: Person
 ) -> None:
-    for address in (OWNERS, ann.email, THIEFS, "Ann@EXAMPLE.org"):
+    for address in (OWNERS, ann.email, THIEFS, ann.email):
         post.change_address(ann, address)
     post.leave(ann)
 
     post.later()
 
-    assert sorted(to for to, _ in post.new()) == ["Ann@EXAMPLE.org", OWNERS, THIEFS]
+    assert sorted(to for to, _ in post.new()) == [ann.email, OWNERS, THIEFS]
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [("ann@example.org", "ANN@example.org"), ("e\u0301@example.org", "\u00e9@example.org")],
+    ids=["capitals", "accents"],
+)
+def test_an_address_in_another_spelling_of_its_name_is_told_too(
+    post: Post, bob: Person, before: str, after: str
+) -> None:
+    """Its server may give it to somebody else (RFC 5321, section 2.4)."""
+    cid = make_person(services_of(post.app), "cid")
+    for address in (before, after):
+        post.change_address(cid, address)
+    spared = belongings(services_of(post.app), bob)
+    post.leave(cid)
+
+    # They share the pace of one mailbox.
+    for _ in range(2):
+        post.later(timedelta(minutes=11))
+
+    told = [to for to, subject in post.new() if subject.startswith("Your account will be deleted")]
+    assert sorted(told) == sorted([before, after, cid.email])
+    assert belongings(services_of(post.app), bob) == spared
 
 
 def test_a_mail_that_waited_goes_to_the_address_that_was_the_accounts_when_it_was_owed(

@@ -28,6 +28,7 @@ def values(**others: Any) -> dict[str, Any]:
         "moved_at": None,
         "until": LONGEST,
         "by_owner": True,
+        "was_off": False,
         "link": "https://accounts.example.org/recover/a.b.c",
         "keep_page": "https://accounts.example.org/keep-account/",
         "receipt": uuid.UUID(int=1),
@@ -37,7 +38,7 @@ def values(**others: Any) -> dict[str, Any]:
 
 STATES: dict[str, dict[str, Any]] = {
     "by the owner": {},
-    "by the staff": {"by_owner": False, "link": None},
+    "by the staff": {"by_owner": False, "was_off": True, "link": None},
     "to the previous address": {"moved_at": LONGEST},
     "to the previous address, by the staff": {
         "moved_at": LONGEST,

@@ -143,7 +143,6 @@ def test_all_forms_of_an_address_are_one_recipient(form: str) -> None:
     pace = Pace(b"k")
 
     assert pace.recipient(form) == pace.recipient("ann@büro.example")
-    assert pacing.is_same_mailbox(form, "ann@büro.example")
 
 
 @pytest.mark.parametrize(
@@ -195,8 +194,6 @@ def test_each_lane_of_a_mailbox_is_counted_apart_and_the_first_as_before_there_w
 def test_what_cannot_be_mailed_is_no_recipient() -> None:
     with pytest.raises(MailRefused):
         Pace(b"k").recipient("no address")
-    assert pacing.is_same_mailbox("no address", "no address")
-    assert not pacing.is_same_mailbox("no address", "ann@example.org")
 
 
 # Floods -------------------------------------------------------------------------------------------

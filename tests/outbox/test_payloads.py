@@ -24,7 +24,10 @@ STORED = [
     (FileDeletion("00ff.webp"), '{"key": "00ff.webp"}'),
     (LedgerLines([{"public_id": "1"}]), '{"lines": [{"public_id": "1"}]}'),
     (AddressedMail("ann@example.org", 2), '{"address": "ann@example.org", "lane": 2}'),
-    (AccountMail(3, PREVIOUS, 7), '{"epoch": 3, "to": "previous", "former": 7}'),
+    (
+        AccountMail(3, PREVIOUS, 7, True),
+        '{"epoch": 3, "to": "previous", "former": 7, "was_off": true}',
+    ),
     (ReminderMail(3, 86400), '{"epoch": 3, "before": 86400}'),
     (ResetMail(3), '{"epoch": 3}'),
 ]

@@ -299,6 +299,28 @@ NOTHING_LEFT = "There is nothing to call off"
 
 
 @pytest.mark.parametrize(
+    ("by", "said"),
+    [
+        ("owner", "open the link in our newest mail to this address: it keeps the account"),
+        ("staff", "our staff has switched it off. If it was not you who changed the address"),
+    ],
+)
+def test_a_link_to_call_off_what_has_happened_says_that_the_account_is_being_deleted(
+    app: APIFlask, cid: Person, by: str, said: str
+) -> None:
+    """It is in the mailbox of somebody who was moved away, and may be the owner."""
+    browser = follow_cancel(app, cid)
+    confirm(app, cid)
+    deactivate(services_of(app), cid.id, by=by)
+
+    response = browser.open()
+
+    assert (response.status_code, heading(response)) == (410, "Your email address was changed")
+    assert said in words(response)
+    assert "contact the support" in words(response)
+
+
+@pytest.mark.parametrize(
     ("end", "confirming", "cancelling"),
     [
         (change_password, VOID, NOTHING_LEFT),

@@ -103,6 +103,9 @@ def test_whom_a_thief_with_a_staff_token_drives_out_is_told_at_each_step_and_los
     (returned,) = world.read(world.ann.email)
     assert "is active again" in returned
     assert "nothing in it was lost" in returned
+    # Nobody else can have given it back than the support: her mailbox is not what was stolen.
+    assert "Our staff had switched it off, and has given it back." in returned
+    assert "change the password of your mailbox" not in returned
     mine = world.sign_in(NEW_PASSWORD)
     assert mine.json is not None
     assert SECRET in world.vault(mine.json["access"])
