@@ -329,10 +329,14 @@ def truncate(file: Path) -> None:
 
 
 def change_a_byte(file: Path) -> None:
+    """Change a byte of what is packed: of those between, a ZIP has some that mean nothing."""
+    with zipfile.ZipFile(file) as packed:
+        longest = max(packed.infolist(), key=lambda one: one.compress_size)
+    position = longest.header_offset + longest.compress_size // 2
     with open(file, "r+b") as opened:
-        opened.seek(500)
+        opened.seek(position)
         byte = opened.read(1)
-        opened.seek(500)
+        opened.seek(position)
         opened.write(bytes([byte[0] ^ 1]))
 
 
