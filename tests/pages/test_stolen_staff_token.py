@@ -6,13 +6,11 @@ By the mails as they arrive and on the pages; what the endpoints answer to the t
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from datetime import timedelta
 
 import pytest
 from werkzeug.test import TestResponse
 
-from tests.conftest import NewApp
 from tests.support import sweeps
 from tests.support.factories import (
     PASSWORD,
@@ -23,33 +21,21 @@ from tests.support.factories import (
     services_of,
 )
 from tests.support.moments import now
-from tests.support.smtp import Inbox, smtp_server
 from tests.support.state import belongings
 
 from .conftest import Browser, account_of, heading, words
-from .test_pages_lost_mailbox import NEW_PASSWORD, SECRET, World
+from .test_pages_lost_mailbox import NEW_PASSWORD, SECRET, World, bob, world
+
+# The fixtures of the story of the lost mailbox, whose world this one is.
+__all__ = ["bob", "world"]
 
 HOUR = timedelta(hours=1)
-
-
-@pytest.fixture
-def world(new_app: NewApp) -> Iterator[World]:
-    inbox = Inbox()
-    with smtp_server(inbox) as port:
-        app = new_app(MAIL_URL=f"smtp://127.0.0.1:{port}/?tls=none")
-        yield World(app, inbox, make_person(services_of(app), "ann"))
 
 
 @pytest.fixture
 def sue(world: World) -> Person:
     """A member of the staff, whose fresh token somebody has."""
     return make_person(services_of(world.app), "sue", staff=True)
-
-
-@pytest.fixture
-def bob(world: World) -> Person:
-    """The bystander, who must keep everything."""
-    return make_person(services_of(world.app), "bob")
 
 
 def assert_leads_to_the_support(page: TestResponse, status: int) -> None:
