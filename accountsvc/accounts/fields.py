@@ -79,11 +79,6 @@ def email_problem(text: str) -> str | None:
     return invisible_problem(unseen) or mailboxes.problem(text)
 
 
-def is_email(text: str) -> bool:
-    """Say whether an account can be given the address *text*, without spaces around it."""
-    return email_problem(text) is None
-
-
 # Whatever an account cannot be without has a rule of its own.
 _RULES = {"username": name_problem, "email": email_problem}
 

@@ -25,13 +25,12 @@ from sqlalchemy.orm import Session
 
 from accountsvc import mailboxes
 from accountsvc.accounts import pending, profiles
-from accountsvc.accounts.fields import is_email
 from accountsvc.adapters.mail import SmtpMailer, compose
 from accountsvc.db.addresses import address_key, is_another
 from accountsvc.db.models import Account, Effect
 from accountsvc.outbox import notices
 from accountsvc.services import Services
-from tests.support.addresses import confirm_claims
+from tests.support.addresses import confirm_claims, is_email
 from tests.support.factories import make_account, owner
 from tests.support.moments import GRACE, NOW, at
 from tests.support.smtp import Inbox, smtp_server

@@ -15,7 +15,7 @@ from marshmallow import ValidationError
 from marshmallow.validate import Email
 
 from accountsvc.accounts import fields
-from accountsvc.accounts.fields import field_problems, is_email, password_problems
+from accountsvc.accounts.fields import field_problems, password_problems
 from accountsvc.accounts.guesses import CONTEXT_WORDS
 from accountsvc.adapters.mail import MailRefused, mailbox
 from accountsvc.bounds import (
@@ -24,6 +24,7 @@ from accountsvc.bounds import (
     STRENGTH_CHARACTERS,
     STRENGTH_LOOKUPS,
 )
+from tests.support.addresses import is_email
 from tests.support.work import note_work
 
 check = Email()

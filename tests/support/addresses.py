@@ -9,6 +9,7 @@ from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
 from accountsvc.accounts import pending, profiles
+from accountsvc.accounts.fields import email_problem
 from accountsvc.db.engine import Clock, database_now
 from accountsvc.db.models import Account
 from accountsvc.services import Services
@@ -52,6 +53,11 @@ def cancel_claims(services: Services, account: Account, *, now: datetime) -> Cla
     """The claims of the link that is mailed to the address of today at *now*."""
     token = services.tokens.cancel_email(account, now=now)
     return services.tokens.read(token, CANCEL_EMAIL, now=now)
+
+
+def is_email(text: str) -> bool:
+    """Say whether an account can be given the address *text*."""
+    return email_problem(text) is None
 
 
 def change_address(
