@@ -24,6 +24,7 @@ from .models import (
     PurgeBrake,
     PurgeFailure,
     Receipt,
+    ReceiptFact,
     SavedPassword,
     SweepMark,
     VaultKey,
@@ -150,6 +151,14 @@ PLACES = (
         exported=None,
         not_exported_because="written when the person's data is gone",
         kept_for="for good: the proof that the data is gone",
+    ),
+    Place(
+        "receipt_facts",
+        ReceiptFact,
+        Purge.KEPT,
+        exported=None,
+        not_exported_because="written when the person's data is gone",
+        kept_for="for good: what became true of the purge, and when",
     ),
     Place(
         "purge_brake",

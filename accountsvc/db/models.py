@@ -11,7 +11,6 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from sqlalchemy import (
-    JSON,
     BigInteger,
     CheckConstraint,
     ForeignKey,
@@ -23,17 +22,20 @@ from sqlalchemy import (
     String,
     Table,
     Text,
-    Uuid,
     event,
     false,
     text,
 )
-from sqlalchemy.dialects.postgresql import JSONB
-from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from sqlalchemy.orm import Mapped, mapped_column
 
 from .. import bounds
-from .engine import UtcDateTime
+from .base import Base, Id
+from .proofs import ReceiptFact
 from .triggers import POSTGRESQL_FUNCTIONS, POSTGRESQL_TRIGGERS, SQLITE_TRIGGERS
+
+# The metadata must have every table for whoever imports this module: Alembic would propose to drop
+# one that it does not see.
+__all__ = ["Base", "ReceiptFact"]
 
 # The largest id that both engines can hold; asked for a larger one, they fail.
 MAX_ID = 2**63 - 1
@@ -49,31 +51,6 @@ SWEPT, PAUSED = "swept", "paused"
 RETURNED, HELD = "returned", "held"
 
 PENDING_FOR = timedelta(hours=bounds.PENDING_ADDRESS_HOURS)
-
-# SQLite takes AUTOINCREMENT for INTEGER PRIMARY KEY only. Without it the id of the account that was
-# purged last would come again.
-_Id = BigInteger().with_variant(Integer, "sqlite")
-
-_Json = JSON().with_variant(JSONB, "postgresql")
-
-
-class Base(DeclarativeBase):
-    """The tables, with the names of constraints and indexes that the migrations give them too."""
-
-    metadata = MetaData(
-        naming_convention={
-            "ix": "ix_%(table_name)s_%(column_0_N_name)s",
-            "uq": "uq_%(table_name)s_%(column_0_N_name)s",
-            "ck": "ck_%(table_name)s_%(constraint_name)s",
-            "fk": "fk_%(table_name)s_%(column_0_N_name)s",
-            "pk": "pk_%(table_name)s",
-        }
-    )
-    type_annotation_map = {  # noqa: RUF012 - SQLAlchemy's own protocol
-        datetime: UtcDateTime,
-        uuid.UUID: Uuid,
-        dict[str, Any]: _Json,
-    }
 
 
 class Account(Base):
@@ -114,7 +91,7 @@ class Account(Base):
         {"sqlite_autoincrement": True},
     )
 
-    id: Mapped[int] = mapped_column(_Id, Identity(), primary_key=True)
+    id: Mapped[int] = mapped_column(Id, Identity(), primary_key=True)
     public_id: Mapped[uuid.UUID] = mapped_column(unique=True, default=uuid.uuid4)
     username: Mapped[str] = mapped_column(String(150))
     username_key: Mapped[str] = mapped_column(String(600), unique=True)
@@ -191,9 +168,9 @@ class FormerAddress(Base):
     # Mails that are owed name a row by its id: one that came again would be another's address.
     __table_args__ = ({"sqlite_autoincrement": True},)
 
-    id: Mapped[int] = mapped_column(_Id, Identity(), primary_key=True)
+    id: Mapped[int] = mapped_column(Id, Identity(), primary_key=True)
     account_id: Mapped[int] = mapped_column(
-        _Id, ForeignKey("accounts.id", ondelete="CASCADE"), index=True
+        Id, ForeignKey("accounts.id", ondelete="CASCADE"), index=True
     )
     email: Mapped[str] = mapped_column(String(254))
     held_since: Mapped[datetime]
@@ -207,12 +184,12 @@ class SavedPassword(Base):
     __tablename__ = "saved_passwords"
     __table_args__ = ({"sqlite_autoincrement": True},)
 
-    id: Mapped[int] = mapped_column(_Id, Identity(), primary_key=True)
+    id: Mapped[int] = mapped_column(Id, Identity(), primary_key=True)
     # The uid is a part of the encryption's associated data, so that a ciphertext that somebody
     # copies to another row does not open there.
     uid: Mapped[uuid.UUID] = mapped_column(unique=True, default=uuid.uuid4)
     account_id: Mapped[int] = mapped_column(
-        _Id, ForeignKey("accounts.id", ondelete="CASCADE"), index=True
+        Id, ForeignKey("accounts.id", ondelete="CASCADE"), index=True
     )
     ciphertext: Mapped[bytes] = mapped_column(LargeBinary)
     created_at: Mapped[datetime]
@@ -225,7 +202,7 @@ class VaultKey(Base):
     __tablename__ = "vault_keys"
 
     account_id: Mapped[int] = mapped_column(
-        _Id,
+        Id,
         ForeignKey("accounts.id", ondelete="CASCADE"),
         primary_key=True,
         autoincrement=False,
@@ -252,10 +229,10 @@ class LegalHold(Base):
         {"sqlite_autoincrement": True},
     )
 
-    id: Mapped[int] = mapped_column(_Id, Identity(), primary_key=True)
+    id: Mapped[int] = mapped_column(Id, Identity(), primary_key=True)
     # The foreign key has NO ACTION, so that an open hold makes the account undeletable: a cascade
     # would delete the hold with it. The purge deletes released ones itself.
-    account_id: Mapped[int] = mapped_column(_Id, ForeignKey("accounts.id"), index=True)
+    account_id: Mapped[int] = mapped_column(Id, ForeignKey("accounts.id"), index=True)
     reason: Mapped[str] = mapped_column(Text)
     placed_at: Mapped[datetime]
     placed_by: Mapped[uuid.UUID | None]
@@ -274,7 +251,7 @@ class PurgeFailure(Base):
     __table_args__ = (CheckConstraint("attempts >= 1", name="attempts"),)
 
     account_id: Mapped[int] = mapped_column(
-        _Id,
+        Id,
         ForeignKey("accounts.id", ondelete="CASCADE"),
         primary_key=True,
         autoincrement=False,
@@ -299,7 +276,7 @@ class Effect(Base):
         {"sqlite_autoincrement": True},
     )
 
-    id: Mapped[int] = mapped_column(_Id, Identity(), primary_key=True)
+    id: Mapped[int] = mapped_column(Id, Identity(), primary_key=True)
     uid: Mapped[uuid.UUID] = mapped_column(unique=True, default=uuid.uuid4)
     kind: Mapped[str] = mapped_column(String(40))
     # The subject has no foreign key: the effects that a purge owes outlive the account.
@@ -464,7 +441,7 @@ class AuditEvent(Base):
         {"sqlite_autoincrement": True},
     )
 
-    id: Mapped[int] = mapped_column(_Id, Identity(), primary_key=True)
+    id: Mapped[int] = mapped_column(Id, Identity(), primary_key=True)
     at: Mapped[datetime] = mapped_column(index=True)
     action: Mapped[str] = mapped_column(String(40))
     subject: Mapped[uuid.UUID | None]

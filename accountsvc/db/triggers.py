@@ -52,6 +52,16 @@ SQLITE_TRIGGERS = {
     "receipts_refuse_delete": """
         CREATE TRIGGER receipts_refuse_delete BEFORE DELETE ON receipts
         BEGIN SELECT RAISE(ABORT, 'receipts are append-only'); END""",
+    "receipt_facts_refuse_replace": """
+        CREATE TRIGGER receipt_facts_refuse_replace BEFORE INSERT ON receipt_facts
+        WHEN EXISTS (SELECT 1 FROM receipt_facts WHERE id = NEW.id)
+        BEGIN SELECT RAISE(ABORT, 'facts of receipts are append-only'); END""",
+    "receipt_facts_refuse_update": """
+        CREATE TRIGGER receipt_facts_refuse_update BEFORE UPDATE ON receipt_facts
+        BEGIN SELECT RAISE(ABORT, 'facts of receipts are append-only'); END""",
+    "receipt_facts_refuse_delete": """
+        CREATE TRIGGER receipt_facts_refuse_delete BEFORE DELETE ON receipt_facts
+        BEGIN SELECT RAISE(ABORT, 'facts of receipts are append-only'); END""",
 }
 
 POSTGRESQL_FUNCTIONS = {
@@ -88,4 +98,11 @@ POSTGRESQL_TRIGGERS = {
     "receipts_refuse_truncate": """
         CREATE TRIGGER receipts_refuse_truncate BEFORE TRUNCATE ON receipts
         FOR EACH STATEMENT EXECUTE FUNCTION accountsvc_refuse('receipts are append-only')""",
+    "receipt_facts_refuse_change": """
+        CREATE TRIGGER receipt_facts_refuse_change BEFORE UPDATE OR DELETE ON receipt_facts
+        FOR EACH ROW EXECUTE FUNCTION accountsvc_refuse('facts of receipts are append-only')""",
+    "receipt_facts_refuse_truncate": """
+        CREATE TRIGGER receipt_facts_refuse_truncate BEFORE TRUNCATE ON receipt_facts
+        FOR EACH STATEMENT
+        EXECUTE FUNCTION accountsvc_refuse('facts of receipts are append-only')""",
 }

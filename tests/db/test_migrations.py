@@ -170,6 +170,11 @@ ROWS: dict[str, dict[str, list[dict[str, Any]]]] = {
             }
         ]
     },
+    "0012": {
+        "receipt_facts": [
+            {"public_id": NOBODY, "fact": "files_absent", "at": LATE, "details": "{}"}
+        ]
+    },
     "0002": {"sweep_marks": [{"name": "swept", "at": EARLY}, {"name": "paused", "at": LATE}]},
 }
 
