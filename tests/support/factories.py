@@ -27,7 +27,7 @@ from accountsvc import create_app
 from accountsvc.accounts import avatars, lifecycle, profiles, vault
 from accountsvc.accounts.lifecycle import Promise
 from accountsvc.accounts.vault import Entry, Keyring
-from accountsvc.adapters import images
+from accountsvc.adapters import avatarstore, images
 from accountsvc.config import Settings, load_settings
 from accountsvc.db import audit
 from accountsvc.db.audit import OPERATOR_ACTOR, SYSTEM_ACTOR, Actor, Witness
@@ -155,25 +155,34 @@ def save_password(
 
 def fill_vault(services: Services, account: Account, count: int, secret: str = "x") -> list[int]:
     """Put *count* entries into the vault of *account* at once, past its quota; return their ids."""
+    entries = [Entry(f"site {number}", "https://x.example", secret) for number in range(count)]
     with services.writing() as session:
-        key = vault.open_key(session, services.keyring, account)
-        moment = database_now(session)
-        rows = [
-            SavedPassword(
-                uid=uuid.uuid4(),
-                account_id=account.id,
-                ciphertext=b"",
-                created_at=moment,
-                updated_at=moment,
-            )
-            for _ in range(count)
-        ]
-        for number, row in enumerate(rows):
-            entry = Entry(f"site {number}", "https://x.example", secret)
-            row.ciphertext = vault._encrypt_entry(key, account, row, entry)
-        session.add_all(rows)
-        session.flush()
-        return sorted(row.id for row in rows)
+        return _saved_passwords(session, services, account, entries, database_now(session))
+
+
+def _saved_passwords(
+    session: Session,
+    services: Services,
+    account: Account,
+    entries: Sequence[Entry],
+    moment: datetime,
+) -> list[int]:
+    key = vault.open_key(session, services.keyring, account)
+    rows = [
+        SavedPassword(
+            uid=uuid.uuid4(),
+            account_id=account.id,
+            ciphertext=b"",
+            created_at=moment,
+            updated_at=moment,
+        )
+        for _ in entries
+    ]
+    for row, entry in zip(rows, entries, strict=True):
+        row.ciphertext = vault._encrypt_entry(key, account, row, entry)
+    session.add_all(rows)
+    session.flush()
+    return sorted(row.id for row in rows)
 
 
 def set_avatar(
@@ -214,16 +223,20 @@ def make_person(services: Services, name: str = "ann", *, staff: bool = False) -
     account = make_account(
         services, name, staff=staff, first_name=name.title(), number_phone="+1 (2) 3"
     )
+    avatar = avatarstore.new_key()
+    services.avatars.put(avatar, _picture())
     with services.writing() as session:
-        saved = tuple(
-            vault.save(
-                session,
-                services.keyring,
-                account.id,
-                epoch=account.epoch,
-                entry=Entry(f"site {number}", "https://example.org", f"{name} {number}"),
-            ).id
-            for number in range(3)
+        account = session.merge(account, load=False)
+        moment = database_now(session)
+        saved = _saved_passwords(
+            session,
+            services,
+            account,
+            [
+                Entry(f"site {number}", "https://example.org", f"{name} {number}")
+                for number in range(3)
+            ],
+            moment,
         )
         # From long ago, so that no mail goes there.
         long_ago = account.joined_at - timedelta(days=365)
@@ -235,14 +248,17 @@ def make_person(services: Services, name: str = "ann", *, staff: bool = False) -
                 left_at=long_ago,
             )
         )
-    avatar = set_avatar(services, account, _picture())
+        account.avatar_key = avatar
+        by = owner(account)
+        audit.record(session, "avatar.replaced", subject=account.public_id, by=by, now=moment)
+        session.flush()
     return Person(
         id=account.id,
         email=account.email,
         public_id=account.public_id,
-        token=access_token(services, account),
+        token=services.tokens.access(account, now=moment, fresh=True),
         avatar=avatar,
-        passwords=saved,
+        passwords=tuple(saved),
     )
 
 
