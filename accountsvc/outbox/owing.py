@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 
 from ..db.models import Effect
 from .payloads import was_refused
-from .queue import LONGEST_MAIL_RETRY, LONGEST_RETRY, waits
+from .queue import LONGEST_MAIL_RETRY, LONGEST_RETRY, comes_later, waits
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,8 @@ class Owing:
 def read_owed(session: Session, now: datetime) -> dict[str, Owing]:
     """Return what is owed at *now*, by kind; also what is being tried, or pauses after a failure.
 
-    A reminder that waits for its day is not owed, nor a mail that waits for its turn.
+    A reminder that waits for its day is not owed, nor a mail that waits for its turn, nor the news
+    that all is gone before it is.
     """
     due_at = func.coalesce(Effect.due_at, Effect.deliver_after)
     found = session.execute(
@@ -41,7 +42,7 @@ def read_owed(session: Session, now: datetime) -> dict[str, Owing]:
         )
         # Neither a lease nor a pause after a failure is longer, so an index finds what is owed: all
         # reminders of weeks to come would be read otherwise.
-        .where(Effect.deliver_after <= now + LONGEST_RETRY, due_at <= now)
+        .where(Effect.deliver_after <= now + LONGEST_RETRY, due_at <= now, ~comes_later())
         .group_by(Effect.kind)
     )
     return {

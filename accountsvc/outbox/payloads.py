@@ -7,11 +7,12 @@ name is changed would leave the rows of before undeliverable.
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
 from typing import Any, Self
 
-from sqlalchemy import ColumnElement
+from sqlalchemy import ColumnElement, Uuid, cast
 from sqlalchemy.orm import InstrumentedAttribute
 
 # A mail is for an account's address of today or for a former one, which is stored by these words:
@@ -78,11 +79,18 @@ class Removal(Payload):
 class AddressedMail(Payload):
     """A mail to an address that no account has at delivery: of *purged* and *address changed*.
 
-    *lane* is that of ``pacing.lane``, by how long the account has had the address.
+    *lane* is that of ``pacing.lane``, by how long the account has had the address. *ledger* is the
+    ``uid`` of the ledger lines behind which *purged* is sent, in 32 hexadecimal digits.
     """
 
     address: str
     lane: int = 0
+    ledger: str | None = None
+
+    @staticmethod
+    def ledger_of(payload: InstrumentedAttribute[dict[str, Any]]) -> ColumnElement[uuid.UUID]:
+        """Return the SQL expression that takes *ledger* out of a stored *payload*, or null."""
+        return cast(payload["ledger"].as_string(), Uuid())
 
 
 @dataclass(frozen=True)

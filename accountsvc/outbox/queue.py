@@ -23,6 +23,7 @@ from sqlalchemy import (
     and_,
     case,
     delete,
+    exists,
     func,
     insert,
     or_,
@@ -30,14 +31,14 @@ from sqlalchemy import (
     tuple_,
     update,
 )
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, aliased
 
 from ..db import rules
 from ..db.engine import Clock, Database
 from ..db.models import Effect
 from ..db.rows import change, chunks
 from ..errors import Unavailable
-from .payloads import FileDeletion, Payload
+from .payloads import AddressedMail, FileDeletion, Payload
 
 log = structlog.get_logger(__name__)
 
@@ -48,6 +49,7 @@ KEEP = "ledger.keep"
 REMOVE = "ledger.remove"
 MAIL_PREFIX = "mail."
 REMINDER = f"{MAIL_PREFIX}reminder"
+PURGED = f"{MAIL_PREFIX}purged"
 # This kind is never committed, so it needs no handler.
 DECOY = "decoy"
 _INTO_THE_LEDGER = (LEDGER, KEEP)
@@ -199,6 +201,19 @@ def waits(session: Session, kind: str) -> bool:
     return kind == DELETE_FILE and bool(session.scalar(select(rules.purging_is_stopped())))
 
 
+def comes_later() -> ColumnElement[bool]:
+    """Select the *purged* mails of accounts of which a file or the ledger line is still owed.
+
+    Sent sooner such a mail would say that all is gone while the picture is there. It is neither
+    tried nor owed until then; while purging is stopped no file is deleted, and it waits with them.
+    """
+    first = aliased(Effect)
+    file = (first.subject == Effect.subject) & (first.kind == DELETE_FILE)
+    ledger = first.uid == AddressedMail.ledger_of(Effect.payload)
+    owed = [exists().where(one).correlate(Effect) for one in (file, ledger)]
+    return (Effect.kind == PURGED) & or_(*owed)
+
+
 def is_behind(session: Session, kind: str, now: datetime) -> bool:
     """Say whether an effect of *kind* has been tried in vain and still waits.
 
@@ -334,9 +349,11 @@ def _claim(database: Database, clock: Clock, kind: str, size: int) -> dict[int, 
         if waits(session, kind):
             return None
         now = clock(session)
+        # Asked for other kinds too it would cost each claim two look-ups in vain.
+        conditions = [~comes_later() | (Effect.expires_at <= now)] if kind == PURGED else []
         rows = session.scalars(
             select(Effect)
-            .where(Effect.kind == kind, Effect.deliver_after <= now)
+            .where(Effect.kind == kind, Effect.deliver_after <= now, *conditions)
             .order_by(Effect.deliver_after, Effect.id)
             .limit(size)
             .with_for_update(skip_locked=True)

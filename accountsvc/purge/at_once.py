@@ -397,15 +397,19 @@ class PurgeNow:
     def _owed(self, public_ids: Sequence[uuid.UUID]) -> tuple[dict[str, int], int]:
         """Count what is owed for purged accounts, by kind, and how much of it will not move soon.
 
-        That was tried in vain, is a mail that waits for its turn, or a file while purging is
-        stopped.
+        That was tried in vain, is a mail that waits for its turn or for files and ledger, or a file
+        while purging is stopped.
         """
         owed: dict[str, int] = {}
         failed = 0
         of_the_purge = Effect.kind.in_([queue.DELETE_FILE, notices.PURGED])
         conditions = [of_the_purge & Effect.subject.in_(chunk) for chunk in rows.chunks(public_ids)]
         with self.database.reading() as session:
-            waits = Effect.last_error.is_not(None) | is_delayed(database_now(session))
+            waits = (
+                Effect.last_error.is_not(None)
+                | is_delayed(database_now(session))
+                | queue.comes_later()
+            )
             if queue.waits(session, queue.DELETE_FILE):
                 waits |= Effect.kind == queue.DELETE_FILE
             for condition in [Effect.kind == queue.LEDGER, *conditions]:

@@ -168,7 +168,9 @@ def _owe(
     lanes: Mapping[uuid.UUID, int],
     now: datetime,
 ) -> None:
-    """Owe the deletion of the files, the *purged* mails and one batch of ledger lines."""
+    """Owe the deletion of the files, one batch of ledger lines, and the mails behind both."""
+    lines = LedgerLines([ledger_line(receipt) for receipt in receipts])
+    ledger = queue.row(queue.LEDGER, subject=None, now=now, payload=lines)
     new = {receipt["public_id"] for receipt in receipts}
     effects = [
         queue.row(
@@ -185,16 +187,14 @@ def _owe(
             notices.PURGED,
             subject=owner.public_id,
             now=now,
-            payload=AddressedMail(owner.email, lanes[owner.public_id]),
+            payload=AddressedMail(owner.email, lanes[owner.public_id], ledger["uid"].hex),
             expires_at=now + notices.ADDRESS_KEPT,
         )
         for owner in owners
         # Whoever has a receipt already, from before a restore, was told then.
         if owner.public_id in new
     ]
-    lines = LedgerLines([ledger_line(receipt) for receipt in receipts])
-    effects.append(queue.row(queue.LEDGER, subject=None, now=now, payload=lines))
-    session.execute(insert(Effect), effects)
+    session.execute(insert(Effect), [*effects, ledger])
 
 
 def ledger_line(receipt: Mapping[str, object]) -> dict[str, str | int]:

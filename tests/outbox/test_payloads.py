@@ -23,7 +23,10 @@ from accountsvc.outbox.payloads import (
 STORED = [
     (FileDeletion("00ff.webp"), '{"key": "00ff.webp"}'),
     (LedgerLines([{"public_id": "1"}]), '{"lines": [{"public_id": "1"}]}'),
-    (AddressedMail("ann@example.org", 2), '{"address": "ann@example.org", "lane": 2}'),
+    (
+        AddressedMail("ann@example.org", 2, "0" * 32),
+        f'{{"address": "ann@example.org", "lane": 2, "ledger": "{"0" * 32}"}}',
+    ),
     (
         AccountMail(3, PREVIOUS, 7, True),
         '{"epoch": 3, "to": "previous", "former": 7, "was_off": true}',
