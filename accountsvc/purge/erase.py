@@ -82,7 +82,7 @@ def erase(
     again = [owner.public_id for owner in owners if owner.public_id not in new]
     facts.add(session, ERASED_AGAIN, again, now=now)
     mails = _Mails(lanes, until=rfc3339(now + backups_kept))
-    session.execute(insert(Effect), _owed(owners, receipts, mails, now))
+    queue.record_all(session, _owed(owners, receipts, mails, now))
 
 
 def _read_owners(session: Session, accounts: Sequence[PlannedPurge]) -> list[_Owner]:
