@@ -22,6 +22,7 @@ from .adapters.mail import Mailer, mailer_from_url
 from .adapters.redisclock import redis_clock
 from .adapters.throttle import EXPORT, Throttle
 from .config import ConfigError, Settings
+from .db import catalog
 from .db.addresses import address_key
 from .db.audit import SYSTEM_ACTOR, Actor
 from .db.engine import Database, database_now, make_engine
@@ -30,7 +31,7 @@ from .outbox import delivery, healing, kept, pacing, queue, recipients
 from .outbox.delivery import Origin
 from .outbox.pacing import Pace
 from .outbox.queue import DeliveryResult
-from .purge import finish, scrub
+from .purge import finish, scrub, verify
 from .purge.at_once import PurgeNow
 from .purge.clocks import Clocks
 from .purge.mending import Mending
@@ -199,6 +200,18 @@ class Services:
         with self.reading() as session:
             return vault.keys_open(session, self.keyring)
 
+    def unmapped_tables(self) -> Sequence[catalog.Unmapped]:
+        """Return the tables of the database that are on no map, as ``catalog.unmapped`` does."""
+        with self.reading() as session:
+            return catalog.unmapped(session.connection())
+
+    def say_unmapped_tables(self) -> None:
+        """Log a line for each of :meth:`unmapped_tables`; none while the database is away."""
+        try:
+            catalog.say(self.unmapped_tables())
+        except SQLAlchemyError:
+            return
+
     def refuse_wrong_vault_keys(self) -> None:
         """Raise ConfigError if this process could open nobody's saved passwords. Call it at start.
 
@@ -275,7 +288,8 @@ def build_services(
         pace=Pace(derive_key(settings.secret_key, "mail recipient")),
     )
     # Its handler looks into the places of the data map, which is not the outbox's to do.
-    handlers |= {queue.FINISH: finish.Finisher(database, avatars)}
+    look = verify.Verifier(database, avatars, database_now, settings.backup_retention)
+    handlers |= {queue.FINISH: finish.Finisher(database, avatars, look)}
     clocks = Clocks(database)
     if settings.redis_url:
         clocks = replace(clocks, redis_clock=redis_clock(settings.redis_url))
