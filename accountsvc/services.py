@@ -37,6 +37,7 @@ from .purge.mending import Mending
 from .purge.rehearsal import Rehearsal
 from .purge.replay import Replay
 from .purge.restore import Restore
+from .purge.sealer import Sealed, Sealer
 from .purge.sweep import Progress, Rules, Sweep, SweepResult
 from .tokens import Tokens, derive_key
 
@@ -225,6 +226,11 @@ class Services:
             return False
         with self.reading() as session:
             return not queue.is_behind(session, queue.LEDGER, database_now(session))
+
+    def seal(self, *, seconds: float, at_once: bool = False) -> Sealed:
+        """Seal what has come into the trail, as ``Sealer.run`` promises."""
+        sealer = Sealer(self.database, self.ledger, database_now)
+        return sealer.run(seconds=seconds, at_once=at_once)
 
     def scrub(self, *, at_most_every: timedelta | None = SCRUB_AT_MOST_EVERY) -> bool:
         """Scrub the SQLite file, as ``scrub.scrub`` promises."""

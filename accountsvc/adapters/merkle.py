@@ -60,9 +60,7 @@ def _levels(leaves: Sequence[bytes]) -> list[list[bytes]]:
     return levels
 
 
-def is_included(
-    leaf: bytes, *, index: int, size: int, path: Sequence[bytes], root: bytes
-) -> bool:
+def is_included(leaf: bytes, *, index: int, size: int, path: Sequence[bytes], root: bytes) -> bool:
     """Say whether *leaf* is number *index* of the *size* leaves below *root*.
 
     The steps are those of RFC 9162, section 2.1.3.2.

@@ -1,8 +1,8 @@
 """Keep the seals of the trail, and let events go that a seal says were pruned.
 
-Locks: none on the new table that anybody could wait for. ACCESS EXCLUSIVE on ``audit_events`` while
-its trigger is replaced (PostgreSQL), milliseconds, behind at most 5 s of waiting; SQLite: the file's
-write lock, milliseconds. The previous code neither reads nor needs it: it deletes no event.
+Locks: none on the new table that anybody could wait for. ACCESS EXCLUSIVE on ``audit_events``
+while its trigger is replaced (PostgreSQL), milliseconds, behind at most 5 s of waiting; SQLite: the
+file's write lock, milliseconds. The previous code neither reads nor needs it: it deletes no event.
 Downgrade the same.
 """
 
