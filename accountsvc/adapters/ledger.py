@@ -6,7 +6,8 @@ are named and purge nobody.
 
 Beside them are returns and holds, each in an object of its own below ``kept/``, which is removed
 when it matters no longer. Their names sort by number, the highest first: a clock that was ahead for
-an hour would otherwise hide what came after it.
+an hour would otherwise hide what came after it. So do the seals of the audit trail below
+``seals/``, which are written once.
 """
 
 from __future__ import annotations
@@ -17,18 +18,31 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
 from itertools import islice
-from typing import Any
+from typing import Any, Protocol
 
 import structlog
 
 from ..errors import StoreUnavailable
-from .ledgerseal import LOST, Flaw, Link, Mark, Opened, Seal, SealKeys, Untrusted, encode, sealed
+from .ledgerseal import (
+    LOST,
+    Flaw,
+    Line,
+    Link,
+    Mark,
+    Opened,
+    Seal,
+    SealKeys,
+    Untrusted,
+    encode,
+    sealed,
+)
 from .ledgerstore import LedgerStore, store_from_url
 
 log = structlog.get_logger(__name__)
 
 SEALED = "sealed/"
 KEPT = "kept/"
+SEALS = "seals/"
 # More numbers there are not: one a second for thirty thousand years.
 _NUMBERS = 10**12
 # So many objects that are not trusted are passed over in the search for the newest: whoever fills
@@ -36,6 +50,8 @@ _NUMBERS = 10**12
 MOST_PASSED_OVER = 50
 # More objects that wait for their seal are not counted: it is said at each look.
 MOST_COUNTED = 1_000
+# So many seals of the audit trail are read at once.
+_SEALS_AT_ONCE = 1_000
 _DAY_MICROSECONDS = 86_400_000_000
 
 
@@ -177,6 +193,36 @@ class Ledger:
             if data is not None:
                 yield self.keys.open(name, data)
 
+    def put_seal(self, link: SealLink, line: Line) -> bool:
+        """Write a seal of the audit trail, unless it is there; False if something else is there.
+
+        The same bytes are written by whoever writes it. Raises StoreUnavailable in a process
+        without a signing key too.
+        """
+        name = seal_name(link)
+        there = self.open(name)
+        if there is not None:
+            return isinstance(there, Opened) and list(there.lines) == [line]
+        self.mend_seal(link, line)
+        return True
+
+    def mend_seal(self, link: SealLink, line: Line) -> None:
+        """Write a seal of the audit trail in the place of whatever is there."""
+        name, body = seal_name(link), encode([line])
+        mark = Mark(link.chain, link.number)
+        self.store.put(name, sealed(body, self.keys.sign(name, body, mark)))
+
+    def seals(self, *, objects: int | None = None) -> Iterator[Opened | Untrusted]:
+        """Yield the seals of the audit trail, the latest first; at most *objects* of them."""
+        names = iter(self.store.names(SEALS))
+        names = names if objects is None else islice(names, objects)
+        while chunk := list(islice(names, _SEALS_AT_ONCE)):
+            ours = [name for name in chunk if link_of_seal(name) is not None]
+            yield from (Untrusted(name, Flaw.FOREIGN) for name in chunk if name not in set(ours))
+            for name, data in self.store.get_all(ours):
+                opened = Untrusted(name, Flaw.LOST) if data is None else self.keys.open(name, data)
+                yield opened
+
     def read(self) -> Iterator[dict[str, Any]]:
         """Yield every trusted receipt once, the earliest first.
 
@@ -187,11 +233,12 @@ class Ledger:
         return receipts(self.scan())
 
     def scan(self) -> Iterator[Opened | Untrusted]:
-        """Yield every object but the :meth:`kept` ones: the earliest sealed first, then the others.
+        """Yield every object but the :meth:`kept` ones and the seals of the trail.
 
-        Those without a seal that counts are not logged.
+        The earliest sealed come first, then the others. Those without a seal that counts are not
+        logged.
         """
-        names = [name for name in self.store.names() if not name.startswith(KEPT)]
+        names = [name for name in self.store.names(without=SEALS) if not name.startswith(KEPT)]
         inside = [name for name in names if name.startswith(SEALED)]
         yield from self._open_all(inside[::-1])
         yield from self._open_all([name for name in names if not name.startswith(SEALED)])
@@ -229,8 +276,8 @@ class Ledger:
         return sum(1 for _ in islice(names, MOST_COUNTED))
 
     def is_empty(self) -> bool:
-        """Say whether nothing was ever written here, or all of it is gone."""
-        return next(self.store.names(), None) is None
+        """Say whether nothing was ever written here, or all of it is gone; seals do not count."""
+        return next(self.store.names(without=SEALS), None) is None
 
     def _open_all(self, names: Sequence[str]) -> Iterator[Opened | Untrusted]:
         ours = [is_sealed_name(name) or is_old_name(name) for name in names]
@@ -371,6 +418,30 @@ def mark_of_kept(name: str) -> Mark | None:
     if match is None:
         return None
     return Mark(uuid.UUID(match[2]), _NUMBERS - int(match[1]))
+
+
+class SealLink(Protocol):
+    """Which seal of the audit trail it is."""
+
+    @property
+    def chain(self) -> uuid.UUID: ...
+
+    @property
+    def number(self) -> int: ...
+
+
+def seal_name(link: SealLink) -> str:
+    """Return the name of the object of a seal of the audit trail; later ones sort before it.
+
+    ``seals/<10^12 - number>-<chain>.jsonl``
+    """
+    return f"{SEALS}{_NUMBERS - link.number:013d}-{link.chain.hex}.jsonl"
+
+
+def link_of_seal(name: str) -> Mark | None:
+    """Return chain and number in the *name* of such an object; None if it is no such name."""
+    match = re.fullmatch(SEALS + r"([0-9]{13})-([0-9a-f]{32})\.jsonl", name)
+    return None if match is None else Mark(uuid.UUID(match[2]), _NUMBERS - int(match[1]))
 
 
 def uid_of_kept(name: str) -> uuid.UUID:

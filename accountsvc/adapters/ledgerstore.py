@@ -28,11 +28,12 @@ class LedgerStore(Protocol):
     def get_all(self, names: list[str]) -> Iterator[tuple[str, bytes | None]]:
         """Yield each of *names* with what :meth:`get` returns, in their order."""
 
-    def names(self, below: str = "") -> Iterator[str]:
+    def names(self, below: str = "", *, without: str = "") -> Iterator[str]:
         """Yield every name that begins with *below*, sorted, and no sooner than it is asked for.
 
-        A folder in the place of an object ends with a slash. Drafts of a killed process are left
-        out, and nothing is missing in a store that was never written.
+        The folder *without* is not even listed, however much is in it. A folder in the place of an
+        object ends with a slash. Drafts of a killed process are left out, and nothing is missing in
+        a store that was never written.
         """
 
     def remove(self, name: str) -> None:
@@ -66,11 +67,11 @@ class FolderStore:
     def get_all(self, names: list[str]) -> Iterator[tuple[str, bytes | None]]:
         return ((name, self.get(name)) for name in names)
 
-    def names(self, below: str = "") -> Iterator[str]:
+    def names(self, below: str = "", *, without: str = "") -> Iterator[str]:
         with file_errors():
-            yield from self._walk("", below)
+            yield from self._walk("", below, without)
 
-    def _walk(self, folder: str, below: str) -> Iterator[str]:
+    def _walk(self, folder: str, below: str, without: str) -> Iterator[str]:
         try:
             with os.scandir(self._root / folder) as entries:
                 # A folder sorts as its contents do, which have a slash behind its name.
@@ -81,12 +82,12 @@ class FolderStore:
             return
         for name in found:
             if name.endswith("/"):
-                if not (name.startswith(below) or below.startswith(name)):
+                if name == without or not (name.startswith(below) or below.startswith(name)):
                     continue
                 if name.endswith(".jsonl/"):
                     yield name
                 else:
-                    yield from self._walk(name, below)
+                    yield from self._walk(name, below, without)
             elif name.startswith(below) and not name.endswith(".part"):
                 yield name
 
@@ -120,8 +121,16 @@ class BucketStore:
                 window = names[start : start + _WINDOW]
                 yield from zip(window, pool.map(self.get, window), strict=True)
 
-    def names(self, below: str = "") -> Iterator[str]:
-        return (key for key, _ in self._bucket.listing(below))
+    def names(self, below: str = "", *, without: str = "") -> Iterator[str]:
+        for key, _ in self._bucket.listing(below):
+            if without and key.startswith(without):
+                break
+            yield key
+        else:
+            return
+        # No name that anybody writes there sorts behind this.
+        for key, _ in self._bucket.listing(below, after=f"{without}~"):
+            yield key
 
     def remove(self, name: str) -> None:
         self._bucket.remove(name)

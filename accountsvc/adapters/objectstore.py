@@ -159,14 +159,18 @@ class Bucket:
         with s3_errors():
             self.client.delete_object(Bucket=self.name, Key=self.prefix + key)
 
-    def listing(self, below: str = "") -> Iterator[tuple[str, datetime]]:
+    def listing(self, below: str = "", *, after: str = "") -> Iterator[tuple[str, datetime]]:
         """Yield each key that begins with *below*, sorted, and when it was written (UTC).
 
+        With *after*, only those that sort behind it.
         Keys are without the bucket's prefix. Raises StoreUnavailable.
         """
         with s3_errors():
             pages = self.client.get_paginator("list_objects_v2").paginate(
-                Bucket=self.name, Prefix=self.prefix + below
+                Bucket=self.name,
+                Prefix=self.prefix + below,
+                # An empty key sorts before every other.
+                StartAfter=self.prefix + after if after else "",
             )
             for page in pages:
                 for entry in page.get("Contents", []):

@@ -33,6 +33,7 @@ from .models import (
     Receipt,
     ReceiptFact,
     SavedPassword,
+    Seal,
     SweepMark,
     VaultKey,
 )
@@ -225,6 +226,14 @@ PLACES = (
         not_exported_because="written when the person's data is gone",
         kept_for="for good: what became true of the purge, and when",
         keeps_public_id=True,
+    ),
+    Place(
+        "seals",
+        Seal,
+        Purge.KEPT,
+        exported=None,
+        not_exported_because="hashes of the trail, about the service",
+        kept_for="for good: ids, hashes and signatures; after `audit prune` the hashes alone",
     ),
     Place(
         "purge_brake",

@@ -41,7 +41,7 @@ BUSY_TIMEOUT_MS = 5_000
 # PostgreSQL waits for a lock as long. A statement or an idle transaction of more than half a minute
 # is a fault, and would keep its locks for as long as its process lives.
 _POSTGRESQL_OPTIONS = (
-    "-c timezone=UTC -c statement_timeout=30000 -c lock_timeout=5000 "
+    "-c timezone=UTC -c datestyle=ISO -c statement_timeout=30000 -c lock_timeout=5000 "
     "-c idle_in_transaction_session_timeout=30000"
 )
 

@@ -1,4 +1,4 @@
-"""The tables of what has become true of a purge: rows that are only ever added.
+"""The tables of what has become true of a purge, and of the seals: rows that are only ever added.
 
 A receipt is written once, in the transaction that erases the account. Whatever becomes true later
 is a fact of its own, with its own time.
@@ -10,7 +10,16 @@ import uuid
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import CheckConstraint, Identity, Index, String, text
+from sqlalchemy import (
+    BigInteger,
+    CheckConstraint,
+    Identity,
+    Index,
+    LargeBinary,
+    String,
+    Text,
+    text,
+)
 from sqlalchemy.orm import Mapped, mapped_column
 
 from .base import Base, Id
@@ -81,3 +90,38 @@ class ReceiptFact(Base):
     at: Mapped[datetime]
     # Details are counts, times and words from closed lists.
     details: Mapped[dict[str, Any]] = mapped_column(default=dict)
+
+
+class Seal(Base):
+    """A signed batch of the trail: events, facts and receipts, in their order, by their hashes.
+
+    The entries' hashes are here, so that a verification can name the entry that was changed, also
+    when the entry itself was taken by ``audit prune``.
+    """
+
+    __tablename__ = "seals"
+    __table_args__ = (
+        CheckConstraint("number >= 1", name="number"),
+        Index("ix_seals_last_event", "last_event"),
+        Index("ix_seals_last_fact", "last_fact"),
+    )
+
+    # Numbers go on over all chains; after a restore they leave out what the ledger has and the
+    # database has lost.
+    number: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
+    # The generation of the database that sealed it.
+    chain: Mapped[uuid.UUID]
+    sealed_at: Mapped[datetime]
+    # Ids of ``audit_events`` and ``receipt_facts``, both ends covered. Without a row of a table,
+    # the last is the one before the first.
+    first_event: Mapped[int] = mapped_column(BigInteger)
+    last_event: Mapped[int] = mapped_column(BigInteger)
+    first_fact: Mapped[int] = mapped_column(BigInteger)
+    last_fact: Mapped[int] = mapped_column(BigInteger)
+    # Records of 49 bytes: the kind's letter, the id in 16 bytes, the hash of the leaf in 32.
+    entries: Mapped[bytes] = mapped_column(LargeBinary)
+    header: Mapped[str] = mapped_column(Text)
+    head: Mapped[str] = mapped_column(String(64))
+    signature: Mapped[str] = mapped_column(String(88))
+    # ``audit prune`` took the events then. Only this may be set, once.
+    pruned_at: Mapped[datetime | None]

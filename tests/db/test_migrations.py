@@ -179,6 +179,24 @@ ROWS: dict[str, dict[str, list[dict[str, Any]]]] = {
             {"public_id": NOBODY, "fact": "files_absent", "at": LATE, "details": "{}"}
         ]
     },
+    "0013": {
+        "seals": [
+            {
+                "number": 1,
+                "chain": NOBODY,
+                "sealed_at": EARLY,
+                "first_event": 1,
+                "last_event": 0,
+                "first_fact": 1,
+                "last_fact": 0,
+                "entries": b"r",
+                "header": "{}",
+                "head": "a" * 64,
+                "signature": "b" * 88,
+                "pruned_at": None,
+            }
+        ]
+    },
     "0002": {"sweep_marks": [{"name": "swept", "at": EARLY}, {"name": "paused", "at": LATE}]},
 }
 
