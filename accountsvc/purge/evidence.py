@@ -64,7 +64,9 @@ class Request:
 
     ``number`` is the public id, ``event`` the id of the event that began the promise, ``promised``
     the date that it made and ``purge_at`` the date of the latest promise; each None where a release
-    without witnesses wrote none. ``reason`` is one word about an outcome that is not an end.
+    without witnesses wrote none. ``moved`` counts how often the date was moved, ``at_once`` says
+    who waived the rest of the grace period. ``reason`` is one word about an outcome that is not an
+    end.
     ``ended`` is when the account came back or was erased, ``again`` when it was erased once more
     after a restore.
     """
@@ -202,7 +204,7 @@ def _move(request: Request, event: AuditEvent) -> None:
     # The promise of somebody who left before promises were written down.
     if request.promised is None:
         request.promised = event.purge_at
-    elif event.purge_at != request.purge_at:
+    elif event.purge_at != request.purge_at and event.action != AT_ONCE:
         request.moved += 1
     request.purge_at = event.purge_at
 

@@ -36,6 +36,8 @@ from tests.support.moments import SECOND, at, now
 from tests.support.state import rows_of
 from tests.support.sweeps import sweep
 
+FAILED = ("failed for a while", "failing", "stuck")
+
 
 def gather(services: Services, period: Period) -> tuple[list[Request], Reconciliation]:
     requests: list[Request] = []
@@ -76,6 +78,15 @@ def test_every_request_of_many_lives_has_its_end_and_nothing_is_unexplained(
     # Three who had asked after the backup, and three who had asked before it: their receipts are
     # out of the ledger, and all six were erased once more.
     assert found.explained == {reconciling.PUT_BACK: 6, reconciling.PURGED_AGAIN: 6}
+    moved = {request.number for request in requests if request.moved}
+    # Another date is mailed, and the release of the last hold may give one.
+    assert moved == {*world.numbers("moved"), *world.numbers("released")}
+    waived = {request.number: request.at_once for request in requests if request.at_once}
+    assert {waived.pop(one) for one in world.numbers("at once by the owner")} == {"owner"}
+    assert {waived.pop(one) for one in world.numbers("at once by the staff")} == {"staff"}
+    assert {request.number for request in requests if request.failures} == {
+        number for kind in FAILED for number in world.numbers(kind)
+    }
     again = {request.number for request in requests if request.again is not None}
     assert again == set(world.numbers("lost, purged again"))
     assert found.receipts == found.ledger_lines == len(rows_of(services, Receipt))
