@@ -38,6 +38,7 @@ from .purge.clocks import Clocks
 from .purge.heads import Heads
 from .purge.mending import Mending
 from .purge.pruning import Pruning
+from .purge.reconciling import Evidence
 from .purge.rehearsal import Rehearsal
 from .purge.replay import Replay
 from .purge.restore import Restore
@@ -132,6 +133,11 @@ class Services:
     def replay(self) -> Replay:
         """The replay of the ledger after a restore."""
         return Replay(self.database, self.ledger, self.restore, self.purge_now)
+
+    @property
+    def evidence(self) -> Evidence:
+        """What became of the requests of a period, and whether that is complete."""
+        return Evidence(self.database, self.ledger, self.settings.purge_max_attempts)
 
     @property
     def mending(self) -> Mending:

@@ -270,6 +270,10 @@ class Ledger:
         names = islice(self.store.names(_moment(at)), MOST_PASSED_OVER)
         return list(self._open_all(list(names)))
 
+    def of_day(self, day: date) -> Iterator[Opened | Untrusted]:
+        """Yield the objects of the batches of one *day* in UTC; one listing and their reads."""
+        yield from self._open_all(list(self.store.names(_folder(day))))
+
     def unsealed(self) -> int:
         """Count the objects of releases before the seals, up to ``MOST_COUNTED``."""
         names = (name for name in self.store.names("2") if is_old_name(name))
@@ -374,11 +378,15 @@ def _moment(at: datetime) -> str:
     if at.tzinfo is None:
         raise ValueError("a batch of the ledger needs a time with its zone")
     at = at.astimezone(UTC)
-    day = (at.date() - date(1970, 1, 1)).days
     midnight = at.replace(hour=0, minute=0, second=0, microsecond=0)
     passed = (at - midnight).seconds * 1_000_000 + at.microsecond
     left = _DAY_MICROSECONDS - 1 - passed
-    return f"{SEALED}{99_999 - day:05d}-{at:%Y-%m-%d}/{left:011d}-{at:%H%M%S}Z-"
+    return f"{_folder(at.date())}{left:011d}-{at:%H%M%S}Z-"
+
+
+def _folder(day: date) -> str:
+    number = (day - date(1970, 1, 1)).days
+    return f"{SEALED}{99_999 - number:05d}-{day:%Y-%m-%d}/"
 
 
 def moment_of(name: str) -> datetime | None:

@@ -32,7 +32,7 @@ from .words import Column, count, stamp, table
 
 
 @accounts_group.command()
-@click.argument("names", nargs=-1, required=True, metavar="ID|EMAIL…")
+@click.argument("names", nargs=-1, required=True, metavar="ID|NUMBER|EMAIL…")
 @reason_option("Stored on the account until its purge.", required=True)
 @yes_option
 @json_option

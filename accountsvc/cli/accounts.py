@@ -23,8 +23,9 @@ from ..db.engine import database_now
 from ..db.models import ACTIVE, DEACTIVATED, DUE, MAX_ID, UNEXPLAINED
 from ..errors import AccountNotFound, GraceOver, HoldNotFound
 from ..outbox import recipients
-from ..purge import failures, stops
+from ..purge import failures, stops, story
 from ..web import services
+from . import stories
 from .console import (
     account_document,
     change_each,
@@ -44,7 +45,8 @@ accounts_group = AppGroup(
     help="""List, deactivate, reactivate and purge accounts.
 
     \b
-    Accounts are named by id or e-mail:
+    Accounts are named by id, by e-mail, or by number: the public id, which
+    the mail that all is gone has, and the receipt.
       flask --app wsgi accounts list --state due
       flask --app wsgi accounts show ann@example.org
       flask --app wsgi accounts purge 42 --dry-run
@@ -57,7 +59,7 @@ accounts_group = AppGroup(
 
 
 @accounts_group.command()
-@click.argument("names", nargs=-1, required=True, metavar="ID|EMAIL…")
+@click.argument("names", nargs=-1, required=True, metavar="ID|NUMBER|EMAIL…")
 @reason_option("Stored on the account until its purge.")
 @json_option
 @sentences
@@ -111,7 +113,7 @@ _NOBODY_PROMISED = (
 
 
 @accounts_group.command()
-@click.argument("names", nargs=-1, required=True, metavar="ID|EMAIL…")
+@click.argument("names", nargs=-1, required=True, metavar="ID|NUMBER|EMAIL…")
 @reason_option("Needed for who is due; stored on the account until its purge.")
 @json_option
 @sentences
@@ -161,18 +163,24 @@ def reactivate(names: tuple[str, ...], *, reason: str | None, as_json: bool) -> 
 
 
 @accounts_group.command()
-@click.argument("name", metavar="ID|EMAIL")
+@click.argument("name", metavar="ID|NUMBER|EMAIL")
 @json_option
 @sentences
 def show(name: str, *, as_json: bool) -> None:
     """Show one account: state, dates, and why it is not purged.
 
+    Of somebody who is purged, who has no name but the number: their story, out of audit events,
+    receipt and what became true of it. Nothing in it is personal.
+
     \b
     flask --app wsgi accounts show ann@example.org
+    flask --app wsgi accounts show 0f8c6e0a-5a55-4a3e-9d0e-3a8f2b7c1d64
 
     \b
     Exit codes: 0 shown, 1 not found, 2 bad usage.
     """
+    if _show_who_is_gone(name, as_json=as_json):
+        return
     (account_id,) = find([name])
     with services().reading() as session:
         account = rows.find(session, account_id)
@@ -187,6 +195,24 @@ def show(name: str, *, as_json: bool) -> None:
         show_json(shown)
     else:
         show_lines(_account_lines(shown))
+
+
+def _show_who_is_gone(name: str, *, as_json: bool) -> bool:
+    """Tell the story of the number *name*; False if it is none of somebody who is gone."""
+    number = rows.read_number(name)
+    if number is None:
+        return False
+    with services().reading() as session:
+        if rows.find_by_public_id(session, number) is not None:
+            return False
+        told = story.tell(session, number)
+    if told is None:
+        return False
+    if as_json:
+        show_json(stories.document(told))
+    else:
+        show_lines(stories.lines(told))
+    return True
 
 
 def _account_lines(shown: Mapping[str, Any]) -> Iterator[str]:
@@ -331,7 +357,7 @@ def create(username: str, email: str, *, staff: bool, as_json: bool) -> None:
 
 
 @accounts_group.command()
-@click.argument("name", metavar="ID|EMAIL")
+@click.argument("name", metavar="ID|NUMBER|EMAIL")
 @reason_option("Stored on the account until its purge.", required=True)
 @json_option
 @sentences
@@ -357,7 +383,7 @@ def hold(name: str, *, reason: str, as_json: bool) -> None:
 
 
 @accounts_group.command()
-@click.argument("name", metavar="ID|EMAIL")
+@click.argument("name", metavar="ID|NUMBER|EMAIL")
 @click.argument("hold_id", type=click.IntRange(min=1), metavar="HOLD")
 @json_option
 @sentences
@@ -393,7 +419,7 @@ def release(name: str, hold_id: int, *, as_json: bool) -> None:
 
 
 @accounts_group.command()
-@click.argument("names", nargs=-1, required=True, metavar="ID|EMAIL…")
+@click.argument("names", nargs=-1, required=True, metavar="ID|NUMBER|EMAIL…")
 @json_option
 @sentences
 def retry(names: tuple[str, ...], *, as_json: bool) -> None:

@@ -28,9 +28,10 @@ from .words import count, printable, stamp, table
 
 audit_group = AppGroup(
     "audit",
-    help="""Verify the audit trail, and take what is old enough.
+    help="""List and verify the audit trail, and take what is old enough.
 
     \b
+    flask --app wsgi audit list --action account.purged --since 2026-12-07
     flask --app wsgi audit verify
 
     \b

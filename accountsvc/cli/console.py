@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import codecs
 import json
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
+from datetime import UTC, datetime
 from functools import wraps
 from typing import Any, NoReturn, TypeVar, cast
 
@@ -24,6 +26,7 @@ from ..db.outages import is_passing_fault
 from ..db.text import text_problem
 from ..errors import AccountError, AccountNotFound, InvalidInput, StoreUnavailable
 from ..outbox import recipients
+from ..purge import story
 from ..web import services
 from .words import count, escaped, printable, stamp
 
@@ -33,6 +36,37 @@ Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 
 yes_option = click.option("--yes", "-y", is_flag=True, help="Do not ask.")
+
+
+_DATE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
+_MOMENT = re.compile(
+    r"[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt ][0-9]{2}:[0-9]{2}:[0-9]{2}(?:\.[0-9]{1,6})?"
+    r"(?:[Zz]|[+-][0-9]{2}:[0-9]{2})"
+)
+
+
+def moment_option(*names: str, metavar: str, help_: str, required: bool = False) -> Decorator:
+    """Return an option of a moment: RFC 3339, or a date, which is its midnight in UTC."""
+
+    def read(_context: click.Context, option: click.Parameter, text: str | None) -> datetime | None:
+        try:
+            return None if text is None else _moment(text)
+        except (ValueError, OverflowError):
+            raise click.BadParameter(
+                f"{printable(text or '')} is no time: give a date such as 2026-12-07, or a time "
+                "with its zone such as 2026-12-07T09:30:00Z.",
+                param=option,
+            ) from None
+
+    return click.option(*names, metavar=metavar, required=required, callback=read, help=help_)
+
+
+def _moment(text: str) -> datetime:
+    if _DATE.fullmatch(text):
+        return datetime.fromisoformat(text).replace(tzinfo=UTC)
+    if _MOMENT.fullmatch(text):
+        return datetime.fromisoformat(text.upper()).astimezone(UTC)
+    raise ValueError
 
 
 def reason_option(help_: str, *, required: bool = False) -> Decorator:
@@ -134,6 +168,8 @@ def _encoding() -> str:
 def find(names: Sequence[str], *, exactly: bool = False) -> list[int]:
     """Return the ids of the named accounts, each once; fail if any is unknown.
 
+    A name is an id, a number (the public id) or an e-mail.
+
     *exactly*: fail too if an e-mail is not letter by letter that of the account that it finds. What
     ends an account asks for that, since ``straße@…`` finds ``strasse@…``, who may be somebody else
     than the operator means.
@@ -153,14 +189,31 @@ def find(names: Sequence[str], *, exactly: bool = False) -> list[int]:
                 if exactly and "@" in name and name != account.email:
                     inexact.append((name, account.id, account.email))
     if unknown:
-        left = " ".join(_left(name) for name in unknown if "@" in name)
+        known = "".join(f"{sentence} " for name in unknown if (sentence := _known(name)))
         fail(
-            f"Not found: {', '.join(unknown)}. {left + ' ' if left else ''}Give ids or e-mails; "
-            "nothing was changed."
+            f"Not found: {', '.join(unknown)}. {known}Give ids, numbers or e-mails; nothing was "
+            "changed."
         )
     if inexact:
         fail(f"{' '.join(_meant(*found) for found in inexact)} Nothing was changed.")
     return list(ids)
+
+
+def _known(name: str) -> str:
+    """Say what is known of a *name* that no account has: whose address it was, or who is gone."""
+    if "@" in name:
+        return _left(name)
+    number = rows.read_number(name)
+    if number is None:
+        return ""
+    with services().reading() as session:
+        purged_at = story.purged_at(session, number)
+    if purged_at is None:
+        return ""
+    return (
+        f"The account of {number} was purged at {stamp(purged_at)}: "
+        f"`accounts show {number}` tells its story, `accounts receipt {number}` proves it."
+    )
 
 
 def _left(name: str) -> str:

@@ -59,7 +59,7 @@ sweeps_group = AppGroup(
 
 
 @accounts_group.command("purge")
-@click.argument("names", nargs=-1, metavar="[ID|EMAIL]…")
+@click.argument("names", nargs=-1, metavar="[ID|NUMBER|EMAIL]…")
 @click.option("--expired", is_flag=True, help="All accounts that are due.")
 @click.option("--force", is_flag=True, help="Also active accounts: deactivate them first.")
 @click.option("--dry-run", is_flag=True, help="Do it and take it back: show who would be gone.")

@@ -202,12 +202,13 @@ def events(
     subject: uuid.UUID | None = None,
     action: str | None = None,
     since: datetime | None = None,
+    until: datetime | None = None,
     after: int = 0,
     limit: int = 100,
 ) -> Sequence[AuditEvent]:
     """Return at most *limit* events in the order of their ids, which are above *after*.
 
-    With *since*: only those from that moment on.
+    With *since*: only those from that moment on; with *until*: only those before that moment.
     """
     query = select(AuditEvent).where(AuditEvent.id > after).order_by(AuditEvent.id).limit(limit)
     if subject is not None:
@@ -216,4 +217,6 @@ def events(
         query = query.where(AuditEvent.action == action)
     if since is not None:
         query = query.where(AuditEvent.at >= since)
+    if until is not None:
+        query = query.where(AuditEvent.at < until)
     return session.scalars(query).all()

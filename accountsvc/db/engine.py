@@ -291,6 +291,15 @@ class Database:
             yield session
 
     @contextmanager
+    def snapshot(self) -> Iterator[Session]:
+        """Open a transaction that only reads, and reads everything as of one moment.
+
+        On PostgreSQL it is REPEATABLE READ, and ends if nothing is asked of it for half a minute.
+        """
+        with snapshot(self._session()) as session:
+            yield session
+
+    @contextmanager
     def rehearsing(self) -> Iterator[Session]:
         """Open a writing transaction that is rolled back at its end, whatever happens in it.
 
@@ -322,6 +331,20 @@ def reading(session: Session) -> Iterator[Session]:
     _refuse_nesting(session)
     try:
         session.connection(execution_options={"reads": True})
+        yield session
+    finally:
+        session.close()
+
+
+@contextmanager
+def snapshot(session: Session) -> Iterator[Session]:
+    """Open a transaction on *session* as :meth:`Database.snapshot` does, and close both."""
+    _refuse_nesting(session)
+    options: dict[str, Any] = {}
+    if session.get_bind().dialect.name == "postgresql":
+        options = {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
+    try:
+        session.connection(execution_options=options)
         yield session
     finally:
         session.close()

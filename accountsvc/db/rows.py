@@ -6,6 +6,7 @@ rows are locked in id order, so that two transactions never wait for each other.
 
 from __future__ import annotations
 
+import re
 import uuid
 from collections.abc import Collection, Iterator, Sequence
 from datetime import datetime
@@ -55,6 +56,10 @@ _LOCK_WITH_STAFF = _LOCK.where(
     Account.id.in_(
         union_all(select(_ONE_OF_THEM.id).where(_ONE_OF_THEM.id.in_(_IDS)), _DECIDING_STAFF)
     )
+)
+
+_NUMBER = re.compile(
+    r"[0-9a-f]{8}(-?)[0-9a-f]{4}\1[0-9a-f]{4}\1[0-9a-f]{4}\1[0-9a-f]{12}", re.IGNORECASE
 )
 
 # One statement gets so many ids at most: SQLite refuses one with more than 32,766 values.
@@ -150,10 +155,24 @@ def kept_keys(session: Session, most: int) -> tuple[int, list[int]]:
     return number, list(ids)
 
 
+def read_number(text: str) -> uuid.UUID | None:
+    """Return the public id that *text* is, in either case and with or without its hyphens.
+
+    None for any other text: people type it from a mail or from paper.
+    """
+    return uuid.UUID(text) if _NUMBER.fullmatch(text) else None
+
+
 def locate(session: Session, text: str) -> Account | None:
-    """Find an account as an operator names it: by id, or by e-mail if *text* has an ``@``."""
+    """Find an account as an operator names it: by id, by number, or by e-mail.
+
+    *text* is an e-mail if it has an ``@``; a number is a public id.
+    """
     if "@" in text:
         return find_by_email(session, text)
+    number = read_number(text)
+    if number is not None:
+        return find_by_public_id(session, number)
     if text.isascii() and text.isdigit() and len(text) <= len(str(MAX_ID)):
         return find(session, int(text))
     return None

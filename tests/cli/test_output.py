@@ -384,7 +384,8 @@ def test_a_name_that_is_not_found_is_said_as_it_was_given(run: Run) -> None:
 
     assert result.exit_code == 1
     assert result.stderr == (
-        "Error: Not found: 王@example.org<U+001B>[31m. Give ids or e-mails; nothing was changed.\n"
+        "Error: Not found: 王@example.org<U+001B>[31m. Give ids, numbers or e-mails; nothing "
+        "was changed.\n"
     )
 
 

@@ -70,7 +70,7 @@ def test_a_name_that_nobody_has_finds_nobody(services: Services, named: str) -> 
         assert rows.locate(session, named) is None
 
 
-def test_an_account_is_located_by_id_or_address(services: Services) -> None:
+def test_an_account_is_located_by_id_address_or_number(services: Services) -> None:
     account = insert_account(services, "ann")
 
     with services.reading() as session:
@@ -79,10 +79,18 @@ def test_an_account_is_located_by_id_or_address(services: Services) -> None:
             f"0{account.id}",
             "ann@example.org",
             "ANN@Example.org",
+            str(account.public_id),
+            str(account.public_id).upper(),
+            account.public_id.hex,
+            account.public_id.hex.upper(),
         ):
             found = rows.locate(session, named)
             assert found is not None
             assert found.id == account.id
+        # Half of its hyphens, or braces around it, are no form that anybody was shown.
+        half = str(account.public_id).replace("-", "", 1)
+        for other in (half, f"{{{account.public_id}}}", f"urn:uuid:{account.public_id}"):
+            assert rows.locate(session, other) is None
         by_public_id = rows.find_by_public_id(session, account.public_id)
         assert by_public_id is not None
         assert rows.find_by_public_id(session, uuid.uuid4()) is None
