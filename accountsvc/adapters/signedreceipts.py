@@ -10,24 +10,28 @@ from __future__ import annotations
 
 import base64
 import binascii
-import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
-from .ledgerseal import key_name
+from . import merkle, sealform
+from .ledgerseal import SealKeys, key_name
+from .sealform import Header
 
+# Where the public keys are served (RFC 8615).
+KEYS_PATH = "/.well-known/accountsvc-keys.json"
 FORM = "accountsvc receipt, form 1"
 # The kinds of entries that a seal covers and a signed receipt may hold.
 RECEIPT, FACT = "receipt", "fact"
 # A receipt with a hundred facts has a tenth of it. What is longer is not read: nested, it would
 # take all memory to find out that it is no receipt.
 MOST_BYTES = 1 << 22
-# What may come again (a residue that was looked for, and looked for again) is shown so often.
-MOST_REPEATED = 50
+# What may come again (a residue that was looked for, and looked for again) is shown so often: each
+# may be in a seal of its own, which is read for it.
+MOST_REPEATED = 10
 
 # What each fact says, as the end of "On …, ".
 SENTENCES = {
@@ -42,7 +46,6 @@ SENTENCES = {
     "erased_again": "a restore had brought the account back, and it was erased once more",
 }
 
-_SEAL_MEANT = b"accountsvc seal, form 1\n"
 _HASH = re.compile(r"[0-9a-f]{64}")
 
 Document = dict[str, Any]
@@ -65,22 +68,15 @@ class NotAReceipt(Exception):
 
 
 @dataclass(frozen=True)
-class Proof:
-    """The seal that proves an entry: its number, its time (RFC 3339), its head and its key."""
-
-    number: int
-    sealed_at: str
-    head: str
-    key: str
-
-
-@dataclass(frozen=True)
 class Part:
-    """A part of a signed receipt: what it is called, and its entry with proof, or the flaw."""
+    """A part of a signed receipt: what it is called, its entry, and the seal that proves it.
+
+    With a flaw it has no seal, and nobody may believe the entry.
+    """
 
     name: str
     entry: Mapping[str, Any]
-    proof: Proof | None
+    seal: Header | None
     flaw: Flaw | None
 
 
@@ -100,97 +96,62 @@ def check(text: bytes, keys: Sequence[bytes]) -> list[Part]:
     facts = document.get("facts")
     if not isinstance(facts, list):
         raise NotAReceipt("It is no signed receipt: it has no list of facts.")
-    named = {key_name(key): key for key in keys}
-    receipt = _part("the receipt", document.get("receipt"), RECEIPT, None, named)
+    known = SealKeys(None, keys)
+    receipt = _part("the receipt", document.get("receipt"), RECEIPT, None, known)
     number = receipt.entry.get("public_id")
     return [
         receipt,
         *(
-            _part(f"fact {place}", fact, FACT, number, named)
+            _part(f"fact {place}", fact, FACT, number, known)
             for place, fact in enumerate(facts, start=1)
         ),
     ]
 
 
-def _part(name: str, part: object, kind: str, number: object, keys: Mapping[str, bytes]) -> Part:
+def _part(name: str, part: object, kind: str, number: object, keys: SealKeys) -> Part:
     try:
-        entry, proof, flaw = _proved(part, keys)
+        entry, seal, flaw = _proved(part, keys)
     except (KeyError, TypeError, ValueError, RecursionError):
         return Part(name, {}, None, Flaw.BROKEN)
     if flaw is None and entry.get("kind") != kind:
         flaw = Flaw.OTHER_KIND
     elif flaw is None and number is not None and entry.get("public_id") != number:
         flaw = Flaw.OTHER_NUMBER
-    return Part(name, entry, None if flaw else proof, flaw)
+    return Part(name, entry, None if flaw else seal, flaw)
 
 
-def _proved(
-    part: Any, keys: Mapping[str, bytes]
-) -> tuple[Mapping[str, Any], Proof | None, Flaw | None]:
+def _proved(part: Any, keys: SealKeys) -> tuple[Mapping[str, Any], Header | None, Flaw | None]:
     """Return the entry of *part*, and the seal that proves it or why it does not.
 
     Raises KeyError, TypeError, ValueError or RecursionError for what has another form.
     """
-    from cryptography.exceptions import InvalidSignature
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
-
     entry = _object(part["entry"])
     if part["seal"] is None:
         return entry, None, Flaw.UNSEALED
-    text, signature = part["seal"]["header"].encode(), _unspelled(part["seal"]["signature"])
-    header = _object(part["seal"]["header"])
-    key = keys.get(header["key"])
-    if key is None:
+    text, signature = part["seal"]["header"].encode(), part["seal"]["signature"]
+    header = Header.read(text)
+    if not sealform.knows(keys, header.key):
         return entry, None, Flaw.UNKNOWN_KEY
-    try:
-        Ed25519PublicKey.from_public_bytes(key).verify(signature, _SEAL_MEANT + text)
-    except InvalidSignature:
+    if not sealform.is_signed(keys, text, signature, header.key):
         return entry, None, Flaw.BAD_SIGNATURE
-    root = root_of(part["entry"].encode(), part["index"], header["entries"], part["path"])
-    if root != header["root"]:
+    if type(part["index"]) is not int or not isinstance(part["path"], list):
+        raise TypeError("an inclusion proof is a number and a list of hashes")
+    if not merkle.is_included(
+        merkle.leaf_hash(part["entry"].encode()),
+        index=part["index"],
+        size=header.entries,
+        path=[_hash(text) for text in part["path"]],
+        root=_hash(header.root),
+    ):
         return entry, None, Flaw.NOT_INCLUDED
-    head = hashlib.sha256(text).hexdigest()
-    proof = Proof(int(header["number"]), str(header["sealed_at"]), head, str(header["key"]))
-    return entry, proof, None
+    return entry, header, None
 
 
-def root_of(entry: bytes, index: int, size: int, path: Sequence[str]) -> str | None:
-    """Return the root of the tree of *size* entries in which *path* leads from *entry* upwards.
-
-    It is computed as RFC 9162 (section 2.1.3.2) has it; None: *path* does not lead from *index* to
-    a root. Raises TypeError or ValueError for what has not the form of a path.
-    """
-    if type(index) is not int or type(size) is not int or not isinstance(path, list):
-        raise TypeError("an inclusion proof is an index, a size and a list of hashes")
-    if not 0 <= index < size:
-        return None
-    node, place, last = hashlib.sha256(b"\0" + entry).digest(), index, size - 1
-    for sibling in _hashes(path):
-        if last == 0:
-            return None
-        if place % 2 or place == last:
-            node = hashlib.sha256(b"\1" + sibling + node).digest()
-            while place and not place % 2:
-                place, last = place >> 1, last >> 1
-        else:
-            node = hashlib.sha256(b"\1" + node + sibling).digest()
-        place, last = place >> 1, last >> 1
-    return node.hex() if last == 0 else None
-
-
-def _hashes(path: Sequence[str]) -> Iterator[bytes]:
-    for text in path:
-        if not _HASH.fullmatch(text):
-            raise ValueError("a hash is 64 hexadecimal digits in lower case")
-        yield bytes.fromhex(text)
-
-
-def _unspelled(text: str) -> bytes:
-    """Decode base64url in its one spelling: the last letter of a signature has bits to spare."""
-    decoded = base64.urlsafe_b64decode(text.encode())
-    if base64.urlsafe_b64encode(decoded).decode() != text:
-        raise ValueError("not spelled as it was signed")
-    return decoded
+def _hash(text: str) -> bytes:
+    """Read a hash in its one spelling; in capitals, the proof would be another text."""
+    if not _HASH.fullmatch(text):
+        raise ValueError("a hash is 64 hexadecimal digits in lower case")
+    return bytes.fromhex(text)
 
 
 def _object(text: str) -> dict[str, Any]:
@@ -232,12 +193,12 @@ def keys_in(text: bytes) -> list[bytes]:
 
     Raises ValueError if it is no key set.
     """
-    document = _parsed(text) if len(text) <= MOST_BYTES else None
+    document: Any = _parsed(text) if len(text) <= MOST_BYTES else None
     try:
-        listed = [key for key in document["keys"] if key.get("crv") == "Ed25519"]  # type: ignore[index]
+        listed = [key for key in document["keys"] if key.get("crv") == "Ed25519"]
         found = [base64.urlsafe_b64decode(key["x"] + "=") for key in listed]
     except (KeyError, TypeError, AttributeError, ValueError, binascii.Error):
         found = []
     if not found or any(len(key) != 32 for key in found):
-        raise ValueError("holds no set of Ed25519 keys, as /.well-known/accountsvc-keys.json is")
+        raise ValueError(f"holds no set of Ed25519 keys, as {KEYS_PATH} is")
     return found

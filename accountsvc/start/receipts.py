@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import BinaryIO
 
 from ..adapters import signedreceipts
+from ..adapters.sealform import moment
 from ..adapters.signedreceipts import RECEIPT, NotAReceipt, Part
 from . import Failure
 
@@ -30,15 +31,15 @@ def report(file: BinaryIO, keys: Sequence[bytes]) -> tuple[list[str], bool]:
 
 
 def _lines(part: Part) -> Iterator[str]:
-    if part.flaw is not None or part.proof is None:
+    seal = part.seal
+    if seal is None:
         # Its words are not shown: whoever forged them would have them read.
         flaw = "" if part.flaw is None else part.flaw.value
         yield f"{part.name[0].upper()}{part.name[1:]} {flaw}."
         return
     yield _sentence(part)
-    proof = part.proof
-    yield f"  proved by seal {proof.number} of {proof.sealed_at}, signed by the key {proof.key}"
-    yield f"  (head {proof.head})"
+    yield f"  proved by seal {seal.number} of {moment(seal.sealed_at)}"
+    yield f"  (head {seal.link.head}, signed by the key {seal.key})"
 
 
 def _sentence(part: Part) -> str:

@@ -72,12 +72,17 @@ def sealed(entries: Sequence[str], *, number: int = 1, key: bytes = KEY) -> list
     leaves = [hashlib.sha256(b"\0" + entry.encode()).digest() for entry in entries]
     header = canonical(
         {
+            "form": 1,
             "chain": "11111111-1111-4111-8111-111111111111",
             "number": number,
             "sealed_at": "2026-11-15T09:35:00.000000Z",
+            "events": [1, len(entries)],
+            "facts": [1, 0],
             "entries": len(entries),
             "root": _root(leaves).hex(),
+            "records": "0" * 64,
             "previous": None,
+            "continues": None,
             "key": key_name(readers.public_key_of(key)),
         }
     )

@@ -99,7 +99,7 @@ def _allow_origins(app: APIFlask, settings: Settings) -> None:
     ]
     cors.init_app(
         app,
-        resources=[f"^{prefix}.*" for prefix in _CROSS_ORIGIN],
+        resources=[f"^{re.escape(prefix)}.*" for prefix in _CROSS_ORIGIN],
         origins="*" if "*" in settings.cors_origins else origins,
         methods=_METHODS,
         allow_headers=ALLOWED_HEADERS.split(", "),
