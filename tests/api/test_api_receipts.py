@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 from apiflask import APIFlask
@@ -15,10 +16,13 @@ from accountsvc.db import proofs
 from tests.conftest import NewApp
 from tests.support.factories import Person, deactivate, services_of
 from tests.support.ledgers import OTHER_KEY
-from tests.support.receipts import erase, record
+from tests.support.processes import ROOT, run
+from tests.support.receipts import backdate, erase, record
 from tests.support.state import belongings
+from tests.support.work import Work
 
 KEYS = "/.well-known/accountsvc-keys.json"
+SCRIPT = ROOT / "docs" / "verify_receipt.py"
 ORIGIN = "http://localhost:3000"
 FACTS = (proofs.FILES_ABSENT, proofs.LEDGER_WRITTEN, proofs.TOLD, proofs.COMPLETED)
 
@@ -58,6 +62,7 @@ def test_until_it_is_sealed_a_receipt_says_so_and_from_then_on_it_proves_itself(
     app: APIFlask, client: FlaskClient, ann: Person, bob: Person
 ) -> None:
     # given
+    others = belongings(services_of(app), bob)
     erase(services_of(app), ann)
     record(services_of(app), ann, *FACTS[:2])
     keys = keys_in(client.get(KEYS).data)
@@ -75,7 +80,32 @@ def test_until_it_is_sealed_a_receipt_says_so_and_from_then_on_it_proves_itself(
     assert [part.flaw for part in between] == [None, None, None, Flaw.UNSEALED]
     assert [part.flaw for part in after] == [None] * 4
     assert {part.entry["public_id"] for part in after} == {str(ann.public_id)}
-    assert client.get(path_of(bob)).status_code == 404
+    assert belongings(services_of(app), bob) == others
+
+
+def test_the_script_proves_what_the_service_serves_and_refuses_what_was_changed_since(
+    app: APIFlask, client: FlaskClient, ann: Person, tmp_path: Path
+) -> None:
+    """With the two files of the service alone, in a folder without anything of it."""
+    # given
+    receipt, keys = tmp_path / "receipt.json", tmp_path / "keys.json"
+    erase(services_of(app), ann)
+    record(services_of(app), ann, *FACTS)
+    services_of(app).seal(seconds=30, at_once=True)
+    keys.write_bytes(client.get(KEYS).data)
+
+    # when
+    receipt.write_bytes(client.get(path_of(ann)).data)
+    proved = run("python", str(SCRIPT), str(receipt), str(keys), env={}, folder=tmp_path)
+    backdate(services_of(app), ann)
+    receipt.write_bytes(client.get(path_of(ann)).data)
+    changed = run("python", str(SCRIPT), str(receipt), str(keys), env={}, folder=tmp_path)
+
+    # then
+    assert (proved.returncode, proved.stderr) == (0, "")
+    assert proved.stdout.count(str(ann.public_id)) == 1 + len(FACTS)
+    assert (changed.returncode, changed.stdout) == (1, "")
+    assert changed.stderr == "The receipt is not what was signed.\n"
 
 
 @pytest.mark.parametrize("spell", [str.lower, str.upper])
@@ -122,8 +152,11 @@ def test_what_came_again_and_again_is_shown_bounded_and_what_came_once_always(
     erase(services_of(app), ann)
     record(services_of(app), ann, proofs.FILES_ABSENT, *[proofs.RESIDUE_FOUND] * 60)
     record(services_of(app), ann, proofs.COMPLETED, proofs.VERIFIED)
+    services_of(app).seal(seconds=30, at_once=True)
+    work = Work()
 
-    response = client.get(path_of(ann))
+    with work.of(services_of(app).database.engine):
+        response = client.get(path_of(ann))
 
     assert response.json is not None
     facts = [json.loads(fact["entry"])["fact"] for fact in response.json["facts"]]
@@ -134,6 +167,8 @@ def test_what_came_again_and_again_is_shown_bounded_and_what_came_once_always(
         proofs.COMPLETED,
         proofs.VERIFIED,
     ]
+    # Receipt and facts, as rows and as entries; of each entry its seal's number, and the seal.
+    assert len(work.statements) <= 4 + 2 * (1 + len(facts))
 
 
 def test_the_keys_are_those_whose_seals_count_old_ones_too_and_may_be_kept_an_hour(

@@ -11,7 +11,7 @@ from flask.testing import FlaskClient
 
 from accountsvc.db import proofs
 from tests.support.factories import Person, services_of
-from tests.support.receipts import erase, record
+from tests.support.receipts import backdate, erase, record
 from tests.support.state import belongings
 
 from .conftest import heading, words
@@ -61,7 +61,7 @@ def test_the_page_says_what_is_gone_and_when_and_what_is_still_to_come(
     to_come = {fact for fact, sentence in TO_COME.items() if sentence in said}
     assert to_come == set(ALL[known:])
     until = receipt.purged_at + timedelta(days=90)
-    assert f"may hold it until {until:%-d %B %Y at %H:%M} UTC" in said
+    assert f"may hold something of it until {until:%-d %B %Y at %H:%M} UTC" in said
     assert ann.email not in response.text
     assert belongings(services_of(app), bob) == others
 
@@ -170,3 +170,23 @@ def test_the_account_of_a_bystander_has_no_receipt(
     erase(services_of(app), ann)
 
     assert client.get(f"/receipts/{bob.public_id}/").status_code == 404
+
+
+def test_the_page_says_whether_all_of_it_is_signed_and_whether_it_was_changed(
+    app: APIFlask, client: FlaskClient, ann: Person
+) -> None:
+    erase(services_of(app), ann)
+    path = f"/receipts/{ann.public_id}/"
+
+    waiting = words(client.get(path))
+    services_of(app).seal(seconds=30, at_once=True)
+    signed = words(client.get(path))
+    backdate(services_of(app), ann)
+    changed = words(client.get(path))
+
+    sentences = ("not signed yet", "All of this is signed", "not what was signed")
+    assert [[one in said for one in sentences] for said in (waiting, signed, changed)] == [
+        [True, False, False],
+        [False, True, False],
+        [False, False, True],
+    ]
