@@ -26,11 +26,11 @@ from .db.addresses import address_key
 from .db.audit import SYSTEM_ACTOR, Actor
 from .db.engine import Database, database_now, make_engine
 from .db.models import Account
-from .outbox import delivery, kept, pacing, queue, recipients
+from .outbox import delivery, healing, kept, pacing, queue, recipients
 from .outbox.delivery import Origin
 from .outbox.pacing import Pace
 from .outbox.queue import DeliveryResult
-from .purge import scrub
+from .purge import finish, scrub
 from .purge.at_once import PurgeNow
 from .purge.clocks import Clocks
 from .purge.mending import Mending
@@ -64,6 +64,7 @@ class Services:
     attempts: Attempts
     handlers: Mapping[str, queue.Handler]
     clocks: Clocks
+    adopter: finish.Adopter
 
     @property
     def sweep_rules(self) -> Rules:
@@ -73,6 +74,7 @@ class Services:
             batch_size=settings.purge_batch_size,
             max_attempts=settings.purge_max_attempts,
             has_brake=settings.purge_brake,
+            backups_kept=settings.backup_retention,
         )
 
     def reading(self) -> AbstractContextManager[Session]:
@@ -102,7 +104,7 @@ class Services:
         What was scheduled by a clock that was ahead is due first; the ledger's lines would
         otherwise keep the sweep waiting until that clock's time.
         """
-        queue.heal(self.database, database_now)
+        healing.heal(self.database, database_now)
         sweep = Sweep(
             self.database,
             self.sweep_rules,
@@ -157,10 +159,12 @@ class Services:
         """Deliver what the outbox owes, as ``queue.deliver`` promises.
 
         If that is of all *kinds*, forget of recipients what is a day old, too, the pending
-        addresses that are not open, and the former ones that nobody will be told at. No file is
-        deleted while two clocks differ so much that nothing is purged.
+        addresses that are not open, and the former ones that nobody will be told at; once in a
+        while, owe to the purges that lack it what finishes them. No file is deleted while two
+        clocks differ so much that nothing is purged.
         """
         if kinds is None:
+            self.adopter.adopt(self.database, database_now)
             pacing.prune(self.database, database_now)
             pending.prune(self.database, database_now)
             recipients.prune(self.database, database_now, self.promise.grace)
@@ -175,7 +179,7 @@ class Services:
             self.handlers,
             kinds=kinds,
             seconds=seconds,
-            on_given_up=delivery.on_given_up,
+            on_dropped=delivery.on_dropped,
         )
 
     def export(
@@ -276,6 +280,8 @@ def build_services(
         origin=Origin(settings.public_url.rstrip("/"), settings.mail_from),
         pace=Pace(derive_key(settings.secret_key, "mail recipient")),
     )
+    # Its handler looks into the places of the data map, which is not the outbox's to do.
+    handlers |= {queue.FINISH: finish.Finisher(database, avatars)}
     clocks = Clocks(database)
     if settings.redis_url:
         clocks = replace(clocks, redis_clock=redis_clock(settings.redis_url))
@@ -294,4 +300,5 @@ def build_services(
         attempts=Attempts(database, throttle, hasher, count_unknown=count_unknown),
         handlers=handlers,
         clocks=clocks,
+        adopter=finish.Adopter(),
     )

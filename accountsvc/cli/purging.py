@@ -90,7 +90,9 @@ def purge(
     flask --app wsgi accounts purge 42 --force --yes --json
 
     \b
-    Exit codes: 0 all is gone, 1 something is not (it says what), 2 bad usage.
+    Exit codes: 0 rows and files are gone, and the ledger has it (a mail or the
+    scrub of the database may be left, it says so); 1 something is not (it says
+    what); 2 bad usage.
     """
     if bool(names) == expired:
         raise click.UsageError("Name accounts by id or e-mail, or give --expired; not both.")
@@ -271,7 +273,9 @@ def finish(
     also: Mapping[str, object] | None = None,
     waiting: Sequence[PlannedPurge] = (),
 ) -> None:
-    """Report a purge or its dry run; exit with code 1 if anything of it is still to be done.
+    """Report a purge or its dry run; exit with code 1 if somebody or something is not gone.
+
+    A mail and a scrub that are still to come are said, and leave the code at 0.
 
     The JSON document has the members of *also* besides. A dry run shows on stderr the first of
     those who are *waiting* for the brake, too.
@@ -304,7 +308,7 @@ def finish(
     for account_id, kept in report.kept.items():
         if kept.obstacle is not Obstacle.BRAKED:
             click.echo(f"{left}: account {account_id}. {_why(kept)}", err=True)
-    if report.owed or report.kept or not report.scrubbed:
+    if not report.is_done:
         sys.exit(1)
 
 

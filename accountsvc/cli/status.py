@@ -77,6 +77,8 @@ def status(*, as_json: bool) -> None:
         "braked_at": stamp(counts.brake.held_at),
         "allowed": counts.brake.allowed,
         "unscrubbed": counts.unscrubbed if settings.is_sqlite else 0,
+        "under_way": counts.under_way,
+        "oldest_under_way_seconds": round(counts.oldest_under_way.total_seconds()),
         "unkept": counts.unkept,
         "troubled": list(counts.troubled_ids),
         "kept_keys": kept_keys,
@@ -144,6 +146,7 @@ def _status_lines(shown: Mapping[str, Any]) -> Iterator[str]:
             "brake holds since": shown["braked_at"],
             "left of what was allowed": shown["allowed"] or None,
             "because": shown["reason"] if shown["allowed"] else None,
+            "purges under way": _under_way(shown),
             "receipts to scrub": shown["unscrubbed"],
             "returns and holds not in the ledger": shown["unkept"] or None,
             "mails delayed": sum(shown["delayed"].values()),
@@ -170,6 +173,12 @@ def _status_lines(shown: Mapping[str, Any]) -> Iterator[str]:
             for kind, number in owed
         ),
     )
+
+
+def _under_way(shown: Mapping[str, Any]) -> str | None:
+    """Return how many purges are not completed, and for how long the oldest has not been."""
+    number, seconds = shown["under_way"], shown["oldest_under_way_seconds"]
+    return f"{number}, the oldest for {duration(timedelta(seconds=seconds))}" if number else None
 
 
 def _ids(named: Sequence[int], number: int) -> str:
@@ -201,6 +210,7 @@ EFFECTS = {
     queue.LEDGER: "batches for the ledger",
     queue.KEEP: "returns and holds for the ledger",
     queue.REMOVE: "returns and holds to take out of the ledger",
+    queue.FINISH: "purges to complete",
     notices.SCHEDULED: "mails: the account will be purged",
     notices.DATE_MOVED: "mails: the purge is later",
     notices.REMINDER: "mails: the purge is near",

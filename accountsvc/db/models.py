@@ -332,8 +332,8 @@ class Receipt(Base):
     purged_at: Mapped[datetime]
     saved_passwords: Mapped[int] = mapped_column(Integer)
     files: Mapped[int] = mapped_column(Integer)
-    # A scrub of the SQLite file sets this when the freed pages have become unreadable. It stays
-    # null on PostgreSQL, so nothing there may wait for it.
+    # Nobody writes this, because that a file was scrubbed is a fact of its own. Without the column
+    # processes of the release before would fail while they are replaced.
     scrubbed_at: Mapped[datetime | None]
 
 

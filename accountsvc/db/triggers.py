@@ -5,18 +5,6 @@ The migrations have copies of their own, which are frozen; a test compares the o
 
 from __future__ import annotations
 
-# Nobody may change these columns of a receipt, or it would prove nothing; only ``scrubbed_at`` may
-# be set, once.
-_RECEIPT_COLUMNS = (
-    "public_id",
-    "deactivated_at",
-    "deactivated_by",
-    "purge_at",
-    "purged_at",
-    "saved_passwords",
-    "files",
-)
-
 # Nobody may change these columns of a seal; only ``pruned_at`` may be set, once.
 _SEAL_COLUMNS = (
     "number",
@@ -62,10 +50,8 @@ SQLITE_TRIGGERS = {
         CREATE TRIGGER receipts_refuse_replace BEFORE INSERT ON receipts
         WHEN EXISTS (SELECT 1 FROM receipts WHERE public_id = NEW.public_id)
         BEGIN SELECT RAISE(ABORT, 'receipts are append-only'); END""",
-    "receipts_refuse_update": f"""
+    "receipts_refuse_update": """
         CREATE TRIGGER receipts_refuse_update BEFORE UPDATE ON receipts
-        WHEN OLD.scrubbed_at IS NOT NULL OR NEW.scrubbed_at IS NULL
-          OR {" OR ".join(f"OLD.{name} IS NOT NEW.{name}" for name in _RECEIPT_COLUMNS)}
         BEGIN SELECT RAISE(ABORT, 'receipts are append-only'); END""",
     "receipts_refuse_delete": """
         CREATE TRIGGER receipts_refuse_delete BEFORE DELETE ON receipts
@@ -131,10 +117,9 @@ POSTGRESQL_TRIGGERS = {
     "audit_events_refuse_truncate": """
         CREATE TRIGGER audit_events_refuse_truncate BEFORE TRUNCATE ON audit_events
         FOR EACH STATEMENT EXECUTE FUNCTION accountsvc_refuse('audit events are append-only')""",
-    "receipts_refuse_update": f"""
+    "receipts_refuse_update": """
         CREATE TRIGGER receipts_refuse_update BEFORE UPDATE ON receipts
-        FOR EACH ROW WHEN (OLD.scrubbed_at IS NOT NULL OR NEW.scrubbed_at IS NULL
-          OR {" OR ".join(f"OLD.{name} IS DISTINCT FROM NEW.{name}" for name in _RECEIPT_COLUMNS)})
+        FOR EACH ROW
         EXECUTE FUNCTION accountsvc_refuse('receipts are append-only')""",
     "receipts_refuse_delete": """
         CREATE TRIGGER receipts_refuse_delete BEFORE DELETE ON receipts

@@ -138,6 +138,16 @@ def _backlog(counts: Status) -> Iterator[Metric]:
         value=counts.unexplained,
     )
     yield GaugeMetricFamily(
+        "accountsvc_purges_under_way",
+        "Purges that are not completed: something of them is owed.",
+        value=counts.under_way,
+    )
+    yield GaugeMetricFamily(
+        "accountsvc_oldest_purge_under_way_seconds",
+        "How long ago the oldest purge has begun that is not completed.",
+        value=counts.oldest_under_way.total_seconds(),
+    )
+    yield GaugeMetricFamily(
         "accountsvc_returns_and_holds_owed",
         "Returns and holds that are not in the ledger after a minute.",
         value=counts.unkept,

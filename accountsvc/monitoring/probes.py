@@ -243,6 +243,8 @@ class Probes:
                 "delayed": dict(counts.delayed),
                 "refused": dict(counts.refused),
                 "unscrubbed": counts.unscrubbed if self._services.settings.is_sqlite else 0,
+                "under_way": counts.under_way,
+                "oldest_under_way_seconds": round(counts.oldest_under_way.total_seconds()),
                 "unkept": counts.unkept,
             }
             troubles = (

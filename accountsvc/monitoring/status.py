@@ -10,10 +10,10 @@ from sqlalchemy import ColumnElement, func, select
 from sqlalchemy.orm import Session
 
 from ..db import rules
-from ..db.models import Account, PurgeFailure, Receipt
+from ..db.models import Account, Effect, PurgeFailure, Receipt
 from ..outbox import kept, owing, pacing
 from ..outbox.owing import Owing
-from ..purge import brake, claim, clocks, failures, stops
+from ..purge import brake, claim, clocks, failures, finish, stops
 from ..purge.brake import Standing
 
 # What is owed for longer is a fault, though nothing has failed: nobody delivers.
@@ -34,8 +34,9 @@ class Status:
 
     ``owing`` says by kind what should have happened by now; ``delayed`` counts mails that wait for
     their turn, ``refused`` those whose address was refused and is tried again, both by kind and
-    not owed meanwhile; ``unscrubbed`` counts receipts; ``unkept`` counts returns and holds that
-    should be in the ledger by now.
+    not owed meanwhile; ``unscrubbed`` counts purges that wait for a scrub; ``under_way`` counts
+    those that are not completed, the oldest of which has begun ``oldest_under_way`` ago;
+    ``unkept`` counts returns and holds that should be in the ledger by now.
     ``troubled_ids`` are the first failing or stuck accounts. ``clock_moved_at`` is when the clock
     has stopped purging.
     """
@@ -61,6 +62,8 @@ class Status:
     brake: Standing
     braked: int
     unscrubbed: int
+    under_way: int
+    oldest_under_way: timedelta
     unkept: int
     troubled_ids: tuple[int, ...]
 
@@ -118,6 +121,7 @@ def read(
     is_due, held = rules.is_due(now), rules.has_open_hold()
     failed, explained = rules.has_failed(), rules.is_explained()
     given_up = rules.has_failed(PurgeFailure.attempts >= max_attempts)
+    under_way, oldest_under_way = finish.count_under_way(session, now)
     oldest = session.scalar(
         select(func.min(Account.purge_at)).where(is_due, ~held, ~failed, explained)
     )
@@ -143,9 +147,11 @@ def read(
         brake=brake.standing(session, now),
         braked=count_braked(session, now=now, max_attempts=max_attempts),
         unscrubbed=session.scalar(
-            select(func.count()).select_from(Receipt).where(Receipt.scrubbed_at.is_(None))
+            select(func.count()).select_from(Effect).where(finish.waits_for_a_scrub())
         )
         or 0,
+        under_way=under_way,
+        oldest_under_way=oldest_under_way,
         unkept=kept.count_overdue(session, now),
         troubled_ids=tuple(session.scalars(failures.troubled(now, most_ids))),
     )

@@ -29,7 +29,7 @@ from ..db.models import DUE, OWNER, Account, Effect
 from ..db.text import rfc3339
 from ..errors import MailUnavailable
 from ..tokens import PASSWORD_RESET_LIFETIME, Tokens
-from . import addressing, files, kept, queue, recipients, sealing
+from . import addressing, files, kept, moments, queue, recipients, sealing
 from .addressing import Addressed
 from .letters import render
 from .notices import (
@@ -108,17 +108,19 @@ def handlers(
     }
 
 
-def on_given_up(session: Session, owed: Owed, now: datetime) -> None:
-    """Audit, in the outbox's transaction, that a mail will never arrive; ignore other effects."""
-    if owed.kind in KINDS:
-        audit.record(
-            session,
-            "mail.given_up",
-            subject=owed.subject,
-            by=SYSTEM_ACTOR,
-            now=now,
-            kind=owed.kind,
-        )
+def on_dropped(session: Session, effects: Sequence[Owed], now: datetime, *, why: str) -> None:
+    """Write, in the outbox's transaction, which mails will never arrive; ignore other effects."""
+    moments.not_told(session, effects, now, why=why)
+    for owed in effects if why == queue.GIVEN_UP else []:
+        if owed.kind in KINDS:
+            audit.record(
+                session,
+                "mail.given_up",
+                subject=owed.subject,
+                by=SYSTEM_ACTOR,
+                now=now,
+                kind=owed.kind,
+            )
 
 
 @dataclass
@@ -244,6 +246,8 @@ class _Mails:
             )
             if effect.kind == PASSWORD_RESET:
                 outcome.then[effect.uid] = partial(_audit_reset_mail, effect.subject)
+            elif effect.kind == PURGED:
+                outcome.then[effect.uid] = partial(moments.told, effect.subject)
         except MailUnavailable as exc:
             outcome.failed[effect.uid] = type(exc.__cause__ or exc).__name__
         except MailRefused:
@@ -276,7 +280,9 @@ class _Mails:
         it would tell people something that is not so.
         """
         if effect.kind == PURGED:
-            return _to_address(effect, {"receipt": effect.subject}, end=effect.expires_at)
+            until = AddressedMail.read(effect.payload).until
+            context = {"receipt": effect.subject, "until": until and datetime.fromisoformat(until)}
+            return _to_address(effect, context, end=effect.expires_at)
         if effect.kind not in DECISIONS:
             raise LookupError(f"no decision about {effect.kind}")
         subject = effect.subject

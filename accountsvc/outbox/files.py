@@ -10,13 +10,17 @@ from sqlalchemy import select
 from ..adapters.avatarstore import AvatarStore
 from ..db.engine import Database
 from ..db.models import Account
-from . import queue
+from . import moments, queue
 from .payloads import FileDeletion
 from .queue import Outcome, Owed
 
 
 def remover(database: Database, avatars: AvatarStore) -> queue.Handler:
-    """Return the handler of file deletions; it gives up on a file that an account shows."""
+    """Return the handler of file deletions; it gives up on a file that an account shows.
+
+    One is done when the store says that no version is left, and with the last of a purged account
+    it is written that its files are absent.
+    """
 
     def remove(effects: Sequence[Owed], now: datetime) -> Outcome:
         by_key = {FileDeletion.read(effect.payload).key: effect for effect in effects}
@@ -30,6 +34,7 @@ def remover(database: Database, avatars: AvatarStore) -> queue.Handler:
         return Outcome(
             failed={by_key[key].uid: error for key, error in failed.items()},
             given_up={by_key[key].uid for key in shown if key is not None},
+            settled=moments.files_deleted,
         )
 
     return remove

@@ -10,7 +10,10 @@ from sqlalchemy.orm import Session
 
 from ..db.models import Effect
 from .payloads import was_refused
-from .queue import LONGEST_MAIL_RETRY, LONGEST_RETRY, waits
+from .queue import FINISH, LONGEST_MAIL_RETRY, LONGEST_RETRY, comes_later, waits
+
+# A worker looks each minute whether a purge is finished.
+LOOKED_AT_WITHIN = timedelta(minutes=5)
 
 
 @dataclass(frozen=True)
@@ -29,9 +32,14 @@ class Owing:
 def read_owed(session: Session, now: datetime) -> dict[str, Owing]:
     """Return what is owed at *now*, by kind; also what is being tried, or pauses after a failure.
 
-    A reminder that waits for its day is not owed, nor a mail that waits for its turn.
+    A reminder that waits for its day is not owed, nor a mail that waits for its turn, nor the news
+    that all is gone before it is. What finishes a purge waits for the rest of it, which is owed:
+    it is so only if it fails, or nobody looks at it.
     """
     due_at = func.coalesce(Effect.due_at, Effect.deliver_after)
+    is_looked_at = (
+        (Effect.kind == FINISH) & Effect.last_error.is_(None) & (due_at > now - LOOKED_AT_WITHIN)
+    )
     found = session.execute(
         select(
             Effect.kind,
@@ -41,7 +49,8 @@ def read_owed(session: Session, now: datetime) -> dict[str, Owing]:
         )
         # Neither a lease nor a pause after a failure is longer, so an index finds what is owed: all
         # reminders of weeks to come would be read otherwise.
-        .where(Effect.deliver_after <= now + LONGEST_RETRY, due_at <= now)
+        .where(Effect.deliver_after <= now + LONGEST_RETRY, due_at <= now, ~comes_later())
+        .where(~is_looked_at)
         .group_by(Effect.kind)
     )
     return {

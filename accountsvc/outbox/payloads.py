@@ -7,11 +7,12 @@ name is changed would leave the rows of before undeliverable.
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
 from typing import Any, Self
 
-from sqlalchemy import ColumnElement
+from sqlalchemy import ColumnElement, Uuid, cast
 from sqlalchemy.orm import InstrumentedAttribute
 
 # A mail is for an account's address of today or for a former one, which is stored by these words:
@@ -75,14 +76,42 @@ class Removal(Payload):
 
 
 @dataclass(frozen=True)
+class Finish(Payload):
+    """What is to be gone when a purge is finished: the account's number, and its avatar files.
+
+    The number is None where no row says it any more. *scrubbed*: SQLite's file was rewritten when
+    nothing else was owed for the purge.
+    """
+
+    account_id: int | None = None
+    files: Sequence[str] = ()
+    scrubbed: bool = False
+
+    @staticmethod
+    def is_scrubbed(payload: InstrumentedAttribute[dict[str, Any]]) -> ColumnElement[bool]:
+        """Return the SQL expression that says of a stored *payload* whether it is *scrubbed*."""
+        scrubbed: ColumnElement[bool] = payload["scrubbed"].as_boolean()
+        return scrubbed
+
+
+@dataclass(frozen=True)
 class AddressedMail(Payload):
     """A mail to an address that no account has at delivery: of *purged* and *address changed*.
 
-    *lane* is that of ``pacing.lane``, by how long the account has had the address.
+    *lane* is that of ``pacing.lane``, by how long the account has had the address. *ledger* is the
+    ``uid`` of the ledger lines behind which *purged* is sent, in 32 hexadecimal digits. *until* is
+    the time (RFC 3339) from which no backup that is older than the purge is kept.
     """
 
     address: str
     lane: int = 0
+    ledger: str | None = None
+    until: str | None = None
+
+    @staticmethod
+    def ledger_of(payload: InstrumentedAttribute[dict[str, Any]]) -> ColumnElement[uuid.UUID]:
+        """Return the SQL expression that takes *ledger* out of a stored *payload*, or null."""
+        return cast(payload["ledger"].as_string(), Uuid())
 
 
 @dataclass(frozen=True)

@@ -14,15 +14,14 @@ import uuid
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, Protocol
 
 import structlog
 from sqlalchemy import (
     ColumnElement,
     Select,
-    and_,
-    case,
     delete,
+    exists,
     func,
     insert,
     or_,
@@ -30,14 +29,14 @@ from sqlalchemy import (
     tuple_,
     update,
 )
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, aliased
 
 from ..db import rules
 from ..db.engine import Clock, Database
 from ..db.models import Effect
-from ..db.rows import change, chunks
+from ..db.rows import change
 from ..errors import Unavailable
-from .payloads import FileDeletion, Payload
+from .payloads import AddressedMail, FileDeletion, Payload
 
 log = structlog.get_logger(__name__)
 
@@ -46,11 +45,14 @@ LEDGER = "ledger.append"
 # A return or a hold goes into the ledger, and out of it when it matters no longer.
 KEEP = "ledger.keep"
 REMOVE = "ledger.remove"
+# It waits for all else that a purge owes, and says then that the purge is completed.
+FINISH = "purge.finish"
 MAIL_PREFIX = "mail."
 REMINDER = f"{MAIL_PREFIX}reminder"
+PURGED = f"{MAIL_PREFIX}purged"
 # This kind is never committed, so it needs no handler.
 DECOY = "decoy"
-_INTO_THE_LEDGER = (LEDGER, KEEP)
+INTO_THE_LEDGER = (LEDGER, KEEP)
 
 # A claim is the claimer's alone for this time. All time-outs of a handler together are shorter: a
 # lease that ran out during the work would have another worker do it at the same time.
@@ -91,7 +93,8 @@ class Outcome:
     and stay owed; ``later`` are not due before the time named there, and not owed until then;
     ``given_up`` are dropped for good.
     ``payloads`` are the new ones of effects that stay. ``then`` is called for one that is done, in
-    the transaction that removes it and with its time: once, however often it was done.
+    the transaction that removes it and with its time: once, however often it was done. ``settled``
+    is called likewise, once for all that are done and have no ``then``.
     """
 
     failed: dict[uuid.UUID, str] = field(default_factory=dict)
@@ -99,14 +102,25 @@ class Outcome:
     given_up: set[uuid.UUID] = field(default_factory=set)
     payloads: dict[uuid.UUID, dict[str, Any]] = field(default_factory=dict)
     then: dict[uuid.UUID, Callable[[Session, datetime], None]] = field(default_factory=dict)
+    settled: Callable[[Session, Sequence[Owed], datetime], None] | None = None
 
 
 _INSERT = insert(Effect.__table__)  # type: ignore[arg-type]
 
 Handler = Callable[[Sequence[Owed], datetime], Outcome]
-# Such a function is called, with the time, in the transaction that drops an effect for good: called
-# after it, a crash in between would lose the audit event.
-OnGivenUp = Callable[[Session, Owed, datetime], None]
+# Why an effect is dropped that has not happened: its handler gave it up, or its time was over.
+GIVEN_UP, EXPIRED = "given_up", "expired"
+
+
+class OnDropped(Protocol):
+    """Is called in the transaction that drops *effects* for good, with its time and one of both.
+
+    Called after it, a crash in between would lose what it writes.
+    """
+
+    def __call__(
+        self, session: Session, effects: Sequence[Owed], now: datetime, *, why: str
+    ) -> None: ...
 
 
 @dataclass
@@ -199,6 +213,19 @@ def waits(session: Session, kind: str) -> bool:
     return kind == DELETE_FILE and bool(session.scalar(select(rules.purging_is_stopped())))
 
 
+def comes_later() -> ColumnElement[bool]:
+    """Select the *purged* mails of accounts of which a file or the ledger line is still owed.
+
+    Sent sooner such a mail would say that all is gone while the picture is there. It is neither
+    tried nor owed until then; while purging is stopped no file is deleted, and it waits with them.
+    """
+    first = aliased(Effect)
+    file = (first.subject == Effect.subject) & (first.kind == DELETE_FILE)
+    ledger = first.uid == AddressedMail.ledger_of(Effect.payload)
+    owed = [exists().where(one).correlate(Effect) for one in (file, ledger)]
+    return (Effect.kind == PURGED) & or_(*owed)
+
+
 def is_behind(session: Session, kind: str, now: datetime) -> bool:
     """Say whether an effect of *kind* has been tried in vain and still waits.
 
@@ -214,55 +241,6 @@ def is_behind(session: Session, kind: str, now: datetime) -> bool:
     return effect_id is not None
 
 
-def heal(database: Database, clock: Clock) -> int:
-    """Have due now what a clock that was ahead has put off; return how many effects that were.
-
-    No lease and no pause is longer than its kind's longest, so what has been tried and waits longer
-    was put off by such a clock. So was what was to be done at once and is from a time to come. A
-    reminder lies weeks ahead by right, and only a failure puts it off.
-    """
-    with database.reading() as session:
-        now = clock(session)
-        # Every sweep asks this: as an UPDATE it would take SQLite's write lock each time.
-        ids = session.scalars(select(Effect.id).where(_is_put_off(now))).all()
-    if not ids:
-        return 0
-    with database.writing() as session:
-        now = clock(session)
-        healed = sum(
-            change(
-                session,
-                update(Effect)
-                .where(Effect.id.in_(chunk), _is_put_off(now))
-                .values(
-                    deliver_after=now,
-                    due_at=case((Effect.due_at > now, now), else_=Effect.due_at),
-                ),
-            )
-            for chunk in chunks(ids)
-        )
-    log.warning("effects put off by a clock that was ahead are due", count=healed)
-    return healed
-
-
-def _is_put_off(now: datetime) -> ColumnElement[bool]:
-    of_a_mail = Effect.kind.startswith(MAIL_PREFIX, autoescape=True)
-    after_a_failure = or_(Effect.last_error.is_not(None), Effect.kind != REMINDER)
-    too_far = or_(
-        and_(Effect.kind.in_(_INTO_THE_LEDGER), Effect.deliver_after > now + LEASE),
-        and_(
-            Effect.kind.not_in(_INTO_THE_LEDGER),
-            ~of_a_mail,
-            Effect.deliver_after > now + LONGEST_RETRY,
-        ),
-        and_(of_a_mail, after_a_failure, Effect.deliver_after > now + LONGEST_MAIL_RETRY),
-    )
-    to_be_done_at_once = and_(
-        Effect.attempts == 0, Effect.created_at > now, Effect.deliver_after <= Effect.created_at
-    )
-    return or_(and_(Effect.attempts > 0, too_far), to_be_done_at_once)
-
-
 def deliver(
     database: Database,
     clock: Clock,
@@ -271,7 +249,7 @@ def deliver(
     kinds: Collection[str] | None = None,
     batch_size: int = 500,
     seconds: float = 5.0,
-    on_given_up: OnGivenUp | None = None,
+    on_dropped: OnDropped | None = None,
 ) -> DeliveryResult:
     """Deliver what is due of *kinds* (default: all that *handlers* know), in batches.
 
@@ -290,7 +268,7 @@ def deliver(
             if time.monotonic() >= stop_at:
                 result.more = True
                 return result
-            claimed = _claim(database, clock, kind, _claim_size(kind, batch_size))
+            claimed = _claim(database, clock, kind, _claim_size(kind, batch_size), on_dropped)
             if claimed is None:
                 waiting.remove(kind)
                 continue
@@ -299,7 +277,7 @@ def deliver(
             with database.reading() as session:
                 now = clock(session)
             outcome = _handle(handlers[kind], claimed, now)
-            _settle(database, clock, claimed, outcome, on_given_up)
+            _settle(database, clock, claimed, outcome, on_dropped)
             failed, given_up = len(outcome.failed), len(outcome.given_up)
             result.failed += failed
             result.given_up += given_up
@@ -324,7 +302,9 @@ def _failing_last(database: Database, kinds: list[str]) -> list[str]:
     return sorted(kinds, key=lambda kind: kind in failing)
 
 
-def _claim(database: Database, clock: Clock, kind: str, size: int) -> dict[int, Owed] | None:
+def _claim(
+    database: Database, clock: Clock, kind: str, size: int, on_dropped: OnDropped | None
+) -> dict[int, Owed] | None:
     """Lease up to *size* effects, by their row's id.
 
     Returns None when none is due or the kind waits, and an empty mapping when all that were due had
@@ -334,18 +314,23 @@ def _claim(database: Database, clock: Clock, kind: str, size: int) -> dict[int, 
         if waits(session, kind):
             return None
         now = clock(session)
+        # Asked for other kinds too it would cost each claim two look-ups in vain.
+        conditions = [~comes_later() | (Effect.expires_at <= now)] if kind == PURGED else []
         rows = session.scalars(
             select(Effect)
-            .where(Effect.kind == kind, Effect.deliver_after <= now)
+            .where(Effect.kind == kind, Effect.deliver_after <= now, *conditions)
             .order_by(Effect.deliver_after, Effect.id)
             .limit(size)
             .with_for_update(skip_locked=True)
         ).all()
         if not rows:
             return None
-        expired = [row.id for row in rows if row.expires_at is not None and row.expires_at <= now]
+        over = [row for row in rows if row.expires_at is not None and row.expires_at <= now]
+        expired = {row.id: as_owed(row) for row in over}
         if expired:
             session.execute(delete(Effect).where(Effect.id.in_(expired)))
+            if on_dropped is not None:
+                on_dropped(session, list(expired.values()), now, why=EXPIRED)
             log.warning("effects expired undelivered", kind=kind, count=len(expired))
         claimed = [row for row in rows if row.id not in expired]
         if claimed:
@@ -395,7 +380,7 @@ def _settle(
     clock: Clock,
     claimed: Mapping[int, Owed],
     outcome: Outcome,
-    on_given_up: OnGivenUp | None,
+    on_dropped: OnDropped | None,
 ) -> None:
     """Remove what is done and reschedule what failed, each only while its lease is still ours."""
     named = {*outcome.failed, *outcome.later, *outcome.given_up}
@@ -406,22 +391,21 @@ def _settle(
     ]
     with database.writing() as session:
         now = clock(session)
-        _drop(session, done)
+        dropped = _drop(session, done)
+        if dropped and outcome.settled is not None:
+            settled = [effect for row_id, effect in claimed.items() if row_id in dropped]
+            outcome.settled(session, settled, now)
         for row_id, effect in claimed.items():
+            lease = (row_id, effect.attempts)
             if effect.uid in outcome.given_up:
-                dropped = _drop(session, [(row_id, effect.attempts)])
-                if dropped and on_given_up is not None:
-                    on_given_up(session, effect, now)
-            elif effect.uid in outcome.then:
-                if _drop(session, [(row_id, effect.attempts)]):
-                    outcome.then[effect.uid](session, now)
-            elif effect.uid in named:
-                change(
-                    session,
-                    update(Effect)
-                    .where(Effect.id == row_id, Effect.attempts == effect.attempts)
-                    .values(**_rescheduled(effect, outcome, now)),
-                )
+                if _drop(session, [lease]) and on_dropped is not None:
+                    on_dropped(session, [effect], now, why=GIVEN_UP)
+            elif effect.uid in outcome.then and _drop(session, [lease]):
+                outcome.then[effect.uid](session, now)
+        stay = {*outcome.failed, *outcome.later}
+        kept = [(row_id, effect) for row_id, effect in claimed.items() if effect.uid in stay]
+        for values, leases in _rescheduled(kept, outcome, now):
+            change(session, update(Effect).where(_is_leased(leases)).values(**values))
     if outcome.failed:
         log.warning(
             "effects will be tried again",
@@ -431,7 +415,23 @@ def _settle(
         )
 
 
-def _rescheduled(effect: Owed, outcome: Outcome, now: datetime) -> dict[str, Any]:
+def _rescheduled(
+    kept: Sequence[tuple[int, Owed]], outcome: Outcome, now: datetime
+) -> list[tuple[dict[str, Any], list[tuple[int, int]]]]:
+    """Return the new values of effects that stay, each with the leases of the rows to have them.
+
+    Those that get the same are together: thousands of them may wait for one mail server.
+    """
+    together: list[tuple[dict[str, Any], list[tuple[int, int]]]] = []
+    for row_id, effect in kept:
+        values = _new_values(effect, outcome, now)
+        if not together or together[-1][0] != values:
+            together.append((values, []))
+        together[-1][1].append((row_id, effect.attempts))
+    return together
+
+
+def _new_values(effect: Owed, outcome: Outcome, now: datetime) -> dict[str, Any]:
     """Return the new values of the row of an effect that is to be tried again."""
     values: dict[str, Any] = {}
     if effect.uid in outcome.later:
@@ -454,11 +454,17 @@ def _rescheduled(effect: Owed, outcome: Outcome, now: datetime) -> dict[str, Any
     return values
 
 
-def _drop(session: Session, leases: Sequence[tuple[int, int]]) -> int:
-    """Delete the rows whose lease (id and attempts) is still the given one; return how many."""
+def _is_leased(leases: Sequence[tuple[int, int]]) -> ColumnElement[bool]:
+    return tuple_(Effect.id, Effect.attempts).in_(leases)
+
+
+def _drop(session: Session, leases: Sequence[tuple[int, int]]) -> set[int]:
+    """Delete the rows whose lease (id and attempts) is still the given one; return their ids."""
     if not leases:
-        return 0
-    return change(session, delete(Effect).where(tuple_(Effect.id, Effect.attempts).in_(leases)))
+        return set()
+    statement = delete(Effect).where(_is_leased(leases)).returning(Effect.id)
+    options = {"synchronize_session": False}
+    return set(session.scalars(statement, execution_options=options))
 
 
 def growing_pause(attempts: int, *, first: timedelta, longest: timedelta) -> timedelta:
@@ -472,5 +478,5 @@ def retry_pause(attempts: int, kind: str = "") -> timedelta:
 
     5 seconds, doubled each time, up to an hour; for what the ledger lacks up to a minute.
     """
-    longest = LONGEST_LEDGER_RETRY if kind in _INTO_THE_LEDGER else LONGEST_RETRY
+    longest = LONGEST_LEDGER_RETRY if kind in INTO_THE_LEDGER else LONGEST_RETRY
     return growing_pause(attempts, first=FIRST_RETRY, longest=longest)

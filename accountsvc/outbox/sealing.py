@@ -17,7 +17,7 @@ from ..adapters.ledger import Batch, Ledger
 from ..db import rows
 from ..db.engine import Database
 from ..db.models import Effect
-from . import queue
+from . import moments, queue
 from .marks import take_marks
 from .payloads import LedgerLines, seal_of, with_seal
 from .queue import Outcome, Owed
@@ -38,7 +38,7 @@ def handler(database: Database, ledger: Ledger) -> queue.Handler:
             seals |= _store_seals(database, ledger, unsealed)
         for effect, batch in owed:
             ledger.append(batch, seals[effect.uid])
-        return Outcome()
+        return Outcome(settled=moments.ledger_written)
 
     return append
 

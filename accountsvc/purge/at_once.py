@@ -14,18 +14,18 @@ from datetime import timedelta
 from enum import Enum, auto
 from typing import Protocol
 
-from sqlalchemy import exists, func, select
+from sqlalchemy import exists, select
 from sqlalchemy.orm import Session
 
 from ..accounts import lifecycle
 from ..db import audit, rows, rules
 from ..db.audit import OPERATOR_ACTOR, Actor
 from ..db.engine import Database, database_now
-from ..db.models import Account, Effect, PurgeFailure, Receipt
+from ..db.models import Account, PurgeFailure, Receipt
 from ..errors import AccountNotFound, LastStaff, LegalHold, NotDeactivated, Unexplained
-from ..outbox import notices, queue
-from ..outbox.pacing import is_delayed
+from ..outbox import queue
 from . import claim, failures, stops
+from .aftermath import Aftermath, Deliver
 from .brake import Allowance
 from .claim import PlannedPurge
 from .clocks import ClockMoved, Clocks, ClocksDiffer
@@ -52,12 +52,6 @@ class Sweep(Protocol):
         by: Actor,
         progress: Progress | None,
     ) -> SweepResult: ...
-
-
-class Deliver(Protocol):
-    """Deliver for about *seconds* what the outbox owes, as ``Services.deliver`` promises."""
-
-    def __call__(self, *, seconds: float) -> object: ...
 
 
 class Obstacle(Enum):
@@ -121,6 +115,9 @@ class PurgeReport:
     why. ``owed`` counts by kind what is still to be delivered for those who were purged, and
     ``scrubbed`` says whether nothing of them is left in the database's file. ``paused`` counts
     files whose deletion waits until purging goes on, as after a replay while it is paused.
+
+    It ``is_done`` when everybody is purged, no file of theirs is there and the ledger has their
+    lines. Mails and the scrub are for the worker then.
     """
 
     purged: list[PlannedPurge] = field(default_factory=list)
@@ -128,6 +125,11 @@ class PurgeReport:
     owed: dict[str, int] = field(default_factory=dict)
     scrubbed: bool = True
     paused: int = 0
+
+    @property
+    def is_done(self) -> bool:
+        owed = self.owed.keys() & {queue.DELETE_FILE, queue.LEDGER}
+        return not (self.kept or self.paused or owed)
 
 
 @dataclass(frozen=True)
@@ -255,12 +257,20 @@ class PurgeNow:
                 kept = self.why_kept(plan.account_id) if stop is None or is_own else Kept(stop)
                 report.kept[plan.account_id] = kept
         if report.purged:
-            report.owed = self._deliver(list(receipts))
-            with self.database.reading() as session:
-                if queue.waits(session, queue.DELETE_FILE):
-                    report.paused = report.owed.pop(queue.DELETE_FILE, 0)
-            report.scrubbed = not report.owed and self._scrub(list(receipts))
+            self._see_to_the_rest(report, list(receipts))
         return report
+
+    def _see_to_the_rest(self, report: PurgeReport, public_ids: Sequence[uuid.UUID]) -> None:
+        """Deliver and scrub for who is purged, and report what is left of that."""
+        aftermath = Aftermath(self.database, self.deliver, self.scrub)
+        report.owed = aftermath.deliver_all(public_ids, LOCK_PATIENCE)
+        with self.database.reading() as session:
+            if queue.waits(session, queue.DELETE_FILE):
+                report.paused = report.owed.pop(queue.DELETE_FILE, 0)
+        if report.owed or report.paused:
+            report.scrubbed = self.database.engine.dialect.name != "sqlite"
+        else:
+            report.scrubbed = aftermath.finish(public_ids, LOCK_PATIENCE)
 
     def _sweep_patiently(
         self,
@@ -373,73 +383,6 @@ class PurgeNow:
             if failure is not None:
                 return Kept(Obstacle.FAILED, failure)
             return Kept(Obstacle.REACTIVATED if account.is_active else Obstacle.BUSY)
-
-    def _deliver(self, public_ids: Sequence[uuid.UUID]) -> dict[str, int]:
-        """Deliver what the purge owes; return what is still owed.
-
-        Ends when all of that was tried in vain, or nothing has moved for a while.
-        """
-        give_up_at = time.monotonic() + LOCK_PATIENCE.total_seconds()
-        before: int | None = None
-        while True:
-            self.deliver(seconds=5)
-            owed, failed = self._owed(public_ids)
-            count = sum(owed.values())
-            if count == failed:
-                return owed
-            if before is None or count < before:
-                give_up_at = time.monotonic() + LOCK_PATIENCE.total_seconds()
-            elif time.monotonic() > give_up_at:
-                return owed
-            before = count
-            time.sleep(0.1)
-
-    def _owed(self, public_ids: Sequence[uuid.UUID]) -> tuple[dict[str, int], int]:
-        """Count what is owed for purged accounts, by kind, and how much of it will not move soon.
-
-        That was tried in vain, is a mail that waits for its turn, or a file while purging is
-        stopped.
-        """
-        owed: dict[str, int] = {}
-        failed = 0
-        of_the_purge = Effect.kind.in_([queue.DELETE_FILE, notices.PURGED])
-        conditions = [of_the_purge & Effect.subject.in_(chunk) for chunk in rows.chunks(public_ids)]
-        with self.database.reading() as session:
-            waits = Effect.last_error.is_not(None) | is_delayed(database_now(session))
-            if queue.waits(session, queue.DELETE_FILE):
-                waits |= Effect.kind == queue.DELETE_FILE
-            for condition in [Effect.kind == queue.LEDGER, *conditions]:
-                for kind, count, tried in session.execute(
-                    select(Effect.kind, func.count(), func.count().filter(waits))
-                    .where(condition)
-                    .group_by(Effect.kind)
-                ):
-                    owed[kind] = owed.get(kind, 0) + count
-                    failed += tried
-        return owed, failed
-
-    def _scrub(self, public_ids: Sequence[uuid.UUID]) -> bool:
-        """Scrub until all these receipts are dated; False if readers were in the way."""
-        if self.database.engine.dialect.name != "sqlite":
-            return True
-        give_up_at = time.monotonic() + LOCK_PATIENCE.total_seconds()
-        while True:
-            self.scrub()
-            with self.database.reading() as session:
-                scrubbed = sum(
-                    session.scalar(
-                        select(func.count()).where(
-                            Receipt.public_id.in_(chunk), Receipt.scrubbed_at.is_not(None)
-                        )
-                    )
-                    or 0
-                    for chunk in rows.chunks(public_ids)
-                )
-            if scrubbed == len(public_ids):
-                return True
-            if time.monotonic() > give_up_at:
-                return False
-            time.sleep(0.2)
 
 
 def make_all_due(

@@ -9,24 +9,35 @@ from __future__ import annotations
 import uuid
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from sqlalchemy import delete, insert, select
 from sqlalchemy.orm import Session
 
-from ..db import audit, rows
+from ..db import audit, facts, rows
 from ..db.audit import Actor
 from ..db.datamap import purged_by_account
 from ..db.models import Account, AuditEvent, Effect, LegalHold, Receipt
+from ..db.proofs import ERASED_AGAIN
 from ..db.text import rfc3339
 from ..outbox import kept, notices, pacing, queue, recipients
-from ..outbox.payloads import AddressedMail, FileDeletion, LedgerLines
+from ..outbox.payloads import AddressedMail, FileDeletion, Finish, LedgerLines
 from .claim import PlannedPurge
 
 # Effects that the purge itself owes. They stay in the outbox until they are done: dropped with the
 # account's others, they would leave a file on disk that no row knows.
-_OWED_AFTER_PURGE = (queue.DELETE_FILE, queue.LEDGER, queue.REMOVE, notices.PURGED)
+_OWED_AFTER_PURGE = (
+    queue.DELETE_FILE,
+    queue.LEDGER,
+    queue.REMOVE,
+    queue.FINISH,
+    notices.PURGED,
+)
+
+# What finishes a purge is looked at so long after it: the files, the ledger and the mail have
+# mostly happened by then, so that one look is enough.
+FINISHED_AFTER = timedelta(seconds=5)
 
 _Row = dict[str, Any]
 
@@ -46,10 +57,18 @@ class _Owner:
     deactivated_by: str
 
 
-def erase(session: Session, accounts: Sequence[PlannedPurge], now: datetime, by: Actor) -> None:
+def erase(
+    session: Session,
+    accounts: Sequence[PlannedPurge],
+    now: datetime,
+    by: Actor,
+    *,
+    backups_kept: timedelta,
+) -> None:
     """Delete the locked *accounts* and write what remains and what is owed, in this transaction.
 
-    An open hold, and whatever else refuses, fails the whole transaction.
+    Their owners are told that backups hold something for as long as *backups_kept*. An open hold,
+    and whatever else refuses, fails the whole transaction.
     """
     if not accounts:
         return
@@ -59,7 +78,11 @@ def erase(session: Session, accounts: Sequence[PlannedPurge], now: datetime, by:
     _delete_rows(session, accounts)
     receipts = _write_receipts(session, owners, accounts, now)
     _write_events(session, accounts, now, by)
-    _owe(session, owners, receipts, lanes, now)
+    new = {receipt["public_id"] for receipt in receipts}
+    again = [owner.public_id for owner in owners if owner.public_id not in new]
+    facts.add(session, ERASED_AGAIN, again, now=now)
+    mails = _Mails(lanes, until=rfc3339(now + backups_kept))
+    session.execute(insert(Effect), _owed(owners, receipts, mails, now))
 
 
 def _read_owners(session: Session, accounts: Sequence[PlannedPurge]) -> list[_Owner]:
@@ -161,40 +184,57 @@ def _write_events(
     )
 
 
-def _owe(
-    session: Session,
-    owners: Collection[_Owner],
-    receipts: Sequence[_Row],
-    lanes: Mapping[uuid.UUID, int],
-    now: datetime,
-) -> None:
-    """Owe the deletion of the files, the *purged* mails and one batch of ledger lines."""
-    new = {receipt["public_id"] for receipt in receipts}
-    effects = [
-        queue.row(
-            queue.DELETE_FILE,
-            subject=owner.public_id,
-            now=now,
-            payload=FileDeletion(owner.avatar_key),
-        )
-        for owner in owners
-        if owner.avatar_key is not None
-    ]
-    effects += [
-        queue.row(
-            notices.PURGED,
-            subject=owner.public_id,
-            now=now,
-            payload=AddressedMail(owner.email, lanes[owner.public_id]),
-            expires_at=now + notices.ADDRESS_KEPT,
-        )
-        for owner in owners
-        # Whoever has a receipt already, from before a restore, was told then.
-        if owner.public_id in new
-    ]
+@dataclass(frozen=True)
+class _Mails:
+    """What the *purged* mails need: their lanes by public id, and until when backups are kept."""
+
+    lanes: Mapping[uuid.UUID, int]
+    until: str
+
+
+def _owed(
+    owners: Collection[_Owner], receipts: Sequence[_Row], mails: _Mails, now: datetime
+) -> list[_Row]:
+    """Return what a purge owes, for one INSERT.
+
+    It is the deletion of the files, one batch of ledger lines, the mails behind both, and behind
+    all of these what finishes each purge.
+    """
     lines = LedgerLines([ledger_line(receipt) for receipt in receipts])
-    effects.append(queue.row(queue.LEDGER, subject=None, now=now, payload=lines))
-    session.execute(insert(Effect), effects)
+    ledger = queue.row(queue.LEDGER, subject=None, now=now, payload=lines)
+    new = {receipt["public_id"] for receipt in receipts}
+    effects = [ledger]
+    for owner in owners:
+        files = [] if owner.avatar_key is None else [owner.avatar_key]
+        effects += [
+            queue.row(
+                queue.DELETE_FILE, subject=owner.public_id, now=now, payload=FileDeletion(key)
+            )
+            for key in files
+        ]
+        # Whoever has a receipt already, from before a restore, was told then.
+        if owner.public_id in new:
+            lane = mails.lanes[owner.public_id]
+            mail = AddressedMail(owner.email, lane, ledger["uid"].hex, mails.until)
+            effects.append(
+                queue.row(
+                    notices.PURGED,
+                    subject=owner.public_id,
+                    now=now,
+                    payload=mail,
+                    expires_at=now + notices.ADDRESS_KEPT,
+                )
+            )
+        effects.append(
+            queue.row(
+                queue.FINISH,
+                subject=owner.public_id,
+                now=now,
+                payload=Finish(owner.id, files),
+                after=now + FINISHED_AFTER,
+            )
+        )
+    return effects
 
 
 def ledger_line(receipt: Mapping[str, object]) -> dict[str, str | int]:

@@ -6,17 +6,21 @@ from datetime import timedelta
 
 import structlog
 from sqlalchemy import ColumnElement, Engine, exists, func, select, update
+from sqlalchemy.orm import aliased
 
+from ..db import facts
 from ..db.engine import Clock, Database
-from ..db.models import Effect, Receipt
+from ..db.models import Effect
+from ..db.proofs import NOT_TOLD, SCRUBBED, TOLD, ReceiptFact
 from ..db.rows import change, chunks
-from ..outbox import notices
+from ..outbox import queue
+from .finish import waits_for_a_scrub
 
 log = structlog.get_logger(__name__)
 
 
 def scrub(database: Database, clock: Clock, *, at_most_every: timedelta | None) -> bool:
-    """Make freed pages of the SQLite file unreadable, and date the receipts that this covers.
+    """Make freed pages of the SQLite file unreadable, and write of which purges that is true.
 
     ``VACUUM`` rewrites the file, the checkpoint empties the write-ahead log; ``secure_delete``
     alone leaves remnants. Returns True when nothing remains to be scrubbed. False means: another
@@ -27,12 +31,17 @@ def scrub(database: Database, clock: Clock, *, at_most_every: timedelta | None) 
     if database.engine.dialect.name != "sqlite":
         return True
     with database.reading() as session:
-        coverable = session.scalars(select(Receipt.public_id).where(_is_coverable())).all()
-        waiting = session.scalar(select(exists().where(Receipt.scrubbed_at.is_(None))))
+        coverable = dict(
+            iter(session.execute(select(Effect.id, Effect.subject).where(_is_coverable())))
+        )
+        waiting = session.scalar(select(exists().where(waits_for_a_scrub())))
         now = clock(session)
         # A scrub of a time to come was dated by a clock that was ahead, and says nothing of when.
         last = session.scalar(
-            select(func.max(Receipt.scrubbed_at)).where(Receipt.scrubbed_at <= now)
+            select(ReceiptFact.at)
+            .where(ReceiptFact.fact == SCRUBBED, ReceiptFact.at <= now)
+            .order_by(ReceiptFact.id.desc())
+            .limit(1)
         )
     if not coverable:
         return not waiting
@@ -42,21 +51,33 @@ def scrub(database: Database, clock: Clock, *, at_most_every: timedelta | None) 
         return False
     with database.writing() as session:
         now = clock(session)
-        for chunk in chunks(coverable):
-            change(
+        for chunk in chunks(list(coverable)):
+            facts.add(
                 session,
-                update(Receipt)
-                .where(Receipt.public_id.in_(chunk), Receipt.scrubbed_at.is_(None))
-                .values(scrubbed_at=now),
+                SCRUBBED,
+                [subject for one in chunk if (subject := coverable[one])],
+                now=now,
             )
-        return not session.scalar(select(exists().where(Receipt.scrubbed_at.is_(None))))
+            # Nothing else is waited for: the purge is completed by the next delivery.
+            scrubbed = func.json_set(Effect.payload, "$.scrubbed", func.json("true"))
+            values = {"payload": scrubbed, "deliver_after": now, "due_at": now}
+            change(session, update(Effect).where(Effect.id.in_(chunk)).values(values))
+        return not session.scalar(select(exists().where(waits_for_a_scrub())))
 
 
 def _is_coverable() -> ColumnElement[bool]:
-    """Select receipts that a scrub covers: no address of their account waits in the outbox."""
-    return Receipt.scrubbed_at.is_(None) & ~exists().where(
-        Effect.subject == Receipt.public_id, Effect.kind == notices.PURGED
+    """Select what finishes a purge that a scrub covers: nothing else of it is to come.
+
+    Neither an address of its account waits in the outbox, nor a file that names it.
+    """
+    other = aliased(Effect)
+    is_owed = exists().where(
+        other.subject == Effect.subject, other.kind.in_([queue.DELETE_FILE, queue.PURGED])
     )
+    was_told = exists().where(
+        ReceiptFact.public_id == Effect.subject, ReceiptFact.fact.in_([TOLD, NOT_TOLD])
+    )
+    return waits_for_a_scrub() & ~is_owed & was_told
 
 
 def _vacuum(engine: Engine) -> bool:

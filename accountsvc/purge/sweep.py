@@ -19,7 +19,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 
 import structlog
 from sqlalchemy.orm import Session
@@ -52,12 +52,13 @@ class Rules:
 
     A batch has at most ``batch_size`` accounts. An account that has failed ``max_attempts`` times
     is stuck and waits for a person. ``has_brake`` says whether a brake bounds the purges of an hour
-    that nobody has asked for.
+    that nobody has asked for. Backups are kept for ``backups_kept``, which people are told.
     """
 
     batch_size: int
     max_attempts: int
     has_brake: bool = True
+    backups_kept: timedelta = timedelta(days=90)
 
 
 @dataclass
@@ -328,7 +329,8 @@ class Sweep:
         self, session: Session, proposed: Sequence[int], now: datetime
     ) -> list[PlannedPurge]:
         purged = claim.decide(session, proposed, now)
-        erase.erase(session, purged, now, self.by)
+        kept = self.rules.backups_kept
+        erase.erase(session, purged, now, self.by, backups_kept=kept)
         return purged
 
     def _note_failure(self, account_id: int, exc: Exception) -> None:

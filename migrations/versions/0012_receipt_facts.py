@@ -1,11 +1,17 @@
 """Keep what becomes true of a purge after its receipt in rows of their own.
 
-Locks: none that anybody could wait for (PostgreSQL), or the file's write lock (SQLite);
-milliseconds, the table is new. The previous code neither reads nor needs it. Downgrade takes ACCESS
-EXCLUSIVE on the table only (PostgreSQL), or the file's write lock (SQLite); milliseconds.
+Locks: PostgreSQL: ACCESS EXCLUSIVE on the receipts to exchange a trigger, for milliseconds, and as
+long ACCESS SHARE to read who is scrubbed, about a second for each hundred thousand; the table is
+new. SQLite: the file's write lock, about the same. The previous code neither reads nor needs the
+table. On SQLite it would date a receipt as scrubbed, which the trigger refuses: its task logs that
+and goes on until it is replaced. Downgrade takes ACCESS EXCLUSIVE on both tables (PostgreSQL), or
+the file's write lock (SQLite); milliseconds.
 """
 
 from __future__ import annotations
+
+import uuid
+from datetime import UTC, datetime
 
 import sqlalchemy as sa
 from alembic import op
@@ -26,6 +32,35 @@ _FACTS = (
 )
 _ONCE = sa.text("fact IN ('files_absent', 'ledger_written', 'scrubbed', 'completed')")
 _TOLD = sa.text("fact IN ('told', 'not_told')")
+
+# A receipt is written once. Before, one column of it could be set later.
+_COLUMNS = (
+    "public_id",
+    "deactivated_at",
+    "deactivated_by",
+    "purge_at",
+    "purged_at",
+    "saved_passwords",
+    "files",
+)
+_SCRUBBED = "OLD.scrubbed_at IS NOT NULL OR NEW.scrubbed_at IS NULL"
+
+
+def _sqlite_update(when: str = "") -> str:
+    return f"""
+    CREATE TRIGGER receipts_refuse_update BEFORE UPDATE ON receipts
+    {when}
+    BEGIN SELECT RAISE(ABORT, 'receipts are append-only'); END
+    """
+
+
+def _postgresql_update(when: str = "") -> str:
+    return f"""
+    CREATE TRIGGER receipts_refuse_update BEFORE UPDATE ON receipts
+    FOR EACH ROW {when}
+    EXECUTE FUNCTION accountsvc_refuse('receipts are append-only')
+    """
+
 
 _SQLITE_TRIGGERS = (
     """
@@ -82,7 +117,51 @@ def upgrade() -> None:
     is_sqlite = op.get_context().dialect.name == "sqlite"
     for statement in _SQLITE_TRIGGERS if is_sqlite else _POSTGRESQL_TRIGGERS:
         op.execute(statement)
+    op.execute(
+        "INSERT INTO receipt_facts (public_id, fact, at, details)"
+        " SELECT public_id, 'scrubbed', scrubbed_at, '{}' FROM receipts"
+        " WHERE scrubbed_at IS NOT NULL ORDER BY scrubbed_at, public_id"
+    )
+    if is_sqlite:
+        op.execute("DROP TRIGGER receipts_refuse_update")
+        op.execute(_sqlite_update())
+        _have_the_rest_scrubbed()
+    else:
+        op.execute("DROP TRIGGER receipts_refuse_update ON receipts")
+        op.execute(_postgresql_update())
+
+
+def _have_the_rest_scrubbed() -> None:
+    """Owe ``purge.finish`` to the purges of which the file may still hold something."""
+    connection = op.get_bind()
+    now = datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S.%f")
+    waiting = connection.exec_driver_sql(
+        "SELECT public_id FROM receipts WHERE scrubbed_at IS NULL ORDER BY purged_at, public_id"
+    ).all()
+    for (public_id,) in waiting:
+        connection.exec_driver_sql(
+            "INSERT INTO outbox (uid, kind, subject, payload, created_at, deliver_after, due_at,"
+            " attempts) VALUES (?, 'purge.finish', ?, ?, ?, ?, ?, 0)",
+            (
+                uuid.uuid4().hex,
+                public_id,
+                '{"account_id": null, "files": [], "scrubbed": false}',
+                now,
+                now,
+                now,
+            ),
+        )
 
 
 def downgrade() -> None:
+    if op.get_context().dialect.name == "sqlite":
+        others = " OR ".join(f"OLD.{name} IS NOT NEW.{name}" for name in _COLUMNS)
+        op.execute("DROP TRIGGER receipts_refuse_update")
+        op.execute(_sqlite_update(f"WHEN {_SCRUBBED} OR {others}"))
+    else:
+        others = " OR ".join(f"OLD.{name} IS DISTINCT FROM NEW.{name}" for name in _COLUMNS)
+        op.execute("DROP TRIGGER receipts_refuse_update ON receipts")
+        op.execute(_postgresql_update(f"WHEN ({_SCRUBBED} OR {others})"))
+    # The code before has no handler for it, and dates receipts itself.
+    op.execute("DELETE FROM outbox WHERE kind = 'purge.finish'")
     op.drop_table("receipt_facts")

@@ -32,7 +32,7 @@ def deliver(services: Services, now: datetime = NOW) -> queue.DeliveryResult:
         at(now),
         services.handlers,
         seconds=60,
-        on_given_up=delivery.on_given_up,
+        on_dropped=delivery.on_dropped,
         kinds=[notices.PASSWORD_RESET],
     )
 

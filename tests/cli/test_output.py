@@ -547,6 +547,8 @@ def test_json_of_status_keeps_every_byte(app: APIFlask, run: Run, ann: Person) -
             "braked_at": None,
             "allowed": 0,
             "unscrubbed": 0,
+            "under_way": 0,
+            "oldest_under_way_seconds": 0,
             "unkept": 0,
             "troubled": [1],
             "kept_keys": 0,

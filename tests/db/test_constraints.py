@@ -389,8 +389,7 @@ def test_what_only_grows_cannot_be_replaced(sqlite_engine: Engine, table: str, p
         "purge_at = deactivated_at",
         "purged_at = deactivated_at",
         "public_id = '00000000000000000000000000000000'",
-        "scrubbed_at = NULL",
-        "scrubbed_at = purged_at, files = 9",
+        "scrubbed_at = purged_at",
     ],
 )
 def test_a_receipt_cannot_be_changed(engine: Engine, by_hand: ByHand, change: str) -> None:
@@ -400,18 +399,6 @@ def test_a_receipt_cannot_be_changed(engine: Engine, by_hand: ByHand, change: st
     refused(by_hand, f"UPDATE receipts SET {change}", "append-only")
 
     assert rows(engine, "receipts") == before
-
-
-def test_a_receipt_is_marked_scrubbed_once(engine: Engine, by_hand: ByHand) -> None:
-    add_receipt(engine)
-
-    with by_hand() as connection:
-        connection.exec_driver_sql("UPDATE receipts SET scrubbed_at = purged_at")
-
-    for change in ("deactivated_at", "scrubbed_at", "NULL"):
-        refused(by_hand, f"UPDATE receipts SET scrubbed_at = {change}", "append-only")
-    with Session(engine) as session, reading(session):
-        assert session.scalars(select(Receipt.scrubbed_at)).all() == [LATER]
 
 
 @pytest.mark.parametrize("scrubbed_at", [None, LATER], ids=["unscrubbed", "scrubbed"])

@@ -26,7 +26,8 @@ from sqlalchemy.orm import Session
 from accountsvc.accounts.vault import Keyring
 from accountsvc.db import rules
 from accountsvc.db.engine import make_engine
-from accountsvc.db.models import Account, AuditEvent, Base, FormerAddress
+from accountsvc.db.models import Account, AuditEvent, Base, Effect, FormerAddress, Receipt
+from accountsvc.db.proofs import ReceiptFact
 from accountsvc.db.schema import (
     alembic_config,
     downgrade,
@@ -35,6 +36,9 @@ from accountsvc.db.schema import (
     upgrade,
 )
 from accountsvc.outbox import recipients
+from accountsvc.outbox.payloads import Finish
+from accountsvc.outbox.queue import FINISH
+from accountsvc.purge.finish import waits_for_a_scrub
 from tests.support.factories import VAULT_KEY
 
 NewDatabase = Callable[[], str]
@@ -297,7 +301,8 @@ def counted(url: str) -> dict[str, int]:
     added = {
         "audit_events": " WHERE action <> 'deletion.witnessed'",
         "kept_lines": " WHERE kind <> 'held'",
-        "outbox": " WHERE kind <> 'ledger.keep'",
+        "outbox": " WHERE kind NOT IN ('ledger.keep', 'purge.finish')",
+        "receipt_facts": " WHERE fact <> 'scrubbed'",
     }
     with connected(url) as connection:
         return {
@@ -630,6 +635,35 @@ def test_the_address_on_an_accounts_row_is_remembered_in_a_row_of_its_own_after_
         # Nothing is left that only the account's row says.
         assert [one.id for one in recipients.remembered(session, moved)] == [row.id]
         assert recipients.remembered(session, stays) == []
+    engine.dispose()
+
+
+def test_what_a_receipt_says_of_its_scrub_is_a_fact_after_the_upgrade_and_the_rest_is_scrubbed(
+    new_database: NewDatabase,
+) -> None:
+    url = new_database()
+    upgrade(url, "0011")
+    populate(url, "0001")
+    scrubbed = "INSERT INTO receipts SELECT '{}', deactivated_at, deactivated_by, purge_at,"
+    scrubbed += " purged_at, saved_passwords, files, purged_at FROM receipts"
+    run(url, scrubbed.format(HELD))
+
+    upgrade(url)
+
+    engine = make_engine(url)
+    with Session(engine) as session:
+        (fact,) = session.scalars(select(ReceiptFact))
+        receipt = session.get_one(Receipt, UUID(HELD))
+        assert (fact.public_id, fact.fact, fact.at) == (UUID(HELD), "scrubbed", receipt.purged_at)
+        owed = session.scalars(select(Effect).where(Effect.kind == FINISH)).all()
+        # PostgreSQL's pages are freed by itself, and nobody waits for that.
+        waits = [UUID(NOBODY)] if engine.dialect.name == "sqlite" else []
+        assert [(effect.subject, Finish.read(effect.payload)) for effect in owed] == [
+            (public_id, Finish(None, [])) for public_id in waits
+        ]
+        assert session.scalars(select(Effect.id).where(waits_for_a_scrub())).all() == [
+            effect.id for effect in owed
+        ]
     engine.dispose()
 
 

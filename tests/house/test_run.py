@@ -299,7 +299,8 @@ def test_a_deleted_account_is_gone_from_the_instance_folder_and_the_other_has_ev
 def scrubbed_receipts(instance: Path) -> list[tuple[int, int]]:
     with sqlite3.connect(instance / "accountsvc.db", timeout=30) as database:
         return database.execute(
-            "SELECT saved_passwords, files FROM receipts WHERE scrubbed_at IS NOT NULL"
+            "SELECT saved_passwords, files FROM receipts WHERE public_id IN"
+            " (SELECT public_id FROM receipt_facts WHERE fact = 'scrubbed')"
         ).fetchall()
 
 

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import timedelta
 
 import pytest
 
+from accountsvc.db.audit import OPERATOR_ACTOR
 from accountsvc.db.models import Account
-from accountsvc.outbox import delivery, letters, notices
-from tests.support.factories import Person, services_of
+from accountsvc.errors import StoreUnavailable
+from accountsvc.outbox import delivery, letters, notices, owing, queue
+from accountsvc.outbox.payloads import FileDeletion
+from accountsvc.purge import stops
+from accountsvc.services import Services
+from tests.support.factories import Person, make_person, services_of
+from tests.support.moments import now
 from tests.support.post import DAY, GRACE, REMINDERS, SOON, Post
 from tests.support.smtp import text_of
-from tests.support.state import effects, events, read_account
+from tests.support.state import belongings, effects, events, facts_of, read_account
 
 SCHEDULED = "Your account will be deleted on "
 REMINDER = "Reminder: your account is deleted on "
@@ -338,3 +345,102 @@ def test_a_kind_of_mail_without_a_decision_is_not_sent_by_the_rules_of_another(
     assert post.new() == []
     (owed,) = effects(services_of(post.app), notices.SCHEDULED)
     assert owed.last_error == "LookupError"
+
+
+# Nobody hears "gone" before it is gone
+
+
+def purge_with(post: Post, ann: Person) -> None:
+    """Purge *ann*, whose earlier mails have left."""
+    post.leave(ann)
+    post.later()
+    post.new()
+    post.ahead += GRACE + SOON
+    assert post.sweep() == 1
+
+
+def break_store(monkeypatch: pytest.MonkeyPatch, services: Services) -> None:
+    monkeypatch.setattr(
+        type(services.avatars), "delete_many", lambda _, keys: dict.fromkeys(keys, "OSError")
+    )
+
+
+def break_ledger(monkeypatch: pytest.MonkeyPatch, services: Services) -> None:
+    def fail(*_: object) -> None:
+        raise StoreUnavailable
+
+    monkeypatch.setattr(type(services.ledger), "append", fail)
+
+
+@pytest.mark.parametrize("fault", [break_store, break_ledger])
+def test_nobody_is_told_that_all_is_gone_while_a_file_or_a_ledger_line_is_owed(
+    post: Post,
+    ann: Person,
+    monkeypatch: pytest.MonkeyPatch,
+    fault: Callable[[pytest.MonkeyPatch, Services], None],
+) -> None:
+    bob = make_person(services_of(post.app), "bob")
+    others = belongings(services_of(post.app), bob)
+    with monkeypatch.context() as broken:
+        fault(broken, services_of(post.app))
+        purge_with(post, ann)
+        for wait in (timedelta(), timedelta(minutes=1), timedelta(hours=1), timedelta(hours=3)):
+            post.later(wait)
+            assert post.new() == []
+            (mail,) = effects(services_of(post.app), notices.PURGED)
+            assert (mail.attempts, mail.last_error) == (0, None)
+            with services_of(post.app).reading() as session:
+                # What it waits for is owed; it is not, and is not called failing either.
+                owed = owing.read_owed(session, post.clock(session))
+            assert [(one.count, one.failing) for one in owed.values()] == [(1, 1)]
+            assert notices.PURGED not in owed
+
+    # The fault is over: it is sent by the delivery behind that which does what it waited for, since
+    # what has failed is tried behind everything else.
+    post.later(timedelta(hours=1))
+    post.later()
+
+    assert post.new() == [(ann.email, PURGED)]
+    kinds = [queue.DELETE_FILE, queue.LEDGER, notices.PURGED]
+    assert effects(services_of(post.app), *kinds) == []
+    moments = facts_of(services_of(post.app), ann.public_id)
+    assert moments[:3] in (
+        ["files_absent", "ledger_written", "told"],
+        ["ledger_written", "files_absent", "told"],
+    )
+    assert belongings(services_of(post.app), bob) == others
+
+
+def test_nobody_is_told_that_all_is_gone_while_purging_is_paused(post: Post, ann: Person) -> None:
+    purge_with(post, ann)
+    with services_of(post.app).writing() as session:
+        stops.pause(session, by=OPERATOR_ACTOR)
+
+    post.later()
+    told = post.new()
+    with services_of(post.app).writing() as session:
+        stops.resume(session, by=OPERATOR_ACTOR)
+    post.later()
+
+    assert told == []
+    assert post.new() == [(ann.email, PURGED)]
+
+
+def test_the_file_of_an_earlier_picture_is_waited_for_too(post: Post, ann: Person) -> None:
+    purge_with(post, ann)
+    later = now(services_of(post.app)) + post.ahead + timedelta(hours=2)
+    with services_of(post.app).writing() as session:
+        queue.record(
+            session,
+            queue.DELETE_FILE,
+            subject=ann.public_id,
+            now=later,
+            payload=FileDeletion(f"{'a' * 32}.webp"),
+        )
+
+    post.later()
+    told = post.new()
+    post.later(timedelta(hours=2))
+
+    assert told == []
+    assert post.new() == [(ann.email, PURGED)]

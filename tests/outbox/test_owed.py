@@ -10,7 +10,7 @@ from sqlalchemy import update
 
 from accountsvc.db.models import Effect
 from accountsvc.errors import StoreUnavailable
-from accountsvc.outbox import owing, queue
+from accountsvc.outbox import healing, owing, queue
 from accountsvc.outbox.owing import Owing
 from accountsvc.outbox.payloads import with_delay, with_refusals
 from accountsvc.outbox.queue import Outcome
@@ -66,7 +66,7 @@ def test_what_a_killed_process_has_in_hand_is_owed_before_and_after_its_lease(bo
     since = box.now
 
     # A process that is killed leaves the lease.
-    queue._claim(box.database, box.clock, "mail.purged", 1)
+    queue._claim(box.database, box.clock, "mail.purged", 1, None)
 
     for age in (timedelta(), SOON, queue.LEASE - SOON, queue.LEASE, HOUR, 30 * DAY):
         box.now = since + age
@@ -140,6 +140,6 @@ def test_what_a_clock_that_was_ahead_has_recorded_is_owed_once_it_is_healed(
         box.deliver({"a": raises(StoreUnavailable())})
     box.now -= 10 * DAY
 
-    assert queue.heal(box.database, box.clock) == 1
+    assert healing.heal(box.database, box.clock) == 1
 
     assert owed(box) == {"a": Owing(1, int(tried), timedelta())}

@@ -12,6 +12,7 @@ from accountsvc.outbox.payloads import (
     AccountMail,
     AddressedMail,
     FileDeletion,
+    Finish,
     LedgerLines,
     Payload,
     ReminderMail,
@@ -23,7 +24,12 @@ from accountsvc.outbox.payloads import (
 STORED = [
     (FileDeletion("00ff.webp"), '{"key": "00ff.webp"}'),
     (LedgerLines([{"public_id": "1"}]), '{"lines": [{"public_id": "1"}]}'),
-    (AddressedMail("ann@example.org", 2), '{"address": "ann@example.org", "lane": 2}'),
+    (Finish(7, ["00ff.webp"]), '{"account_id": 7, "files": ["00ff.webp"], "scrubbed": false}'),
+    (
+        AddressedMail("ann@example.org", 2, "0" * 32, "2027-02-26T00:00:00Z"),
+        f'{{"address": "ann@example.org", "lane": 2, "ledger": "{"0" * 32}",'
+        ' "until": "2027-02-26T00:00:00Z"}',
+    ),
     (
         AccountMail(3, PREVIOUS, 7, True),
         '{"epoch": 3, "to": "previous", "former": 7, "was_off": true}',

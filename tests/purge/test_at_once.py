@@ -15,7 +15,6 @@ from apiflask import APIFlask
 from accountsvc.accounts import lifecycle
 from accountsvc.db import rows
 from accountsvc.db.audit import OPERATOR_ACTOR
-from accountsvc.db.models import Receipt
 from accountsvc.purge import at_once, stops
 from accountsvc.purge.at_once import Kept, NotPurgeable, Obstacle
 from accountsvc.purge.claim import PlannedPurge
@@ -29,7 +28,7 @@ from tests.support.factories import (
     run_sql,
     services_of,
 )
-from tests.support.state import belongings, effects, everything
+from tests.support.state import belongings, effects, everything, facts_of
 
 
 @pytest.fixture
@@ -113,16 +112,23 @@ def test_a_stop_between_two_tries_loses_nothing_of_what_was_purged_before(
     assert [list(only) for only in tries] == [[ann.id, eve.id], [ann.id]]
     assert [purged.account_id for purged in report.purged] == [eve.id]
     assert report.kept == {ann.id: Kept(obstacle)}
-    assert (report.owed, report.scrubbed) == ({}, True)
-    # Files wait for the end of a pause; everything else is done.
+    # Files wait for the end of a pause, and the mail for them; everything else is done.
     is_paused = obstacle is Obstacle.PAUSED
+    is_sqlite = services.settings.is_sqlite
+    assert report.owed == ({"mail.purged": 1} if is_paused else {})
+    assert report.scrubbed == (not (is_paused and is_sqlite))
     assert report.paused == is_paused
+    assert not report.is_done
     path = services.settings.instance_path / "media" / eve.avatar[:2] / eve.avatar
     assert path.exists() == is_paused
-    assert effects(services, "mail.purged") == []
-    with services.reading() as session:
-        receipt = session.get_one(Receipt, eve.public_id)
-    assert (receipt.scrubbed_at is not None) == services.settings.is_sqlite
+    waits = {one.subject for one in effects(services, "mail.purged")}
+    assert (eve.public_id in waits) == is_paused
+    moments = facts_of(services, eve.public_id)
+    if is_paused:
+        assert moments == ["ledger_written"]
+    else:
+        scrubbed = ["scrubbed"] if is_sqlite else []
+        assert moments == ["ledger_written", "files_absent", "told", *scrubbed, "completed"]
     assert belongings(services, bob) == before
 
 

@@ -9,21 +9,22 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from sqlalchemy import select, update
+from sqlalchemy import update
 from structlog.testing import capture_logs
 
 from accountsvc.adapters.redisclock import redis_clock
 from accountsvc.db.audit import OPERATOR_ACTOR
 from accountsvc.db.engine import database_now
-from accountsvc.db.models import Account, ClockReading, Effect, PurgeFailure, Receipt
-from accountsvc.outbox import queue
+from accountsvc.db.models import Account, ClockReading, Effect, PurgeFailure
+from accountsvc.db.proofs import SCRUBBED, ReceiptFact
+from accountsvc.outbox import healing, queue
 from accountsvc.outbox.queue import Outcome
 from accountsvc.purge import clocks as rules
 from accountsvc.purge import scrub
 from accountsvc.purge.clocks import REDIS, THIS_HOST, ClockMoved, Clocks, ClocksDiffer, Reading
 from accountsvc.services import Services, build_services
 from tests.support.clocks import MovableClock, movable_clock
-from tests.support.factories import insert_account, make_settings, run_sql
+from tests.support.factories import insert_account, make_settings
 from tests.support.moments import NOW, SECOND, now
 from tests.support.state import events, read_account, rows_of
 from tests.support.sweeps import sweep
@@ -392,11 +393,11 @@ def test_what_a_clock_that_was_ahead_has_put_off_is_due(
         done.append(kind)
         return Outcome()
 
-    assert queue.heal(services.database, database_now) == 1
+    assert healing.heal(services.database, database_now) == 1
     queue.deliver(services.database, database_now, {kind: handler})
 
     assert done == [kind]
-    assert queue.heal(services.database, database_now) == 0
+    assert healing.heal(services.database, database_now) == 0
 
 
 @pytest.mark.parametrize(
@@ -418,7 +419,7 @@ def test_no_pause_of_our_own_is_taken_for_a_wrong_clock(
         )
     owe_reminder_to_come(services)
 
-    assert queue.heal(services.database, database_now) == 0
+    assert healing.heal(services.database, database_now) == 0
 
 
 def owe_reminder_to_come(services: Services) -> None:
@@ -436,7 +437,7 @@ def test_a_reminder_that_failed_by_a_clock_that_was_ahead_is_due(services: Servi
             )
         )
 
-    assert queue.heal(services.database, database_now) == 1
+    assert healing.heal(services.database, database_now) == 1
 
 
 def test_a_ledger_that_is_whole_is_not_said_to_be_behind(place: Place) -> None:
@@ -479,7 +480,7 @@ def test_a_scrub_of_a_time_to_come_does_not_keep_the_next_one_waiting(sqlite: Se
     for name in ("first", "second"):
         insert_account(sqlite, name, purge_at=now(sqlite) - SECOND)
         sqlite.sweep()
-        run_sql(sqlite, "DELETE FROM outbox")
+        sqlite.deliver()
         if name == "first":
             assert scrub.scrub(
                 sqlite.database,
@@ -489,5 +490,4 @@ def test_a_scrub_of_a_time_to_come_does_not_keep_the_next_one_waiting(sqlite: Se
 
     assert sqlite.scrub()
 
-    with sqlite.reading() as session:
-        assert session.scalars(select(Receipt).where(Receipt.scrubbed_at.is_(None))).all() == []
+    assert len(rows_of(sqlite, ReceiptFact, ReceiptFact.fact == SCRUBBED)) == 2

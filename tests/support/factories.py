@@ -20,7 +20,7 @@ from typing import Any
 
 from apiflask import APIFlask
 from PIL import Image
-from sqlalchemy import insert, select, text
+from sqlalchemy import delete, insert, select, text
 from sqlalchemy.orm import Session
 
 from accountsvc import create_app
@@ -35,6 +35,7 @@ from accountsvc.db.engine import database_now
 from accountsvc.db.models import (
     Account,
     AuditEvent,
+    Effect,
     FormerAddress,
     LegalHold,
     SavedPassword,
@@ -548,5 +549,16 @@ def deliver_after(
         services.handlers,
         kinds=kinds,
         seconds=60,
-        on_given_up=delivery.on_given_up,
+        on_dropped=delivery.on_dropped,
     )
+
+
+def drop_mails(services: Services, now: datetime) -> None:
+    """Have the files deleted that are owed at *now*, and drop *purged* mails as at their expiry."""
+    files = [queue.DELETE_FILE]
+    queue.deliver(services.database, clock_of(now), services.handlers, kinds=files, seconds=60)
+    with services.writing() as session:
+        mails = session.scalars(select(Effect).where(Effect.kind == queue.PURGED)).all()
+        owed = [queue.as_owed(one) for one in mails]
+        delivery.on_dropped(session, owed, now, why=queue.EXPIRED)
+        session.execute(delete(Effect).where(Effect.kind == queue.PURGED))

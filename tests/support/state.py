@@ -13,6 +13,7 @@ from sqlalchemy import Engine, Select, Table, inspect, select, text
 from sqlalchemy.orm import Session
 
 from accountsvc.accounts import vault
+from accountsvc.db import facts
 from accountsvc.db.models import Account, AuditEvent, Base, Effect, FormerAddress
 from accountsvc.db.rows import find
 from accountsvc.services import Services
@@ -62,6 +63,12 @@ def events(services: Services, action: str) -> list[AuditEvent]:
 def effects(services: Services, *kinds: str) -> list[Effect]:
     """The effects that the outbox owes, of these *kinds* only if any are given."""
     return rows_of(services, Effect, *([Effect.kind.in_(kinds)] if kinds else []))
+
+
+def facts_of(services: Services, public_id: uuid.UUID) -> list[str]:
+    """What became true of a purge, in the order in which it was written."""
+    with services.reading() as session:
+        return [one.fact for one in facts.story(session, public_id)]
 
 
 def ids_left(services: Services) -> list[int]:

@@ -40,7 +40,7 @@ from tests.support.factories import (
 )
 from tests.support.processes import START, environment, eventually, run, worker
 from tests.support.servers import PostgresServer, ValkeyServer
-from tests.support.state import belongings, read_account
+from tests.support.state import belongings, facts_of, read_account
 
 LONG_AGO = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -134,9 +134,7 @@ def test_a_worker_that_is_killed_at_its_start_leaves_nobody_behind(
 
 
 def is_scrubbed(app: APIFlask, person: Person) -> bool:
-    with services_of(app).reading() as session:
-        receipt = session.get(Receipt, person.public_id)
-        return receipt is not None and receipt.scrubbed_at is not None
+    return "scrubbed" in facts_of(services_of(app), person.public_id)
 
 
 def assert_no_byte_is_left_of(name: bytes, folder: Path) -> None:

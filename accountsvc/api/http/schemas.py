@@ -435,7 +435,8 @@ class Backlog(Schema):
     """Counts of accounts; ``owed`` counts by kind the effects that should have happened by now.
 
     ``failing_again`` counts accounts whose purge has failed more than once. ``unkept`` counts
-    returns and holds that are not in the ledger after a minute, ``unscrubbed`` counts receipts.
+    returns and holds that are not in the ledger after a minute, ``unscrubbed`` counts purges
+    that wait for SQLite's file to be rewritten, and ``under_way`` those that are not completed.
     By kind: ``owed_failing`` counts those of the owed that have failed and are tried again,
     ``owed_oldest_seconds`` says since when the oldest is owed, and ``paused`` counts those that
     wait until purging goes on. ``delayed`` counts mails that wait because their recipient has been
@@ -457,6 +458,8 @@ class Backlog(Schema):
     delayed = Dict(required=True)
     refused = Dict(required=True)
     unscrubbed = Integer(required=True)
+    under_way = Integer(required=True)
+    oldest_under_way_seconds = Integer(required=True)
     unkept = Integer(required=True)
 
 
