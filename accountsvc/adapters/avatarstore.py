@@ -69,7 +69,8 @@ class AvatarStore(Protocol):
 
         Returns the keys that may still be there, each with a short reason (the class of the
         exception, or S3's error code and the permission that it wants), never a message. A missing
-        file is a success; one failure does not keep the others. Repeat it freely.
+        file is a success; one failure does not keep the others. Repeat it freely. A store that
+        keeps versions is asked afterwards whether any is left.
 
         Raises StoreUnavailable if the store as a whole cannot be used; some may be gone by then.
         """
@@ -209,6 +210,11 @@ class S3Store:
         for key, code in refused.items():
             needs = ": needs s3:DeleteObjectVersion" if code == _DENIED else ""
             failed[key] = f"{code}{needs}"
+        for key in hidden:
+            # An answer that calls a version deleted is not believed: a bucket that locks objects,
+            # or copies them back from another, has it still.
+            if key not in failed and self._versions(key) != []:
+                failed[key] = "VersionsLeft"
         return failed
 
     def listing(self) -> Iterator[tuple[str, datetime]]:

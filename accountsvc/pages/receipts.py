@@ -13,19 +13,9 @@ from ..adapters import signedreceipts
 from ..adapters.signedreceipts import KEYS_PATH
 from ..adapters.throttle import RECEIPT
 from ..db.models import Receipt
-from ..db.proofs import (
-    COMPLETED,
-    ERASED_AGAIN,
-    FILES_ABSENT,
-    LEDGER_WRITTEN,
-    NOT_TOLD,
-    RESIDUE_FOUND,
-    SCRUBBED,
-    TOLD,
-    VERIFIED,
-    ReceiptFact,
-)
+from ..db.proofs import ERASED_AGAIN, FILES_ABSENT, RESIDUE_FOUND, SCRUBBED, VERIFIED, ReceiptFact
 from ..errors import Throttled
+from ..purge import finish
 from ..web import about, client, services
 from .answers import Problems, say, too_many
 from .messages import NO_RECEIPT, STILL_TO_COME
@@ -91,23 +81,16 @@ def _flaws(found: documents.SignedReceipt) -> list[str]:
 
 def _story(receipt: Receipt, facts: Sequence[ReceiptFact]) -> Story:
     newest = {fact.fact: fact for fact in facts}
-    owed = [LEDGER_WRITTEN, COMPLETED, VERIFIED]
-    if receipt.files:
-        owed.append(FILES_ABSENT)
-    if NOT_TOLD not in newest:
-        owed.append(TOLD)
-    if services().settings.database_url.startswith("sqlite") and receipt.scrubbed_at is None:
-        owed.append(SCRUBBED)
+    owed = finish.to_come(newest.keys(), is_sqlite=services().settings.is_sqlite)
+    # What a receipt has no file of, or what the release before recorded on the receipt itself.
+    known = {FILES_ABSENT} if receipt.files == 0 else set()
+    known |= {SCRUBBED} if receipt.scrubbed_at is not None else set()
+    to_come = {*owed, *([] if VERIFIED in newest else [VERIFIED])} - known
     looks = [fact.fact for fact in facts if fact.fact in {VERIFIED, RESIDUE_FOUND, ERASED_AGAIN}]
     return Story(
         receipt,
         newest,
-        # In the order in which it comes, whatever is owed.
-        [
-            sentence
-            for fact, sentence in STILL_TO_COME.items()
-            if fact in owed and fact not in newest
-        ],
+        [sentence for fact, sentence in STILL_TO_COME.items() if fact in to_come],
         has_residue=looks[-1:] == [RESIDUE_FOUND],
     )
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
@@ -22,9 +22,11 @@ from ..db.engine import Clock, Database
 from ..db.models import Account, Effect, Receipt
 from ..db.proofs import (
     COMPLETED,
+    FACTS,
     FILES_ABSENT,
     LEDGER_WRITTEN,
     NOT_TOLD,
+    SCRUBBED,
     TOLD,
     VERIFIED,
     ReceiptFact,
@@ -219,6 +221,23 @@ def have_due(session: Session, subjects: Sequence[uuid.UUID], now: datetime) -> 
             )
             .values(deliver_after=now, due_at=now),
         )
+
+
+def to_come(known: Set[str], *, is_sqlite: bool) -> list[str]:
+    """Return what is still to become true of a purge of which *known* is true, in its order."""
+    if COMPLETED in known:
+        return []
+    told = TOLD if known.isdisjoint({TOLD, NOT_TOLD}) else COMPLETED
+    scrubbed = SCRUBBED if is_sqlite else COMPLETED
+    wanted = dict.fromkeys([FILES_ABSENT, LEDGER_WRITTEN, told, scrubbed, COMPLETED])
+    return sorted(wanted.keys() - known, key=FACTS.index)
+
+
+def owed_to(session: Session, public_id: uuid.UUID) -> Sequence[Effect]:
+    """Return what is owed of one purge, also what waits; what finishes it only if it fails."""
+    fails = Effect.last_error.is_not(None)
+    query = select(Effect).where(Effect.subject == public_id, (Effect.kind != queue.FINISH) | fails)
+    return session.scalars(query.order_by(Effect.id)).all()
 
 
 def count_under_way(session: Session, now: datetime) -> tuple[int, timedelta]:

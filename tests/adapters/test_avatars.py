@@ -832,6 +832,37 @@ def test_a_version_that_may_not_be_deleted_is_named_with_the_missing_permission(
     assert read(store, bystander) == b"x"
 
 
+def test_a_version_that_is_said_to_be_deleted_and_is_there_is_named(versioned: Bucket) -> None:
+    store, kept, gone = S3Store(versioned), new_key(), new_key()
+    for key in (kept, gone):
+        store.put(key, b"x")
+    first = True
+
+    def lie() -> tuple[int, bytes] | None:
+        # The first request hides both behind markers; the second is to delete their versions.
+        nonlocal first
+        if first:
+            first = False
+            return None
+        found = versioned.client.list_object_versions(Bucket=versioned.name)
+        said = [
+            f"<Deleted><Key>{one['Key']}</Key><VersionId>{one['VersionId']}</VersionId></Deleted>"
+            for one in [*found["Versions"], *found["DeleteMarkers"]]
+        ]
+        for one in [*found["Versions"], *found["DeleteMarkers"]]:
+            if one["Key"] == f"media/{gone}":
+                versioned.client.delete_object(
+                    Bucket=versioned.name, Key=one["Key"], VersionId=one["VersionId"]
+                )
+        return 200, f"<DeleteResult>{''.join(said)}</DeleteResult>".encode()
+
+    with on_request(versioned.client, "DeleteObjects", lie):
+        failed = store.delete_many([kept, gone])
+
+    assert failed == {kept: "VersionsLeft"}
+    assert store.delete_many([kept, gone]) == {}
+
+
 def test_versions_that_may_not_be_listed_are_named_with_the_missing_permission(
     versioned: Bucket,
 ) -> None:

@@ -1,19 +1,21 @@
-"""``accounts receipt``: what the operator sees of somebody who is gone, and hands on."""
+"""``accounts receipt``: what is left of a purge, what has become true of it, and what proves it."""
 
 from __future__ import annotations
 
 import json
+import uuid
 
 import pytest
 from apiflask import APIFlask
 
 from accountsvc.adapters import signedreceipts
 from accountsvc.adapters.signedreceipts import Flaw
+from accountsvc.cli.receipts import WORDS
 from accountsvc.db import proofs
 from tests.cli.conftest import Run
-from tests.support.factories import Person, make_person, services_of
+from tests.support.factories import Person, deactivate, make_due, make_person, services_of
 from tests.support.receipts import backdate, erase, record
-from tests.support.state import belongings
+from tests.support.state import belongings, everything
 
 
 @pytest.fixture
@@ -64,8 +66,8 @@ def test_words_say_what_is_recorded_and_which_seal_covers_it(
     assert f"number {ann.public_id}" in lines
     assert "saved passwords 3" in lines
     assert "signed by seal 1" in lines
-    (absent,) = [line for line in lines if line.startswith("files_absent ")]
-    (told,) = [line for line in lines if line.startswith("told ")]
+    (absent,) = [line for line in lines if line.startswith(WORDS[proofs.FILES_ABSENT])]
+    (told,) = [line for line in lines if line.startswith(WORDS[proofs.TOLD])]
     assert absent.endswith("by seal 1")
     assert told.endswith("not signed yet")
     (seal,) = [line for line in lines if line.startswith("Seal 1 of ")]
@@ -89,16 +91,57 @@ def test_what_was_changed_is_shown_and_said_with_exit_code_1(
     assert f"The receipt {Flaw.NOT_INCLUDED.value}." in shown.stderr
 
 
-@pytest.mark.parametrize(
-    ("number", "code", "said"),
-    [
-        ("5007fedf-bcb1-4b82-8bfd-3b5c8a1439d0", 1, "No receipt has this number."),
-        ("42", 2, "a number is like"),
-        ("ann@example.org", 2, "a number is like"),
-    ],
-)
-def test_what_no_receipt_has_is_a_sentence(run: Run, number: str, code: int, said: str) -> None:
-    shown = run("accounts", "receipt", number)
+def test_what_is_to_come_and_what_is_owed_for_it_is_shown_until_it_is_true(
+    app: APIFlask, run: Run
+) -> None:
+    services = services_of(app)
+    bea = make_person(services, "bea")
+    make_due(services, bea)
+    services.sweep()
 
-    assert shown.exit_code == code
-    assert said in shown.stderr
+    first = run("accounts", "receipt", str(bea.public_id))
+    services.deliver()
+    then = run("accounts", "receipt", str(bea.public_id))
+
+    before, after = (
+        [" ".join(line.split()) for line in one.stdout.splitlines()] for one in (first, then)
+    )
+    assert (first.exit_code, then.exit_code) == (0, 0)
+    assert "the files are absent in the store to come – –" in before
+    assert any(line.startswith("the ledger has its line 20") for line in before)
+    for kind in ("file.delete", "mail.purged"):
+        assert any(line.startswith(f"{kind} 20") for line in before)
+        assert not any(line.startswith(kind) for line in after)
+    assert any(line.startswith("the files are absent in the store 20") for line in after)
+    assert any(line.startswith("the owner was told by mail 20") for line in after)
+    assert "the purge is completed to come – –" in after
+
+
+def test_a_completed_purge_has_nothing_to_come_and_names_nobody(app: APIFlask, run: Run) -> None:
+    bea = make_person(services_of(app), "bea")
+    deactivate(services_of(app), bea.id)
+    assert run("accounts", "purge", str(bea.id), "--yes").exit_code == 0
+    before = everything(services_of(app))
+
+    shown = run("accounts", "receipt", str(bea.public_id))
+
+    assert "the purge is completed" in shown.stdout
+    assert "to come" not in shown.stdout
+    assert "OWED" not in shown.stdout
+    assert "bea@" not in shown.stdout
+    assert everything(services_of(app)) == before
+
+
+def test_a_number_without_a_receipt_is_a_sentence(run: Run, app: APIFlask) -> None:
+    bob = make_person(services_of(app), "bob")
+
+    for number in (uuid.uuid4(), bob.public_id):
+        result = run("accounts", "receipt", str(number))
+
+        assert result.exit_code == 1
+        assert "No receipt has this number." in result.stderr
+    assert run("accounts", "receipt", "7").exit_code == 2
+
+
+def test_every_fact_has_its_words() -> None:
+    assert set(WORDS) == set(proofs.FACTS)
