@@ -221,6 +221,15 @@ class Settings:
         "90d",
         "How long backups are kept: as long does the ledger have returns and holds.",
     )
+    # Whoever was deleted can bring a claim for about as long. What is older proves nothing that the
+    # receipts do not.
+    audit_retention: timedelta = _setting(
+        "AUDIT_RETENTION",
+        "2192d",
+        readers.positive_duration,
+        "2192d",
+        "How long events of the audit trail are kept; `accountsvc audit prune` takes older ones.",
+    )
     reminders: tuple[timedelta, ...] = _setting(
         "REMINDERS",
         "7d,1d",
@@ -391,6 +400,7 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
     if values.get("GRACE_PERIOD", timedelta.min) > values.get("MAX_GRACE", timedelta.max):
         example = "GRACE_PERIOD=14d MAX_GRACE=90d"
         faults.add(wrong_line("GRACE_PERIOD", "is longer than MAX_GRACE", example))
+    _check_audit_retention(values, faults)
     # What a file that cannot be read may hold is not said to be missing.
     if sources.is_production and not sources.unreadable:
         given = {name: sources.given[name] for name in NAMES if sources.is_given(name)}
@@ -398,6 +408,16 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
             faults.add(wrong_line(name, why, other or _example(name)))
     faults.refuse()
     return Settings(**{spec.name: values[spec.metadata["name"]] for spec in fields(Settings)})
+
+
+def _check_audit_retention(values: Mapping[str, Any], faults: Faults) -> None:
+    """Refuse a trail that ends before a backup, or before a promise that it must explain."""
+    kept = values.get("AUDIT_RETENTION", timedelta.max)
+    for name in ("BACKUP_RETENTION", "MAX_GRACE"):
+        if kept <= values.get(name, timedelta.min):
+            example = f"AUDIT_RETENTION={_example('AUDIT_RETENTION')} {name}={_example(name)}"
+            faults.add(wrong_line("AUDIT_RETENTION", f"is not longer than {name}", example))
+            return
 
 
 # A setting that nobody has given may be made of another one that stands above it in Settings, and

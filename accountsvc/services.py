@@ -32,8 +32,11 @@ from .outbox.pacing import Pace
 from .outbox.queue import DeliveryResult
 from .purge import finish, scrub
 from .purge.at_once import PurgeNow
+from .purge.auditing import Auditing
 from .purge.clocks import Clocks
+from .purge.heads import Heads
 from .purge.mending import Mending
+from .purge.pruning import Pruning
 from .purge.rehearsal import Rehearsal
 from .purge.replay import Replay
 from .purge.restore import Restore
@@ -235,6 +238,22 @@ class Services:
         """Seal what has come into the trail, as ``Sealer.run`` promises."""
         sealer = Sealer(self.database, self.ledger, database_now)
         return sealer.run(seconds=seconds, at_once=at_once)
+
+    @property
+    def auditing(self) -> Auditing:
+        """The verification of the trail against its seals and the ledger."""
+        retention = self.settings.audit_retention
+        return Auditing(self.database, self.ledger, database_now, retention)
+
+    @property
+    def pruning(self) -> Pruning:
+        """What takes old months of the trail."""
+        return Pruning(self.database, database_now, self.settings.audit_retention)
+
+    @property
+    def heads(self) -> Heads:
+        """The seals of the trail as the ledger has them, or lacks them."""
+        return Heads(self.database, self.ledger)
 
     def scrub(self, *, at_most_every: timedelta | None = SCRUB_AT_MOST_EVERY) -> bool:
         """Scrub the SQLite file, as ``scrub.scrub`` promises."""

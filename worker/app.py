@@ -49,13 +49,16 @@ from accountsvc.tokens import LEEWAY_SECONDS
 
 log = structlog.get_logger(__name__)
 
-# A task has one of these names, and so has its queue: in a queue of both, a backlog of purges would
+# A task has one of these names, and so has its queue: in one queue, a backlog of purges would
 # keep the mails waiting.
-SWEEP, DELIVER = "accountsvc.sweep", "accountsvc.deliver"
+SWEEP, DELIVER, SEAL = "accountsvc.sweep", "accountsvc.deliver", "accountsvc.seal"
+TASKS = (SWEEP, DELIVER, SEAL)
 
 # A task ends after this time and leaves the rest to its successor. Two slices, one running and one
 # just begun, must fit into STOP_PATIENCE, or every stop in a backlog would be cut off.
 SLICE = timedelta(seconds=4)
+# A receipt waits for its seal no longer than about twice this.
+SEAL_EVERY = timedelta(minutes=1)
 # A mail that says "your account will be deleted" must not wait for a sweep interval of an hour.
 DELIVER_AT_MOST_EVERY = timedelta(seconds=5)
 # A task may take a slice, one batch beyond it, and every time-out of a hanging store or mail
@@ -143,8 +146,8 @@ def make_celery(settings: Settings) -> Celery:
         # and killing it would leave its leases to run out, so that mails are five minutes late.
         #
         # Queues are served in turns, so each task has a queue of its own.
-        task_queues=[Queue(name) for name in (SWEEP, DELIVER)],  # type: ignore[no-untyped-call]
-        task_routes={name: {"queue": name} for name in (SWEEP, DELIVER)},
+        task_queues=[Queue(name) for name in TASKS],  # type: ignore[no-untyped-call]
+        task_routes={name: {"queue": name} for name in TASKS},
         # Sweeps wait for the database, not for processors, and SQLite has a single writer: more
         # processes would only wait for each other.
         worker_concurrency=2,
@@ -159,6 +162,7 @@ def make_celery(settings: Settings) -> Celery:
         beat_schedule={
             "sweep": _every(SWEEP, settings.sweep_interval),
             "deliver": _every(DELIVER, min(settings.sweep_interval, DELIVER_AT_MOST_EVERY)),
+            "seal": _every(SEAL, SEAL_EVERY),
         },
     )
     _keep_output_in_the_log(settings)

@@ -18,7 +18,7 @@ import structlog
 from celery.utils.log import get_logger
 from celery.worker.consumer import Consumer as CeleryConsumer
 
-from .app import DELIVER, SWEEP, TIME_LIMIT
+from .app import TASKS, TIME_LIMIT
 
 log = structlog.get_logger(__name__)
 _celery_log = get_logger(__name__)
@@ -61,7 +61,7 @@ class Consumer(CeleryConsumer):  # type: ignore[misc]
 def is_tick(message: Any) -> bool:
     """Say whether *message* asks for a task of ours, now, and for nothing else."""
     headers = message.headers
-    if not isinstance(headers, dict) or _name_of(message) not in {SWEEP, DELIVER}:
+    if not isinstance(headers, dict) or _name_of(message) not in TASKS:
         return False
     try:
         body = message.decode()

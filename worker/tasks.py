@@ -17,6 +17,7 @@ from accountsvc.config import load_settings
 from accountsvc.db.outages import is_passing_fault
 from accountsvc.errors import StoreUnavailable
 from accountsvc.purge.clocks import ClockMoved, ClocksDiffer
+from accountsvc.purge.sealer import SealsBehind, SealsGone
 from accountsvc.purge.stops import (
     DatabaseBehind,
     LedgerBehind,
@@ -27,12 +28,14 @@ from accountsvc.purge.stops import (
 )
 from accountsvc.services import Services, build_services
 
-from .app import DELIVER, SLICE, SWEEP, expiry
+from .app import DELIVER, SEAL, SLICE, SWEEP, expiry
 
 log = structlog.get_logger(__name__)
 
 # A look costs about twenty reads, however old the ledger is.
 LOOK_EVERY = timedelta(minutes=1)
+# Shorter than a slice: two processes do all, and a sweep may be waiting for one of them.
+_SEAL_SECONDS = 2.0
 _SLICE_SECONDS = SLICE.total_seconds()
 
 
@@ -174,4 +177,29 @@ def deliver() -> bool:
             given_up=result.given_up,
             more=result.more,
         )
+    return result.more
+
+
+@doorway(SEAL)
+def seal() -> bool:
+    """Seal what has come into the trail; say in the log what keeps that from being done."""
+    try:
+        result = services().seal(seconds=_SEAL_SECONDS)
+    except SealsBehind:
+        log.error(
+            "the ledger has seals that the database lacks, so nothing is sealed: `accountsvc "
+            "ledger replay` after a restore, otherwise `accountsvc audit verify`"
+        )
+        return False
+    except SealsGone:
+        log.error(
+            "the ledger has lost the seals, so nothing is sealed: give LEDGER_URL its store back, "
+            "or run `accountsvc ledger rebuild`"
+        )
+        return False
+    except StoreUnavailable:
+        log.error("the ledger does not answer, so nothing is sealed")
+        return False
+    if result.seals:
+        log.info("sealed", seals=result.seals, entries=result.entries)
     return result.more

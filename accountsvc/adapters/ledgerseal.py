@@ -153,9 +153,13 @@ class SealKeys:
             return Flaw.UNKNOWN_KEY
         rest = {part: value for part, value in seal.items() if part != "signature"}
         try:
-            signature = base64.urlsafe_b64decode(str(seal.get("signature")).encode())
+            text = str(seal.get("signature")).encode()
+            signature = base64.urlsafe_b64decode(text)
             key.verify(signature, _signed(str(seal.get("name")), body, rest))
         except (InvalidSignature, ValueError, binascii.Error):
+            return Flaw.BAD_SIGNATURE
+        # Of the last character only some bits count: with another one it would be the same bytes.
+        if base64.urlsafe_b64encode(signature) != text:
             return Flaw.BAD_SIGNATURE
         return None if seal.get("name") == name else Flaw.MOVED
 
@@ -178,6 +182,9 @@ class SealKeys:
         seal = found[-1].get("seal")
         if not isinstance(seal, dict):
             return Untrusted(name, Flaw.UNSEALED, found)
+        # The seal signs the lines before it, and not how its own is written: one form is left.
+        if texts[-2] != _text({"seal": seal}):
+            return Untrusted(name, Flaw.BAD_SIGNATURE, found[:-1])
         found.pop()
         body = b"".join(text + b"\n" for text in texts[:-2])
         flaw = self.flaw_of(name, body, seal)

@@ -11,6 +11,7 @@ from . import replaying as _replaying  # noqa: F401 - adds its command to the le
 from . import status as _status  # noqa: F401 - adds its command to the accounts' group
 from . import sweeps as _sweeps  # noqa: F401 - adds its command to the sweeps' group
 from .accounts import accounts_group
+from .auditing import audit_group
 from .ledger import ledger_group
 from .purging import sweeps_group
 from .stores import avatars_group, vault_group
@@ -19,7 +20,15 @@ from .stores import avatars_group, vault_group
 def groups() -> tuple[click.Group, ...]:
     """Return the groups of commands; their help needs no application."""
     db_group = schema.db_group()
-    return accounts_group, sweeps_group, avatars_group, vault_group, ledger_group, db_group
+    return (
+        accounts_group,
+        sweeps_group,
+        avatars_group,
+        vault_group,
+        ledger_group,
+        audit_group,
+        db_group,
+    )
 
 
 def init_app(app: Flask) -> None:

@@ -77,18 +77,20 @@ def verify(*, as_json: bool) -> None:
                 ],
                 "unsealed": verification.unsealed,
                 "lost": [line.object_name for line in verification.lost],
+                "lost_seals": verification.lost_seals,
                 "is_behind": verification.is_behind,
             }
         )
     else:
         lines = count(verification.lines, "purged account")
         click.echo(f"{lines} in the ledger, {count(verification.receipts, 'receipt')}.")
-    show_lines(_complaints(verification), err=True)
+    show_lines(complaints(verification), err=True)
     if not verification.agrees:
         sys.exit(1)
 
 
-def _complaints(verification: Verification) -> Iterator[str]:
+def complaints(verification: Verification) -> Iterator[str]:
+    """Yield a sentence for each thing that is amiss, with what ends it."""
     for one in verification.untrusted:
         yield f"{printable(one.name)} {one.flaw.value}: it is ignored."
     if verification.back:
@@ -99,6 +101,13 @@ def _complaints(verification: Verification) -> Iterator[str]:
     if verification.lost:
         lost = count(len(verification.lost), "return or hold is", "returns and holds are")
         yield f"{lost} lost from the ledger: run `ledger rebuild`."
+    if verification.lost_seals:
+        lost = count(
+            len(verification.lost_seals),
+            "seal of the audit trail is",
+            "seals of the audit trail are",
+        )
+        yield f"{lost} lost from the ledger: run `ledger rebuild`, or `ledger adopt`."
     if verification.missing:
         missing = count(len(verification.missing), "receipt is", "receipts are")
         remedy = "run `ledger adopt`" if verification.unsealed else "run `ledger rebuild`"
@@ -135,17 +144,20 @@ def adopt(*, dry_run: bool, yes: bool, as_json: bool) -> None:
         _refuse_behind()
         found = mending.plan_adoption()
         lines = mending.lost_lines(by_unknown_key=True)
+        seals = services().heads.find().by_unknown_key
     taken = [one for one in found if one.batch is not None]
     left = [one for one in found if not one.is_whole]
     if not as_json:
-        show_lines(_adoption_lines(taken, left, lines))
-    if (taken or lines) and not dry_run:
+        show_lines(_adoption_lines(taken, left, lines, seals))
+    if (taken or lines or seals) and not dry_run:
         refuse_without_signing_key()
         ask("Are these lines the purges that you know of? Seal them?", yes=yes)
         with store_of("LEDGER_URL"):
             mending.adopt(taken, by=OPERATOR_ACTOR)
             mending.write_lines(lines)
+            services().heads.write(seals)
     adopted = [one.name for one in taken] + [line.object_name for line in lines]
+    adopted += [f"seal {number}" for number in seals]
     if as_json:
         show_json(
             {
@@ -171,13 +183,19 @@ def _refuse_behind() -> None:
 
 
 def _adoption_lines(
-    taken: Sequence[Adoption], left: Sequence[Adoption], kept: Sequence[KeptLine]
+    taken: Sequence[Adoption],
+    left: Sequence[Adoption],
+    kept: Sequence[KeptLine],
+    seals: Sequence[int],
 ) -> Iterator[str]:
-    if not taken and not left and not kept:
+    if not taken and not left and not kept and not seals:
         yield "Every object has a seal."
     if kept:
         known = count(len(kept), "return or hold is", "returns and holds are")
         yield f"{known} as the database knows them."
+    if seals:
+        known = count(len(seals), "seal of the audit trail is", "seals of the audit trail are")
+        yield f"{known} as the database has them."
     lines = sum(len(one.batch.lines) for one in taken if one.batch is not None)
     if taken:
         yield f"{count(lines, 'line')} in {count(len(taken), 'object')} equal their receipts."
@@ -213,14 +231,17 @@ def rebuild(*, dry_run: bool, yes: bool, as_json: bool) -> None:
         _refuse_behind()
         plans = mending.plan_rebuilding()
         lines = mending.lost_lines()
+        seals = services().heads.find().lost
     if not as_json:
-        show_lines(_rebuilding_lines(plans, lines, most=len(plans) if dry_run else MOST_SHOWN))
-    if (plans or lines) and not dry_run:
+        most = len(plans) if dry_run else MOST_SHOWN
+        show_lines(_rebuilding_lines(plans, lines, seals, most=most))
+    if (plans or lines or seals) and not dry_run:
         refuse_without_signing_key()
         ask("Write these objects?", yes=yes)
         with store_of("LEDGER_URL"):
             mending.rebuild(plans, by=OPERATOR_ACTOR)
             mending.write_lines(lines)
+            services().heads.write(seals)
     if as_json:
         show_json(
             {
@@ -234,17 +255,25 @@ def rebuild(*, dry_run: bool, yes: bool, as_json: bool) -> None:
                     for one in plans
                 ],
                 "kept": [line.object_name for line in lines],
+                "seals": seals,
             }
         )
-    elif (plans or lines) and not dry_run:
-        click.echo(f"Written: {count(len(plans) + len(lines), 'object')}.")
+    elif (plans or lines or seals) and not dry_run:
+        click.echo(f"Written: {count(len(plans) + len(lines) + len(seals), 'object')}.")
 
 
 def _rebuilding_lines(
-    plans: Sequence[Rebuilding], lines: Sequence[KeptLine], *, most: int
+    plans: Sequence[Rebuilding],
+    lines: Sequence[KeptLine],
+    seals: Sequence[int],
+    *,
+    most: int,
 ) -> Iterator[str]:
-    if not plans and not lines:
+    if not plans and not lines and not seals:
         yield "Nothing is lost."
+    if seals:
+        lost = count(len(seals), "seal of the audit trail is", "seals of the audit trail are")
+        yield f"{lost} lost; the database has them."
     if lines:
         lost = count(len(lines), "return or hold is", "returns and holds are")
         yield f"{lost} lost; the database knows them."

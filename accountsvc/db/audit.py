@@ -66,6 +66,7 @@ ACTIONS = frozenset(
         # Written by the migration that brought the witnesses, for those who waited at that moment.
         "deletion.witnessed",
         "access.denied",
+        "audit.pruned",
         "confirmation.failed",
         "confirmation.throttled",
         "deactivation.throttled",

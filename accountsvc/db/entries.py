@@ -9,17 +9,27 @@ from __future__ import annotations
 import hashlib
 import json
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import lru_cache, reduce
 from typing import Any
 
-from sqlalchemy import FromClause, Select, Text, cast, func, select
+from sqlalchemy import (
+    BigInteger,
+    ColumnElement,
+    FromClause,
+    Select,
+    Text,
+    cast,
+    exists,
+    func,
+    select,
+)
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.orm import Session
 
-from .models import AuditEvent, Receipt, ReceiptFact
+from .models import AuditEvent, Receipt, ReceiptFact, Seal
 
 EVENT, FACT, RECEIPT = "event", "fact", "receipt"
 
@@ -47,6 +57,19 @@ COLUMNS: Mapping[str, Mapping[str, str]] = {
         "saved_passwords": "number",
         "files": "number",
     },
+}
+_SEAL_COLUMNS = {
+    "chain": "uuid",
+    "sealed_at": "time",
+    "first_event": "number",
+    "last_event": "number",
+    "first_fact": "number",
+    "last_fact": "number",
+    "head": "text",
+    "signature": "text",
+    "pruned_at": "time",
+    "entries": "bytes",
+    "header": "bytes",
 }
 _TABLES: Mapping[str, FromClause] = {
     EVENT: AuditEvent.__table__,
@@ -153,6 +176,70 @@ def receipts(session: Session, public_ids: Sequence[uuid.UUID]) -> dict[uuid.UUI
     """Return the receipts of *public_ids*, at most ``rows.CHUNK``; those without are left out."""
     query = _stored(RECEIPT, _is_sqlite(session)).where(Receipt.public_id.in_(public_ids))
     return {uuid.UUID(row.key): row for row in _rows(session, RECEIPT, query)}
+
+
+def of_action(session: Session, action: str, *, limit: int) -> list[Row]:
+    """Return the newest events of an *action*, at most *limit*, the latest first."""
+    query = _stored(EVENT, _is_sqlite(session)).where(AuditEvent.action == action)
+    return _rows(session, EVENT, query.order_by(AuditEvent.id.desc()).limit(limit))
+
+
+def receipt_keys(session: Session, *, after_event: int) -> Iterator[str]:
+    """Yield the public id of each receipt, but of those that are purged by a later event.
+
+    One that is none is yielded as it is.
+    """
+    waits = exists().where(
+        AuditEvent.subject == Receipt.public_id,
+        AuditEvent.action == "account.purged",
+        AuditEvent.id > after_event,
+    )
+    column = _in_hex(Receipt.__table__.c["public_id"], _is_sqlite(session))
+    for shown in session.connection().execute(select(column).where(~waits)).scalars():
+        yield str(_read("uuid", bytes.fromhex(shown).decode(errors="replace")))
+
+
+@dataclass(frozen=True)
+class StoredSeal:
+    """The row of a seal as it is stored; a column that holds no such value is a text."""
+
+    number: int
+    columns: Mapping[str, Any]
+    entries: bytes
+    header: bytes
+
+
+def stored_seals(session: Session, numbers: Sequence[int]) -> list[StoredSeal]:
+    """Return the rows of these *numbers* in their order, whatever is in them."""
+    is_sqlite = _is_sqlite(session)
+    table = Seal.__table__
+    query = select(
+        cast(table.c["number"], BigInteger),
+        *(_in_hex(table.c[name], is_sqlite) for name in _SEAL_COLUMNS),
+    )
+    found = session.connection().execute(
+        query.where(Seal.number.in_(numbers)).order_by(Seal.number)
+    )
+    return [_stored_seal(number, hexes) for number, *hexes in found]
+
+
+def _stored_seal(number: int, hexes: Sequence[str | None]) -> StoredSeal:
+    raw = {name: bytes.fromhex(one or "") for name, one in zip(_SEAL_COLUMNS, hexes, strict=True)}
+    columns = {
+        name: _read(how, raw[name].decode(errors="replace") or None)
+        for name, how in _SEAL_COLUMNS.items()
+        if how != "bytes"
+    }
+    return StoredSeal(number, columns, raw["entries"], raw["header"])
+
+
+def _in_hex(column: ColumnElement[Any], is_sqlite: bool) -> ColumnElement[Any]:
+    """Return the bytes of *column* in hexadecimal digits: the driver could refuse to read them."""
+    if is_sqlite:
+        return func.hex(column)
+    if column.type.python_type is bytes:
+        return func.encode(column, "hex")
+    return func.encode(func.convert_to(cast(column, Text), "UTF8"), "hex")
 
 
 def _rows(session: Session, kind: str, query: Select[Any]) -> list[Row]:

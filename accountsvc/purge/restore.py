@@ -27,6 +27,7 @@ from ..outbox import kept, queue
 from ..outbox.payloads import LedgerLines
 from . import claim, stops
 from .claim import PlannedPurge
+from .heads import Heads
 
 log = structlog.get_logger(__name__)
 
@@ -90,7 +91,8 @@ class Verification:
     ``missing`` the public ids of receipts without a line. ``untrusted`` are objects that are
     ignored, or that are lost though another one was sealed behind them; ``unsealed`` counts those
     of releases before the seals, which wait for `ledger adopt`. ``lost`` are returns and holds
-    whose object is not there, or not what it was. ``is_behind`` says that the database is the older
+    whose object is not there, or not what it was; ``lost_seals`` are such seals of the audit trail,
+    by number. ``is_behind`` says that the database is the older
     one.
     """
 
@@ -102,12 +104,13 @@ class Verification:
     untrusted: list[Untrusted]
     unsealed: int
     lost: list[KeptLine]
+    lost_seals: list[int]
     is_behind: bool
 
     @property
     def agrees(self) -> bool:
         amiss = (self.back, self.missing, self.untrusted, self.unsealed, self.lost, self.is_behind)
-        return not any(amiss)
+        return not any(amiss) and not self.lost_seals
 
 
 @dataclass(frozen=True)
@@ -199,15 +202,22 @@ class Restore:
             known = session.scalars(select(KeptLine).where(KeptLine.object_name.is_not(None))).all()
         survey = Survey(self.ledger)
         foreign = self._not_trusted(self.ledger.kept())
+        heads = Heads(self.database, self.ledger).find()
         return Verification(
             lines=len(survey.people),
             receipts=len(receipts),
             owed=len(owed.people),
             back=[planned.account_id for planned in self._back(sorted(survey.people, key=str))],
             missing=sorted(receipts - survey.people - owed.people, key=str),
-            untrusted=[*survey.untrusted.values(), *survey.lost(owed.names), *foreign],
+            untrusted=[
+                *survey.untrusted.values(),
+                *survey.lost(owed.names),
+                *foreign,
+                *heads.untrusted,
+            ],
             unsealed=survey.unsealed,
             lost=self.lost_of(known),
+            lost_seals=[*heads.lost, *heads.by_unknown_key],
             is_behind=self.is_behind(),
         )
 

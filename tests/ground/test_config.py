@@ -67,6 +67,7 @@ WRONG: dict[str, list[str]] = {
     "STAFF_FRESH_MINUTES": ["0", "-1", "1.5", "15m", "1441", "1_000"],
     "HOLD_RELEASE_DELAY": ["24", "-1h"],
     "BACKUP_RETENTION": ["90", "0d", "-1d"],
+    "AUDIT_RETENTION": ["6y", "0d", "90d", "30d"],
     "REMINDERS": ["7", "7d;1d", "0d", "7d,x"],
     "SWEEP_INTERVAL": ["0s", "60", "1ms"],
     "PURGE_BATCH_SIZE": ["0", "10001", "many", "5e2"],

@@ -289,7 +289,7 @@ def test_every_tick_expires_when_the_next_one_comes_by_any_hosts_clock(
 ) -> None:
     conf = make(celery_app, tmp_path, SWEEP_INTERVAL=interval)
 
-    assert set(conf.beat_schedule) == {"sweep", "deliver"}
+    assert set(conf.beat_schedule) == {"sweep", "deliver", "seal"}
     for entry in conf.beat_schedule.values():
         apart = timedelta(minutes=1)
         assert entry["options"]["expires"] == (entry["schedule"] + apart).total_seconds()
@@ -301,7 +301,7 @@ def test_every_task_has_a_queue_of_its_own(celery_app: ModuleType, tmp_path: Pat
 
     conf = make(celery_app, tmp_path)
 
-    names = {tasks.sweep.name, tasks.deliver.name}
+    names = {tasks.sweep.name, tasks.deliver.name, tasks.seal.name}
     assert {queue.name for queue in conf.task_queues} == names
     assert {name: route["queue"] for name, route in conf.task_routes.items()} == {
         name: name for name in names
