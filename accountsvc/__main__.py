@@ -17,7 +17,7 @@ from functools import cache
 from importlib.metadata import entry_points
 from io import TextIOWrapper
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import click
 
@@ -275,13 +275,49 @@ def signing_key() -> None:
     from .sources import Sources
 
     key = secrets.token_bytes(32)
-    public = readers.key_text(readers.public_key_of(key))
+    public = [readers.public_key_of(key), *_public_keys(Sources.of_this_process())]
     click.echo(f"LEDGER_SIGNING_KEY={readers.key_text(key)}")
-    click.echo(f"LEDGER_PUBLIC_KEYS={','.join([public, *_public_keys(Sources.of_this_process())])}")
+    click.echo(f"LEDGER_PUBLIC_KEYS={','.join(map(readers.key_text, public))}")
 
 
-def _public_keys(sources: Sources) -> list[str]:
-    """Return the texts of the public keys that are in use; raise ConfigError for wrong ones."""
+@commands.command("verify-receipt")
+@click.argument("file", type=click.File("rb"))
+@click.option(
+    "--keys",
+    type=click.File("rb"),
+    help="The public keys, as /.well-known/accountsvc-keys.json has them.",
+)
+@click.pass_context
+def verify_receipt(ctx: click.Context, file: BinaryIO, keys: BinaryIO | None) -> None:
+    """Say what the signed receipt in FILE proves.
+
+    FILE is as `accounts receipt NUMBER --json` or /api/receipts/NUMBER/ gives it; - is stdin. It
+    needs neither a network nor a database. Without --keys those of LEDGER_PUBLIC_KEYS count. The
+    exit code is 0 if all of it is proved, and 1 if something is not, which is named.
+    """
+    from .sources import Sources
+    from .start.receipts import report
+
+    known = _public_keys(Sources.of_this_process()) if keys is None else _keys_in(keys)
+    if not known:
+        raise click.UsageError("No key is known. Give --keys, or set LEDGER_PUBLIC_KEYS.")
+    lines, is_proved = report(file, known)
+    for line in lines:
+        click.echo(line)
+    ctx.exit(0 if is_proved else 1)
+
+
+def _keys_in(file: BinaryIO) -> Sequence[bytes]:
+    from .adapters import signedreceipts
+
+    try:
+        return signedreceipts.keys_in(file.read(signedreceipts.MOST_BYTES + 1))
+    except ValueError as exc:
+        raise click.BadParameter(f"the file {exc}", param_hint="--keys") from None
+
+
+def _public_keys(sources: Sources) -> Sequence[bytes]:
+    """Return the public keys that are in use; raise ConfigError for wrong ones."""
     from . import readers
     from .sources import wrong_line
 
@@ -293,7 +329,7 @@ def _public_keys(sources: Sources) -> list[str]:
     except ValueError as exc:
         example = "the output of `accountsvc signing-key`"
         raise ConfigError(wrong_line("LEDGER_PUBLIC_KEYS", exc, example)) from None
-    return [readers.key_text(key) for key in listed]
+    return listed
 
 
 if __name__ == "__main__":

@@ -102,6 +102,9 @@ UPLOADS_OF_ADDRESS = "60/hour"
 EXPORTS_OF_ACCOUNT = "10/hour"
 EXPORTS_OF_ADDRESS = "30/hour"
 TOKENS_OF_ADDRESS = "60/15minutes"
+# Whoever has a number may look as often as a person reloads a page; each look reads the seals that
+# cover the receipt.
+RECEIPTS_OF_ADDRESS = "60/15minutes"
 RESETS_OF_ACCOUNT = "3/hour"
 RESETS_OF_ADDRESS = "30/hour"
 STAFF_DEACTIVATIONS = "20/hour"

@@ -7,18 +7,32 @@ in which names are compared.
 
 from __future__ import annotations
 
+import re
+import uuid
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import or_, select
 from sqlalchemy.orm import Session
 
 from .accounts import lifecycle
-from .db import audit, rules
-from .db.models import DEACTIVATED, DUE, OWNER, Account, AuditEvent, LegalHold, PurgeFailure
+from .adapters import signedreceipts
+from .db import audit, entries, rules
+from .db.models import (
+    DEACTIVATED,
+    DUE,
+    OWNER,
+    Account,
+    AuditEvent,
+    LegalHold,
+    PurgeFailure,
+    Receipt,
+)
+from .db.proofs import NOT_TOLD, ONCE, TOLD, ReceiptFact
 from .db.text import rfc3339
-from .purge import brake, claim
+from .purge import brake, claim, seals
 from .purge.failures import BRAKED, blocked_by
 
 Document = dict[str, Any]
@@ -146,6 +160,77 @@ def account_document(
             for hold in open_holds
         ],
     }
+
+
+@dataclass(frozen=True)
+class SignedReceipt:
+    """A receipt and its facts, oldest first, and the document that proves them to anybody."""
+
+    receipt: Receipt
+    facts: Sequence[ReceiptFact]
+    document: Document
+
+
+_NUMBER = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE | re.ASCII)
+
+
+def receipt_number(text: str) -> uuid.UUID | None:
+    """Return the public id that *text* is, in capitals too; None: it is none.
+
+    Other spellings of a UUID, in braces or without hyphens, are not taken: nobody was told them.
+    """
+    return uuid.UUID(text) if _NUMBER.fullmatch(text) else None
+
+
+def signed_receipt(session: Session, public_id: uuid.UUID) -> SignedReceipt | None:
+    """Return the signed receipt of whoever was purged under *public_id*; None: nobody was.
+
+    Of facts that may come again the newest are in it (``signedreceipts.MOST_REPEATED``).
+    """
+    receipt = session.get(Receipt, public_id)
+    if receipt is None:
+        return None
+    facts = _facts(session, public_id)
+    shown = [
+        seals.entry(row)
+        for row in (
+            *entries.receipts(session, [public_id]).values(),
+            *entries.by_id(session, entries.FACT, [fact.id for fact in facts]),
+        )
+    ]
+    proofs = seals.proofs(session, [(one.kind, one.key) for one in shown])
+    first, *others = [_part(one, proofs.get((one.kind, one.key))) for one in shown]
+    document = {"form": signedreceipts.FORM, "receipt": first, "facts": others}
+    return SignedReceipt(receipt, facts, document)
+
+
+def _part(entry: seals.Entry, proof: seals.Proof | None) -> Document:
+    # The proof is shown also where it does not fit the entry: whoever checks it finds that the row
+    # was changed.
+    shown = {"entry": entry.text.decode("utf-8", "surrogatepass")}
+    if proof is None:
+        return {**shown, "path": [], "index": None, "seal": None}
+    return {
+        **shown,
+        "path": [one.hex() for one in proof.path],
+        "index": proof.index,
+        "seal": {"header": proof.header, "signature": proof.signature},
+    }
+
+
+def _facts(session: Session, public_id: uuid.UUID) -> Sequence[ReceiptFact]:
+    once = ReceiptFact.fact.in_((*ONCE, TOLD, NOT_TOLD))
+    newest = (
+        select(ReceiptFact.id)
+        .where(ReceiptFact.public_id == public_id, ~once)
+        .order_by(ReceiptFact.id.desc())
+        .limit(signedreceipts.MOST_REPEATED)
+    )
+    return session.scalars(
+        select(ReceiptFact)
+        .where(ReceiptFact.public_id == public_id, or_(once, ReceiptFact.id.in_(newest)))
+        .order_by(ReceiptFact.id)
+    ).all()
 
 
 def _deletion(account: Account, now: datetime, *, may_reactivate: bool) -> Document:

@@ -15,6 +15,7 @@
     ├── AccountNotFound
     ├── PasswordNotFound          a saved password
     ├── HoldNotFound
+    ├── ReceiptNotFound           nobody was purged under this number
     ├── VaultFull                 no room for another saved password, or for a longer one
     ├── AccountDeactivated        the right password of a deactivated account
     ├── ReactivationForbidden     staff or an operator deactivated it
@@ -126,6 +127,13 @@ class PasswordNotFound(AccountError):
 
 class HoldNotFound(AccountError):
     message = "No open hold with this id on this account."
+
+
+class ReceiptNotFound(AccountError):
+    message = (
+        "No receipt has this number. Check it, or ask again after the time for which the deletion "
+        "was promised."
+    )
 
 
 class VaultFull(AccountError):

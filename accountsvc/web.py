@@ -53,6 +53,8 @@ RETRY_AFTER = 5
 # The page on which an account is kept by its e-mail and password. It is here because the API names
 # it to people and the pages serve it, and neither doorway knows the other.
 KEEP_PATH = "/keep-account/"
+# The pages of receipts, each behind its number.
+RECEIPTS_PATH = "/receipts/"
 
 _TRANSACTION_ATTEMPTS = 3
 _TRANSACTION_PAUSE_SECONDS = 0.05

@@ -54,6 +54,7 @@ UPLOAD = "upload"
 EXPORT = "export"
 TOKEN = "token"
 PASSWORD_RESET = "password_reset"
+RECEIPT = "receipt"
 STAFF_DEACTIVATION = "staff_deactivation"
 STAFF_CONFIRMATION = "staff_confirmation"
 # These count beside the two above and allow one try more: the first refusal is the one that is told
@@ -89,6 +90,9 @@ LIMITS = {
     EXPORT: _limit(bounds.EXPORTS_OF_ACCOUNT, bounds.EXPORTS_OF_ADDRESS),
     # Tokens count by address only: by account, anybody could lock the owner out of coming back.
     TOKEN: _limit(None, bounds.TOKENS_OF_ADDRESS),
+    # By address only: a receipt's number is all that a stranger has of it, so nobody could be kept
+    # from their own by others who ask for it.
+    RECEIPT: _limit(None, bounds.RECEIPTS_OF_ADDRESS),
     PASSWORD_RESET: _limit(bounds.RESETS_OF_ACCOUNT, bounds.RESETS_OF_ADDRESS),
     STAFF_DEACTIVATION: _limit(bounds.STAFF_DEACTIVATIONS, None),
     STAFF_CONFIRMATION: _limit(bounds.STAFF_CONFIRMATIONS, None),

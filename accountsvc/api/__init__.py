@@ -5,7 +5,20 @@ from __future__ import annotations
 from apiflask import APIFlask
 
 from ..services import Services
-from . import deletion, docs, export, grace, health, media, profile, reset, session, staff, vault
+from . import (
+    deletion,
+    docs,
+    export,
+    grace,
+    health,
+    media,
+    profile,
+    receipts,
+    reset,
+    session,
+    staff,
+    vault,
+)
 from .http import auth, bodies, errors, headers, openapi, ops, wire
 
 
@@ -24,4 +37,5 @@ def init_app(app: APIFlask, services: Services) -> None:
     for resource in (profile, session, deletion, grace, export, vault, reset, staff, docs):
         app.register_blueprint(resource.bp, url_prefix="/api")
     app.register_blueprint(media.bp)
+    app.register_blueprint(receipts.bp)
     health.init_app(app, services)

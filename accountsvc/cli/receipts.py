@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import click
 
-from ..db import facts
-from ..db.models import Effect, Receipt
+from .. import documents
+from ..adapters import signedreceipts
+from ..adapters.signedreceipts import Flaw, Part
+from ..db.models import Effect
 from ..db.proofs import (
     COMPLETED,
     ERASED_AGAIN,
@@ -21,6 +24,8 @@ from ..db.proofs import (
     TOLD,
     VERIFIED,
 )
+from ..documents import SignedReceipt
+from ..errors import ReceiptNotFound
 from ..purge import finish
 from ..web import services
 from .accounts import accounts_group
@@ -36,77 +41,81 @@ def receipt(number: uuid.UUID, *, as_json: bool) -> None:
     """Show the receipt of a purge, and what has become true of it.
 
     NUMBER is the account's public id, which the last mail to its owner calls the number of the
-    receipt. What is still to come is shown too, until the purge is completed.
+    receipt. What is still to come is shown too, until the purge is completed. With --json it is the
+    signed receipt, which proves itself to whoever has it: `accountsvc verify-receipt` checks it.
 
     \b
     flask --app wsgi accounts receipt 3f0c6f0e-6f1b-4a52-9c55-6a2a3f6f9d10
+    flask --app wsgi accounts receipt NUMBER --json > receipt.json
 
     \b
-    Exit codes: 0 shown, 1 there is no such receipt, 2 bad usage.
+    Exit codes: 0 shown; 1 there is no such receipt, or what is shown is not
+    what was signed; 2 bad usage.
     """
     with services().reading() as session:
-        found = session.get(Receipt, number)
+        found = documents.signed_receipt(session, number)
         if found is None:
-            fail("There is no receipt of this number.")
-        story = facts.story(session, number)
+            raise ReceiptNotFound
         owed = finish.owed_to(session, number)
-        shown = {
-            "public_id": str(found.public_id),
-            "deactivated_at": stamp(found.deactivated_at),
-            "deactivated_by": found.deactivated_by,
-            "purge_at": stamp(found.purge_at),
-            "purged_at": stamp(found.purged_at),
-            "saved_passwords": found.saved_passwords,
-            "files": found.files,
-            "facts": [
-                {"fact": one.fact, "at": stamp(one.at), "details": one.details} for one in story
-            ],
-            "to_come": finish.to_come(
-                {one.fact for one in story}, is_sqlite=services().settings.is_sqlite
-            ),
-            "owed": [_owed_document(one) for one in owed],
-        }
+    text = json.dumps(found.document).encode()
+    parts = signedreceipts.check(text, services().settings.ledger_public_keys)
     if as_json:
-        show_json(shown)
+        show_json(found.document)
     else:
-        show_lines(_lines(shown))
+        show_lines(_lines(found, parts, owed))
+    changed = [part for part in parts if part.flaw not in {None, Flaw.UNSEALED}]
+    if changed:
+        fail(
+            " ".join(f"{part.name[0].upper()}{part.name[1:]} {_signed(part)}." for part in changed)
+        )
 
 
-def _owed_document(effect: Effect) -> dict[str, Any]:
-    return {
-        "kind": effect.kind,
-        "since": stamp(effect.due_at or effect.deliver_after),
-        "attempts": effect.attempts,
-        "error": effect.last_error,
-    }
-
-
-def _lines(shown: Mapping[str, Any]) -> Iterator[str]:
+def _lines(found: SignedReceipt, parts: Sequence[Part], owed: Sequence[Effect]) -> Iterator[str]:
+    receipt = found.receipt
     yield from fields(
         {
-            "number": shown["public_id"],
-            "deactivated at": shown["deactivated_at"],
-            "deactivated by": shown["deactivated_by"],
-            "purge at": shown["purge_at"],
-            "erased at": shown["purged_at"],
-            "saved passwords": shown["saved_passwords"],
-            "files": shown["files"],
+            "number": receipt.public_id,
+            "deactivated at": stamp(receipt.deactivated_at),
+            "deactivated by": receipt.deactivated_by,
+            "purge at": stamp(receipt.purge_at),
+            "erased at": stamp(receipt.purged_at),
+            "saved passwords": receipt.saved_passwords,
+            "files": receipt.files,
+            "signed": _signed(parts[0]),
         }
     )
     yield ""
+    known = {one.fact for one in found.facts}
+    to_come = finish.to_come(known, is_sqlite=services().settings.is_sqlite)
     yield from table(
-        ["WHAT BECAME TRUE", "AT", "DETAILS"],
+        ["WHAT BECAME TRUE", "AT", "DETAILS", "SIGNED"],
         [
-            *((WORDS[one["fact"]], one["at"], _details(one["details"])) for one in shown["facts"]),
-            *((WORDS[fact], "to come", None) for fact in shown["to_come"]),
+            *(
+                (WORDS[fact.fact], stamp(fact.at), _details(fact.details), _signed(part))
+                for fact, part in zip(found.facts, parts[1:], strict=True)
+            ),
+            *((WORDS[fact], "to come", None, None) for fact in to_come),
         ],
     )
-    if shown["owed"]:
+    if owed:
         yield ""
         yield from table(
             ["OWED", "SINCE", "ERROR"],
-            ((one["kind"], one["since"], one["error"]) for one in shown["owed"]),
+            ((one.kind, stamp(one.due_at or one.deliver_after), one.last_error) for one in owed),
         )
+    yield ""
+    seals = {part.seal.number: part.seal for part in parts if part.seal is not None}
+    for number, seal in sorted(seals.items()):
+        yield f"Seal {number} of {stamp(seal.sealed_at)}: head {seal.link.head}, key {seal.key}."
+    if any(part.flaw is Flaw.UNSEALED for part in parts):
+        yield "What is not signed yet will be within minutes."
+
+
+def _signed(part: Part) -> str:
+    if part.seal is not None:
+        return f"by seal {part.seal.number}"
+    flaw = part.flaw or Flaw.UNSEALED
+    return "not signed yet" if flaw is Flaw.UNSEALED else str(flaw.value)
 
 
 def _details(details: Mapping[str, Any]) -> str:

@@ -165,6 +165,13 @@ def in_range(session: Session, kind: str, first: int, last: int, *, limit: int) 
     return _rows(session, kind, query.order_by(key).limit(limit))
 
 
+def by_id(session: Session, kind: str, ids: Sequence[int]) -> list[Row]:
+    """Return the events or facts of *ids*, at most ``rows.CHUNK``, in id order."""
+    key = _TABLES[kind].c["id"]
+    query = _stored(kind, _is_sqlite(session)).where(key.in_(ids)).order_by(key)
+    return _rows(session, kind, query)
+
+
 def receipts(session: Session, public_ids: Sequence[uuid.UUID]) -> dict[uuid.UUID, Row]:
     """Return the receipts of *public_ids*, at most ``rows.CHUNK``; those without are left out."""
     query = _stored(RECEIPT, _is_sqlite(session)).where(Receipt.public_id.in_(public_ids))

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from flask import Blueprint, Flask, Response
 
-from ..web import KEEP_PATH
-from . import answers, cancel_email, confirm_email, front, keep, recovery, reset
+from ..web import KEEP_PATH, RECEIPTS_PATH
+from . import answers, cancel_email, confirm_email, front, keep, receipts, recovery, reset
 from .links import CANCEL_ADDRESS, CONFIRM_ADDRESS, RECOVER, RESET_PASSWORD, enter
 
 _PAGES = (
@@ -65,6 +65,15 @@ def init_app(app: Flask) -> None:
         )
     bp.add_url_rule(KEEP_PATH, endpoint="keep", view_func=keep.show, strict_slashes=False)
     bp.add_url_rule(KEEP_PATH, endpoint="keep_form", view_func=keep.act, methods=["POST"])
+    bp.add_url_rule(
+        RECEIPTS_PATH, endpoint="receipts", view_func=receipts.ask, strict_slashes=False
+    )
+    bp.add_url_rule(
+        f"{RECEIPTS_PATH}<number>/",
+        endpoint="receipt",
+        view_func=receipts.show,
+        strict_slashes=False,
+    )
     answers.init_blueprint(bp)
     bp.after_request(_protect)
     app.register_blueprint(bp)

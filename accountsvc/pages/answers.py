@@ -14,7 +14,7 @@ from werkzeug.exceptions import HTTPException
 from ..db.outages import is_passing_fault
 from ..errors import Busy, Throttled, Unavailable
 from ..logs import describe
-from ..web import KEEP_PATH, RETRY_AFTER, refused
+from ..web import KEEP_PATH, RECEIPTS_PATH, RETRY_AFTER, refused
 from .links import LINKS
 from .messages import BROKEN, NOT_UNDERSTOOD, UNAVAILABLE, Message, ShowMessage
 
@@ -72,5 +72,5 @@ def init_blueprint(bp: Blueprint) -> None:
 
     @bp.context_processor
     def page_of_link() -> dict[str, Any]:
-        paths = (*(link.path for link in LINKS), KEEP_PATH)
+        paths = (*(link.path for link in LINKS), KEEP_PATH, RECEIPTS_PATH)
         return {"here": next((path for path in paths if request.path.startswith(path)), None)}

@@ -65,6 +65,25 @@ NOT_UNDERSTOOD = Message(
     ("We could not make sense of what your browser sent.",),
     back=True,
 )
+NO_RECEIPT = Message(
+    404,
+    "No receipt has this number",
+    (
+        "Check it against our mail, to the last letter. A receipt is there from the moment in "
+        "which an account is gone; until the time that was promised there is none.",
+    ),
+    back=True,
+)
+# What a receipt does not record yet, by the fact that will, in the order in which it comes.
+STILL_TO_COME = {
+    "files_absent": "Its picture is gone from our store, with every earlier version.",
+    "ledger_written": "Our ledger knows of it, so that no restored backup brings it back.",
+    "told": "Its owner is told by mail, or the mail is given up; we keep the address for that, for "
+    "72 hours at most.",
+    "scrubbed": "What our database has freed is made unreadable.",
+    "completed": "The deletion is complete.",
+    "verified": "We have looked into every place that we can look into, and found nothing.",
+}
 UNAVAILABLE = Message(
     503,
     "We cannot answer at the moment",

@@ -141,6 +141,7 @@ def test_a_wait_is_said_in_a_unit_that_a_person_reads(seconds: int, words: str) 
 # Those that have no literal line: status and code.
 CODES: dict[type[tree.AccountError], tuple[int, str]] = {
     tree.HoldNotFound: (404, "hold_not_found"),
+    tree.ReceiptNotFound: (404, "receipt_not_found"),
     tree.VaultFull: (409, "vault_full"),
     tree.ReactivationForbidden: (403, "reactivation_forbidden"),
     tree.LastStaff: (409, "last_staff"),

@@ -960,3 +960,27 @@ def test_the_image_of_an_upload_too_many_is_not_looked_at(
     with images.turns.take():
         assert upload(app, cid, HERE).status_code == 429
         assert upload(app, cid, ELSEWHERE).status_code == 503
+
+
+# Receipts
+
+
+def test_receipts_are_counted_by_address_only_and_beside_nothing_else(
+    app: APIFlask, client: FlaskClient, cid: Account
+) -> None:
+    numbers = ["5007fedf-bcb1-4b82-8bfd-3b5c8a1439d0", "x"] * 15
+
+    looked = [client.get(f"/api/receipts/{one}/", **from_(HERE)).status_code for one in numbers]
+    read = [client.get(f"/receipts/{one}/", **from_(HERE)).status_code for one in numbers]
+
+    def again(headers: dict[str, str]) -> TestResponse:
+        return client.get(f"/api/receipts/{numbers[0]}/", headers=headers, **from_(HERE))
+
+    assert looked + read == [404] * 60
+    check_throttled(again, QUARTER)
+    page = client.get(f"/receipts/{numbers[0]}/", **from_(HERE))
+    assert page.status_code == 429
+    assert int(page.headers["Retry-After"]) <= QUARTER
+    assert "Too many tries. Wait " in page.text
+    assert client.get(f"/api/receipts/{numbers[0]}/", **from_(ELSEWHERE)).status_code == 404
+    assert sign_in(client, cid.email, PASSWORD).status_code == 200

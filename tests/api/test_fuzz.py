@@ -34,6 +34,8 @@ WITHOUT_INPUT = {
     "GET /statusz",
     "GET /metrics",
     "GET /media/avatars/{key}",
+    "GET /api/receipts/{number}/",
+    "GET /.well-known/accountsvc-keys.json",
 }
 
 

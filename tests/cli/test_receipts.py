@@ -1,4 +1,4 @@
-"""``accounts receipt``: what is left of a purge, and what has become true of it."""
+"""``accounts receipt``: what is left of a purge, what has become true of it, and what proves it."""
 
 from __future__ import annotations
 
@@ -8,69 +8,140 @@ import uuid
 import pytest
 from apiflask import APIFlask
 
+from accountsvc.adapters import signedreceipts
+from accountsvc.adapters.signedreceipts import Flaw
 from accountsvc.cli.receipts import WORDS
-from accountsvc.db.proofs import FACTS
+from accountsvc.db import proofs
 from tests.cli.conftest import Run
 from tests.support.factories import Person, deactivate, make_due, make_person, services_of
-from tests.support.state import everything
+from tests.support.receipts import backdate, erase, record
+from tests.support.state import belongings, everything
+
+
+@pytest.fixture
+def database_url(sqlite_url: str) -> str:
+    """What is printed does not depend on the engine."""
+    return sqlite_url
 
 
 @pytest.fixture
 def ann(app: APIFlask) -> Person:
-    return make_person(services_of(app), "ann")
+    """Who is gone."""
+    person = make_person(services_of(app), "ann")
+    erase(services_of(app), person)
+    return person
 
 
-def test_a_receipt_shows_what_has_become_true_in_its_order_and_what_is_to_come(
-    app: APIFlask, run: Run, ann: Person
-) -> None:
-    services = services_of(app)
-    make_due(services, ann)
-    services.sweep()
-
-    first = run("accounts", "receipt", str(ann.public_id))
-    told = json.loads(run("accounts", "receipt", str(ann.public_id), "--json").stdout)
-    services.deliver()
-    then = json.loads(run("accounts", "receipt", str(ann.public_id), "--json").stdout)
-
-    assert first.exit_code == 0, first.output
-    lines = [" ".join(line.split()) for line in first.stdout.splitlines()]
-    assert f"number {ann.public_id}" in lines
-    assert "the files are absent in the store to come –" in lines
-    assert any(line.startswith("the ledger has its line 20") for line in lines)
-    assert any(line.startswith("file.delete 20") for line in lines)
-    scrubbed = ["scrubbed"] if services.settings.is_sqlite else []
-    assert [one["fact"] for one in told["facts"]] == ["ledger_written"]
-    assert told["to_come"] == ["files_absent", "told", *scrubbed, "completed"]
-    assert {one["kind"] for one in told["owed"]} == {"file.delete", "mail.purged"}
-    assert [one["fact"] for one in then["facts"]] == ["ledger_written", "files_absent", "told"]
-    assert (then["to_come"], then["owed"]) == ([*scrubbed, "completed"], [])
-    assert (then["saved_passwords"], then["files"]) == (3, 1)
-
-
-def test_a_completed_purge_has_nothing_to_come_and_names_nobody(
-    app: APIFlask, run: Run, ann: Person
-) -> None:
-    deactivate(services_of(app), ann.id)
-    assert run("accounts", "purge", str(ann.id), "--yes").exit_code == 0
-    before = everything(services_of(app))
+def test_json_is_the_signed_receipt_and_nothing_else(app: APIFlask, run: Run, ann: Person) -> None:
+    record(services_of(app), ann, proofs.FILES_ABSENT)
+    services_of(app).seal(seconds=30, at_once=True)
 
     shown = run("accounts", "receipt", str(ann.public_id), "--json")
+    served = app.test_client().get(f"/api/receipts/{ann.public_id}/")
 
-    document = json.loads(shown.stdout)
-    assert document["facts"][-1]["fact"] == "completed"
-    assert (document["to_come"], document["owed"]) == ([], [])
-    assert "ann" not in shown.stdout
+    assert shown.exit_code == 0
+    assert json.loads(shown.stdout) == served.json
+    parts = signedreceipts.check(
+        shown.stdout.encode(), services_of(app).settings.ledger_public_keys
+    )
+    assert [part.flaw for part in parts] == [None, None]
+
+
+def test_words_say_what_is_recorded_and_which_seal_covers_it(
+    app: APIFlask, run: Run, ann: Person
+) -> None:
+    # given
+    bob = make_person(services_of(app), "bob")
+    others = belongings(services_of(app), bob)
+    record(services_of(app), ann, proofs.FILES_ABSENT)
+    services_of(app).seal(seconds=30, at_once=True)
+    record(services_of(app), ann, proofs.TOLD)
+
+    # when
+    shown = run("accounts", "receipt", str(ann.public_id).upper())
+
+    # then
+    lines = [" ".join(line.split()) for line in shown.stdout.splitlines()]
+    assert shown.exit_code == 0
+    assert f"number {ann.public_id}" in lines
+    assert "saved passwords 3" in lines
+    assert "signed by seal 1" in lines
+    (absent,) = [line for line in lines if line.startswith(WORDS[proofs.FILES_ABSENT])]
+    (told,) = [line for line in lines if line.startswith(WORDS[proofs.TOLD])]
+    assert absent.endswith("by seal 1")
+    assert told.endswith("not signed yet")
+    (seal,) = [line for line in lines if line.startswith("Seal 1 of ")]
+    assert ": head " in seal
+    assert ", key " in seal
+    assert "What is not signed yet will be within minutes." in lines
+    assert ann.email not in shown.output
+    assert belongings(services_of(app), bob) == others
+
+
+def test_what_was_changed_is_shown_and_said_with_exit_code_1(
+    app: APIFlask, run: Run, ann: Person
+) -> None:
+    services_of(app).seal(seconds=30, at_once=True)
+    backdate(services_of(app), ann)
+
+    shown = run("accounts", "receipt", str(ann.public_id))
+
+    assert shown.exit_code == 1
+    assert Flaw.NOT_INCLUDED.value in shown.stderr
+    assert f"The receipt {Flaw.NOT_INCLUDED.value}." in shown.stderr
+
+
+def test_what_is_to_come_and_what_is_owed_for_it_is_shown_until_it_is_true(
+    app: APIFlask, run: Run
+) -> None:
+    services = services_of(app)
+    bea = make_person(services, "bea")
+    make_due(services, bea)
+    services.sweep()
+
+    first = run("accounts", "receipt", str(bea.public_id))
+    services.deliver()
+    then = run("accounts", "receipt", str(bea.public_id))
+
+    before, after = (
+        [" ".join(line.split()) for line in one.stdout.splitlines()] for one in (first, then)
+    )
+    assert (first.exit_code, then.exit_code) == (0, 0)
+    assert "the files are absent in the store to come – –" in before
+    assert any(line.startswith("the ledger has its line 20") for line in before)
+    for kind in ("file.delete", "mail.purged"):
+        assert any(line.startswith(f"{kind} 20") for line in before)
+        assert not any(line.startswith(kind) for line in after)
+    assert any(line.startswith("the files are absent in the store 20") for line in after)
+    assert any(line.startswith("the owner was told by mail 20") for line in after)
+    assert "the purge is completed to come – –" in after
+
+
+def test_a_completed_purge_has_nothing_to_come_and_names_nobody(app: APIFlask, run: Run) -> None:
+    bea = make_person(services_of(app), "bea")
+    deactivate(services_of(app), bea.id)
+    assert run("accounts", "purge", str(bea.id), "--yes").exit_code == 0
+    before = everything(services_of(app))
+
+    shown = run("accounts", "receipt", str(bea.public_id))
+
+    assert "the purge is completed" in shown.stdout
+    assert "to come" not in shown.stdout
+    assert "OWED" not in shown.stdout
+    assert "bea@" not in shown.stdout
     assert everything(services_of(app)) == before
 
 
-def test_a_number_without_a_receipt_is_a_sentence(run: Run, app: APIFlask, ann: Person) -> None:
-    for number in (uuid.uuid4(), ann.public_id):
+def test_a_number_without_a_receipt_is_a_sentence(run: Run, app: APIFlask) -> None:
+    bob = make_person(services_of(app), "bob")
+
+    for number in (uuid.uuid4(), bob.public_id):
         result = run("accounts", "receipt", str(number))
 
         assert result.exit_code == 1
-        assert "There is no receipt of this number." in result.stderr
+        assert "No receipt has this number." in result.stderr
     assert run("accounts", "receipt", "7").exit_code == 2
 
 
 def test_every_fact_has_its_words() -> None:
-    assert set(WORDS) == set(FACTS)
+    assert set(WORDS) == set(proofs.FACTS)

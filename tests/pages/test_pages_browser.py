@@ -33,6 +33,7 @@ from tests.support.factories import (
     services_of,
 )
 from tests.support.moments import now
+from tests.support.receipts import erase
 from tests.support.smtp import Inbox, smtp_server, text_of
 from tests.support.state import belongings, effects, everything
 
@@ -487,6 +488,13 @@ def test_every_page_can_be_read_in_light_and_dark_on_a_narrow_screen(
         check()
         page.get_by_role("button", name="Keep my account").click()
         expect(page.get_by_role("heading", level=1)).to_have_text("Your account is back")
+        check()
+        page.goto(f"{site.url}/receipts/")
+        check()
+        erase(services_of(site.app), ann)
+        page.get_by_label("The number of the receipt").fill(str(ann.public_id))
+        page.get_by_role("button", name="Show the receipt").click()
+        expect(page.get_by_role("heading", name="What is gone")).to_be_visible()
         check()
 
 

@@ -121,6 +121,7 @@ TABLE: Mapping[type[AccountError], Row] = {
     tree.AccountNotFound: Row(404, "account_not_found", detail),
     tree.PasswordNotFound: Row(404, "password_not_found", sentence),
     tree.HoldNotFound: Row(404, "hold_not_found"),
+    tree.ReceiptNotFound: Row(404, "receipt_not_found"),
     tree.VaultFull: Row(409, "vault_full"),
     tree.AccountDeactivated: Row(403, "account_deactivated", deactivated),
     tree.ReactivationForbidden: Row(403, "reactivation_forbidden"),

@@ -19,7 +19,7 @@ from ...web import cors
 ALLOWED_HEADERS = "authorization, content-type, prefer, if-match"
 EXPOSED_HEADERS = "Sunset, Link, ETag, Location, Retry-After, Preference-Applied, X-Request-ID"
 _METHODS = "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"
-_CROSS_ORIGIN = ("/api/", "/media/")
+_CROSS_ORIGIN = ("/api/", "/media/", "/.well-known/")
 _PREFLIGHT_SECONDS = 600
 
 # These headers are set by hand: they are a few fixed lines, of which pages and docs replace some.
@@ -99,7 +99,7 @@ def _allow_origins(app: APIFlask, settings: Settings) -> None:
     ]
     cors.init_app(
         app,
-        resources=[f"^{prefix}.*" for prefix in _CROSS_ORIGIN],
+        resources=[f"^{re.escape(prefix)}.*" for prefix in _CROSS_ORIGIN],
         origins="*" if "*" in settings.cors_origins else origins,
         methods=_METHODS,
         allow_headers=ALLOWED_HEADERS.split(", "),
