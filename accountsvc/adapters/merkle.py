@@ -7,7 +7,7 @@ first bytes differ, or a node could be shown as an entry.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 HASH_BYTES = 32
 
@@ -36,10 +36,20 @@ def path(leaves: Sequence[bytes], index: int) -> list[bytes]:
 
     Raises IndexError if there is no such leaf.
     """
-    if not 0 <= index < len(leaves):
+    return paths(leaves, [index])[index]
+
+
+def paths(leaves: Sequence[bytes], indexes: Iterable[int]) -> dict[int, list[bytes]]:
+    """Return the path of each of *indexes*, as :func:`path` does, for the work of one tree."""
+    levels = _levels(leaves)[:-1]
+    return {index: _path(levels, index, len(leaves)) for index in indexes}
+
+
+def _path(levels: Sequence[Sequence[bytes]], index: int, size: int) -> list[bytes]:
+    if not 0 <= index < size:
         raise IndexError("no such leaf")
     hashes = []
-    for level in _levels(leaves)[:-1]:
+    for level in levels:
         sibling = index ^ 1
         # The last hash of an odd level has none beside it, and goes up as it is.
         if sibling < len(level):

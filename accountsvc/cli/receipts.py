@@ -65,9 +65,8 @@ def receipt(number: uuid.UUID, *, as_json: bool) -> None:
         show_lines(_lines(found, parts, owed))
     changed = [part for part in parts if part.flaw not in {None, Flaw.UNSEALED}]
     if changed:
-        fail(
-            " ".join(f"{part.name[0].upper()}{part.name[1:]} {_signed(part)}." for part in changed)
-        )
+        named = " ".join(f"{part.name.capitalize()} {_signed(part)}." for part in changed)
+        fail(f"{named} `audit verify` says what else was changed.")
 
 
 def _lines(found: SignedReceipt, parts: Sequence[Part], owed: Sequence[Effect]) -> Iterator[str]:

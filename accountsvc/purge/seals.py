@@ -90,11 +90,11 @@ def proofs(session: Session, wanted: Sequence[tuple[str, str]]) -> dict[tuple[st
         cut = list(records(seal.entries))
         places = {record[:17]: index for index, record in enumerate(cut)}
         leaves = [record[17:] for record in cut]
-        for kind, key in of_seal:
-            index = places.get(record_key(kind, key))
-            if index is not None:
-                path = merkle.path(leaves, index)
-                found[kind, key] = Proof(seal.header, seal.signature, index, path)
+        covered = {one: places.get(record_key(*one)) for one in of_seal}
+        indexes = {one: index for one, index in covered.items() if index is not None}
+        paths = merkle.paths(leaves, indexes.values())
+        for one, index in indexes.items():
+            found[one] = Proof(seal.header, seal.signature, index, paths[index])
     return found
 
 
