@@ -234,6 +234,7 @@ PLACES = (
         exported=None,
         not_exported_because="hashes of the trail, about the service",
         kept_for="for good: ids, hashes and signatures; after `audit prune` the hashes alone",
+        keeps_public_id=True,
     ),
     Place(
         "purge_brake",
