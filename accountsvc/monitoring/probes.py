@@ -244,6 +244,8 @@ class Probes:
                 "refused": dict(counts.refused),
                 "unscrubbed": counts.unscrubbed if self._services.settings.is_sqlite else 0,
                 "unkept": counts.unkept,
+                "last_seal": counts.last_seal,
+                "oldest_unsealed_seconds": round(counts.unsealed_age.total_seconds()),
             }
             troubles = (
                 counts.failing_again,

@@ -23,6 +23,8 @@ from accountsvc.cli.purging import OBSTACLES
 from accountsvc.cli.status import EFFECTS
 from accountsvc.db.addresses import kept_key
 from accountsvc.db.models import Account
+from accountsvc.db.text import rfc3339
+from accountsvc.purge import seals
 from accountsvc.purge.at_once import Obstacle
 from tests.cli.conftest import Run
 from tests.support.factories import (
@@ -522,6 +524,9 @@ def test_json_of_list_keeps_every_byte(app: APIFlask, run: Run, ann: Person) -> 
 def test_json_of_status_keeps_every_byte(app: APIFlask, run: Run, ann: Person) -> None:
     fail_to_purge(app, ann.id)
 
+    with services_of(app).reading() as session:
+        since = seals.unsealed_since(session, seals.tail(session))
+    assert since is not None
     assert run("accounts", "status", "--json").stdout == exactly(
         {
             "active": 0,
@@ -548,6 +553,8 @@ def test_json_of_status_keeps_every_byte(app: APIFlask, run: Run, ann: Person) -
             "allowed": 0,
             "unscrubbed": 0,
             "unkept": 0,
+            "last_seal": None,
+            "unsealed_since": rfc3339(since),
             "troubled": [1],
             "kept_keys": 0,
             "kept_key_ids": [],
