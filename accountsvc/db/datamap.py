@@ -135,7 +135,7 @@ PLACES = (
         Purge.KEPT,
         exported="activity.json",
         not_exported_because=None,
-        kept_for="for good: public ids, actions, times and numbers only",
+        kept_for="for AUDIT_RETENTION at least: public ids, actions, times and numbers only",
     ),
     Place(
         "mail_paces",
