@@ -148,7 +148,7 @@ def _status_lines(shown: Mapping[str, Any]) -> Iterator[str]:
             "because": shown["reason"] if shown["allowed"] else None,
             "receipts to scrub": shown["unscrubbed"],
             "returns and holds not in the ledger": shown["unkept"] or None,
-            "last seal of the audit trail": shown["last_seal"],
+            "last seal": shown["last_seal"],
             "not sealed since": shown["unsealed_since"],
             "mails delayed": sum(shown["delayed"].values()),
             "mails refused": sum(shown["refused"].values()) or None,

@@ -234,6 +234,10 @@ def test_status_counts_in_words(app: APIFlask, run: Run, ann: Person) -> None:
     run("sweeps", "pause")
     run_sql(services_of(app), "UPDATE sweep_marks SET at = :then", then=THEN)
 
+    with services_of(app).reading() as session:
+        since = seals.unsealed_since(session, seals.tail(session))
+    assert since is not None
+
     result = run("accounts", "status")
 
     assert result.exit_code == 1
@@ -252,6 +256,7 @@ def test_status_counts_in_words(app: APIFlask, run: Run, ann: Person) -> None:
         "failing or stuck   3, 4\n"
         f"paused since       {STAMP}\n"
         "receipts to scrub  0\n"
+        f"not sealed since   {rfc3339(since)}\n"
         "mails delayed      0\n"
         "\n"
         "OWED  FAILING  SINCE  WHAT                               KIND\n"
@@ -646,6 +651,7 @@ def test_json_of_what_lies_beside_the_database_keeps_every_byte(
             "untrusted": [],
             "unsealed": 0,
             "lost": [],
+            "lost_seals": [],
             "is_behind": False,
         }
     )
@@ -659,6 +665,7 @@ def test_json_of_what_lies_beside_the_database_keeps_every_byte(
             "untrusted": [],
             "unsealed": 0,
             "lost": [],
+            "lost_seals": [],
             "is_behind": False,
         }
     )
