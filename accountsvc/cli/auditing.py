@@ -46,12 +46,12 @@ _MOST_SHOWN = 20
 @json_option
 @sentences
 def verify(*, as_json: bool) -> None:
-    """Verify every event, fact and receipt against the seals, and these against the ledger.
+    """Verify the audit trail by its seals and the ledger.
 
-    Names the first entry that was changed, removed, inserted or moved, a seal that is missing or
-    not signed by a known key, and a tail that was cut off. What came after the last seal is counted
-    and cannot be verified yet; what a restore has lost is called lost. Safe while everything runs;
-    let it run daily.
+    Every event, fact and receipt is read. Names the first entry that was changed, removed,
+    inserted or moved, a seal that is missing or not signed by a known key, and a tail that was cut
+    off. What came after the last seal is counted and cannot be verified yet; what a restore has
+    lost is called lost. Safe while everything runs; let it run daily.
 
     \b
     flask --app wsgi audit verify
@@ -136,10 +136,10 @@ def _sentence(one: Finding) -> str:
 @json_option
 @sentences
 def prune(*, dry_run: bool, yes: bool, as_json: bool) -> None:
-    """Take whole sealed months of events that are older than AUDIT_RETENTION.
+    """Take months of events older than AUDIT_RETENTION.
 
-    Their hashes stay, and receipts and facts too. A month with the latest promise of somebody who
-    has an account is kept. Nothing is ever taken but by this command.
+    They are sealed, and their hashes stay; receipts and facts stay too. A month with the latest
+    promise of somebody who has an account is kept. Nothing is ever taken but by this command.
 
     \b
     flask --app wsgi audit prune --dry-run

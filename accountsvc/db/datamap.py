@@ -195,7 +195,7 @@ PLACES = (
         Purge.KEPT,
         exported="activity.json",
         not_exported_because=None,
-        kept_for="for good: public ids, actions, times and numbers only",
+        kept_for="for AUDIT_RETENTION at least: public ids, actions, times and numbers only",
         keeps_public_id=True,
     ),
     Place(

@@ -116,6 +116,7 @@ class _Standing(Collector):
             yield from _backlog(counts)
             yield from _outbox(counts)
             yield from _sweeps(counts)
+            yield from _trail(counts)
 
 
 def _tables(probes: Probes) -> Metric:
@@ -235,4 +236,17 @@ def _sweeps(counts: Status) -> Iterator[Metric]:
         "accountsvc_brake_waiting",
         "Accounts that wait for the brake.",
         value=counts.braked,
+    )
+
+
+def _trail(counts: Status) -> Iterator[Metric]:
+    yield GaugeMetricFamily(
+        "accountsvc_oldest_unsealed_seconds",
+        "How long the oldest entry of the audit trail waits for its seal.",
+        value=counts.unsealed_age.total_seconds(),
+    )
+    yield GaugeMetricFamily(
+        "accountsvc_last_seal",
+        "The number of the audit trail's last seal, 0 before the first.",
+        value=counts.last_seal or 0,
     )

@@ -259,6 +259,8 @@ class Probes:
                 "under_way": counts.under_way,
                 "oldest_under_way_seconds": round(counts.oldest_under_way.total_seconds()),
                 "unkept": counts.unkept,
+                "last_seal": counts.last_seal,
+                "oldest_unsealed_seconds": round(counts.unsealed_age.total_seconds()),
             }
             troubles = (
                 counts.failing_again,

@@ -13,7 +13,7 @@ from ..db import rules
 from ..db.models import Account, Effect, PurgeFailure, Receipt
 from ..outbox import kept, owing, pacing
 from ..outbox.owing import Owing
-from ..purge import brake, claim, clocks, failures, finish, stops
+from ..purge import brake, claim, clocks, failures, finish, seals, stops
 from ..purge.brake import Standing
 
 # What is owed for longer is a fault, though nothing has failed: nobody delivers.
@@ -37,8 +37,9 @@ class Status:
     not owed meanwhile; ``unscrubbed`` counts purges that wait for a scrub; ``under_way`` counts
     those that are not completed, the oldest of which has begun ``oldest_under_way`` ago;
     ``unkept`` counts returns and holds that should be in the ledger by now.
-    ``troubled_ids`` are the first failing or stuck accounts. ``clock_moved_at`` is when the clock
-    has stopped purging.
+    ``last_seal`` is the number of the trail's last seal, and ``unsealed_since`` the time of the
+    oldest entry that is in none. ``troubled_ids`` are the first failing or stuck accounts.
+    ``clock_moved_at`` is when the clock has stopped purging.
     """
 
     at: datetime
@@ -65,7 +66,16 @@ class Status:
     under_way: int
     oldest_under_way: timedelta
     unkept: int
+    last_seal: int | None
+    unsealed_since: datetime | None
     troubled_ids: tuple[int, ...]
+
+    @property
+    def unsealed_age(self) -> timedelta:
+        """How long the oldest entry of the trail waits for its seal; none by a clock put back."""
+        if self.unsealed_since is None:
+            return timedelta()
+        return max(self.at - self.unsealed_since, timedelta())
 
     @property
     def owed(self) -> dict[str, int]:
@@ -118,6 +128,7 @@ def read(
     def count(*conditions: ColumnElement[bool]) -> int:
         return session.scalar(select(func.count()).select_from(Account).where(*conditions)) or 0
 
+    tail = seals.tail(session)
     is_due, held = rules.is_due(now), rules.has_open_hold()
     failed, explained = rules.has_failed(), rules.is_explained()
     given_up = rules.has_failed(PurgeFailure.attempts >= max_attempts)
@@ -153,5 +164,7 @@ def read(
         under_way=under_way,
         oldest_under_way=oldest_under_way,
         unkept=kept.count_overdue(session, now),
+        last_seal=None if tail.link is None else tail.link.number,
+        unsealed_since=seals.unsealed_since(session, tail),
         troubled_ids=tuple(session.scalars(failures.troubled(now, most_ids))),
     )

@@ -179,19 +179,25 @@ class Unsealed:
     has_receipt: bool
 
 
+def unsealed_since(session: Session, after: Tail) -> datetime | None:
+    """Return the time of the oldest entry that came after the seal *after*; None if none did."""
+    events, facts = AuditEvent.id > after.last_event, ReceiptFact.id > after.last_fact
+    oldest = (
+        session.scalar(select(AuditEvent.at).where(events).order_by(AuditEvent.id).limit(1)),
+        session.scalar(select(ReceiptFact.at).where(facts).order_by(ReceiptFact.id).limit(1)),
+    )
+    return min((at for at in oldest if at is not None), default=None)
+
+
 def unsealed(session: Session, after: Tail) -> Unsealed:
     """Count what came after the seal *after*, and say since when the oldest of it waits."""
     events = AuditEvent.id > after.last_event
     facts = ReceiptFact.id > after.last_fact
-    oldest = [
-        session.scalar(select(AuditEvent.at).where(events).order_by(AuditEvent.id).limit(1)),
-        session.scalar(select(ReceiptFact.at).where(facts).order_by(ReceiptFact.id).limit(1)),
-    ]
     is_purge = AuditEvent.action == "account.purged"
     return Unsealed(
         events=session.scalar(select(func.count()).select_from(AuditEvent).where(events)) or 0,
         facts=session.scalar(select(func.count()).select_from(ReceiptFact).where(facts)) or 0,
-        since=min((at for at in oldest if at is not None), default=None),
+        since=unsealed_since(session, after),
         has_receipt=session.scalar(select(AuditEvent.id).where(events, is_purge).limit(1))
         is not None,
     )

@@ -23,6 +23,8 @@ from accountsvc.cli.purging import OBSTACLES
 from accountsvc.cli.status import EFFECTS
 from accountsvc.db.addresses import kept_key
 from accountsvc.db.models import Account
+from accountsvc.db.text import rfc3339
+from accountsvc.purge import seals
 from accountsvc.purge.at_once import Obstacle
 from tests.cli.conftest import Run
 from tests.support.factories import (
@@ -232,6 +234,10 @@ def test_status_counts_in_words(app: APIFlask, run: Run, ann: Person) -> None:
     run("sweeps", "pause")
     run_sql(services_of(app), "UPDATE sweep_marks SET at = :then", then=THEN)
 
+    with services_of(app).reading() as session:
+        since = seals.unsealed_since(session, seals.tail(session))
+    assert since is not None
+
     result = run("accounts", "status")
 
     assert result.exit_code == 1
@@ -250,6 +256,7 @@ def test_status_counts_in_words(app: APIFlask, run: Run, ann: Person) -> None:
         "failing or stuck   3, 4\n"
         f"paused since       {STAMP}\n"
         "receipts to scrub  0\n"
+        f"not sealed since   {rfc3339(since)}\n"
         "mails delayed      0\n"
         "\n"
         "OWED  FAILING  SINCE  WHAT                               KIND\n"
@@ -523,6 +530,9 @@ def test_json_of_list_keeps_every_byte(app: APIFlask, run: Run, ann: Person) -> 
 def test_json_of_status_keeps_every_byte(app: APIFlask, run: Run, ann: Person) -> None:
     fail_to_purge(app, ann.id)
 
+    with services_of(app).reading() as session:
+        since = seals.unsealed_since(session, seals.tail(session))
+    assert since is not None
     assert run("accounts", "status", "--json").stdout == exactly(
         {
             "active": 0,
@@ -551,6 +561,8 @@ def test_json_of_status_keeps_every_byte(app: APIFlask, run: Run, ann: Person) -
             "under_way": 0,
             "oldest_under_way_seconds": 0,
             "unkept": 0,
+            "last_seal": None,
+            "unsealed_since": rfc3339(since),
             "troubled": [1],
             "kept_keys": 0,
             "kept_key_ids": [],
@@ -643,6 +655,7 @@ def test_json_of_what_lies_beside_the_database_keeps_every_byte(
             "untrusted": [],
             "unsealed": 0,
             "lost": [],
+            "lost_seals": [],
             "is_behind": False,
         }
     )
@@ -656,6 +669,7 @@ def test_json_of_what_lies_beside_the_database_keeps_every_byte(
             "untrusted": [],
             "unsealed": 0,
             "lost": [],
+            "lost_seals": [],
             "is_behind": False,
         }
     )

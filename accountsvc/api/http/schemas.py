@@ -441,6 +441,8 @@ class Backlog(Schema):
     ``owed_oldest_seconds`` says since when the oldest is owed, and ``paused`` counts those that
     wait until purging goes on. ``delayed`` counts mails that wait because their recipient has been
     mailed, ``refused`` those whose address was refused and is tried again; neither is owed then.
+    ``last_seal`` is the number of the audit trail's last seal, and ``oldest_unsealed_seconds`` the
+    age of the oldest entry that is in none.
     """
 
     due = Integer(required=True)
@@ -461,6 +463,8 @@ class Backlog(Schema):
     under_way = Integer(required=True)
     oldest_under_way_seconds = Integer(required=True)
     unkept = Integer(required=True)
+    last_seal = Integer(required=True, allow_none=True)
+    oldest_unsealed_seconds = Integer(required=True)
 
 
 class ServiceStatus(Schema):
