@@ -34,6 +34,7 @@ from .purge import finish, scrub
 from .purge.at_once import PurgeNow
 from .purge.clocks import Clocks
 from .purge.mending import Mending
+from .purge.orphans import Orphans
 from .purge.rehearsal import Rehearsal
 from .purge.replay import Replay
 from .purge.restore import Restore
@@ -132,6 +133,11 @@ class Services:
     def mending(self) -> Mending:
         """The ledger, to be given what the receipts in the database say."""
         return Mending(self.database, self.ledger)
+
+    @property
+    def orphans(self) -> Orphans:
+        """The daily search for avatar files that are nobody's, and their deletion."""
+        return Orphans(self.database, self.avatars, self.restore, self.clocks)
 
     @property
     def purge_now(self) -> PurgeNow:

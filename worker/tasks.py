@@ -33,6 +33,8 @@ log = structlog.get_logger(__name__)
 
 # A look costs about twenty reads, however old the ledger is.
 LOOK_EVERY = timedelta(minutes=1)
+# A search takes little of a delivery's time: mails wait behind it.
+SEARCH_SLICE = timedelta(seconds=1)
 _SLICE_SECONDS = SLICE.total_seconds()
 
 
@@ -137,7 +139,7 @@ def sweep() -> bool:
 
 @dataclass
 class _LastLook:
-    """The monotonic time of this process's last look at the ledger."""
+    """The monotonic time of this process's last look at a store."""
 
     at: float | None = None
 
@@ -164,7 +166,10 @@ def _look_at_the_ledger() -> None:
 
 @doorway(DELIVER)
 def deliver() -> bool:
-    """Do for a slice of time what is owed: delete files, send mails, write the ledger."""
+    """Do for a slice of time what is owed: delete files, send mails, write the ledger.
+
+    When nothing is left, go on with the daily search for files that are nobody's.
+    """
     result = services().deliver(seconds=_SLICE_SECONDS)
     if result.delivered or result.failed or result.given_up:
         log.info(
@@ -174,4 +179,31 @@ def deliver() -> bool:
             given_up=result.given_up,
             more=result.more,
         )
+    if not result.more:
+        _look_for_orphans()
     return result.more
+
+
+_last_search = _LastLook()
+
+
+def _look_for_orphans() -> None:
+    """Go on with the search for orphans; once a minute at most while there is nothing to compare.
+
+    Never raises for a store that does not answer, or while nothing may be deleted: it goes on
+    later where it has ended.
+    """
+    now = time.monotonic()
+    if _last_search.at is not None and now - _last_search.at < LOOK_EVERY.total_seconds():
+        return
+    _last_search.at = now
+    try:
+        more = services().orphans.run(seconds=SEARCH_SLICE.total_seconds())
+    except StoreUnavailable:
+        log.warning("the avatar store cannot be searched; the search goes on later")
+        return
+    except Refused:
+        log.info("files that are nobody's stay while nothing is purged")
+        return
+    if more:
+        _last_search.at = None

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .. import private, turns
 from ..errors import StoreUnavailable
@@ -159,14 +159,16 @@ class Bucket:
         with s3_errors():
             self.client.delete_object(Bucket=self.name, Key=self.prefix + key)
 
-    def listing(self, below: str = "") -> Iterator[tuple[str, datetime]]:
+    def listing(self, below: str = "", *, after: str = "") -> Iterator[tuple[str, datetime]]:
         """Yield each key that begins with *below*, sorted, and when it was written (UTC).
 
-        Keys are without the bucket's prefix. Raises StoreUnavailable.
+        Only those behind *after*, if it is not empty. Keys are without the bucket's prefix. Raises
+        StoreUnavailable.
         """
+        start: dict[str, Any] = {"StartAfter": self.prefix + after} if after else {}
         with s3_errors():
             pages = self.client.get_paginator("list_objects_v2").paginate(
-                Bucket=self.name, Prefix=self.prefix + below
+                Bucket=self.name, Prefix=self.prefix + below, **start
             )
             for page in pages:
                 for entry in page.get("Contents", []):

@@ -40,8 +40,9 @@ def status(*, as_json: bool) -> None:
     Exit codes: 0 nobody is stuck or unexplained, also while the brake holds
     or purging is paused, which is said; 1 somebody is, a purge has failed
     more than once, something owed has failed or is late by more than ten
-    minutes, a return or hold is late for the ledger, the database is older
-    than its ledger, or it cannot be read; 2 bad usage.
+    minutes, a return or hold is late for the ledger, more files are
+    nobody's than accounts show, the database is older than its ledger, or it
+    cannot be read; 2 bad usage.
     """
     settings = services().settings
     with services().reading() as session:
@@ -80,6 +81,10 @@ def status(*, as_json: bool) -> None:
         "under_way": counts.under_way,
         "oldest_under_way_seconds": round(counts.oldest_under_way.total_seconds()),
         "unkept": counts.unkept,
+        "orphans": counts.orphans.count,
+        "orphans_oldest_seconds": round(counts.orphans.oldest.total_seconds()),
+        "orphans_deleted": counts.orphans.deleted,
+        "orphans_searched_at": stamp(counts.orphans.searched_at),
         "troubled": list(counts.troubled_ids),
         "kept_keys": kept_keys,
         "kept_key_ids": kept_key_ids,
@@ -110,6 +115,11 @@ def _wrong(counts: Status) -> Iterator[str]:
     if counts.unkept:
         lines = count(counts.unkept, "return or hold is", "returns and holds are")
         yield f"{lines} not in the ledger yet: a restore would lose it. `ledger verify` says why."
+    if counts.orphans.is_refused:
+        yield (
+            "More files are nobody's than accounts show, so none is deleted by schedule: is it "
+            "the right database? `avatars orphans` lists them."
+        )
     if counts.unexplained:
         accounts = count(counts.unexplained, "account is", "accounts are")
         yield (
@@ -149,6 +159,7 @@ def _status_lines(shown: Mapping[str, Any]) -> Iterator[str]:
             "purges under way": _under_way(shown),
             "receipts to scrub": shown["unscrubbed"],
             "returns and holds not in the ledger": shown["unkept"] or None,
+            "files that are nobody's": _orphans(shown),
             "mails delayed": sum(shown["delayed"].values()),
             "mails refused": sum(shown["refused"].values()) or None,
             "kept keys of accounts": _ids(shown["kept_key_ids"], shown["kept_keys"]),
@@ -179,6 +190,14 @@ def _under_way(shown: Mapping[str, Any]) -> str | None:
     """Return how many purges are not completed, and for how long the oldest has not been."""
     number, seconds = shown["under_way"], shown["oldest_under_way_seconds"]
     return f"{number}, the oldest for {duration(timedelta(seconds=seconds))}" if number else None
+
+
+def _orphans(shown: Mapping[str, Any]) -> str | None:
+    """Return how many files are in quarantine, and for how long; None if there is none."""
+    if not shown["orphans"]:
+        return None
+    oldest = duration(timedelta(seconds=shown["orphans_oldest_seconds"]))
+    return f"{shown['orphans']} in quarantine, the oldest for {oldest}"
 
 
 def _ids(named: Sequence[int], number: int) -> str:

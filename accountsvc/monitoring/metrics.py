@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterator
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Histogram
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.exposition import generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
@@ -115,6 +115,7 @@ class _Standing(Collector):
             yield from _backlog(counts)
             yield from _outbox(counts)
             yield from _sweeps(counts)
+            yield from _orphans(counts)
 
 
 def _backlog(counts: Status) -> Iterator[Metric]:
@@ -222,3 +223,32 @@ def _sweeps(counts: Status) -> Iterator[Metric]:
         "Accounts that wait for the brake.",
         value=counts.braked,
     )
+
+
+def _orphans(counts: Status) -> Iterator[Metric]:
+    orphans = counts.orphans
+    for name, meaning, value in (
+        ("orphans", "Avatar files that are nobody's, in quarantine.", orphans.count),
+        (
+            "oldest_orphan_seconds",
+            "How long the oldest file in quarantine is nobody's.",
+            orphans.oldest.total_seconds(),
+        ),
+        (
+            "orphans_refused",
+            "1 while more files are nobody's than accounts show, so that none is deleted.",
+            orphans.is_refused,
+        ),
+    ):
+        yield GaugeMetricFamily(f"accountsvc_{name}", meaning, value=value)
+    yield CounterMetricFamily(
+        "accountsvc_orphans_deleted",
+        "Files that were nobody's and whose deletion was owed by schedule.",
+        value=orphans.deleted,
+    )
+    if orphans.searched_at is not None:
+        yield GaugeMetricFamily(
+            "accountsvc_orphan_search_age_seconds",
+            "How long ago the last search of the whole store ended.",
+            value=(counts.at - orphans.searched_at).total_seconds(),
+        )

@@ -225,34 +225,14 @@ class Probes:
                 "braked_at": counts.brake.held_at,
                 "brake": _brake_in_words(counts),
             }
-            backlog = {
-                "due": counts.due,
-                "held": counts.held,
-                "failing": counts.failing,
-                "failing_again": counts.failing_again,
-                "stuck": counts.stuck,
-                "unexplained": counts.unexplained,
-                "braked": counts.braked,
-                "oldest_overdue_seconds": round(counts.overdue.total_seconds()),
-                "owed": counts.owed,
-                "owed_failing": counts.owed_failing,
-                "owed_oldest_seconds": {
-                    kind: round(age.total_seconds()) for kind, age in counts.owed_oldest.items()
-                },
-                "paused": counts.paused,
-                "delayed": dict(counts.delayed),
-                "refused": dict(counts.refused),
-                "unscrubbed": counts.unscrubbed if self._services.settings.is_sqlite else 0,
-                "under_way": counts.under_way,
-                "oldest_under_way_seconds": round(counts.oldest_under_way.total_seconds()),
-                "unkept": counts.unkept,
-            }
+            backlog = self._backlog(counts)
             troubles = (
                 counts.failing_again,
                 counts.stuck,
                 counts.unexplained,
                 counts.unkept,
                 counts.owes_what_is_late,
+                counts.orphans.is_refused,
             )
             fine = fine and not (late or sweep["braked"] or any(troubles))
         return {
@@ -260,6 +240,33 @@ class Probes:
             "parts": parts,
             "sweep": sweep,
             "backlog": backlog,
+        }
+
+    def _backlog(self, counts: Status) -> dict[str, Any]:
+        return {
+            "due": counts.due,
+            "held": counts.held,
+            "failing": counts.failing,
+            "failing_again": counts.failing_again,
+            "stuck": counts.stuck,
+            "unexplained": counts.unexplained,
+            "braked": counts.braked,
+            "oldest_overdue_seconds": round(counts.overdue.total_seconds()),
+            "owed": counts.owed,
+            "owed_failing": counts.owed_failing,
+            "owed_oldest_seconds": {
+                kind: round(age.total_seconds()) for kind, age in counts.owed_oldest.items()
+            },
+            "paused": counts.paused,
+            "delayed": dict(counts.delayed),
+            "refused": dict(counts.refused),
+            "unscrubbed": counts.unscrubbed if self._services.settings.is_sqlite else 0,
+            "under_way": counts.under_way,
+            "oldest_under_way_seconds": round(counts.oldest_under_way.total_seconds()),
+            "unkept": counts.unkept,
+            "orphans": counts.orphans.count,
+            "orphans_oldest_seconds": round(counts.orphans.oldest.total_seconds()),
+            "orphans_refused": counts.orphans.is_refused,
         }
 
     def _counts(self) -> Status | None:

@@ -13,8 +13,9 @@ from ..db import rules
 from ..db.models import Account, Effect, PurgeFailure, Receipt
 from ..outbox import kept, owing, pacing
 from ..outbox.owing import Owing
-from ..purge import brake, claim, clocks, failures, finish, stops
+from ..purge import brake, claim, clocks, failures, finish, orphans, stops
 from ..purge.brake import Standing
+from ..purge.orphans import Orphanage
 
 # What is owed for longer is a fault, though nothing has failed: nobody delivers.
 OWED_LATE = timedelta(minutes=10)
@@ -36,7 +37,8 @@ class Status:
     their turn, ``refused`` those whose address was refused and is tried again, both by kind and
     not owed meanwhile; ``unscrubbed`` counts purges that wait for a scrub; ``under_way`` counts
     those that are not completed, the oldest of which has begun ``oldest_under_way`` ago;
-    ``unkept`` counts returns and holds that should be in the ledger by now.
+    ``unkept`` counts returns and holds that should be in the ledger by now; ``orphans`` is how the
+    files stand that are nobody's.
     ``troubled_ids`` are the first failing or stuck accounts. ``clock_moved_at`` is when the clock
     has stopped purging.
     """
@@ -65,6 +67,7 @@ class Status:
     under_way: int
     oldest_under_way: timedelta
     unkept: int
+    orphans: Orphanage
     troubled_ids: tuple[int, ...]
 
     @property
@@ -153,5 +156,6 @@ def read(
         under_way=under_way,
         oldest_under_way=oldest_under_way,
         unkept=kept.count_overdue(session, now),
+        orphans=orphans.standing(session, now),
         troubled_ids=tuple(session.scalars(failures.troubled(now, most_ids))),
     )

@@ -563,3 +563,40 @@ def test_passwords_for_unknown_emails_are_counted_in_a_metric(
         client.post("/api/sign-in/", json={"email": email, "password": "wrong"})
 
     assert metrics(client)[name] == before + 2
+
+
+def test_files_in_quarantine_are_counted_and_an_alarm_if_they_are_too_many(
+    app: APIFlask, client: FlaskClient, ann: Person
+) -> None:
+    services = services_of(app)
+    long_ago = now(services) - timedelta(hours=3)
+    keys = ["a" * 32 + ".webp", "b" * 32 + ".webp"]
+    for key in keys:
+        services.avatars.put(key, b"x")
+        path = services.settings.instance_path / "media" / key[:2] / key
+        os.utime(path, (long_ago.timestamp(), long_ago.timestamp()))
+    assert metrics(client)["accountsvc_orphans", ()] == 0
+    services.orphans.run(seconds=60)
+    run_sql(services, "UPDATE orphaned_files SET found_at = :then", then=LONG_AGO)
+
+    counted = metrics(client)
+    status = client.get("/statusz").json
+
+    assert counted["accountsvc_orphans", ()] == 2
+    assert counted["accountsvc_oldest_orphan_seconds", ()] >= 3 * 3600
+    assert counted["accountsvc_orphans_refused", ()] == 1
+    assert counted["accountsvc_orphans_deleted_total", ()] == 0
+    assert counted["accountsvc_orphan_search_age_seconds", ()] < 60
+    assert status is not None
+    assert (status["status"], status["backlog"]["orphans"]) == ("degraded", 2)
+    assert status["backlog"]["orphans_oldest_seconds"] >= 3 * 3600
+    assert status["backlog"]["orphans_refused"] is True
+
+    # when: they are no more than accounts show
+    services.avatars.delete_many(keys[:1])
+    run_sql(services, "DELETE FROM orphaned_files WHERE key = :key", key=keys[0])
+
+    assert metrics(client)["accountsvc_orphans_refused", ()] == 0
+    refused = client.get("/statusz").json
+    assert refused is not None
+    assert (refused["backlog"]["orphans"], refused["backlog"]["orphans_refused"]) == (1, False)

@@ -550,6 +550,10 @@ def test_json_of_status_keeps_every_byte(app: APIFlask, run: Run, ann: Person) -
             "under_way": 0,
             "oldest_under_way_seconds": 0,
             "unkept": 0,
+            "orphans": 0,
+            "orphans_oldest_seconds": 0,
+            "orphans_deleted": 0,
+            "orphans_searched_at": None,
             "troubled": [1],
             "kept_keys": 0,
             "kept_key_ids": [],
@@ -630,7 +634,7 @@ def test_json_of_what_lies_beside_the_database_keeps_every_byte(
     missing = run("ledger", "verify", "--json")
 
     assert list(found) == ["files", "shown", "orphans", "deleted"]
-    assert list(found["orphans"][0]) == ["key", "written_at"]
+    assert list(found["orphans"][0]) == ["key", "written_at", "found_at"]
     assert agreed.stdout == exactly(
         {
             "lines": 1,

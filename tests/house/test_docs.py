@@ -121,8 +121,9 @@ def test_every_command_that_a_document_names_exists(app: APIFlask) -> None:
 
 
 def test_every_metric_that_a_document_names_exists(app: APIFlask, client: FlaskClient) -> None:
-    # Without a sweep it has no age.
+    # Without a sweep, or a search, it has no age.
     services_of(app).sweep()
+    services_of(app).orphans.run(seconds=60)
     shown = client.get("/metrics").text
     named = in_documents(r"\b(accountsvc_[a-z_]+)")
 

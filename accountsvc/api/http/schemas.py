@@ -441,6 +441,8 @@ class Backlog(Schema):
     ``owed_oldest_seconds`` says since when the oldest is owed, and ``paused`` counts those that
     wait until purging goes on. ``delayed`` counts mails that wait because their recipient has been
     mailed, ``refused`` those whose address was refused and is tried again; neither is owed then.
+    ``orphans`` counts files in quarantine, which are nobody's, and ``orphans_refused`` says that
+    they are more than accounts show, so that none is deleted.
     """
 
     due = Integer(required=True)
@@ -461,6 +463,9 @@ class Backlog(Schema):
     under_way = Integer(required=True)
     oldest_under_way_seconds = Integer(required=True)
     unkept = Integer(required=True)
+    orphans = Integer(required=True)
+    orphans_oldest_seconds = Integer(required=True)
+    orphans_refused = Boolean(required=True)
 
 
 class ServiceStatus(Schema):
