@@ -30,6 +30,7 @@ from .outbox import delivery, healing, kept, pacing, queue, recipients
 from .outbox.delivery import Origin
 from .outbox.pacing import Pace
 from .outbox.queue import DeliveryResult
+from .outbox.recording import RecordingMailer
 from .purge import finish, scrub
 from .purge.at_once import PurgeNow
 from .purge.clocks import Clocks
@@ -259,7 +260,7 @@ def build_services(
     avatars = store_from_url(settings.storage_url)
     keys = SealKeys(settings.ledger_signing_key, settings.ledger_public_keys)
     ledger = ledger_from_url(settings.ledger_url, keys)
-    mailer = mailer_from_url(settings.mail_url)
+    mailer = RecordingMailer(mailer_from_url(settings.mail_url), database)
     hasher = PasswordHasher(settings.password_hash_cost, processes=settings.web_processes)
     throttle = Throttle(
         derive_key(settings.secret_key, "throttle"),

@@ -6,6 +6,7 @@ is imported where it is needed, as boto3 is in ``objectstore``.
 
 from __future__ import annotations
 
+import os
 import re
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
@@ -75,6 +76,12 @@ class AvatarStore(Protocol):
         Raises StoreUnavailable if the store as a whole cannot be used; some may be gone by then.
         """
 
+    def remains(self, key: str) -> bool:
+        """Say whether anything is there of *key*: the file, a version of it, or a draft.
+
+        Raises StoreUnavailable, also if it may not ask for versions.
+        """
+
     def listing(self, *, after: str = "") -> Iterator[tuple[str, datetime]]:
         """Yield every key and when it was written (UTC), also what a killed ``put`` left behind.
 
@@ -133,6 +140,12 @@ class FileStore:
             except OSError as exc:
                 failed.update(dict.fromkeys(removed, type(exc).__name__))
         return failed
+
+    def remains(self, key: str) -> bool:
+        self._require_root()
+        path = self._path(key)
+        with file_errors():
+            return os.path.lexists(path) or os.path.lexists(_part(path))
 
     def listing(self, *, after: str = "") -> Iterator[tuple[str, datetime]]:
         self._require_root()
@@ -226,6 +239,15 @@ class S3Store:
             if key not in failed and self._versions(key) != []:
                 failed[key] = "VersionsLeft"
         return failed
+
+    def remains(self, key: str) -> bool:
+        _require_key(key)
+        versions = self._versions(key)
+        if versions is None:
+            if self._keeps_versions():
+                raise StoreUnavailable("The bucket keeps versions: allow s3:ListBucketVersions.")
+            return self._bucket.get(key) is not None
+        return bool(versions)
 
     def listing(self, *, after: str = "") -> Iterator[tuple[str, datetime]]:
         return (entry for entry in self._bucket.listing(after=after) if is_key(entry[0]))

@@ -83,6 +83,8 @@ ACTIONS = frozenset(
         "purge.retried",
         "mail.given_up",
         "vault.rewrapped",
+        "canary.passed",
+        "canary.failed",
         "clock.moved",
         "clock.back",
         "clock.allowed",

@@ -14,6 +14,7 @@ from .models import (
     Account,
     AuditEvent,
     Base,
+    Canary,
     ClockReading,
     Effect,
     FileSearch,
@@ -177,6 +178,14 @@ PLACES = (
         exported=None,
         not_exported_because="about the service, not about a person",
         kept_for="for good: one row, with the random key at which the day's search stands",
+    ),
+    Place(
+        "canary",
+        Canary,
+        Purge.KEPT,
+        exported=None,
+        not_exported_because="about a person who was made up",
+        kept_for="for good: one row, without names and addresses",
     ),
     Place(
         "purge_brake",

@@ -10,6 +10,7 @@ from sqlalchemy import ColumnElement, func, select
 from sqlalchemy.orm import Session
 
 from ..db import rules
+from ..db.canaries import is_of_canary
 from ..db.models import Account, Effect, PurgeFailure, Receipt
 from ..outbox import kept, owing, pacing
 from ..outbox.owing import Owing
@@ -119,7 +120,10 @@ def read(
     """
 
     def count(*conditions: ColumnElement[bool]) -> int:
-        return session.scalar(select(func.count()).select_from(Account).where(*conditions)) or 0
+        # A canary lives for seconds, and is nobody.
+        is_person = ~is_of_canary(Account.public_id)
+        people = select(func.count()).select_from(Account).where(is_person, *conditions)
+        return session.scalar(people) or 0
 
     is_due, held = rules.is_due(now), rules.has_open_hold()
     failed, explained = rules.has_failed(), rules.is_explained()
@@ -143,7 +147,9 @@ def read(
         owing=owing.read_owed(session, now),
         delayed=pacing.count_delayed(session, now),
         refused=owing.count_refused(session, now),
-        last_purged_at=session.scalar(select(func.max(Receipt.purged_at))),
+        last_purged_at=session.scalar(
+            select(func.max(Receipt.purged_at)).where(~is_of_canary(Receipt.public_id))
+        ),
         swept_at=stops.swept_at(session),
         paused_at=stops.paused_at(session),
         clock_moved_at=clocks.stopped_at(session),

@@ -1,8 +1,8 @@
-"""Keep files that are nobody's in quarantine, and how far the search for them has come.
+"""Keep files that are nobody's in quarantine, how far the search has come, and the canary's run.
 
 Locks: none that anybody could wait for (PostgreSQL), or the file's write lock (SQLite);
 milliseconds, the tables are new. The previous code neither reads nor needs them. Downgrade takes
-ACCESS EXCLUSIVE on the two tables only (PostgreSQL), or the file's write lock (SQLite);
+ACCESS EXCLUSIVE on the three tables only (PostgreSQL), or the file's write lock (SQLite);
 milliseconds.
 """
 
@@ -10,15 +10,19 @@ from __future__ import annotations
 
 import sqlalchemy as sa
 from alembic import op
+from sqlalchemy.dialects import postgresql
 
 revision = "0014"
 down_revision = "0012"
 branch_labels = None
 depends_on = None
-lost_by_downgrade = "since when files are nobody's, and how many were deleted by schedule"
+lost_by_downgrade = (
+    "since when files are nobody's, how many were deleted by schedule, and the canary's last run"
+)
 
 _TIME = sa.DateTime(timezone=True)
 _NONE = sa.text("0")
+_JSON = sa.JSON().with_variant(postgresql.JSONB(), "postgresql")
 
 
 def upgrade() -> None:
@@ -47,8 +51,19 @@ def upgrade() -> None:
         ),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_file_search")),
     )
+    op.create_table(
+        "canary",
+        sa.Column("id", sa.Integer(), autoincrement=False, nullable=False),
+        sa.Column("public_id", sa.Uuid(), nullable=True),
+        sa.Column("began_at", _TIME, nullable=True),
+        sa.Column("ended_at", _TIME, nullable=True),
+        sa.Column("mails", _JSON, nullable=False),
+        sa.CheckConstraint("id = 1", name=op.f("ck_canary_one_row")),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_canary")),
+    )
 
 
 def downgrade() -> None:
+    op.drop_table("canary")
     op.drop_table("file_search")
     op.drop_table("orphaned_files")
