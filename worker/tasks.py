@@ -16,6 +16,7 @@ from kombu.exceptions import OperationalError as BrokerUnavailable
 from accountsvc.config import load_settings
 from accountsvc.db.outages import is_passing_fault
 from accountsvc.errors import StoreUnavailable
+from accountsvc.monitoring import canary
 from accountsvc.purge.clocks import ClockMoved, ClocksDiffer
 from accountsvc.purge.stops import (
     DatabaseBehind,
@@ -181,10 +182,11 @@ def deliver() -> bool:
         )
     if not result.more:
         _look_for_orphans()
+        _make_a_canary()
     return result.more
 
 
-_last_search = _LastLook()
+_last_search, _last_canary = _LastLook(), _LastLook()
 
 
 def _look_for_orphans() -> None:
@@ -207,3 +209,19 @@ def _look_for_orphans() -> None:
         return
     if more:
         _last_search.at = None
+
+
+def _make_a_canary() -> None:
+    """Make the day's canary if ``CANARY`` is on and none was made; ask once a minute at most.
+
+    Its failures are in the log and the trail. None is made while nothing may be purged.
+    """
+    now = time.monotonic()
+    is_asked = _last_canary.at is not None and now - _last_canary.at < LOOK_EVERY.total_seconds()
+    if is_asked or not services().settings.canary:
+        return
+    _last_canary.at = now
+    try:
+        canary.run_if_due(services())
+    except Refused:
+        log.info("no canary is made while nothing is purged")

@@ -41,7 +41,7 @@ def status(*, as_json: bool) -> None:
     or purging is paused, which is said; 1 somebody is, a purge has failed
     more than once, something owed has failed or is late by more than ten
     minutes, a return or hold is late for the ledger, more files are
-    nobody's than accounts show, the database is older than its ledger, or it
+    nobody's than accounts show, the canary failed, the database is older than its ledger, or it
     cannot be read; 2 bad usage.
     """
     settings = services().settings
@@ -85,6 +85,8 @@ def status(*, as_json: bool) -> None:
         "orphans_oldest_seconds": round(counts.orphans.oldest.total_seconds()),
         "orphans_deleted": counts.orphans.deleted,
         "orphans_searched_at": stamp(counts.orphans.searched_at),
+        "canary": _canary_problem(counts) or ("ok" if counts.canary.passed_at else None),
+        "canary_passed_at": stamp(counts.canary.passed_at),
         "troubled": list(counts.troubled_ids),
         "kept_keys": kept_keys,
         "kept_key_ids": kept_key_ids,
@@ -120,12 +122,18 @@ def _wrong(counts: Status) -> Iterator[str]:
             "More files are nobody's than accounts show, so none is deleted by schedule: is it "
             "the right database? `avatars orphans` lists them."
         )
+    if problem := _canary_problem(counts):
+        yield f"The canary {problem}: `accounts canary` makes another."
     if counts.unexplained:
         accounts = count(counts.unexplained, "account is", "accounts are")
         yield (
             f"{accounts} unexplained: nobody has promised the purge. "
             "`accounts list --state unexplained` names them, `accounts accept` ends it."
         )
+
+
+def _canary_problem(counts: Status) -> str | None:
+    return counts.canary.problem(counts.at, is_daily=services().settings.canary)
 
 
 def _what_stops(counts: Status) -> Iterator[str]:
@@ -160,6 +168,7 @@ def _status_lines(shown: Mapping[str, Any]) -> Iterator[str]:
             "receipts to scrub": shown["unscrubbed"],
             "returns and holds not in the ledger": shown["unkept"] or None,
             "files that are nobody's": _orphans(shown),
+            "last canary passed at": shown["canary_passed_at"],
             "mails delayed": sum(shown["delayed"].values()),
             "mails refused": sum(shown["refused"].values()) or None,
             "kept keys of accounts": _ids(shown["kept_key_ids"], shown["kept_keys"]),

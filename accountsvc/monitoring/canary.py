@@ -23,23 +23,25 @@ import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from functools import partial
 
 import structlog
-from sqlalchemy import select
+from sqlalchemy import select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
 from ..accounts import avatars, lifecycle, profiles, vault
 from ..accounts.vault import Entry
 from ..adapters import images
-from ..db import audit, canaries, rows
+from ..db import audit, canaries, facts, rows
 from ..db.audit import SYSTEM_ACTOR, Actor
 from ..db.canaries import FAILED, PASSED, Canary
 from ..db.engine import database_now
-from ..db.models import OWNER, Account, AuditEvent, Effect, Receipt
-from ..outbox import notices
+from ..db.models import OWNER, Account, AuditEvent, Effect
+from ..db.proofs import COMPLETED
+from ..outbox import notices, queue
 from ..outbox.recording import is_anything_left
-from ..purge import scrub
+from ..purge.aftermath import Aftermath
 from ..services import Services
 from ..tokens import derive_key
 from . import residues
@@ -52,8 +54,8 @@ RUN_EVERY = timedelta(days=1)
 LONGEST_RUN = timedelta(hours=1)
 # After so long without one that passed, something keeps them from being made.
 PASSED_LATE = timedelta(days=2)
-# The worker's tasks are killed after 120 s, and steps that wait are two.
-PATIENCE = timedelta(seconds=30)
+# The worker's tasks are killed after 120 s, and four steps wait for so long.
+PATIENCE = timedelta(seconds=20)
 
 _MAILS = [notices.SCHEDULED, notices.PURGED]
 # An address for documentation (RFC 5737), from which nobody comes.
@@ -77,14 +79,17 @@ class Standing:
     places: str | None = None
     began_at: datetime | None = None
 
-    def problem(self, now: datetime) -> str | None:
-        """Say in words what is wrong, or None; that none was ever made is nothing wrong."""
+    def problem(self, now: datetime, *, is_daily: bool = True) -> str | None:
+        """Say in words what is wrong, or None; that none was ever made is nothing wrong.
+
+        *is_daily*: one is made each day, so that the last may be late.
+        """
         if self.failed_at is not None and (self.passed_at or self.failed_at) <= self.failed_at:
             found = f", in {self.places}" if self.places else ""
             return f"failed at the step {self.step}{found}"
         if self.began_at is not None and now - self.began_at > LONGEST_RUN:
             return "did not end"
-        if self.passed_at is not None and now - self.passed_at > PASSED_LATE:
+        if is_daily and self.passed_at is not None and now - self.passed_at > PASSED_LATE:
             return "is late"
         return None
 
@@ -237,9 +242,10 @@ def _purge_leftovers(services: Services) -> None:
         life = _Life(services, account.public_id, account=account)
         life.avatar_key = account.avatar_key
         life.deactivate()
+        life.give_up_upload()
         life.purge()
         life.settle()
-        life.scrub()
+        life.complete()
         if residues.places(services, life.wanted()):
             raise Amiss
 
@@ -267,7 +273,7 @@ class _Life:
             "purge": self.purge,
             "effects": self.settle,
             "mails": self.check_mails,
-            "scrub": self.scrub,
+            "complete": self.complete,
         }
 
     def word(self, name: str) -> str:
@@ -371,15 +377,29 @@ class _Life:
                 raise Amiss
             time.sleep(0.2)
 
+    def give_up_upload(self) -> None:
+        """Have the file of an upload that was broken off deleted now, not an hour after it began.
+
+        Nobody is at it: its run has ended. The mail of the purge would wait for that hour.
+        """
+        later = (Effect.kind == queue.DELETE_FILE) & (Effect.attempts == 0)
+        with self.services.writing() as session:
+            now = database_now(session)
+            rows.change(
+                session,
+                update(Effect)
+                .where(Effect.subject == self.public_id, later, Effect.deliver_after > now)
+                .values(deliver_after=now, due_at=now),
+            )
+
     def settle(self) -> None:
         """Deliver until file, ledger line and mail are owed no more."""
         mail = (Effect.subject == self.public_id) & (Effect.kind == notices.PURGED)
         is_owed = select(Effect.id).where(mail).limit(1)
 
         def is_done(session: Session) -> bool:
-            now = database_now(session)
             is_told = session.scalar(is_owed) is None
-            return is_told and not is_anything_left(session, self.public_id, now)
+            return is_told and not is_anything_left(session, self.public_id)
 
         self._await(is_done)
 
@@ -390,18 +410,19 @@ class _Life:
         if [mail["kind"] for mail in mails] != _MAILS or mails[-1]["left"]:
             raise Amiss
 
-    def scrub(self) -> None:
-        """Make freed pages unreadable, however young the last scrub is, if the engine has them."""
+    def complete(self) -> None:
+        """Have the purge completed: scrubbed however young the last scrub is, and finished."""
+        scrub = partial(self.services.scrub, at_most_every=None)
+        aftermath = Aftermath(self.services.database, self.services.deliver, scrub)
         stop_at = time.monotonic() + PATIENCE.total_seconds()
-        while self.services.settings.is_sqlite:
-            scrub.scrub(self.services.database, database_now, at_most_every=None)
+        while True:
+            aftermath.finish([self.public_id], PATIENCE)
             with self.services.reading() as session:
-                receipt = session.get(Receipt, self.public_id)
-            if receipt is not None and receipt.scrubbed_at is not None:
-                return
+                if COMPLETED in facts.of(session, [self.public_id])[self.public_id]:
+                    return
             if time.monotonic() >= stop_at:
                 raise Amiss
-            time.sleep(0.5)
+            time.sleep(0.2)
 
     def _await(self, is_done: Callable[[Session], bool]) -> None:
         """Deliver what is owed until *is_done*; other workers may do it meanwhile. Raises Amiss."""

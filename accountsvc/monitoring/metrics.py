@@ -116,6 +116,7 @@ class _Standing(Collector):
             yield from _outbox(counts)
             yield from _sweeps(counts)
             yield from _orphans(counts)
+            yield from _canary(counts)
 
 
 def _backlog(counts: Status) -> Iterator[Metric]:
@@ -251,4 +252,22 @@ def _orphans(counts: Status) -> Iterator[Metric]:
             "accountsvc_orphan_search_age_seconds",
             "How long ago the last search of the whole store ended.",
             value=(counts.at - orphans.searched_at).total_seconds(),
+        )
+
+
+def _canary(counts: Status) -> Iterator[Metric]:
+    """Yield how the last canary ended, if one was ever made."""
+    canary = counts.canary
+    if canary.passed_at is None and canary.failed_at is None:
+        return
+    yield GaugeMetricFamily(
+        "accountsvc_canary_ok",
+        "1 if nothing was left of the last canary, and every step of it was done.",
+        value=canary.problem(counts.at, is_daily=False) is None,
+    )
+    if canary.passed_at is not None:
+        yield GaugeMetricFamily(
+            "accountsvc_canary_age_seconds",
+            "How long ago a canary passed last.",
+            value=(counts.at - canary.passed_at).total_seconds(),
         )

@@ -233,6 +233,7 @@ class Probes:
                 counts.unkept,
                 counts.owes_what_is_late,
                 counts.orphans.is_refused,
+                self._canary_problem(counts),
             )
             fine = fine and not (late or sweep["braked"] or any(troubles))
         return {
@@ -267,7 +268,12 @@ class Probes:
             "orphans": counts.orphans.count,
             "orphans_oldest_seconds": round(counts.orphans.oldest.total_seconds()),
             "orphans_refused": counts.orphans.is_refused,
+            "canary": self._canary_problem(counts) or (OK if counts.canary.passed_at else None),
+            "canary_passed_at": counts.canary.passed_at,
         }
+
+    def _canary_problem(self, counts: Status) -> str | None:
+        return counts.canary.problem(counts.at, is_daily=self._services.settings.canary)
 
     def _counts(self) -> Status | None:
         try:

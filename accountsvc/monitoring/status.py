@@ -17,6 +17,7 @@ from ..outbox.owing import Owing
 from ..purge import brake, claim, clocks, failures, finish, orphans, stops
 from ..purge.brake import Standing
 from ..purge.orphans import Orphanage
+from . import canary
 
 # What is owed for longer is a fault, though nothing has failed: nobody delivers.
 OWED_LATE = timedelta(minutes=10)
@@ -40,6 +41,7 @@ class Status:
     those that are not completed, the oldest of which has begun ``oldest_under_way`` ago;
     ``unkept`` counts returns and holds that should be in the ledger by now; ``orphans`` is how the
     files stand that are nobody's.
+    ``canary`` is how the last canaries ended.
     ``troubled_ids`` are the first failing or stuck accounts. ``clock_moved_at`` is when the clock
     has stopped purging.
     """
@@ -69,6 +71,7 @@ class Status:
     oldest_under_way: timedelta
     unkept: int
     orphans: Orphanage
+    canary: canary.Standing
     troubled_ids: tuple[int, ...]
 
     @property
@@ -163,5 +166,6 @@ def read(
         oldest_under_way=oldest_under_way,
         unkept=kept.count_overdue(session, now),
         orphans=orphans.standing(session, now),
+        canary=canary.standing(session),
         troubled_ids=tuple(session.scalars(failures.troubled(now, most_ids))),
     )

@@ -8,10 +8,9 @@ from __future__ import annotations
 import re
 import uuid
 from dataclasses import dataclass
-from datetime import datetime
 from email.message import EmailMessage
 
-from sqlalchemy import exists, func, select
+from sqlalchemy import exists, select
 from sqlalchemy.orm import Session
 
 from ..adapters.mail import Mailer
@@ -71,21 +70,15 @@ class RecordingMailer:
             mail = {
                 "kind": kind,
                 "at": rfc3339(self.clock(session), timespec="microseconds"),
-                "left": is_anything_left(session, subject, self.clock(session)),
+                "left": is_anything_left(session, subject),
             }
             row.mails = {**row.mails, str(uid): mail}
 
 
-def is_anything_left(session: Session, subject: uuid.UUID, now: datetime) -> bool:
-    """Say whether the row of *subject* is there, or its file or its ledger line is still owed.
-
-    The file of an upload that was broken off is owed an hour later: until then it is not counted.
-    """
+def is_anything_left(session: Session, subject: uuid.UUID) -> bool:
+    """Say whether the row of *subject* is there, or its file or its ledger line is still owed."""
     rows = exists().where(Account.public_id == subject)
-    due_at = func.coalesce(Effect.due_at, Effect.deliver_after)
-    file = exists().where(
-        Effect.subject == subject, Effect.kind == queue.DELETE_FILE, due_at <= now
-    )
+    file = exists().where(Effect.subject == subject, Effect.kind == queue.DELETE_FILE)
     if session.scalar(select(rows | file)):
         return True
     payloads = session.scalars(select(Effect.payload).where(Effect.kind == queue.LEDGER))

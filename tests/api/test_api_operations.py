@@ -16,6 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from sqlalchemy import update
 
 from accountsvc.config import ConfigError
+from accountsvc.db import audit
 from accountsvc.db.audit import OPERATOR_ACTOR
 from accountsvc.db.engine import database_now
 from accountsvc.db.models import SWEPT, ClockReading, Effect
@@ -600,3 +601,40 @@ def test_files_in_quarantine_are_counted_and_an_alarm_if_they_are_too_many(
     refused = client.get("/statusz").json
     assert refused is not None
     assert (refused["backlog"]["orphans"], refused["backlog"]["orphans_refused"]) == (1, False)
+
+
+def test_a_canary_is_shown_with_how_it_ended_and_is_an_alarm_when_it_failed(
+    app: APIFlask, client: FlaskClient
+) -> None:
+    services = services_of(app)
+    never = client.get("/statusz").json
+    assert never is not None
+    assert (never["backlog"]["canary"], never["backlog"]["canary_passed_at"]) == (None, None)
+    assert ("accountsvc_canary_ok", ()) not in metrics(client)
+    for action, details in (
+        ("canary.passed", {}),
+        ("canary.failed", {"step": "search", "places": "avatars"}),
+    ):
+        with services.writing() as session:
+            audit.record(
+                session,
+                action,
+                subject=None,
+                by=OPERATOR_ACTOR,
+                now=database_now(session),
+                **details,  # type: ignore[arg-type]
+            )
+
+    failed = client.get("/statusz").json
+    counted = metrics(client)
+
+    assert failed is not None
+    assert failed["status"] == "degraded"
+    assert failed["backlog"]["canary"] == "failed at the step search, in avatars"
+    assert failed["backlog"]["canary_passed_at"] is not None
+    assert counted["accountsvc_canary_ok", ()] == 0
+    assert 0 <= counted["accountsvc_canary_age_seconds", ()] < 60
+    with services.writing() as session:
+        moment = database_now(session)
+        audit.record(session, "canary.passed", subject=None, by=OPERATOR_ACTOR, now=moment)
+    assert metrics(client)["accountsvc_canary_ok", ()] == 1

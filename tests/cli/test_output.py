@@ -554,6 +554,8 @@ def test_json_of_status_keeps_every_byte(app: APIFlask, run: Run, ann: Person) -
             "orphans_oldest_seconds": 0,
             "orphans_deleted": 0,
             "orphans_searched_at": None,
+            "canary": None,
+            "canary_passed_at": None,
             "troubled": [1],
             "kept_keys": 0,
             "kept_key_ids": [],

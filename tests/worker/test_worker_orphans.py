@@ -1,11 +1,13 @@
-"""The task that delivers goes on with the search for orphans when nothing is left to deliver."""
+"""When nothing is left to deliver, the task goes on with the search for orphans, and makes a canary."""
 
 from __future__ import annotations
 
 import importlib
 import os
 import time
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,12 +16,12 @@ from accountsvc.db.orphaned import OrphanedFile
 from accountsvc.services import Services
 from tests.support.factories import make_person
 from tests.support.processes import environment
-from tests.support.state import belongings, rows_of
+from tests.support.state import belongings, events, rows_of
 
 
-def test_a_delivery_searches_the_store_and_again_a_minute_later(
-    services: Services, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def tasks(services: Services, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The worker's tasks on *services*, as in a process that has just begun."""
     # The package reads the environment when it is first imported.
     for name, value in environment(tmp_path).items():
         if value:
@@ -27,6 +29,13 @@ def test_a_delivery_searches_the_store_and_again_a_minute_later(
     tasks = importlib.import_module("worker.tasks")
     monkeypatch.setattr(tasks, "services", lambda: services)
     monkeypatch.setattr(tasks._last_search, "at", None)
+    monkeypatch.setattr(tasks._last_canary, "at", None)
+    return tasks
+
+
+def test_a_delivery_searches_the_store_and_again_a_minute_later(
+    services: Services, tasks: Any
+) -> None:
     bystander = make_person(services, "bob")
     services.deliver()
     before = belongings(services, bystander)
@@ -44,3 +53,19 @@ def test_a_delivery_searches_the_store_and_again_a_minute_later(
     asked_at = tasks._last_search.at
     tasks.deliver()
     assert tasks._last_search.at == asked_at
+
+
+@pytest.mark.parametrize("canary", [False, True])
+def test_a_canary_is_made_by_the_worker_where_the_setting_says_so(
+    services: Services, tasks: Any, monkeypatch: pytest.MonkeyPatch, canary: bool
+) -> None:
+    bystander = make_person(services, "bob")
+    before = belongings(services, bystander)
+    changed = replace(services, settings=replace(services.settings, canary=canary))
+    monkeypatch.setattr(tasks, "services", lambda: changed)
+
+    tasks.deliver()
+    tasks.deliver()
+
+    assert len(events(services, "canary.passed")) == canary
+    assert belongings(services, bystander) == before

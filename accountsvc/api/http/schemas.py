@@ -442,7 +442,8 @@ class Backlog(Schema):
     wait until purging goes on. ``delayed`` counts mails that wait because their recipient has been
     mailed, ``refused`` those whose address was refused and is tried again; neither is owed then.
     ``orphans`` counts files in quarantine, which are nobody's, and ``orphans_refused`` says that
-    they are more than accounts show, so that none is deleted.
+    they are more than accounts show, so that none is deleted. ``canary`` is ``ok``, says what is
+    wrong with the last one, or is null if none was ever made.
     """
 
     due = Integer(required=True)
@@ -466,6 +467,8 @@ class Backlog(Schema):
     orphans = Integer(required=True)
     orphans_oldest_seconds = Integer(required=True)
     orphans_refused = Boolean(required=True)
+    canary = String(required=True, allow_none=True)
+    canary_passed_at = String(required=True, allow_none=True, metadata={"format": "date-time"})
 
 
 class ServiceStatus(Schema):
