@@ -258,6 +258,14 @@ class Settings:
         "on",
         "Whether the purges of an hour that nobody has asked for are bounded.",
     )
+    # Off by default: it signs somebody up each day, which whoever counts accounts is to expect.
+    canary: bool = _setting(
+        "CANARY",
+        "off",
+        readers.switch,
+        "on",
+        "Whether a made-up person is purged each day, and searched for in every place.",
+    )
     purge_max_attempts: int = _setting(
         "PURGE_MAX_ATTEMPTS",
         "8",

@@ -31,12 +31,14 @@ from .outbox import delivery, healing, kept, pacing, queue, recipients
 from .outbox.delivery import Origin
 from .outbox.pacing import Pace
 from .outbox.queue import DeliveryResult
+from .outbox.recording import RecordingMailer
 from .purge import finish, scrub, verify
 from .purge.at_once import PurgeNow
 from .purge.auditing import Auditing
 from .purge.clocks import Clocks
 from .purge.heads import Heads
 from .purge.mending import Mending
+from .purge.orphans import Orphans
 from .purge.pruning import Pruning
 from .purge.reconciling import Evidence
 from .purge.rehearsal import Rehearsal
@@ -143,6 +145,11 @@ class Services:
     def mending(self) -> Mending:
         """The ledger, to be given what the receipts in the database say."""
         return Mending(self.database, self.ledger)
+
+    @property
+    def orphans(self) -> Orphans:
+        """The daily search for avatar files that are nobody's, and their deletion."""
+        return Orphans(self.database, self.avatars, self.restore, self.clocks)
 
     @property
     def purge_now(self) -> PurgeNow:
@@ -297,7 +304,7 @@ def build_services(
     avatars = store_from_url(settings.storage_url)
     keys = SealKeys(settings.ledger_signing_key, settings.ledger_public_keys)
     ledger = ledger_from_url(settings.ledger_url, keys)
-    mailer = mailer_from_url(settings.mail_url)
+    mailer = RecordingMailer(mailer_from_url(settings.mail_url), database)
     hasher = PasswordHasher(settings.password_hash_cost, processes=settings.web_processes)
     throttle = Throttle(
         derive_key(settings.secret_key, "throttle"),

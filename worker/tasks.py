@@ -17,6 +17,7 @@ from accountsvc.config import load_settings
 from accountsvc.db.catalog import Watch
 from accountsvc.db.outages import is_passing_fault
 from accountsvc.errors import StoreUnavailable
+from accountsvc.monitoring import canary
 from accountsvc.purge.clocks import ClockMoved, ClocksDiffer
 from accountsvc.purge.sealer import SealsBehind, SealsGone
 from accountsvc.purge.stops import (
@@ -37,6 +38,8 @@ log = structlog.get_logger(__name__)
 LOOK_EVERY = timedelta(minutes=1)
 # Shorter than a slice: two processes do all, and a sweep may be waiting for one of them.
 _SEAL_SECONDS = 2.0
+# A search takes little of a delivery's time: mails wait behind it.
+SEARCH_SLICE = timedelta(seconds=1)
 _SLICE_SECONDS = SLICE.total_seconds()
 
 
@@ -142,7 +145,7 @@ def sweep() -> bool:
 
 @dataclass
 class _LastLook:
-    """The monotonic time of this process's last look at the ledger."""
+    """The monotonic time of this process's last look at a store."""
 
     at: float | None = None
 
@@ -171,7 +174,10 @@ def _look_at_the_ledger() -> None:
 
 @doorway(DELIVER)
 def deliver() -> bool:
-    """Do for a slice of time what is owed: delete files, send mails, write the ledger."""
+    """Do for a slice of time what is owed: delete files, send mails, write the ledger.
+
+    When nothing is left, go on with the daily search for files that are nobody's.
+    """
     result = services().deliver(seconds=_SLICE_SECONDS)
     if result.delivered or result.failed or result.given_up:
         log.info(
@@ -181,6 +187,9 @@ def deliver() -> bool:
             given_up=result.given_up,
             more=result.more,
         )
+    if not result.more:
+        _look_for_orphans()
+        _make_a_canary()
     return result.more
 
 
@@ -207,3 +216,44 @@ def seal() -> bool:
     if result.seals:
         log.info("sealed", seals=result.seals, entries=result.entries)
     return result.more
+
+
+_last_search, _last_canary = _LastLook(), _LastLook()
+
+
+def _look_for_orphans() -> None:
+    """Go on with the search for orphans; once a minute at most while there is nothing to compare.
+
+    Never raises for a store that does not answer, or while nothing may be deleted: it goes on
+    later where it has ended.
+    """
+    now = time.monotonic()
+    if _last_search.at is not None and now - _last_search.at < LOOK_EVERY.total_seconds():
+        return
+    _last_search.at = now
+    try:
+        more = services().orphans.run(seconds=SEARCH_SLICE.total_seconds())
+    except StoreUnavailable:
+        log.warning("the avatar store cannot be searched; the search goes on later")
+        return
+    except Refused:
+        log.info("files that are nobody's stay while nothing is purged")
+        return
+    if more:
+        _last_search.at = None
+
+
+def _make_a_canary() -> None:
+    """Make the day's canary if ``CANARY`` is on and none was made; ask once a minute at most.
+
+    Its failures are in the log and the trail. None is made while nothing may be purged.
+    """
+    now = time.monotonic()
+    is_asked = _last_canary.at is not None and now - _last_canary.at < LOOK_EVERY.total_seconds()
+    if is_asked or not services().settings.canary:
+        return
+    _last_canary.at = now
+    try:
+        canary.run_if_due(services())
+    except Refused:
+        log.info("no canary is made while nothing is purged")

@@ -1,7 +1,7 @@
 """An account's avatar: no crash leaves a file behind that nobody knows, or a row without its file.
 
 The one exception is a file that is lost with its row's history: a restored backup forgets it. Such
-orphans are listed, and deleted when an operator asks for it.
+orphans are listed; ``purge.orphans`` puts them into quarantine, and deletes them later.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from ..db import audit, rows
 from ..db.audit import Actor
 from ..db.engine import Clock, Database, database_now
 from ..db.models import Account, Effect
+from ..db.orphaned import OrphanedFile
 from ..errors import BUSY_FILES, StoreUnavailable
 from ..outbox import queue
 from ..outbox.payloads import FileDeletion
@@ -121,23 +122,16 @@ class StoredAvatar:
 
 
 def stored_avatars(
-    database: Database, store: avatarstore.AvatarStore, *, now: datetime
+    database: Database, store: avatarstore.AvatarStore, *, now: datetime, after: str = ""
 ) -> Iterator[StoredAvatar]:
-    """Yield every file of the store, compared with the database as of *now*.
+    """Yield every file of the store behind the key *after*, compared with the database as of *now*.
 
-    Reads in pages, each in a short transaction. Raises StoreUnavailable.
+    Sorted by key. Reads in pages, each in a short transaction. Raises StoreUnavailable.
     """
-    files = store.listing()
+    files = store.listing(after=after)
     while page := list(islice(files, rows.CHUNK)):
-        keys = [key for key, _ in page]
         with database.reading() as session:
-            # Look in both places in one statement: between two, a file could move from the
-            # account's row to the outbox, and would be taken for an orphan.
-            shown = select(Account.avatar_key, true()).where(Account.avatar_key.in_(keys))
-            owed = queue.files_owed(keys).add_columns(false())
-            # Iterate over the result: it has a method ``keys``, so dict() would take it for a
-            # mapping.
-            is_shown: dict[str, bool] = dict(iter(session.execute(union_all(owed, shown))))
+            is_shown = claimed(session, [key for key, _ in page])
         for key, written_at in page:
             is_old = written_at < now - UPLOAD_TIME
             yield StoredAvatar(
@@ -145,13 +139,27 @@ def stored_avatars(
             )
 
 
+def claimed(session: Session, keys: Sequence[str]) -> dict[str, bool]:
+    """Return those of *keys* that are somebody's: True if an account shows it, else it is owed.
+
+    At most a chunk of keys. Both places are looked into in one statement: between two, a file could
+    move from the account's row to the outbox, and would be taken for an orphan.
+    """
+    shown = select(Account.avatar_key, true()).where(Account.avatar_key.in_(keys))
+    owed = queue.files_owed(keys).add_columns(false())
+    # Iterate over the result: it has a method ``keys``, so dict() would take it for a mapping.
+    return dict(iter(session.execute(union_all(owed, shown))))
+
+
 def delete_orphaned_avatars(
     session: Session, keys: Sequence[str], *, now: datetime, by: Actor
 ) -> None:
     """Owe the deletion of orphans of :func:`stored_avatars`; one that is shown by then stays.
 
-    *keys* are those of the orphans. One audit event counts them.
+    *keys* are those of the orphans, a chunk at most, which leave their quarantine. One audit event
+    counts them.
     """
+    session.execute(delete(OrphanedFile).where(OrphanedFile.key.in_(keys)))
     for key in keys:
         queue.record(session, queue.DELETE_FILE, subject=None, payload=FileDeletion(key), now=now)
     audit.record(session, "avatar.orphans_deleted", subject=None, by=by, now=now, count=len(keys))

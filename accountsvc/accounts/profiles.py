@@ -6,7 +6,6 @@ account is deactivated; the database's unique keys have the last word.
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 
@@ -14,7 +13,7 @@ from sqlalchemy import select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from ..db import audit, rows, rules
+from ..db import audit, canaries, rows, rules
 from ..db.addresses import address_key, is_another
 from ..db.audit import Actor
 from ..db.engine import Clock, Database, database_now
@@ -45,8 +44,8 @@ def sign_up(
     """Create an account from ``username``, ``email``, ``password`` and optional profile fields.
 
     Owns its transactions: the password is hashed outside them. *by* is the operator, if one creates
-    it; by default its owner. Raises InvalidInput with a sentence for every bad field, or Busy, and
-    then has created nothing.
+    it, or the canary; by default its owner. Raises InvalidInput with a sentence for every bad
+    field, or Busy, and then has created nothing.
     """
     given = {name: fields.get(name, "") for name in PROFILE_FIELDS}
     problems = field_problems(given)
@@ -61,7 +60,9 @@ def sign_up(
     if problems:
         raise InvalidInput(problems)
     password_hash = hasher.hash(password)
-    public_id = uuid.uuid4()
+    # A canary brings its public id along; nobody else has one before.
+    named = by.public_id if by is not None and by.kind == OWNER else None
+    public_id = named or canaries.new_public_id()
     try:
         with database.writing() as session:
             now = clock(session)

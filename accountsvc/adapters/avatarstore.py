@@ -83,10 +83,11 @@ class AvatarStore(Protocol):
         for granted: raises StoreUnavailable if the store cannot be asked about each of them.
         """
 
-    def listing(self) -> Iterator[tuple[str, datetime]]:
+    def listing(self, *, after: str = "") -> Iterator[tuple[str, datetime]]:
         """Yield every key and when it was written (UTC), also what a killed ``put`` left behind.
 
-        For an audit of orphans, which must allow for uploads under way. Other files are ignored.
+        Each once, sorted; those behind the key *after*, if it is not empty, so that a search can go
+        on where it has ended. It must allow for uploads under way. Other files are ignored.
 
         Raises StoreUnavailable.
         """
@@ -151,19 +152,13 @@ class FileStore:
                     left[key] = number
         return left
 
-    def listing(self) -> Iterator[tuple[str, datetime]]:
+    def listing(self, *, after: str = "") -> Iterator[tuple[str, datetime]]:
         self._require_root()
         with file_errors():
             for folder in sorted(self._root.glob("[0-9a-f][0-9a-f]")):
-                for path in sorted(folder.iterdir()):
-                    key = path.name.removeprefix(".").removesuffix(".part")
-                    if not is_key(key):
-                        continue
-                    try:
-                        modified = path.stat().st_mtime
-                    except FileNotFoundError:
-                        continue
-                    yield key, datetime.fromtimestamp(modified, UTC)
+                if folder.name >= after[:2]:
+                    found = _written(folder).items()
+                    yield from sorted(entry for entry in found if entry[0] > after)
 
     def check(self) -> None:
         with file_errors():
@@ -177,6 +172,21 @@ class FileStore:
         # On a disk that is not mounted every file would look as if it had been deleted.
         with file_errors():
             next(self._root.iterdir(), None)
+
+
+def _written(folder: Path) -> dict[str, datetime]:
+    """Return when each key of *folder* was written last, its draft counted as the file."""
+    written: dict[str, datetime] = {}
+    for path in folder.iterdir():
+        key = path.name.removeprefix(".").removesuffix(".part")
+        if not is_key(key):
+            continue
+        try:
+            modified = datetime.fromtimestamp(path.stat().st_mtime, UTC)
+        except FileNotFoundError:
+            continue
+        written[key] = max(modified, written.get(key, modified))
+    return written
 
 
 def _part(path: Path) -> Path:
@@ -243,8 +253,8 @@ class S3Store:
                 left[key] = number
         return left
 
-    def listing(self) -> Iterator[tuple[str, datetime]]:
-        return (entry for entry in self._bucket.listing() if is_key(entry[0]))
+    def listing(self, *, after: str = "") -> Iterator[tuple[str, datetime]]:
+        return (entry for entry in self._bucket.listing(after=after) if is_key(entry[0]))
 
     def check(self) -> None:
         self._bucket.check()

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .. import private, turns
 from ..errors import StoreUnavailable
@@ -162,15 +162,13 @@ class Bucket:
     def listing(self, below: str = "", *, after: str = "") -> Iterator[tuple[str, datetime]]:
         """Yield each key that begins with *below*, sorted, and when it was written (UTC).
 
-        With *after*, only those that sort behind it.
-        Keys are without the bucket's prefix. Raises StoreUnavailable.
+        With *after*, only those that sort behind it. Keys are without the bucket's prefix. Raises
+        StoreUnavailable.
         """
+        start: dict[str, Any] = {"StartAfter": self.prefix + after} if after else {}
         with s3_errors():
             pages = self.client.get_paginator("list_objects_v2").paginate(
-                Bucket=self.name,
-                Prefix=self.prefix + below,
-                # An empty key sorts before every other.
-                StartAfter=self.prefix + after if after else "",
+                Bucket=self.name, Prefix=self.prefix + below, **start
             )
             for page in pages:
                 for entry in page.get("Contents", []):

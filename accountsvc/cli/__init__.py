@@ -6,6 +6,7 @@ import click
 from flask import Flask
 
 from . import accepting, schema  # noqa: F401 - accepting adds its command to accounts_group
+from . import canary as _canary  # noqa: F401 - adds its command to the accounts' group
 from . import evidence as _evidence  # noqa: F401 - adds its command to the accounts' group
 from . import receipts as _receipts  # noqa: F401 - adds its command to the accounts' group
 from . import replaying as _replaying  # noqa: F401 - adds its command to the ledger's group

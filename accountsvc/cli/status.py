@@ -42,8 +42,9 @@ def status(*, as_json: bool) -> None:
     or purging is paused, which is said; 1 somebody is, a purge has failed
     more than once, something owed has failed or is late by more than ten
     minutes, a return or hold is late for the ledger, a table on no data map
-    refers to accounts, the database is older than its ledger, or it cannot
-    be read; 2 bad usage.
+    refers to accounts, more files are nobody's than accounts show, the
+    canary failed, the database is older than its ledger, or it cannot be
+    read; 2 bad usage.
     """
     settings = services().settings
     with services().reading() as session:
@@ -85,6 +86,12 @@ def status(*, as_json: bool) -> None:
         "unkept": counts.unkept,
         "last_seal": counts.last_seal,
         "unsealed_since": stamp(counts.unsealed_since),
+        "orphans": counts.orphans.count,
+        "orphans_oldest_seconds": round(counts.orphans.oldest.total_seconds()),
+        "orphans_deleted": counts.orphans.deleted,
+        "orphans_searched_at": stamp(counts.orphans.searched_at),
+        "canary": _canary_problem(counts) or ("ok" if counts.canary.passed_at else None),
+        "canary_passed_at": stamp(counts.canary.passed_at),
         "troubled": list(counts.troubled_ids),
         "kept_keys": kept_keys,
         "kept_key_ids": kept_key_ids,
@@ -116,6 +123,13 @@ def _wrong(counts: Status) -> Iterator[str]:
     if counts.unkept:
         lines = count(counts.unkept, "return or hold is", "returns and holds are")
         yield f"{lines} not in the ledger yet: a restore would lose it. `ledger verify` says why."
+    if counts.orphans.is_refused:
+        yield (
+            "More files are nobody's than accounts show, so none is deleted by schedule: is it "
+            "the right database? `avatars orphans` lists them."
+        )
+    if problem := _canary_problem(counts):
+        yield f"The canary {problem}: `accounts canary` makes another."
     if counts.unexplained:
         accounts = count(counts.unexplained, "account is", "accounts are")
         yield (
@@ -133,6 +147,10 @@ def _wrong_tables(unmapped: Sequence[Unmapped]) -> Iterator[str]:
             if len(refer) > 1
             else f"{tables} to accounts and is on no data map, so purges may fail: {refer[0]}."
         )
+
+
+def _canary_problem(counts: Status) -> str | None:
+    return counts.canary.problem(counts.at, is_daily=services().settings.canary)
 
 
 def _what_stops(counts: Status) -> Iterator[str]:
@@ -168,6 +186,8 @@ def _status_lines(shown: Mapping[str, Any]) -> Iterator[str]:
             "returns and holds not in the ledger": shown["unkept"] or None,
             "last seal": shown["last_seal"],
             "not sealed since": shown["unsealed_since"],
+            "files that are nobody's": _orphans(shown),
+            "last canary passed at": shown["canary_passed_at"],
             "mails delayed": sum(shown["delayed"].values()),
             "mails refused": sum(shown["refused"].values()) or None,
             "tables on no data map": ", ".join(shown["unmapped_tables"]) or None,
@@ -199,6 +219,14 @@ def _under_way(shown: Mapping[str, Any]) -> str | None:
     """Return how many purges are not completed, and for how long the oldest has not been."""
     number, seconds = shown["under_way"], shown["oldest_under_way_seconds"]
     return f"{number}, the oldest for {duration(timedelta(seconds=seconds))}" if number else None
+
+
+def _orphans(shown: Mapping[str, Any]) -> str | None:
+    """Return how many files are in quarantine, and for how long; None if there is none."""
+    if not shown["orphans"]:
+        return None
+    oldest = duration(timedelta(seconds=shown["orphans_oldest_seconds"]))
+    return f"{shown['orphans']} in quarantine, the oldest for {oldest}"
 
 
 def _ids(named: Sequence[int], number: int) -> str:

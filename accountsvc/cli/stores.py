@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
 
 import click
 from flask.cli import AppGroup
@@ -15,6 +16,7 @@ from ..db.audit import OPERATOR_ACTOR
 from ..db.engine import database_now
 from ..db.models import VaultKey
 from ..outbox import queue
+from ..purge.orphans import since
 from ..web import services
 from .console import (
     ask,
@@ -66,7 +68,8 @@ def orphans(*, delete: bool, force: bool, yes: bool, as_json: bool) -> None:
 
     No account shows them, and nothing is to delete them. A restore from a backup forgets files;
     otherwise there should be none. Files younger than an hour may be uploads under way and are
-    passed over. Safe while everything runs. None is deleted while purging is paused.
+    passed over. The worker finds them daily, and deletes them a day later: since when it knows of
+    one is shown. Safe while everything runs. None is deleted while purging is paused.
 
     \b
     flask --app wsgi avatars orphans
@@ -89,8 +92,9 @@ def orphans(*, delete: bool, force: bool, yes: bool, as_json: bool) -> None:
             in_use += avatar.is_shown
             if avatar.is_orphan:
                 orphaned.append(avatar)
+    known = _known_since([avatar.key for avatar in orphaned])
     if not as_json:
-        show_lines(_orphan_lines(orphaned, total=total, in_use=in_use))
+        show_lines(_orphan_lines(orphaned, known, total=total, in_use=in_use))
     remaining = len(orphaned)
     if delete and orphaned:
         if len(orphaned) > in_use and not force:
@@ -107,7 +111,11 @@ def orphans(*, delete: bool, force: bool, yes: bool, as_json: bool) -> None:
                 "files": total,
                 "shown": in_use,
                 "orphans": [
-                    {"key": avatar.key, "written_at": stamp(avatar.written_at)}
+                    {
+                        "key": avatar.key,
+                        "written_at": stamp(avatar.written_at),
+                        "found_at": stamp(known.get(avatar.key)),
+                    }
                     for avatar in orphaned
                 ],
                 "deleted": deleted,
@@ -122,12 +130,28 @@ def orphans(*, delete: bool, force: bool, yes: bool, as_json: bool) -> None:
         sys.exit(1)
 
 
+def _known_since(keys: Sequence[str]) -> dict[str, datetime]:
+    """Return since when the worker knows that files are nobody's, by key."""
+    known: dict[str, datetime] = {}
+    with services().reading() as session:
+        for chunk in rows.chunks(keys):
+            known |= since(session, chunk)
+    return known
+
+
 def _orphan_lines(
-    orphaned: Sequence[avatars.StoredAvatar], *, total: int, in_use: int
+    orphaned: Sequence[avatars.StoredAvatar],
+    known: Mapping[str, datetime],
+    *,
+    total: int,
+    in_use: int,
 ) -> Iterator[str]:
     if orphaned:
-        files = ((avatar.key, stamp(avatar.written_at)) for avatar in orphaned)
-        yield from table(["KEY", "WRITTEN AT"], files)
+        files = (
+            (avatar.key, stamp(avatar.written_at), stamp(known.get(avatar.key)))
+            for avatar in orphaned
+        )
+        yield from table(["KEY", "WRITTEN AT", "NOBODY'S SINCE"], files)
     yield f"{count(total, 'file')}: {len(orphaned)} nobody's, {in_use} shown by an account."
 
 

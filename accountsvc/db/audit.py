@@ -85,6 +85,8 @@ ACTIONS = frozenset(
         "residue.found",
         "mail.given_up",
         "vault.rewrapped",
+        "canary.passed",
+        "canary.failed",
         "clock.moved",
         "clock.back",
         "clock.allowed",

@@ -30,12 +30,14 @@ from sqlalchemy.orm import Mapped, mapped_column
 
 from .. import bounds
 from .base import Base, Id
+from .canaries import Canary
+from .orphaned import FileSearch, OrphanedFile
 from .proofs import ReceiptFact, Seal
 from .triggers import POSTGRESQL_FUNCTIONS, POSTGRESQL_TRIGGERS, SQLITE_TRIGGERS
 
 # The metadata must have every table for whoever imports this module: Alembic would propose to drop
 # one that it does not see.
-__all__ = ["Base", "ReceiptFact", "Seal"]
+__all__ = ["Base", "Canary", "FileSearch", "OrphanedFile", "ReceiptFact", "Seal"]
 
 # The largest id that both engines can hold; asked for a larger one, they fail.
 MAX_ID = 2**63 - 1

@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterator
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Histogram
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.exposition import generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
@@ -117,6 +117,8 @@ class _Standing(Collector):
             yield from _outbox(counts)
             yield from _sweeps(counts)
             yield from _trail(counts)
+            yield from _orphans(counts)
+            yield from _canary(counts)
 
 
 def _tables(probes: Probes) -> Metric:
@@ -250,3 +252,50 @@ def _trail(counts: Status) -> Iterator[Metric]:
         "The number of the audit trail's last seal, 0 before the first.",
         value=counts.last_seal or 0,
     )
+
+
+def _orphans(counts: Status) -> Iterator[Metric]:
+    orphans = counts.orphans
+    for name, meaning, value in (
+        ("orphans", "Avatar files that are nobody's, in quarantine.", orphans.count),
+        (
+            "oldest_orphan_seconds",
+            "How long the oldest file in quarantine is nobody's.",
+            orphans.oldest.total_seconds(),
+        ),
+        (
+            "orphans_refused",
+            "1 while more files are nobody's than accounts show, so that none is deleted.",
+            orphans.is_refused,
+        ),
+    ):
+        yield GaugeMetricFamily(f"accountsvc_{name}", meaning, value=value)
+    yield CounterMetricFamily(
+        "accountsvc_orphans_deleted",
+        "Files that were nobody's and whose deletion was owed by schedule.",
+        value=orphans.deleted,
+    )
+    if orphans.searched_at is not None:
+        yield GaugeMetricFamily(
+            "accountsvc_orphan_search_age_seconds",
+            "How long ago the last search of the whole store ended.",
+            value=(counts.at - orphans.searched_at).total_seconds(),
+        )
+
+
+def _canary(counts: Status) -> Iterator[Metric]:
+    """Yield how the last canary ended, if one was ever made."""
+    canary = counts.canary
+    if canary.passed_at is None and canary.failed_at is None:
+        return
+    yield GaugeMetricFamily(
+        "accountsvc_canary_ok",
+        "1 if nothing was left of the last canary, and every step of it was done.",
+        value=canary.problem(counts.at, is_daily=False) is None,
+    )
+    if canary.passed_at is not None:
+        yield GaugeMetricFamily(
+            "accountsvc_canary_age_seconds",
+            "How long ago a canary passed last.",
+            value=(counts.at - canary.passed_at).total_seconds(),
+        )

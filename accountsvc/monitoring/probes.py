@@ -238,36 +238,15 @@ class Probes:
                 "braked_at": counts.brake.held_at,
                 "brake": _brake_in_words(counts),
             }
-            backlog = {
-                "due": counts.due,
-                "held": counts.held,
-                "failing": counts.failing,
-                "failing_again": counts.failing_again,
-                "stuck": counts.stuck,
-                "unexplained": counts.unexplained,
-                "braked": counts.braked,
-                "oldest_overdue_seconds": round(counts.overdue.total_seconds()),
-                "owed": counts.owed,
-                "owed_failing": counts.owed_failing,
-                "owed_oldest_seconds": {
-                    kind: round(age.total_seconds()) for kind, age in counts.owed_oldest.items()
-                },
-                "paused": counts.paused,
-                "delayed": dict(counts.delayed),
-                "refused": dict(counts.refused),
-                "unscrubbed": counts.unscrubbed if self._services.settings.is_sqlite else 0,
-                "under_way": counts.under_way,
-                "oldest_under_way_seconds": round(counts.oldest_under_way.total_seconds()),
-                "unkept": counts.unkept,
-                "last_seal": counts.last_seal,
-                "oldest_unsealed_seconds": round(counts.unsealed_age.total_seconds()),
-            }
+            backlog = self._backlog(counts)
             troubles = (
                 counts.failing_again,
                 counts.stuck,
                 counts.unexplained,
                 counts.unkept,
                 counts.owes_what_is_late,
+                counts.orphans.is_refused,
+                self._canary_problem(counts),
             )
             fine = fine and not (late or sweep["braked"] or any(troubles))
         return {
@@ -277,6 +256,40 @@ class Probes:
             "backlog": backlog,
             "unmapped_tables": [one.table for one in self.unmapped],
         }
+
+    def _backlog(self, counts: Status) -> dict[str, Any]:
+        return {
+            "due": counts.due,
+            "held": counts.held,
+            "failing": counts.failing,
+            "failing_again": counts.failing_again,
+            "stuck": counts.stuck,
+            "unexplained": counts.unexplained,
+            "braked": counts.braked,
+            "oldest_overdue_seconds": round(counts.overdue.total_seconds()),
+            "owed": counts.owed,
+            "owed_failing": counts.owed_failing,
+            "owed_oldest_seconds": {
+                kind: round(age.total_seconds()) for kind, age in counts.owed_oldest.items()
+            },
+            "paused": counts.paused,
+            "delayed": dict(counts.delayed),
+            "refused": dict(counts.refused),
+            "unscrubbed": counts.unscrubbed if self._services.settings.is_sqlite else 0,
+            "under_way": counts.under_way,
+            "oldest_under_way_seconds": round(counts.oldest_under_way.total_seconds()),
+            "unkept": counts.unkept,
+            "last_seal": counts.last_seal,
+            "oldest_unsealed_seconds": round(counts.unsealed_age.total_seconds()),
+            "orphans": counts.orphans.count,
+            "orphans_oldest_seconds": round(counts.orphans.oldest.total_seconds()),
+            "orphans_refused": counts.orphans.is_refused,
+            "canary": self._canary_problem(counts) or (OK if counts.canary.passed_at else None),
+            "canary_passed_at": counts.canary.passed_at,
+        }
+
+    def _canary_problem(self, counts: Status) -> str | None:
+        return counts.canary.problem(counts.at, is_daily=self._services.settings.canary)
 
     def _counts(self) -> Status | None:
         try:

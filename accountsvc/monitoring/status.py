@@ -10,11 +10,14 @@ from sqlalchemy import ColumnElement, func, select
 from sqlalchemy.orm import Session
 
 from ..db import rules
+from ..db.canaries import is_of_canary
 from ..db.models import Account, Effect, PurgeFailure, Receipt
 from ..outbox import kept, owing, pacing
 from ..outbox.owing import Owing
-from ..purge import brake, claim, clocks, failures, finish, seals, stops
+from ..purge import brake, claim, clocks, failures, finish, orphans, seals, stops
 from ..purge.brake import Standing
+from ..purge.orphans import Orphanage
+from . import canary
 
 # What is owed for longer is a fault, though nothing has failed: nobody delivers.
 OWED_LATE = timedelta(minutes=10)
@@ -36,7 +39,9 @@ class Status:
     their turn, ``refused`` those whose address was refused and is tried again, both by kind and
     not owed meanwhile; ``unscrubbed`` counts purges that wait for a scrub; ``under_way`` counts
     those that are not completed, the oldest of which has begun ``oldest_under_way`` ago;
-    ``unkept`` counts returns and holds that should be in the ledger by now.
+    ``unkept`` counts returns and holds that should be in the ledger by now; ``orphans`` is how the
+    files stand that are nobody's.
+    ``canary`` is how the last canaries ended.
     ``last_seal`` is the number of the trail's last seal, and ``unsealed_since`` the time of the
     oldest entry that is in none. ``troubled_ids`` are the first failing or stuck accounts.
     ``clock_moved_at`` is when the clock has stopped purging.
@@ -68,6 +73,8 @@ class Status:
     unkept: int
     last_seal: int | None
     unsealed_since: datetime | None
+    orphans: Orphanage
+    canary: canary.Standing
     troubled_ids: tuple[int, ...]
 
     @property
@@ -126,7 +133,10 @@ def read(
     """
 
     def count(*conditions: ColumnElement[bool]) -> int:
-        return session.scalar(select(func.count()).select_from(Account).where(*conditions)) or 0
+        # A canary lives for seconds, and is nobody.
+        is_person = ~is_of_canary(Account.public_id)
+        people = select(func.count()).select_from(Account).where(is_person, *conditions)
+        return session.scalar(people) or 0
 
     tail = seals.tail(session)
     is_due, held = rules.is_due(now), rules.has_open_hold()
@@ -151,7 +161,9 @@ def read(
         owing=owing.read_owed(session, now),
         delayed=pacing.count_delayed(session, now),
         refused=owing.count_refused(session, now),
-        last_purged_at=session.scalar(select(func.max(Receipt.purged_at))),
+        last_purged_at=session.scalar(
+            select(func.max(Receipt.purged_at)).where(~is_of_canary(Receipt.public_id))
+        ),
         swept_at=stops.swept_at(session),
         paused_at=stops.paused_at(session),
         clock_moved_at=clocks.stopped_at(session),
@@ -166,5 +178,7 @@ def read(
         unkept=kept.count_overdue(session, now),
         last_seal=None if tail.link is None else tail.link.number,
         unsealed_since=seals.unsealed_since(session, tail),
+        orphans=orphans.standing(session, now),
+        canary=canary.standing(session),
         troubled_ids=tuple(session.scalars(failures.troubled(now, most_ids))),
     )

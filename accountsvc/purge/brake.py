@@ -25,6 +25,7 @@ from sqlalchemy.orm import Session
 from ..accounts.reasons import REASON_LENGTH
 from ..db import audit
 from ..db.audit import Actor
+from ..db.canaries import is_of_canary
 from ..db.engine import Clock, Database, database_now
 from ..db.models import Account, AuditEvent, PurgeBrake, Receipt
 from ..db.text import text_problem
@@ -307,7 +308,8 @@ def _accounts(session: Session) -> int:
     0 while it has none. SQLite counts: its file is of a size for that.
     """
     if session.get_bind().dialect.name == "sqlite":
-        return session.scalar(select(func.count()).select_from(Account)) or 0
+        people = select(func.count()).select_from(Account).where(~is_of_canary(Account.public_id))
+        return session.scalar(people) or 0
     estimate = text("SELECT reltuples::bigint FROM pg_class WHERE oid = 'accounts'::regclass")
     found: int = session.execute(estimate).scalar_one()
     return max(0, found)
@@ -326,7 +328,9 @@ def _largest_hour(session: Session, now: datetime) -> int:
     else:
         hour = func.to_char(Receipt.purged_at, "YYYY-MM-DD HH24")
     counts = session.execute(
-        select(hour, func.count()).where(Receipt.purged_at > since).group_by(hour)
+        select(hour, func.count())
+        .where(Receipt.purged_at > since, ~is_of_canary(Receipt.public_id))
+        .group_by(hour)
     )
     hours = {
         datetime.strptime(name, "%Y-%m-%d %H").replace(tzinfo=UTC): count for name, count in counts

@@ -604,6 +604,18 @@ def test_of_what_is_deleted_nothing_remains(store: AvatarStore) -> None:
     assert store.remaining([gone, stays, never, "no key"]) == {stays: 1}
 
 
+def test_a_listing_is_sorted_and_goes_on_behind_any_key(store: AvatarStore) -> None:
+    keys = sorted(new_key() for _ in range(5))
+    for key in reversed(keys):
+        store.put(key, b"x")
+
+    listed = [[key for key, _ in store.listing(after=after)] for after in ["", *keys, "zz"]]
+
+    assert listed == [keys, *(keys[number:] for number in range(1, 6)), []]
+    # Where there is no such key, it goes on with the next.
+    assert [key for key, _ in store.listing(after=keys[2][:-1])] == keys[2:]
+
+
 def test_an_empty_store_lists_nothing(store: AvatarStore) -> None:
     assert list(store.listing()) == []
 

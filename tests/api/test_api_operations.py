@@ -16,6 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from sqlalchemy import update
 
 from accountsvc.config import ConfigError
+from accountsvc.db import audit
 from accountsvc.db.audit import OPERATOR_ACTOR
 from accountsvc.db.engine import database_now
 from accountsvc.db.models import SWEPT, ClockReading, Effect
@@ -563,3 +564,77 @@ def test_passwords_for_unknown_emails_are_counted_in_a_metric(
         client.post("/api/sign-in/", json={"email": email, "password": "wrong"})
 
     assert metrics(client)[name] == before + 2
+
+
+def test_files_in_quarantine_are_counted_and_an_alarm_if_they_are_too_many(
+    app: APIFlask, client: FlaskClient, ann: Person
+) -> None:
+    services = services_of(app)
+    long_ago = now(services) - timedelta(hours=3)
+    keys = ["a" * 32 + ".webp", "b" * 32 + ".webp"]
+    for key in keys:
+        services.avatars.put(key, b"x")
+        path = services.settings.instance_path / "media" / key[:2] / key
+        os.utime(path, (long_ago.timestamp(), long_ago.timestamp()))
+    assert metrics(client)["accountsvc_orphans", ()] == 0
+    services.orphans.run(seconds=60)
+    run_sql(services, "UPDATE orphaned_files SET found_at = :then", then=LONG_AGO)
+
+    counted = metrics(client)
+    status = client.get("/statusz").json
+
+    assert counted["accountsvc_orphans", ()] == 2
+    assert counted["accountsvc_oldest_orphan_seconds", ()] >= 3 * 3600
+    assert counted["accountsvc_orphans_refused", ()] == 1
+    assert counted["accountsvc_orphans_deleted_total", ()] == 0
+    assert counted["accountsvc_orphan_search_age_seconds", ()] < 60
+    assert status is not None
+    assert (status["status"], status["backlog"]["orphans"]) == ("degraded", 2)
+    assert status["backlog"]["orphans_oldest_seconds"] >= 3 * 3600
+    assert status["backlog"]["orphans_refused"] is True
+
+    # when: they are no more than accounts show
+    services.avatars.delete_many(keys[:1])
+    run_sql(services, "DELETE FROM orphaned_files WHERE key = :key", key=keys[0])
+
+    assert metrics(client)["accountsvc_orphans_refused", ()] == 0
+    refused = client.get("/statusz").json
+    assert refused is not None
+    assert (refused["backlog"]["orphans"], refused["backlog"]["orphans_refused"]) == (1, False)
+
+
+def test_a_canary_is_shown_with_how_it_ended_and_is_an_alarm_when_it_failed(
+    app: APIFlask, client: FlaskClient
+) -> None:
+    services = services_of(app)
+    never = client.get("/statusz").json
+    assert never is not None
+    assert (never["backlog"]["canary"], never["backlog"]["canary_passed_at"]) == (None, None)
+    assert ("accountsvc_canary_ok", ()) not in metrics(client)
+    for action, details in (
+        ("canary.passed", {}),
+        ("canary.failed", {"step": "search", "places": "avatars"}),
+    ):
+        with services.writing() as session:
+            audit.record(
+                session,
+                action,
+                subject=None,
+                by=OPERATOR_ACTOR,
+                now=database_now(session),
+                **details,  # type: ignore[arg-type]
+            )
+
+    failed = client.get("/statusz").json
+    counted = metrics(client)
+
+    assert failed is not None
+    assert failed["status"] == "degraded"
+    assert failed["backlog"]["canary"] == "failed at the step search, in avatars"
+    assert failed["backlog"]["canary_passed_at"] is not None
+    assert counted["accountsvc_canary_ok", ()] == 0
+    assert 0 <= counted["accountsvc_canary_age_seconds", ()] < 60
+    with services.writing() as session:
+        moment = database_now(session)
+        audit.record(session, "canary.passed", subject=None, by=OPERATOR_ACTOR, now=moment)
+    assert metrics(client)["accountsvc_canary_ok", ()] == 1

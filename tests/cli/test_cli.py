@@ -27,6 +27,7 @@ from accountsvc.db import rows
 from accountsvc.db.audit import OPERATOR_ACTOR
 from accountsvc.db.engine import database_now
 from accountsvc.db.models import ClockReading, Receipt
+from accountsvc.db.orphaned import OrphanedFile
 from accountsvc.outbox import queue
 from accountsvc.outbox.payloads import FileDeletion
 from accountsvc.purge import stops
@@ -61,6 +62,7 @@ from tests.support.state import (
     everything,
     facts_of,
     read_account,
+    rows_of,
     waits_for_a_lock,
 )
 from tests.support.work import note_work
@@ -1524,17 +1526,21 @@ def test_orphans_are_the_files_that_nobody_shows_and_nothing_deletes(
 
     assert shown.exit_code == 1
     assert lost in shown.stdout
+    assert document(run("avatars", "orphans", "--json"))["orphans"][0]["found_at"] is None
     assert "5 files: 1 nobody's, 2 shown by an account." in shown.stdout
     assert (asked.exit_code, everything(services_of(app))) == (2, before)
     assert {key for key, _ in store.listing()} == {lost, fresh, owed, ann.avatar, bob.avatar}
 
-    # when: told to
+    # when: told to, after the worker has found it too
+    services_of(app).orphans.run(seconds=60)
     result = run("avatars", "orphans", "--delete", "--yes", "--json")
     again = run("avatars", "orphans", "--json")
 
     assert result.exit_code == 0, result.output
     (orphan,) = document(result)["orphans"]
     assert (orphan["key"], document(result)["deleted"]) == (lost, 1)
+    assert orphan["found_at"] is not None
+    assert rows_of(services_of(app), OrphanedFile) == []
     assert {key for key, _ in store.listing()} == {fresh, owed, ann.avatar, bob.avatar}
     (event,) = events(services_of(app), "avatar.orphans_deleted")
     assert (event.subject, event.actor_kind, event.details) == (None, "operator", {"count": 1})

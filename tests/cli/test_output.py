@@ -563,6 +563,12 @@ def test_json_of_status_keeps_every_byte(app: APIFlask, run: Run, ann: Person) -
             "unkept": 0,
             "last_seal": None,
             "unsealed_since": rfc3339(since),
+            "orphans": 0,
+            "orphans_oldest_seconds": 0,
+            "orphans_deleted": 0,
+            "orphans_searched_at": None,
+            "canary": None,
+            "canary_passed_at": None,
             "troubled": [1],
             "kept_keys": 0,
             "kept_key_ids": [],
@@ -644,7 +650,7 @@ def test_json_of_what_lies_beside_the_database_keeps_every_byte(
     missing = run("ledger", "verify", "--json")
 
     assert list(found) == ["files", "shown", "orphans", "deleted"]
-    assert list(found["orphans"][0]) == ["key", "written_at"]
+    assert list(found["orphans"][0]) == ["key", "written_at", "found_at"]
     assert agreed.stdout == exactly(
         {
             "lines": 1,

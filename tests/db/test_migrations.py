@@ -197,6 +197,13 @@ ROWS: dict[str, dict[str, list[dict[str, Any]]]] = {
             }
         ]
     },
+    "0014": {
+        "orphaned_files": [{"key": "k.webp", "found_at": LATE, "written_at": EARLY}],
+        "file_search": [
+            {"id": 1, "began_at": EARLY, "reached": "k", "seen": 1, "shown": 2, "ended_at": LATE}
+        ],
+        "canary": [{"id": 1, "public_id": NOBODY, "began_at": EARLY, "mails": "{}"}],
+    },
     "0002": {"sweep_marks": [{"name": "swept", "at": EARLY}, {"name": "paused", "at": LATE}]},
 }
 

@@ -72,6 +72,7 @@ WRONG: dict[str, list[str]] = {
     "SWEEP_INTERVAL": ["0s", "60", "1ms"],
     "PURGE_BATCH_SIZE": ["0", "10001", "many", "5e2"],
     "PURGE_BRAKE": ["maybe", "100"],
+    "CANARY": ["maybe", "daily"],
     "PURGE_MAX_ATTEMPTS": ["0", "1001", "x"],
     "CORS_ORIGINS": ["app.example.org", "ftp://app", "https://app/x", "https://a https://b"],
     "PUBLIC_URL": ["accounts.example.org", "ftp://accounts", "https://", "https://accounts:port"],

@@ -12,6 +12,7 @@ from flask.testing import FlaskClient
 
 from accountsvc import bounds, spelling
 from accountsvc.config import Settings
+from accountsvc.monitoring import canary
 from tests.support.factories import services_of
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -121,8 +122,10 @@ def test_every_command_that_a_document_names_exists(app: APIFlask) -> None:
 
 
 def test_every_metric_that_a_document_names_exists(app: APIFlask, client: FlaskClient) -> None:
-    # Without a sweep it has no age.
+    # Without a sweep, a search or a canary, it has no age.
     services_of(app).sweep()
+    services_of(app).orphans.run(seconds=60)
+    canary.run(services_of(app))
     shown = client.get("/metrics").text
     named = in_documents(r"\b(accountsvc_[a-z_]+)")
 

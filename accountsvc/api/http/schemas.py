@@ -443,6 +443,9 @@ class Backlog(Schema):
     mailed, ``refused`` those whose address was refused and is tried again; neither is owed then.
     ``last_seal`` is the number of the audit trail's last seal, and ``oldest_unsealed_seconds`` the
     age of the oldest entry that is in none.
+    ``orphans`` counts files in quarantine, which are nobody's, and ``orphans_refused`` says that
+    they are more than accounts show, so that none is deleted. ``canary`` is ``ok``, says what is
+    wrong with the last one, or is null if none was ever made.
     """
 
     due = Integer(required=True)
@@ -465,6 +468,11 @@ class Backlog(Schema):
     unkept = Integer(required=True)
     last_seal = Integer(required=True, allow_none=True)
     oldest_unsealed_seconds = Integer(required=True)
+    orphans = Integer(required=True)
+    orphans_oldest_seconds = Integer(required=True)
+    orphans_refused = Boolean(required=True)
+    canary = String(required=True, allow_none=True)
+    canary_passed_at = String(required=True, allow_none=True, metadata={"format": "date-time"})
 
 
 class ServiceStatus(Schema):
