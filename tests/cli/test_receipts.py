@@ -126,6 +126,9 @@ def test_a_completed_purge_has_nothing_to_come_and_names_nobody(app: APIFlask, r
     shown = run("accounts", "receipt", str(bea.public_id))
 
     assert "the purge is completed" in shown.stdout
+    assert "places: saved_passwords, vault_keys, " in shown.stdout
+    assert "mail_paces until 2" in shown.stdout
+    assert not set("{}[]'") & set(shown.stdout)
     assert "to come" not in shown.stdout
     assert "OWED" not in shown.stdout
     assert "bea@" not in shown.stdout
