@@ -14,8 +14,10 @@ from pathlib import Path
 import pytest
 
 from accountsvc.adapters.ledger import Batch, Ledger, ledger_from_url, moment_of
+from accountsvc.adapters.ledgerseal import Opened, Untrusted
 from accountsvc.adapters.ledgerstore import BucketStore, FolderStore
 from accountsvc.adapters.objectstore import Bucket
+from accountsvc.adapters.sealform import Link as SealLink
 from accountsvc.errors import StoreUnavailable
 from tests.support.ledgers import ELSEWHERE, keys, write
 from tests.support.s3 import S3Server, start_moto
@@ -297,3 +299,24 @@ def objects(place: Path | Bucket) -> list[str]:
         files = (path for path in place.rglob("*") if path.is_file())
         return sorted(path.relative_to(place).as_posix() for path in files)
     return [key for key, _ in place.listing()]
+
+
+def test_the_seals_of_the_trail_are_written_once_latest_first_and_are_in_no_other_reading(
+    ledger: Ledger,
+) -> None:
+    links = [replace(ELSEWHERE, number=number) for number in (1, 2, 10)]
+    seals = [SealLink(link.generation, link.number, "") for link in links]
+    lines = [{"kind": "seal", "header": str(one.number)} for one in seals]
+
+    written = [ledger.put_seal(*one) for one in zip(seals, lines, strict=True)]
+
+    assert written == [True, True, True]
+    assert ledger.put_seal(seals[0], lines[0])
+    assert not ledger.put_seal(seals[0], lines[1])
+    assert [dict(one.lines[0]) for one in ledger.seals() if isinstance(one, Opened)] == lines[::-1]
+    assert ledger.is_empty()
+    ledger.store.put("z-foreign", b"another program's")
+    write(ledger, [receipt()], at=AT)
+    assert not ledger.is_empty()
+    assert len(list(ledger.read())) == 1
+    assert [one.name for one in ledger.scan() if isinstance(one, Untrusted)] == ["z-foreign"]
