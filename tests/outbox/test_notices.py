@@ -11,7 +11,7 @@ from accountsvc.db.audit import OPERATOR_ACTOR
 from accountsvc.db.models import Account
 from accountsvc.errors import StoreUnavailable
 from accountsvc.outbox import delivery, letters, notices, owing, queue
-from accountsvc.outbox.payloads import FileDeletion
+from accountsvc.outbox.payloads import AddressedMail, FileDeletion
 from accountsvc.purge import stops
 from accountsvc.services import Services
 from tests.support.factories import Person, make_person, services_of
@@ -328,10 +328,31 @@ def test_who_is_purged_gets_one_mail_and_nothing_of_before(post: Post, ann: Pers
     post.ahead += GRACE + SOON
 
     assert post.sweep() == 1
+    (mail,) = effects(services_of(post.app), notices.PURGED)
     post.later()
 
+    until = letters.in_words(mail.created_at + timedelta(days=90))
+    assert f"our backups may still hold something of it until {until}." in post.text()
     assert post.new() == [(ann.email, PURGED)]
     assert effects(services_of(post.app), notices.SCHEDULED) == []
+
+
+def test_a_mail_that_the_release_before_has_owed_says_nothing_of_backups(
+    post: Post, ann: Person
+) -> None:
+    with services_of(post.app).writing() as session:
+        queue.record(
+            session,
+            notices.PURGED,
+            subject=ann.public_id,
+            now=post.clock(session),
+            payload=AddressedMail(ann.email),
+        )
+
+    post.later()
+
+    assert "backups" not in post.text()
+    assert str(ann.public_id) in post.text()
 
 
 def test_a_kind_of_mail_without_a_decision_is_not_sent_by_the_rules_of_another(

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import timedelta
+from typing import Any
 
 import pytest
-from sqlalchemy import delete
+from sqlalchemy import Connection, delete, event
 
 from accountsvc.adapters.mail import MailRefused
 from accountsvc.db import facts
@@ -21,8 +22,10 @@ from tests.support.factories import (
     Person,
     deliver_after,
     insert_account,
+    insert_accounts,
     make_due,
     make_person,
+    numbered,
 )
 from tests.support.moments import NOW, now
 from tests.support.state import belongings, effects, facts_of, files, rows_of
@@ -251,6 +254,27 @@ def test_who_is_erased_again_keeps_the_first_receipt_and_that_is_a_fact(
     assert kept.purged_at == receipt.purged_at
     assert effects(services) == []
     assert belongings(services, bob) == before
+
+
+def test_a_batch_takes_as_many_statements_for_forty_as_for_four(services: Services) -> None:
+    engine = services.database.engine
+    statements: list[str] = []
+
+    def note(_connection: Connection, _cursor: Any, statement: str, *_: Any) -> None:
+        statements.append(statement)
+
+    counted = []
+    # The first purge of all also makes the one row of the brake.
+    for number in (1, 4, 40):
+        names = numbered(f"of{number}-", number)
+        insert_accounts(services, names, purge_at=now(services) - MINUTE, passwords=1)
+        statements.clear()
+        event.listen(engine, "before_cursor_execute", note)
+        assert services.sweep().purged == number
+        event.remove(engine, "before_cursor_execute", note)
+        counted.append(len([one for one in statements if one.startswith(("INSERT", "DELETE"))]))
+
+    assert counted[1] == counted[2]
 
 
 def test_a_fact_is_written_once_with_its_first_time(services: Services, ann: Person) -> None:
