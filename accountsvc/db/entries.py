@@ -1,7 +1,6 @@
 """Rows of the trail as the seals have them: readable, and with a hash of all that is stored.
 
-The columns are those of form 1, and stay: a column that comes later is in no seal of before. The
-one column that may still change, ``receipts.scrubbed_at``, is left out.
+The columns are those of form 1, and stay: a column that comes later is in no seal of before.
 """
 
 from __future__ import annotations
@@ -56,6 +55,7 @@ COLUMNS: Mapping[str, Mapping[str, str]] = {
         "purged_at": "time",
         "saved_passwords": "number",
         "files": "number",
+        "scrubbed_at": "time",
     },
 }
 _SEAL_COLUMNS = {

@@ -281,7 +281,11 @@ class _Mails:
         """
         if effect.kind == PURGED:
             until = AddressedMail.read(effect.payload).until
-            context = {"receipt": effect.subject, "until": until and datetime.fromisoformat(until)}
+            context = {
+                "receipt": effect.subject,
+                "receipt_page": f"{self.origin.public_url}/receipts/{effect.subject}/",
+                "until": until and datetime.fromisoformat(until),
+            }
             return _to_address(effect, context, end=effect.expires_at)
         if effect.kind not in DECISIONS:
             raise LookupError(f"no decision about {effect.kind}")

@@ -32,6 +32,7 @@ def values(**others: Any) -> dict[str, Any]:
         "link": "https://accounts.example.org/recover/a.b.c",
         "keep_page": "https://accounts.example.org/keep-account/",
         "receipt": uuid.UUID(int=1),
+        "receipt_page": f"https://accounts.example.org/receipts/{uuid.UUID(int=1)}/",
         **others,
     }
 
