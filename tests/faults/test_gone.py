@@ -46,7 +46,7 @@ from tests.support.factories import (
     services_of,
 )
 
-RUNS = 500 if LONG_FAULTS else 4
+RUNS = 500 if LONG_FAULTS else 3
 SEED = int(os.environ.get("TEST_FAULT_SEED", "20261207"))
 # A folder of each part; on a full or broken disk none of them can be used.
 PARTS = {"store": ["media"], "mail": ["mail"], "ledger": ["ledger"]}
