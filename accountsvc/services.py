@@ -22,6 +22,7 @@ from .adapters.mail import Mailer, mailer_from_url
 from .adapters.redisclock import redis_clock
 from .adapters.throttle import EXPORT, Throttle
 from .config import ConfigError, Settings
+from .db import catalog
 from .db.addresses import address_key
 from .db.audit import SYSTEM_ACTOR, Actor
 from .db.engine import Database, database_now, make_engine
@@ -198,6 +199,18 @@ class Services:
         """Say whether ``VAULT_KEYS`` are those of this database, as ``vault.keys_open`` does."""
         with self.reading() as session:
             return vault.keys_open(session, self.keyring)
+
+    def unmapped_tables(self) -> Sequence[catalog.Unmapped]:
+        """Return the tables of the database that are on no map, as ``catalog.unmapped`` does."""
+        with self.reading() as session:
+            return catalog.unmapped(session.connection())
+
+    def say_unmapped_tables(self) -> None:
+        """Log a line for each of :meth:`unmapped_tables`; none while the database is away."""
+        try:
+            catalog.say(self.unmapped_tables())
+        except SQLAlchemyError:
+            return
 
     def refuse_wrong_vault_keys(self) -> None:
         """Raise ConfigError if this process could open nobody's saved passwords. Call it at start.

@@ -14,6 +14,7 @@ from celery import shared_task
 from kombu.exceptions import OperationalError as BrokerUnavailable
 
 from accountsvc.config import load_settings
+from accountsvc.db.catalog import Watch
 from accountsvc.db.outages import is_passing_fault
 from accountsvc.errors import StoreUnavailable
 from accountsvc.purge.clocks import ClockMoved, ClocksDiffer
@@ -119,6 +120,7 @@ def sweep() -> bool:
         services().scrub()
         raise
     _look_at_the_ledger()
+    _watch.say(services().unmapped_tables)
     if result.dealt_with:
         log.info(
             "swept",
@@ -143,6 +145,8 @@ class _LastLook:
 
 
 _last_look = _LastLook()
+# With the first sweep of each process, then daily.
+_watch = Watch()
 
 
 def _look_at_the_ledger() -> None:

@@ -6,6 +6,7 @@ is imported where it is needed, as boto3 is in ``objectstore``.
 
 from __future__ import annotations
 
+import os
 import re
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
@@ -75,6 +76,13 @@ class AvatarStore(Protocol):
         Raises StoreUnavailable if the store as a whole cannot be used; some may be gone by then.
         """
 
+    def remaining(self, keys: Sequence[str]) -> Mapping[str, int]:
+        """Count what is left of the files, by key; whoever is not named has nothing left.
+
+        Each earlier version counts, and so does what a killed ``put`` has left. Nothing is taken
+        for granted: raises StoreUnavailable if the store cannot be asked about each of them.
+        """
+
     def listing(self) -> Iterator[tuple[str, datetime]]:
         """Yield every key and when it was written (UTC), also what a killed ``put`` left behind.
 
@@ -132,6 +140,16 @@ class FileStore:
             except OSError as exc:
                 failed.update(dict.fromkeys(removed, type(exc).__name__))
         return failed
+
+    def remaining(self, keys: Sequence[str]) -> Mapping[str, int]:
+        self._require_root()
+        left: dict[str, int] = {}
+        with file_errors():
+            for key in filter(is_key, dict.fromkeys(keys)):
+                path = self._path(key)
+                if number := sum(os.path.lexists(one) for one in (path, _part(path))):
+                    left[key] = number
+        return left
 
     def listing(self) -> Iterator[tuple[str, datetime]]:
         self._require_root()
@@ -217,6 +235,14 @@ class S3Store:
                 failed[key] = "VersionsLeft"
         return failed
 
+    def remaining(self, keys: Sequence[str]) -> Mapping[str, int]:
+        left: dict[str, int] = {}
+        for key in filter(is_key, dict.fromkeys(keys)):
+            number = self._count_versions(key)
+            if number:
+                left[key] = number
+        return left
+
     def listing(self) -> Iterator[tuple[str, datetime]]:
         return (entry for entry in self._bucket.listing() if is_key(entry[0]))
 
@@ -289,6 +315,28 @@ class S3Store:
             for entry in [*page.get("Versions", []), *page.get("DeleteMarkers", [])]
             if entry["Key"] == name
         ]
+
+    def _count_versions(self, key: str) -> int:
+        """Count the versions of *key*, markers of deletions left out: they hold nothing.
+
+        Raises StoreUnavailable where versions are kept and may not be listed.
+        """
+        from botocore.exceptions import ClientError
+
+        name = self._bucket.prefix + key
+        with s3_errors():
+            pages = self._bucket.client.get_paginator("list_object_versions").paginate(
+                Bucket=self._bucket.name, Prefix=name
+            )
+            try:
+                return sum(
+                    entry["Key"] == name for page in pages for entry in page.get("Versions", [])
+                )
+            except ClientError as exc:
+                if exc.response["Error"]["Code"] != _DENIED or self._keeps_versions():
+                    raise
+        # Without versions there is one object or none.
+        return sum(found == key for found, _ in self._bucket.listing(key))
 
     def _keeps_versions(self) -> bool:
         from botocore.exceptions import ClientError

@@ -7,6 +7,7 @@ from datetime import timedelta
 from typing import Any
 
 from ..db import rows
+from ..db.catalog import Unmapped
 from ..db.engine import database_now
 from ..monitoring.status import Status
 from ..monitoring.status import read as read_status
@@ -40,14 +41,16 @@ def status(*, as_json: bool) -> None:
     Exit codes: 0 nobody is stuck or unexplained, also while the brake holds
     or purging is paused, which is said; 1 somebody is, a purge has failed
     more than once, something owed has failed or is late by more than ten
-    minutes, a return or hold is late for the ledger, the database is older
-    than its ledger, or it cannot be read; 2 bad usage.
+    minutes, a return or hold is late for the ledger, a table on no data map
+    refers to accounts, the database is older than its ledger, or it cannot
+    be read; 2 bad usage.
     """
     settings = services().settings
     with services().reading() as session:
         now = database_now(session)
         counts = read_status(session, now=now, max_attempts=settings.purge_max_attempts)
         kept_keys, kept_key_ids = rows.kept_keys(session, most=20)
+    unmapped = services().unmapped_tables()
     if not as_json:
         show_lines(_what_stops(counts), err=True)
     say_what_has_no_seal()
@@ -83,12 +86,13 @@ def status(*, as_json: bool) -> None:
         "troubled": list(counts.troubled_ids),
         "kept_keys": kept_keys,
         "kept_key_ids": kept_key_ids,
+        "unmapped_tables": [one.table for one in unmapped],
     }
     if as_json:
         show_json(shown)
     else:
         show_lines(_status_lines({**shown, "reason": counts.brake.reason}))
-    if wrong := list(_wrong(counts)):
+    if wrong := [*_wrong(counts), *_wrong_tables(unmapped)]:
         fail(" ".join(wrong))
 
 
@@ -115,6 +119,17 @@ def _wrong(counts: Status) -> Iterator[str]:
         yield (
             f"{accounts} unexplained: nobody has promised the purge. "
             "`accounts list --state unexplained` names them, `accounts accept` ends it."
+        )
+
+
+def _wrong_tables(unmapped: Sequence[Unmapped]) -> Iterator[str]:
+    """Yield a sentence about the tables that may fail purges, if there are any."""
+    if refer := [one.table for one in unmapped if one.refers]:
+        tables = count(len(refer), "table refers", "tables refer")
+        yield (
+            f"{tables} to accounts and are on no data map, so purges may fail: {', '.join(refer)}."
+            if len(refer) > 1
+            else f"{tables} to accounts and is on no data map, so purges may fail: {refer[0]}."
         )
 
 
@@ -151,6 +166,7 @@ def _status_lines(shown: Mapping[str, Any]) -> Iterator[str]:
             "returns and holds not in the ledger": shown["unkept"] or None,
             "mails delayed": sum(shown["delayed"].values()),
             "mails refused": sum(shown["refused"].values()) or None,
+            "tables on no data map": ", ".join(shown["unmapped_tables"]) or None,
             "kept keys of accounts": _ids(shown["kept_key_ids"], shown["kept_keys"]),
         }
     )

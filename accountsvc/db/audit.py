@@ -81,6 +81,7 @@ ACTIONS = frozenset(
         "purge.resumed",
         "purge.stuck",
         "purge.retried",
+        "residue.found",
         "mail.given_up",
         "vault.rewrapped",
         "clock.moved",

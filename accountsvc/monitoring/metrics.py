@@ -111,10 +111,24 @@ class _Standing(Collector):
         for part, state in parts.items():
             up.add_metric([part], state == OK)
         yield up
+        yield _tables(self._probes)
         if counts is not None:
             yield from _backlog(counts)
             yield from _outbox(counts)
             yield from _sweeps(counts)
+
+
+def _tables(probes: Probes) -> Metric:
+    """Return how many tables are on no map, by what makes them somebody's."""
+    tables = GaugeMetricFamily(
+        "accountsvc_unmapped_tables",
+        "Tables of the database that are on no data map, and refer to accounts or are named so.",
+        labels=["because"],
+    )
+    refer = sum(one.refers for one in probes.unmapped)
+    tables.add_metric(["foreign_key"], refer)
+    tables.add_metric(["column"], len(probes.unmapped) - refer)
+    return tables
 
 
 def _backlog(counts: Status) -> Iterator[Metric]:

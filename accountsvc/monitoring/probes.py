@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as Hanging
 from datetime import timedelta
@@ -22,7 +22,7 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import select
 
 from ..adapters import objectstore
-from ..db import engine, outages, schema
+from ..db import catalog, engine, outages, schema
 from ..purge import clocks
 from ..purge.brake import COMMAND
 from ..services import Services
@@ -40,6 +40,10 @@ LEDGER_GONE = (
     "is empty though it was written: give it its store back, or run `accountsvc ledger rebuild`; "
     "`accountsvc ledger adopt` if a key was replaced"
 )
+UNMAPPED = (
+    "has tables that refer to accounts, are on no data map and may fail purges: {}; "
+    "let each row go with its account (ON DELETE CASCADE), or move them elsewhere"
+)
 LINES_MISSING = "lacks the lines of receipts: run `accountsvc ledger verify`"
 
 # All probes of one request may take so long together. A load balancer waits longer for its answer:
@@ -53,6 +57,9 @@ FAULT_KEPT = timedelta(seconds=1)
 # newest objects and changes with a restore only: asked every few seconds, it would be most of what
 # the object store has to do.
 LEDGER_ANSWER_KEPT = timedelta(seconds=60)
+# The tables of other programs change with an installation, and to list all of them takes a few
+# statements for each schema.
+CATALOG_KEPT = timedelta(minutes=10)
 # A look at the ledger reads the objects of so many receipts besides the newest: with the ten of a
 # worker, a slow store would seem to hang.
 LEDGER_SAMPLED = 3
@@ -150,6 +157,11 @@ class Probes:
         )
         self._vault = Probe(self._ask_vault)
         self._clock = Probe(self._ask_clock)
+        self._catalog = Probe(
+            self._ask_catalog, lifetime=CATALOG_KEPT, fault_lifetime=LEDGER_ANSWER_KEPT
+        )
+        # What the last look at the catalog has found, for people: only some of it is a fault.
+        self.unmapped: Sequence[catalog.Unmapped] = ()
         self._parts = {
             "broker": Probe(self._ask_broker),
             "storage": Probe(services.avatars.check),
@@ -186,6 +198,7 @@ class Probes:
         if needed.get("schema") == OK:
             parts["vault"] = self._vault.read(deadline)
             parts["clock"] = self._clock.read(deadline)
+            parts["catalog"] = self._catalog.read(deadline)
             # The ledger answers three questions: can it be written, is it whole, and is anybody of
             # it back. The last is the worst one, and would be hidden by an ``ok`` of the others.
             if parts["ledger"] == OK:
@@ -260,6 +273,7 @@ class Probes:
             "parts": parts,
             "sweep": sweep,
             "backlog": backlog,
+            "unmapped_tables": [one.table for one in self.unmapped],
         }
 
     def _counts(self) -> Status | None:
@@ -314,6 +328,11 @@ class Probes:
             return f"{differs}, so nothing is purged: set the wrong one right"
         with self._services.reading() as session:
             return None if clocks.stopped_at(session) is None else CLOCK_MOVED
+
+    def _ask_catalog(self) -> str | None:
+        self.unmapped = self._services.unmapped_tables()
+        refer = [one.table for one in self.unmapped if one.refers]
+        return UNMAPPED.format(", ".join(refer)) if refer else None
 
     def _look_at_ledger(self) -> str | None:
         look = self._services.restore.look(sampled=LEDGER_SAMPLED)

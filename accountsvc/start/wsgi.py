@@ -28,6 +28,7 @@ try:
         # The operator's commands go on with wrong keys: most of them open no vault, and some mend
         # this.
         app.extensions["accountsvc"].refuse_wrong_vault_keys()
+        app.extensions["accountsvc"].say_unmapped_tables()
 except ConfigError as exc:
     # A traceback would bury the lines that whoever starts the process needs.
     sys.stderr.write(exc.report)

@@ -466,10 +466,12 @@ class Backlog(Schema):
 class ServiceStatus(Schema):
     """``parts`` are ``ok`` or say what is wrong.
 
-    ``sweep`` and ``backlog`` are null without a database.
+    ``sweep`` and ``backlog`` are null without a database. ``unmapped_tables`` names the tables that
+    are on no data map, and refer to accounts or have a column named like a person's.
     """
 
     status = String(required=True, validate=OneOf(["ok", "degraded"]))
     parts = Dict(required=True, keys=String(), values=String())
     sweep = Nested(SweepStatus, required=True, allow_none=True)
     backlog = Nested(Backlog, required=True, allow_none=True)
+    unmapped_tables = List(String(), required=True)
