@@ -327,11 +327,11 @@ PLACES = (
         None,
         Purge.AGE,
         exported=None,
-        not_exported_because="public ids, times and network addresses of requests",
+        not_exported_because="public ids, routes and times of requests",
         kept_for="as long as whoever runs this service keeps them",
         verified=Verified.STATED,
         keeps_public_id=True,
-        stated="no name, address, e-mail or text of a person is logged",
+        stated="public ids, routes, times and counts; nothing that a person wrote",
         stated_for=For.OPERATOR,
     ),
 )

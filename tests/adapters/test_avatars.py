@@ -594,6 +594,16 @@ def test_every_key_is_listed_with_the_time_of_its_writing(store: AvatarStore) ->
     assert all(before <= at <= after for at in listed.values())
 
 
+def test_of_what_is_deleted_nothing_remains(store: AvatarStore) -> None:
+    gone, stays, never = new_key(), new_key(), new_key()
+    for key in (gone, stays):
+        store.put(key, b"x")
+
+    store.delete_many([gone])
+
+    assert store.remaining([gone, stays, never, "no key"]) == {stays: 1}
+
+
 def test_an_empty_store_lists_nothing(store: AvatarStore) -> None:
     assert list(store.listing()) == []
 
@@ -875,6 +885,50 @@ def test_versions_that_may_not_be_listed_are_named_with_the_missing_permission(
             store.check()
 
     assert failed == {key: "AccessDenied: needs s3:ListBucketVersions"}
+
+
+def test_versions_remain_behind_a_marker(versioned: Bucket) -> None:
+    store, key, other = S3Store(versioned), new_key(), new_key()
+    for data in (b"first", b"second"):
+        store.put(key, data)
+    store.put(other, b"bob's")
+
+    versioned.client.delete_object(Bucket=versioned.name, Key=f"media/{key}")
+
+    assert store.open(key) is None
+    assert store.remaining([key]) == {key: 2}
+
+
+def test_nothing_is_said_of_versions_that_may_not_be_listed(versioned: Bucket) -> None:
+    store, key = S3Store(versioned), new_key()
+    store.put(key, b"x")
+
+    with (
+        on_request(versioned.client, "ListObjectVersions", lambda: DENIED),
+        pytest.raises(StoreUnavailable),
+    ):
+        store.remaining([key])
+
+
+def test_without_versions_nothing_but_the_object_is_asked_for(bucket: Bucket) -> None:
+    store, key = S3Store(bucket), new_key()
+    store.put(key, b"x")
+
+    with on_request(bucket.client, "ListObjectVersions", lambda: DENIED):
+        assert store.remaining([key, new_key()]) == {key: 1}
+
+
+def test_a_draft_of_an_upload_that_was_killed_remains(tmp_path: Path) -> None:
+    store, key = FileStore(tmp_path), new_key()
+    store.put(key, b"x")
+    (tmp_path / key[:2] / f".{key}.part").write_bytes(b"half a picture")
+
+    assert store.remaining([key]) == {key: 2}
+
+
+def test_a_folder_that_is_not_there_is_not_taken_for_an_empty_one(tmp_path: Path) -> None:
+    with pytest.raises(StoreUnavailable):
+        FileStore(tmp_path / "not mounted").remaining([new_key()])
 
 
 def test_a_bucket_whose_versioning_may_not_be_asked_for_passes_the_check(bucket: Bucket) -> None:

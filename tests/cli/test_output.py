@@ -553,6 +553,7 @@ def test_json_of_status_keeps_every_byte(app: APIFlask, run: Run, ann: Person) -
             "troubled": [1],
             "kept_keys": 0,
             "kept_key_ids": [],
+            "unmapped_tables": [],
         }
     )
 
