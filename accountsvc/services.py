@@ -31,7 +31,7 @@ from .outbox import delivery, healing, kept, pacing, queue, recipients
 from .outbox.delivery import Origin
 from .outbox.pacing import Pace
 from .outbox.queue import DeliveryResult
-from .purge import finish, scrub
+from .purge import finish, scrub, verify
 from .purge.at_once import PurgeNow
 from .purge.clocks import Clocks
 from .purge.mending import Mending
@@ -288,7 +288,8 @@ def build_services(
         pace=Pace(derive_key(settings.secret_key, "mail recipient")),
     )
     # Its handler looks into the places of the data map, which is not the outbox's to do.
-    handlers |= {queue.FINISH: finish.Finisher(database, avatars)}
+    look = verify.Verifier(database, avatars, database_now, settings.backup_retention)
+    handlers |= {queue.FINISH: finish.Finisher(database, avatars, look)}
     clocks = Clocks(database)
     if settings.redis_url:
         clocks = replace(clocks, redis_clock=redis_clock(settings.redis_url))

@@ -37,6 +37,8 @@ from .models import (
     VaultKey,
 )
 
+DATABASE_FILE = "database file"
+
 
 class Purge(Enum):
     """The way in which a place is emptied when an account is purged."""
@@ -268,7 +270,7 @@ PLACES = (
         stated="public ids, times and counts only",
     ),
     Place(
-        "database file",
+        DATABASE_FILE,
         None,
         Purge.SCRUB,
         exported=None,
@@ -384,7 +386,7 @@ def gaps(base: type[Base] = Base) -> list[str]:
 
 # What has no table, and so is missed by nothing but this list.
 _WITHOUT_TABLE = (
-    *("avatars", "ledger", "database file", "database pages"),
+    *("avatars", "ledger", DATABASE_FILE, "database pages"),
     *("backups", "redis", "broker", "logs"),
 )
 

@@ -26,6 +26,7 @@ from ..db.proofs import (
     FILES_ABSENT,
     LEDGER_WRITTEN,
     NOT_TOLD,
+    RESIDUE_FOUND,
     SCRUBBED,
     TOLD,
     VERIFIED,
@@ -43,6 +44,9 @@ AGAIN_AFTER = timedelta(minutes=1)
 ADOPTED_WITHIN = timedelta(days=7)
 ADOPTED_AFTER = timedelta(minutes=1)
 ADOPT_EVERY = timedelta(minutes=10)
+
+# With this error a purge of which something was left is owed until nothing is found.
+RESIDUE = "ResidueFound"
 
 # Is called with the effects of purges that are completed, and with the time; says what becomes of
 # these effects. It is outside any transaction.
@@ -84,6 +88,9 @@ class Finisher:
                 outcome.failed[effect.uid] = error
             elif effect.subject is None or effect.subject in completed:
                 finished.append(effect)
+            elif standing.has(effect.subject, RESIDUE_FOUND):
+                # It waits for another scrub, and is an alarm until nothing is found.
+                outcome.failed[effect.uid] = RESIDUE
             else:
                 outcome.later[effect.uid] = now + AGAIN_AFTER
         if finished:

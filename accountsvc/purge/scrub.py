@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+from collections.abc import Mapping
+from datetime import datetime, timedelta
 
 import structlog
-from sqlalchemy import ColumnElement, Engine, exists, func, select, update
-from sqlalchemy.orm import aliased
+from sqlalchemy import ColumnElement, exists, func, select, update
+from sqlalchemy.orm import Session, aliased
 
-from ..db import facts
+from ..db import audit, datamap, facts, vacuum
+from ..db.audit import SYSTEM_ACTOR
 from ..db.engine import Clock, Database
-from ..db.models import Effect
+from ..db.models import AuditEvent, Effect
 from ..db.proofs import NOT_TOLD, SCRUBBED, TOLD, ReceiptFact
 from ..db.rows import change, chunks
 from ..outbox import queue
@@ -23,10 +25,11 @@ def scrub(database: Database, clock: Clock, *, at_most_every: timedelta | None) 
     """Make freed pages of the SQLite file unreadable, and write of which purges that is true.
 
     ``VACUUM`` rewrites the file, the checkpoint empties the write-ahead log; ``secure_delete``
-    alone leaves remnants. Returns True when nothing remains to be scrubbed. False means: another
-    connection was in the way, or the last scrub is younger than *at_most_every*; the next call
-    tries again. On PostgreSQL there is nothing to do here (``docs/operations.md`` says what vacuum,
-    WAL and backups still hold).
+    alone leaves remnants. Then every byte of the file is looked at that is no row's; the facts say
+    so, or why not. Returns True when nothing remains to be scrubbed. False means: another
+    connection was in the way, bytes are left in the file, which is an alarm, or the last scrub is
+    younger than *at_most_every*; the next call tries again. On PostgreSQL there is nothing to do
+    here (``docs/operations.md`` says what vacuum, WAL and backups still hold).
     """
     if database.engine.dialect.name != "sqlite":
         return True
@@ -43,12 +46,20 @@ def scrub(database: Database, clock: Clock, *, at_most_every: timedelta | None) 
             .order_by(ReceiptFact.id.desc())
             .limit(1)
         )
+        left_at = _left_at(session, now)
     if not coverable:
         return not waiting
-    if at_most_every is not None and last is not None and now - last < at_most_every:
+    lately = max((at for at in (last, left_at) if at is not None), default=None)
+    if at_most_every is not None and lately is not None and now - lately < at_most_every:
         return False
-    if not _vacuum(database.engine):
+    rewritten = vacuum.rewrite(database.engine)
+    if rewritten is None:
         return False
+    if rewritten.found:
+        _say_what_is_left(database, clock, rewritten.found)
+        return False
+    if rewritten.unseen:
+        log.warning("the database file was not looked at", why=rewritten.unseen)
     with database.writing() as session:
         now = clock(session)
         for chunk in chunks(list(coverable)):
@@ -57,6 +68,7 @@ def scrub(database: Database, clock: Clock, *, at_most_every: timedelta | None) 
                 SCRUBBED,
                 [subject for one in chunk if (subject := coverable[one])],
                 now=now,
+                details={"looked": not rewritten.unseen},
             )
             # Nothing else is waited for: the purge is completed by the next delivery.
             scrubbed = func.json_set(Effect.payload, "$.scrubbed", func.json("true"))
@@ -80,19 +92,27 @@ def _is_coverable() -> ColumnElement[bool]:
     return waits_for_a_scrub() & ~is_owed & was_told
 
 
-def _vacuum(engine: Engine) -> bool:
-    """Rewrite the file and empty its log; False if another connection was in the way."""
-    connection = engine.raw_connection()
-    try:
-        cursor = connection.cursor()
-        cursor.execute("PRAGMA query_only = OFF")
-        try:
-            cursor.execute("VACUUM")
-            cursor.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-            busy = (cursor.fetchone() or (1,))[0]
-        except engine.dialect.loaded_dbapi.OperationalError as exc:
-            log.info("scrub postponed", error=type(exc).__name__)
-            return False
-        return not busy
-    finally:
-        connection.close()
+def _left_at(session: Session, now: datetime) -> datetime | None:
+    """Return when bytes were found in the file last."""
+    return session.scalar(
+        select(AuditEvent.at)
+        .where(
+            AuditEvent.action == "residue.found", AuditEvent.subject.is_(None), AuditEvent.at <= now
+        )
+        .order_by(AuditEvent.id.desc())
+        .limit(1)
+    )
+
+
+def _say_what_is_left(database: Database, clock: Clock, found: Mapping[str, int]) -> None:
+    with database.writing() as session:
+        audit.record(
+            session,
+            "residue.found",
+            subject=None,
+            by=SYSTEM_ACTOR,
+            now=clock(session),
+            place=datamap.DATABASE_FILE,
+            count=sum(found.values()),
+        )
+    log.error("bytes are left in the database file", places=dict(found))

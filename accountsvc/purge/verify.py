@@ -30,6 +30,7 @@ from ..db.text import rfc3339
 from ..outbox import kept, queue
 from ..outbox.payloads import FileDeletion, Finish
 from ..outbox.queue import Outcome, Owed
+from .finish import RESIDUE
 
 log = structlog.get_logger(__name__)
 
@@ -38,9 +39,6 @@ UNKNOWN = "the number is not known"
 
 # The same residue is written down once in so long, however often it is tried to get rid of it.
 SAID_AGAIN_AFTER = timedelta(days=1)
-
-# With this error the effect stays owed that ends with the verification.
-RESIDUE_FOUND = "ResidueFound"
 
 # What is owed of these kinds is the work that ends with the verification, and no residue.
 _NO_RESIDUE = (queue.FINISH, queue.DELETE_FILE)
@@ -81,7 +79,7 @@ Residues = Mapping[uuid.UUID, Sequence[Residue]]
 
 
 @dataclass(frozen=True)
-class Verification:
+class Verifier:
     """The look behind the completion of purges, for their ``purge.finish``, in one process.
 
     Called with these effects it is done with those of whom nothing is left; the others fail, and
@@ -98,7 +96,7 @@ class Verification:
         residues = self.look(purged)
         self.erase_again(purged, residues)
         return Outcome(
-            failed={effect.uid: RESIDUE_FOUND for effect in effects if effect.subject in residues},
+            failed={effect.uid: RESIDUE for effect in effects if effect.subject in residues},
             settled=self._write_verified,
         )
 
@@ -164,7 +162,7 @@ class Verification:
         """Return until when *place* may hold something; None if it holds nothing of anybody."""
         kept_for = place.stated_for
         if kept_for is For.OPERATOR:
-            return kept_for.value
+            return str(kept_for.value)
         if place.verified is Verified.STATED and kept_for is None:
             return None
         if not isinstance(kept_for, timedelta):
