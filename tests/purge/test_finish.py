@@ -97,9 +97,10 @@ def test_what_becomes_true_is_written_in_its_order_and_completed_comes_last(
     # The ledger is written by the sweep itself.
     assert seen[0] == ["ledger_written"]
     assert seen[1] == gone
-    assert seen[2] == (gone if is_sqlite else [*gone, "completed"])
-    assert seen[3] == ([*gone, "scrubbed"] if is_sqlite else [*gone, "completed"])
-    assert facts_of(services, ann.public_id) == [*seen[3][: 4 if is_sqlite else 3], "completed"]
+    ended = ["completed", "verified"]
+    assert seen[2] == (gone if is_sqlite else [*gone, *ended])
+    assert seen[3] == ([*gone, "scrubbed"] if is_sqlite else [*gone, *ended])
+    assert facts_of(services, ann.public_id) == [*seen[3][: 4 if is_sqlite else 3], *ended]
     assert effects(services) == []
     assert standing(services) == (0, set())
     assert belongings(services, bob) == before
@@ -122,7 +123,7 @@ def test_a_purge_waits_for_its_file_and_is_not_owed_itself(
     services.scrub(at_most_every=None)
     deliver_after(services, DAY + MINUTE)
 
-    assert facts_of(services, ann.public_id)[-1] == "completed"
+    assert facts_of(services, ann.public_id)[-2:] == ["completed", "verified"]
     assert standing(services, DAY + MINUTE) == (0, set())
     assert belongings(services, bob) == before
 
@@ -166,7 +167,7 @@ def test_who_was_not_told_has_the_reason_and_the_purge_is_completed_all_the_same
     with services.reading() as session:
         found = facts.of(session, [ann.public_id])[ann.public_id]
         assert found["not_told"].details == {"why": why}
-    assert facts_of(services, ann.public_id)[-1] == "completed"
+    assert facts_of(services, ann.public_id)[-2:] == ["completed", "verified"]
     assert belongings(services, bob) == before
 
 
@@ -219,7 +220,7 @@ def test_a_purge_of_the_release_before_is_found_and_finished(
     deliver_after(services, 3 * MINUTE)
     services.scrub(at_most_every=None)
     deliver_after(services, 4 * MINUTE)
-    assert facts_of(services, ann.public_id)[-1] == "completed"
+    assert facts_of(services, ann.public_id)[-2:] == ["completed", "verified"]
     assert in_a_while(5 * MINUTE) == 0
     assert belongings(services, bob) == before
 
@@ -246,7 +247,9 @@ def test_who_is_erased_again_keeps_the_first_receipt_and_that_is_a_fact(
     # then
     told = ["ledger_written", "files_absent", "told"]
     scrubbed = ["scrubbed"] if services.settings.is_sqlite else []
-    assert facts_of(services, ann.public_id) == [*told, *scrubbed, "completed", "erased_again"]
+    ended = ["completed", "verified"]
+    again = ["erased_again", "verified"]
+    assert facts_of(services, ann.public_id) == [*told, *scrubbed, *ended, *again]
     (kept,) = rows_of(services, Receipt)
     assert kept.purged_at == receipt.purged_at
     assert effects(services) == []
