@@ -110,7 +110,18 @@ def _lines(shown: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _details(details: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name.replace('_', ' ')}: {value}" for name, value in details.items())
+    return ", ".join(f"{name.replace('_', ' ')}: {_plain(what)}" for name, what in details.items())
+
+
+def _plain(what: object) -> str:
+    """Return a detail as a person reads it: of places that are stated also until when."""
+    if isinstance(what, Mapping):
+        return ", ".join(f"{name} until {until}" if until else name for name, until in what.items())
+    if isinstance(what, list):
+        return ", ".join(map(str, what))
+    if isinstance(what, bool):
+        return "yes" if what else "no"
+    return str(what)
 
 
 # Every fact has its words; one without would end the command with an error.

@@ -140,7 +140,11 @@ def test_purge_scrubs_the_embedded_database_at_once(sqlite_url: str, tmp_path: P
     result = app.test_cli_runner().invoke(args=["accounts", "purge", ann.email, "--yes"])
 
     assert result.exit_code == 0, result.output
-    assert facts_of(services_of(app), ann.public_id)[-2:] == ["scrubbed", "completed"]
+    assert facts_of(services_of(app), ann.public_id)[-3:] == [
+        "scrubbed",
+        "completed",
+        "verified",
+    ]
     for path in tmp_path.glob("*.db*"):
         assert b"annabella" not in path.read_bytes(), path
     assert belongings(services_of(app), bob) == before

@@ -57,9 +57,13 @@ def test_a_completed_purge_has_nothing_to_come_and_names_nobody(
     shown = run("accounts", "receipt", str(ann.public_id), "--json")
 
     document = json.loads(shown.stdout)
-    assert document["facts"][-1]["fact"] == "completed"
+    assert [one["fact"] for one in document["facts"][-2:]] == ["completed", "verified"]
     assert (document["to_come"], document["owed"]) == ([], [])
     assert "ann" not in shown.stdout
+    text = run("accounts", "receipt", str(ann.public_id)).stdout
+    assert "places: saved_passwords, vault_keys, " in text
+    assert "mail_paces until 2" in text
+    assert not set("{}[]'") & set(text)
     assert everything(services_of(app)) == before
 
 
