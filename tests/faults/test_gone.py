@@ -27,8 +27,10 @@ from accountsvc.db.proofs import (
     FILES_ABSENT,
     LEDGER_WRITTEN,
     NOT_TOLD,
+    RESIDUE_FOUND,
     SCRUBBED,
     TOLD,
+    VERIFIED,
 )
 from accountsvc.monitoring import status
 from accountsvc.outbox import queue
@@ -205,10 +207,13 @@ class Place:
                 wanted = {FILES_ABSENT, LEDGER_WRITTEN, COMPLETED}
                 if self.services.settings.is_sqlite:
                     wanted.add(SCRUBBED)
-                if not (
-                    told and wanted <= known.keys() and max(known.values()) == known[COMPLETED]
-                ):
+                before = max(number for fact, number in known.items() if fact != VERIFIED)
+                if not (told and wanted <= known.keys() and before == known[COMPLETED]):
                     found.append(f"completed with {sorted(known)}")
+            if VERIFIED in known and not 0 < known.get(COMPLETED, 0) < known[VERIFIED]:
+                found.append("verified before it was completed")
+            if RESIDUE_FOUND in known:
+                found.append("something is left")
         if counts is not None:
             if not counts.owes_what_is_late:
                 found.append("something fails, and nothing is late")
@@ -289,4 +294,4 @@ def test_nobody_hears_gone_before_it_is_gone_whatever_is_dead_and_wherever_a_pro
     record_property("samples", place.samples)
     assert violations == []
     assert place.samples > 10 * RUNS
-    assert place.seen >= {FILES_ABSENT, LEDGER_WRITTEN, TOLD, COMPLETED}
+    assert place.seen >= {FILES_ABSENT, LEDGER_WRITTEN, TOLD, COMPLETED, VERIFIED}
