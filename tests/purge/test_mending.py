@@ -14,7 +14,7 @@ from click.testing import Result
 from sqlalchemy import select, update
 
 from accountsvc.adapters.ledger import Ledger, object_name
-from accountsvc.adapters.ledgerseal import Flaw, Opened, encode
+from accountsvc.adapters.ledgerseal import Flaw, Opened, encode, sealed
 from accountsvc.db.models import Effect, Receipt
 from accountsvc.errors import StoreUnavailable
 from accountsvc.outbox import queue
@@ -266,7 +266,7 @@ def test_an_earlier_object_put_back_under_its_name_is_noticed(
     assert isinstance(opened, Opened)
     body = encode([{"public_id": str(ann.public_id)}])
     seal = services.ledger.keys.sign(opened.link.name, body, opened.mark)
-    path.write_bytes(body + encode([{"kind": "x", "seal": seal}]))
+    path.write_bytes(sealed(body, seal))
 
     (found,) = services.restore.verify().untrusted
     rebuilt = run("ledger", "rebuild", "--yes")
