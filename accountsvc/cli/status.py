@@ -41,8 +41,8 @@ def status(*, as_json: bool) -> None:
     or purging is paused, which is said; 1 somebody is, a purge has failed
     more than once, something owed has failed or is late by more than ten
     minutes, a return or hold is late for the ledger, more files are
-    nobody's than accounts show, the canary failed, the database is older than its ledger, or it
-    cannot be read; 2 bad usage.
+    nobody's than accounts show, the canary failed, the database is older
+    than its ledger, or it cannot be read; 2 bad usage.
     """
     settings = services().settings
     with services().reading() as session:
