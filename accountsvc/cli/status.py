@@ -43,7 +43,8 @@ def status(*, as_json: bool) -> None:
     more than once, something owed has failed or is late by more than ten
     minutes, a return or hold is late for the ledger, a table on no data map
     refers to accounts, more files are nobody's than accounts show, the
-    canary failed, the database is older than its ledger, or it cannot be
+    canary failed, the database is older
+    than its ledger, or it cannot be
     read; 2 bad usage.
     """
     settings = services().settings

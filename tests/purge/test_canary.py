@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from redis import Redis
 
 from accountsvc.accounts import profiles
 from accountsvc.adapters.avatarstore import new_key
@@ -231,6 +232,27 @@ def test_a_residue_is_an_alarm_and_named_by_its_place_alone(services: Services) 
     with services.reading() as session:
         assert canary.standing(session).problem(NOW) == f"failed at the step search, in {places}"
     assert belongings(services, bystander) == before
+
+
+@pytest.mark.parametrize("kind", ["name", "string", "list", "hash", "set", "zset"])
+def test_words_in_redis_are_found_whatever_holds_them(redis_url: str, kind: str) -> None:
+    word, key = uuid.uuid4().hex, f"canary-test-{uuid.uuid4().hex[:8]}"
+    with Redis.from_url(redis_url) as redis:
+        assert not residues._in_redis(redis_url, [word])
+        name = f"{key}-{word.upper()}" if kind == "name" else key
+        {
+            "name": lambda: redis.set(name, "x"),
+            "string": lambda: redis.set(name, f"a {word}"),
+            "list": lambda: redis.rpush(name, "x", f"a {word}"),
+            "hash": lambda: redis.hset(name, "field", word),
+            "set": lambda: redis.sadd(name, word),
+            "zset": lambda: redis.zadd(name, {word: 1}),
+        }[kind]()
+
+        found = residues._in_redis(redis_url, [word])
+        redis.delete(name)
+
+    assert found
 
 
 def test_bytes_that_a_scrub_has_left_in_the_sqlite_file_are_found(sqlite: Services) -> None:
