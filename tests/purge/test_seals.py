@@ -18,7 +18,7 @@ from accountsvc.db.models import AuditEvent, Receipt, ReceiptFact, Seal
 from accountsvc.purge import seals
 from accountsvc.purge.sealer import Sealed, Sealer
 from accountsvc.services import Services
-from tests.support.factories import insert_accounts, run_sql
+from tests.support.factories import insert_accounts
 from tests.support.moments import BOUNDARY, NOW, at
 from tests.support.sweeps import sweep
 
