@@ -262,6 +262,7 @@ PLACES = (
         exported=None,
         not_exported_because="about a person who was made up",
         kept_for="for good: one row, without names and addresses",
+        keeps_public_id=True,
     ),
     Place(
         "purge_brake",

@@ -38,7 +38,7 @@ from ..db.audit import SYSTEM_ACTOR, Actor
 from ..db.canaries import FAILED, PASSED, Canary
 from ..db.engine import database_now
 from ..db.models import OWNER, Account, AuditEvent, Effect
-from ..db.proofs import COMPLETED
+from ..db.proofs import RESIDUE_FOUND, VERIFIED
 from ..outbox import notices, queue
 from ..outbox.recording import is_anything_left
 from ..purge.aftermath import Aftermath
@@ -418,9 +418,10 @@ class _Life:
         while True:
             aftermath.finish([self.public_id], PATIENCE)
             with self.services.reading() as session:
-                if COMPLETED in facts.of(session, [self.public_id])[self.public_id]:
-                    return
-            if time.monotonic() >= stop_at:
+                true = facts.of(session, [self.public_id])[self.public_id]
+            if VERIFIED in true and RESIDUE_FOUND not in true:
+                return
+            if RESIDUE_FOUND in true or time.monotonic() >= stop_at:
                 raise Amiss
             time.sleep(0.2)
 

@@ -1,4 +1,4 @@
-"""What became of every request for deletion of a period, by numbers alone.
+"""What became of every request for deletion of a period, by numbers alone; canaries are left out.
 
 A request is an event that begins a promise. What became of it is told by the events behind it, by
 receipt and facts, and by the account's row while that is there.
@@ -17,6 +17,7 @@ from sqlalchemy import Select, or_, select
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from ..db import generations, rules
+from ..db.canaries import is_of_canary
 from ..db.models import OWNER, Account, AuditEvent, ClockReading, LegalHold, PurgeFailure, Receipt
 from ..db.proofs import NOT_TOLD, RESIDUE_FOUND, VERIFIED, ReceiptFact
 from ..db.rows import CHUNK
@@ -235,14 +236,16 @@ def events_of(
     # read and sort all that ever happened for each page.
     is_one_of = (AuditEvent.action + "").in_(actions)
     query = select(AuditEvent).where(in_period, is_one_of)
-    query = query.where(AuditEvent.subject.is_not(None))
+    query = query.where(AuditEvent.subject.is_not(None), ~is_of_canary(AuditEvent.subject))
     yield from _pages(session, query, AuditEvent.at, AuditEvent.id)
 
 
 def receipts_of(session: Session, period: Period) -> Iterator[Sequence[Receipt]]:
     """Yield the receipts of those who were purged in *period*, a page at a time."""
     query = select(Receipt).where(
-        Receipt.purged_at >= period.since, Receipt.purged_at < period.until
+        Receipt.purged_at >= period.since,
+        Receipt.purged_at < period.until,
+        ~is_of_canary(Receipt.public_id),
     )
     yield from _pages(session, query, Receipt.purged_at, Receipt.public_id)
 

@@ -12,11 +12,12 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, time, timedelta
 
-from sqlalchemy import Select, exists, func, select
+from sqlalchemy import Select, exists, func, or_, select
 from sqlalchemy.orm import Session
 
 from ..adapters.ledger import Ledger
 from ..adapters.ledgerseal import Opened
+from ..db.canaries import FAILED, PASSED, is_canary, is_of_canary
 from ..db.engine import Database, database_now
 from ..db.models import AuditEvent, Generation, Receipt, Seal
 from ..db.proofs import LEDGER_WRITTEN, ReceiptFact
@@ -209,8 +210,9 @@ class Evidence:
         for one in self.ledger.of_day(day.since.date()):
             for line in one.receipts if isinstance(one, Opened) else []:
                 purged_at = datetime.fromisoformat(str(line["purged_at"]))
-                if day.since <= purged_at < day.until:
-                    found[uuid.UUID(line["public_id"])] = purged_at
+                number = uuid.UUID(line["public_id"])
+                if day.since <= purged_at < day.until and not is_canary(number):
+                    found[number] = purged_at
         return found
 
     def _note_missing(
@@ -251,7 +253,12 @@ def _count_events(session: Session, found: Reconciliation) -> None:
     period = found.period
     counted = (
         select(AuditEvent.action, func.count(), func.max(AuditEvent.id))
-        .where(AuditEvent.at >= period.since, AuditEvent.at < period.until)
+        .where(
+            AuditEvent.at >= period.since,
+            AuditEvent.at < period.until,
+            AuditEvent.action.not_in([PASSED, FAILED]),
+            or_(AuditEvent.subject.is_(None), ~is_of_canary(AuditEvent.subject)),
+        )
         .group_by(AuditEvent.action)
         .order_by(AuditEvent.action)
     )

@@ -25,10 +25,11 @@ from accountsvc.monitoring.canary import LONGEST_RUN, PASSED_LATE, Outcome, Stan
 from accountsvc.outbox import notices, queue
 from accountsvc.outbox.payloads import AddressedMail
 from accountsvc.purge import brake, stops
+from accountsvc.purge.evidence import Period, Request
 from accountsvc.services import Services
 from tests.support.factories import insert_account, make_account, make_person, run_sql
 from tests.support.loglines import lines_of
-from tests.support.moments import BOUNDARY, NOW, now
+from tests.support.moments import BOUNDARY, GRACE, NOW, now
 from tests.support.processes import Crash
 from tests.support.state import belongings, events, files, rows_of
 
@@ -374,6 +375,10 @@ def test_a_canary_counts_for_nothing_that_people_count_for(services: Services) -
         later = now(services) + timedelta(hours=12)
         assert brake._largest_hour(session, later) == 0
     assert all(not row.purged and not row.reserved for row in rows_of(services, brake.PurgeBrake))
+    moment, requests = now(services), list[Request]()
+    evidence = services.evidence.gather(Period(moment - GRACE, moment), requests.append)
+    assert (requests, evidence.receipts, evidence.ledger_lines) == ([], 0, 0)
+    assert (evidence.unexplained, set(evidence.events)) == ([], {"account.created"})
 
 
 def read(services: Services) -> status.Status:
