@@ -272,10 +272,12 @@ def finish(
     dry_run: bool = False,
     also: Mapping[str, object] | None = None,
     waiting: Sequence[PlannedPurge] = (),
+    files_may_wait: bool = False,
 ) -> None:
     """Report a purge or its dry run; exit with code 1 if somebody or something is not gone.
 
-    A mail and a scrub that are still to come are said, and leave the code at 0.
+    A mail and a scrub that are still to come are said, and leave the code at 0; with
+    *files_may_wait* so do files that wait until purging goes on.
 
     The JSON document has the members of *also* besides. A dry run shows on stderr the first of
     those who are *waiting* for the brake, too.
@@ -308,7 +310,7 @@ def finish(
     for account_id, kept in report.kept.items():
         if kept.obstacle is not Obstacle.BRAKED:
             click.echo(f"{left}: account {account_id}. {_why(kept)}", err=True)
-    if not report.is_done:
+    if not report.is_done or (report.paused and not files_may_wait):
         sys.exit(1)
 
 
