@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Any, cast
 
 from apiflask import APIBlueprint, APIFlask
@@ -91,10 +92,11 @@ def readyz() -> Response:
 def statusz() -> Response:
     """Say how everything stands; always 200, for people and dashboards"""
     status = _probes().describe()
-    sweep = status["sweep"]
-    if sweep is not None:
-        for name in ("last_at", "paused_at", "clock_moved_at", "braked_at"):
-            sweep[name] = None if sweep[name] is None else rfc3339(sweep[name])
+    for part in (status["sweep"], status["backlog"]):
+        moments = {} if part is None else part
+        for name, value in moments.items():
+            if isinstance(value, datetime):
+                moments[name] = rfc3339(value)
     return json_response(status)
 
 

@@ -19,6 +19,7 @@ import json
 import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 
 _TABLE_LEAF, _TABLE_INNER, _INDEX_LEAF, _INDEX_INNER = 13, 5, 10, 2
@@ -202,7 +203,10 @@ class _File:
             trunk = _number(page, 0, 4)
 
     def _look_at_the_rest(self) -> None:
-        """Look at pages that are in no tree and in no list, behind the last one, and in the log."""
+        """Look at pages that are in no tree and in no list, behind the last one, and for a journal.
+
+        The write-ahead log was emptied before, and others may have written into it since.
+        """
         at = self._seen.find(0, 1)
         while at != -1:
             if at != _LOCK_BYTE // self._size + 1:
@@ -210,13 +214,9 @@ class _File:
             at = self._seen.find(0, at + 1)
         if os.fstat(self._handle).st_size > self._count * self._size:
             self._result.note("behind the last page")
-        for name in ("wal", "journal"):
-            try:
-                size = os.stat(f"{self._path}-{name}").st_size
-            except FileNotFoundError:
-                continue
-            if size:
-                self._result.note(name)
+        with suppress(FileNotFoundError):
+            if os.stat(f"{self._path}-journal").st_size:
+                self._result.note("journal")
 
     def _judge(self, where: str, rest: bytes, *, inner_table: bool = False) -> None:
         """Note *rest* unless it is zero, or nothing but numbers of SQLite's own."""

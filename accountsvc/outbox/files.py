@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import datetime
 
+import structlog
 from sqlalchemy import select
 
 from ..adapters.avatarstore import AvatarStore
@@ -13,6 +14,11 @@ from ..db.models import Account
 from . import moments, queue
 from .payloads import FileDeletion
 from .queue import Outcome, Owed
+
+log = structlog.get_logger(__name__)
+
+# So many files are named in the line of the log about those that cannot be deleted.
+_NAMED = 5
 
 
 def remover(database: Database, avatars: AvatarStore) -> queue.Handler:
@@ -31,6 +37,10 @@ def remover(database: Database, avatars: AvatarStore) -> queue.Handler:
                 session.scalars(select(Account.avatar_key).where(Account.avatar_key.in_(by_key)))
             )
         failed = avatars.delete_many([key for key in by_key if key not in shown])
+        if failed:
+            # Nobody would find the one file of a million that stands in the way otherwise.
+            keys = sorted(failed)[:_NAMED]
+            log.warning("files cannot be deleted", count=len(failed), keys=keys)
         return Outcome(
             failed={by_key[key].uid: error for key, error in failed.items()},
             given_up={by_key[key].uid for key in shown if key is not None},

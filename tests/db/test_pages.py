@@ -6,6 +6,7 @@ import random
 import shutil
 import sqlite3
 import struct
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -138,12 +139,11 @@ def roots_of(path: Path, count: int) -> list[int]:
         return [1, *(r for (r,) in connection.execute("SELECT rootpage FROM sqlite_master"))]
 
 
-@pytest.mark.parametrize("log", ["wal", "journal"])
-def test_a_log_that_is_not_empty_is_found(path: Path, log: str) -> None:
+def test_a_journal_that_is_not_empty_is_found(path: Path) -> None:
     roots = roots_of(path, len(path.read_bytes()) // PAGE)
-    path.with_name(f"file.db-{log}").write_bytes(PERSONAL)
+    path.with_name("file.db-journal").write_bytes(PERSONAL)
 
-    assert pages.look(str(path), roots).found == {log: 1}
+    assert pages.look(str(path), roots).found == {"journal": 1}
 
 
 def test_what_lies_behind_the_last_page_is_found(path: Path) -> None:
@@ -214,6 +214,30 @@ def test_who_writes_all_the_time_puts_the_rewrite_off(
     writes_behind(sqlite, monkeypatch, most=99)
 
     assert vacuum.rewrite(sqlite.database.engine) is None
+
+
+def test_who_writes_during_the_look_leaves_no_residue(sqlite: Services) -> None:
+    insert_accounts(sqlite, numbered("stays", 50), passwords=1)
+    other, is_over = make_engine(sqlite.settings.database_url), threading.Event()
+
+    def write() -> None:
+        number = 0
+        while not is_over.wait(0.02):
+            number += 1
+            with other.connect() as connection:
+                connection.exec_driver_sql("PRAGMA query_only = OFF")
+                connection.exec_driver_sql(f"UPDATE accounts SET first_name = 'Ann {number}'")
+                connection.commit()
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    looks = [vacuum.rewrite(sqlite.database.engine) for _ in range(4)]
+    is_over.set()
+    writer.join()
+    other.dispose()
+
+    assert [dict(one.found) for one in looks if one is not None and one.found] == []
+    assert vacuum.rewrite(sqlite.database.engine) == vacuum.Rewritten()
 
 
 def writes_behind(
