@@ -221,8 +221,7 @@ class Settings:
         "90d",
         "How long backups are kept: as long does the ledger have returns and holds.",
     )
-    # Whoever was deleted can bring a claim for about as long. What is older proves nothing that the
-    # receipts do not.
+    # Whoever was deleted can bring a claim for about as long; receipts prove what is older.
     audit_retention: timedelta = _setting(
         "AUDIT_RETENTION",
         "2192d",

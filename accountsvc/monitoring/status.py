@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import partial
 
 from sqlalchemy import ColumnElement, func, select
 from sqlalchemy.orm import Session
@@ -119,6 +120,13 @@ def count_braked(session: Session, *, now: datetime, max_attempts: int) -> int:
     return claim.count_due(session, now, max_attempts)
 
 
+def _count_people(session: Session, *conditions: ColumnElement[bool]) -> int:
+    # A canary lives for seconds, and is nobody.
+    is_person = ~is_of_canary(Account.public_id)
+    people = select(func.count()).select_from(Account).where(is_person, *conditions)
+    return session.scalar(people) or 0
+
+
 def read(
     session: Session,
     *,
@@ -131,13 +139,7 @@ def read(
 
     At most *most_ids* troubled accounts are named; active ones are counted with *count_active*.
     """
-
-    def count(*conditions: ColumnElement[bool]) -> int:
-        # A canary lives for seconds, and is nobody.
-        is_person = ~is_of_canary(Account.public_id)
-        people = select(func.count()).select_from(Account).where(is_person, *conditions)
-        return session.scalar(people) or 0
-
+    count = partial(_count_people, session)
     tail = seals.tail(session)
     is_due, held = rules.is_due(now), rules.has_open_hold()
     failed, explained = rules.has_failed(), rules.is_explained()

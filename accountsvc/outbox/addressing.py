@@ -1,7 +1,7 @@
-"""The mails about another address: to whom each goes, and with what its template is filled.
+"""The mails about an address that is not the account's: where each goes, and what is in it.
 
-Each function decides by the account's row at delivery. None means that nobody is told: the mail
-would say what is not so.
+Each function about another address decides by the account's row at delivery. None means that nobody
+is told: the mail would say what is not so.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 
 from ..db.models import PENDING_FOR, Account
 from ..tokens import Tokens, asked_at
-from .payloads import PendingMail
+from .payloads import PendingMail, PurgedMail
 from .queue import Owed
 
 # A recipient, and the values for the template.
@@ -45,6 +45,16 @@ def asked(
         return account.email, {"link": None}
     link = f"{url}/cancel-email/{tokens.cancel_email(account, now=now)}"
     return account.email, {"link": link, "until": _end(account)}
+
+
+def purged(effect: Owed, *, url: str) -> dict[str, Any]:
+    """Return the values for the last mail, whose account is gone."""
+    until = PurgedMail.read(effect.payload).until
+    return {
+        "receipt": effect.subject,
+        "receipt_page": f"{url}/receipts/{effect.subject}/",
+        "until": until and datetime.fromisoformat(until),
+    }
 
 
 def _end(account: Account) -> datetime:

@@ -280,12 +280,7 @@ class _Mails:
         it would tell people something that is not so.
         """
         if effect.kind == PURGED:
-            until = AddressedMail.read(effect.payload).until
-            context = {
-                "receipt": effect.subject,
-                "receipt_page": f"{self.origin.public_url}/receipts/{effect.subject}/",
-                "until": until and datetime.fromisoformat(until),
-            }
+            context = addressing.purged(effect, url=self.origin.public_url)
             return _to_address(effect, context, end=effect.expires_at)
         if effect.kind not in DECISIONS:
             raise LookupError(f"no decision about {effect.kind}")

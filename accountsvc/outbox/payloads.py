@@ -98,13 +98,21 @@ class Finish(Payload):
 class AddressedMail(Payload):
     """A mail to an address that no account has at delivery: of *purged* and *address changed*.
 
-    *lane* is that of ``pacing.lane``, by how long the account has had the address. *ledger* is the
-    ``uid`` of the ledger lines behind which *purged* is sent, in 32 hexadecimal digits. *until* is
-    the time (RFC 3339) from which no backup that is older than the purge is kept.
+    *lane* is that of ``pacing.lane``, by how long the account has had the address.
     """
 
     address: str
     lane: int = 0
+
+
+@dataclass(frozen=True)
+class PurgedMail(AddressedMail):
+    """The last mail. It is sent behind the ledger lines of the effect with the uid *ledger*.
+
+    That is in 32 hexadecimal digits. *until* is the time (RFC 3339) from which no backup that is
+    older than the purge is kept. A row of the release before has neither.
+    """
+
     ledger: str | None = None
     until: str | None = None
 

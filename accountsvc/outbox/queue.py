@@ -36,7 +36,7 @@ from ..db.engine import Clock, Database
 from ..db.models import Effect
 from ..db.rows import change
 from ..errors import Unavailable
-from .payloads import AddressedMail, FileDeletion, Payload
+from .payloads import FileDeletion, Payload, PurgedMail
 
 log = structlog.get_logger(__name__)
 
@@ -221,7 +221,7 @@ def comes_later() -> ColumnElement[bool]:
     """
     first = aliased(Effect)
     file = (first.subject == Effect.subject) & (first.kind == DELETE_FILE)
-    ledger = first.uid == AddressedMail.ledger_of(Effect.payload)
+    ledger = first.uid == PurgedMail.ledger_of(Effect.payload)
     owed = [exists().where(one).correlate(Effect) for one in (file, ledger)]
     return (Effect.kind == PURGED) & or_(*owed)
 

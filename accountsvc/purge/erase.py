@@ -22,7 +22,7 @@ from ..db.models import Account, AuditEvent, Effect, LegalHold, Receipt
 from ..db.proofs import ERASED_AGAIN
 from ..db.text import rfc3339
 from ..outbox import kept, notices, pacing, queue, recipients
-from ..outbox.payloads import AddressedMail, FileDeletion, Finish, LedgerLines
+from ..outbox.payloads import FileDeletion, Finish, LedgerLines, PurgedMail
 from .claim import PlannedPurge
 
 # Effects that the purge itself owes. They stay in the outbox until they are done: dropped with the
@@ -215,7 +215,7 @@ def _owed(
         # Whoever has a receipt already, from before a restore, was told then.
         if owner.public_id in new:
             lane = mails.lanes[owner.public_id]
-            mail = AddressedMail(owner.email, lane, ledger["uid"].hex, mails.until)
+            mail = PurgedMail(owner.email, lane, ledger["uid"].hex, mails.until)
             effects.append(
                 queue.row(
                     notices.PURGED,

@@ -604,18 +604,6 @@ def test_of_what_is_deleted_nothing_remains(store: AvatarStore) -> None:
     assert store.remaining([gone, stays, never, "no key"]) == {stays: 1}
 
 
-def test_a_file_remains_until_it_is_deleted(store: AvatarStore) -> None:
-    key, bystander = new_key(), new_key()
-    store.put(bystander, b"stays")
-    seen = [store.remains(key)]
-    store.put(key, b"x")
-    seen.append(store.remains(key))
-
-    store.delete_many([key])
-
-    assert [*seen, store.remains(key), store.remains(bystander)] == [False, True, False, True]
-
-
 def test_a_version_remains_behind_a_file_that_other_hands_have_deleted(s3: S3Server) -> None:
     bucket = Bucket(s3.make_bucket(versions="Enabled"), "media", client_factory=lambda: s3.client)
     store, key, bystander = S3Store(bucket), new_key(), new_key()
@@ -624,9 +612,9 @@ def test_a_version_remains_behind_a_file_that_other_hands_have_deleted(s3: S3Ser
 
     bucket.remove(key)
 
-    assert (store.open(key), store.remains(key)) == (None, True)
+    assert (store.open(key), store.remaining([key])) == (None, {key: 1})
     store.delete_many([key])
-    assert (store.remains(key), store.remains(bystander)) == (False, True)
+    assert store.remaining([key, bystander]) == {bystander: 1}
 
 
 def test_a_listing_is_sorted_and_goes_on_behind_any_key(store: AvatarStore) -> None:

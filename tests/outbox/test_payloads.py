@@ -15,6 +15,7 @@ from accountsvc.outbox.payloads import (
     Finish,
     LedgerLines,
     Payload,
+    PurgedMail,
     ReminderMail,
     ResetMail,
     refusals,
@@ -25,8 +26,9 @@ STORED = [
     (FileDeletion("00ff.webp"), '{"key": "00ff.webp"}'),
     (LedgerLines([{"public_id": "1"}]), '{"lines": [{"public_id": "1"}]}'),
     (Finish(7, ["00ff.webp"]), '{"account_id": 7, "files": ["00ff.webp"], "scrubbed": false}'),
+    (AddressedMail("ann@example.org", 2), '{"address": "ann@example.org", "lane": 2}'),
     (
-        AddressedMail("ann@example.org", 2, "0" * 32, "2027-02-26T00:00:00Z"),
+        PurgedMail("ann@example.org", 2, "0" * 32, "2027-02-26T00:00:00Z"),
         f'{{"address": "ann@example.org", "lane": 2, "ledger": "{"0" * 32}",'
         ' "until": "2027-02-26T00:00:00Z"}',
     ),
@@ -60,6 +62,7 @@ def test_a_mail_without_a_recipient_is_for_the_current_address() -> None:
 def test_mails_of_the_release_before_name_no_former_address_and_are_of_the_first_lane() -> None:
     assert AccountMail.read({"epoch": 3, "to": "previous"}).former is None
     assert AddressedMail.read({"address": "ann@example.org"}).lane == 0
+    assert PurgedMail.read({"address": "ann@example.org"}).ledger is None
 
 
 def test_a_payload_that_lacks_what_its_kind_needs_is_an_error() -> None:
