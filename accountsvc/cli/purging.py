@@ -91,11 +91,14 @@ def purge(
 
     \b
     Exit codes: 0 rows and files are gone, and the ledger has it (a mail or the
-    scrub of the database may be left, it says so); 1 something is not (it says
-    what); 2 bad usage.
+    scrub of the database may be left, it says so); 1 something is not, also if
+    nobody is due and an earlier purge has failed files (it says what); 2 bad
+    usage.
     """
     if bool(names) == expired:
-        raise click.UsageError("Name accounts by id or e-mail, or give --expired; not both.")
+        raise click.UsageError(
+            "Name accounts by id, number or e-mail, or give --expired; not both."
+        )
     if force and expired:
         raise click.UsageError("--force is for named accounts: those that are due are not active.")
     purge_now = services().purge_now

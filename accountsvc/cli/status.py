@@ -13,17 +13,20 @@ from ..monitoring.status import Status
 from ..monitoring.status import read as read_status
 from ..outbox import notices, queue
 from ..outbox.marks import LedgerAhead
+from ..purge.at_once import STOPS
+from ..purge.stops import DatabaseBehind, LedgerGone, LedgerUnreadable
 from ..web import services
 from .accounts import accounts_group
 from .console import (
     fail,
-    is_behind_its_ledger,
     json_option,
+    logs_aside,
     say_what_has_no_seal,
     sentences,
     show_json,
     show_lines,
 )
+from .purging import OBSTACLES
 from .words import braked, clock_moved, clocks_differ, count, duration, fields, paused, stamp, table
 
 
@@ -106,10 +109,20 @@ def status(*, as_json: bool) -> None:
         fail(" ".join(wrong))
 
 
+def _wrong_ledger() -> Iterator[str]:
+    """Yield a sentence if the ledger keeps everybody from being purged."""
+    try:
+        with logs_aside():
+            services().restore.refuse_after_restore()
+    except DatabaseBehind:
+        yield f"{LedgerAhead()} Nobody is purged until then."
+    except (LedgerGone, LedgerUnreadable) as exc:
+        yield f"{OBSTACLES[STOPS[type(exc)]]} Nobody is purged until then."
+
+
 def _wrong(counts: Status) -> Iterator[str]:
     """Yield a sentence for each kind of account that waits for a person, and what ends it."""
-    if is_behind_its_ledger():
-        yield f"{LedgerAhead()} Nobody is purged until then."
+    yield from _wrong_ledger()
     if counts.stuck:
         accounts = count(counts.stuck, "account is", "accounts are")
         yield f"{accounts} stuck. `accounts show ID` says why."

@@ -10,6 +10,7 @@ from datetime import timedelta
 from typing import Protocol
 
 from sqlalchemy import exists, func, select
+from sqlalchemy.orm import aliased
 
 from ..db import rows
 from ..db.engine import Database, database_now
@@ -83,6 +84,21 @@ class Aftermath:
                     owed[kind] = owed.get(kind, 0) + count
                     failed += tried
         return owed, failed
+
+    def failing(self) -> dict[str, int]:
+        """Count the files and ledger lines of earlier purges that could not be done, by kind."""
+        finishing = aliased(Effect)
+        of_a_purge = exists().where(
+            finishing.subject == Effect.subject, finishing.kind == queue.FINISH
+        )
+        query = select(Effect.kind, func.count()).where(
+            Effect.kind.in_([queue.DELETE_FILE, queue.LEDGER]),
+            Effect.last_error.is_not(None),
+            (Effect.kind == queue.LEDGER) | of_a_purge,
+        )
+        with self.database.reading() as session:
+            # A result has a method ``keys``: without ``iter``, dict() would take it for a mapping.
+            return dict(iter(session.execute(query.group_by(Effect.kind))))
 
     def finish(self, public_ids: Sequence[uuid.UUID], patience: timedelta) -> bool:
         """Scrub, and complete these purges; False if readers were in the way of the scrub."""

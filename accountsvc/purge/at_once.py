@@ -199,6 +199,8 @@ class PurgeNow:
             # A worker that was faster may wait an hour before it scrubs; until then the file would
             # still hold what it purged.
             report.scrubbed = self.scrub()
+            # Whoever repeats the command after a 1 asks about those who are gone already.
+            report.owed = Aftermath(self.database, self.deliver, self.scrub).failing()
         return report
 
     def purge_named(

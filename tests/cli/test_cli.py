@@ -470,6 +470,10 @@ def test_files_that_cannot_be_deleted_are_said_to_be_left(
     # The mail says that the picture is gone, so it waits for that.
     assert document(result)["owed"] == {"file.delete": 1, "mail.purged": 1}
     assert "Left: 1 file is still to be deleted" in result.stderr
+    # Who repeats it, as a timer would, is not told that all is well.
+    again = run("accounts", "purge", "--expired", "--yes")
+    assert (again.exit_code, again.stdout) == (1, "Nothing is to be purged.\n")
+    assert "Left: 1 file is still to be deleted" in again.stderr
     (path / "stone").unlink()
     path.rmdir()
     path.write_bytes(image)
