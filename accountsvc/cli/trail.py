@@ -72,6 +72,8 @@ def list_command(
     Exit codes: 0 listed, also if there is nothing; 1 there is no such account;
     2 bad usage.
     """
+    if since is not None and until is not None and since >= until:
+        raise click.UsageError("--since is not before --until.")
     number = None if subject is None else _number(subject)
     with services().reading() as session:
         found = audit.events(
