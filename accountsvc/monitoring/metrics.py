@@ -244,13 +244,8 @@ def _sweeps(counts: Status) -> Iterator[Metric]:
 def _trail(counts: Status) -> Iterator[Metric]:
     yield GaugeMetricFamily(
         "accountsvc_oldest_unsealed_seconds",
-        "How long the oldest entry of the audit trail waits for its seal.",
-        value=counts.unsealed_age.total_seconds(),
-    )
-    yield GaugeMetricFamily(
-        "accountsvc_last_seal",
-        "The number of the audit trail's last seal, 0 before the first.",
-        value=counts.last_seal or 0,
+        "How long the oldest entry of the audit trail waits for its seal; 0 below ten minutes.",
+        value=counts.unsealed_late.total_seconds(),
     )
 
 

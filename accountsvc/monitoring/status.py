@@ -20,6 +20,9 @@ from ..purge.brake import Standing
 from ..purge.orphans import Orphanage
 from . import canary
 
+# A worker seals every entry sooner than this; what is older says that none seals.
+SEALED_WITHIN = 2 * seals.AT_MOST_EVERY
+
 # What is owed for longer is a fault, though nothing has failed: nobody delivers.
 OWED_LATE = timedelta(minutes=10)
 
@@ -79,11 +82,16 @@ class Status:
     troubled_ids: tuple[int, ...]
 
     @property
-    def unsealed_age(self) -> timedelta:
-        """How long the oldest entry of the trail waits for its seal; none by a clock put back."""
+    def unsealed_late(self) -> timedelta:
+        """The age of the oldest entry of the trail that waits for its seal, if that is late.
+
+        An age below ``SEALED_WITHIN`` would tell that an event was just written, and so whether the
+        reset that somebody has asked for was of an account.
+        """
         if self.unsealed_since is None:
             return timedelta()
-        return max(self.at - self.unsealed_since, timedelta())
+        age = self.at - self.unsealed_since
+        return age if age >= SEALED_WITHIN else timedelta()
 
     @property
     def owed(self) -> dict[str, int]:

@@ -11,6 +11,7 @@ from ..db.engine import Clock, Database
 from ..db.models import Effect
 from ..db.rows import change, chunks
 from .queue import (
+    FINISH,
     INTO_THE_LEDGER,
     LEASE,
     LONGEST_MAIL_RETRY,
@@ -26,8 +27,9 @@ def heal(database: Database, clock: Clock) -> int:
     """Have due now what a clock that was ahead has put off; return how many effects that were.
 
     No lease and no pause is longer than its kind's longest, so what has been tried and waits longer
-    was put off by such a clock. So was what was to be done at once and is from a time to come. A
-    reminder lies weeks ahead by right, and only a failure puts it off.
+    was put off by such a clock. So was what is from a time to come, if it was to be done at once,
+    or a few seconds later to finish a purge. A reminder lies weeks ahead by right, and only a
+    failure puts it off.
     """
     with database.reading() as session:
         now = clock(session)
@@ -66,6 +68,8 @@ def _is_put_off(now: datetime) -> ColumnElement[bool]:
         and_(of_a_mail, after_a_failure, Effect.deliver_after > now + LONGEST_MAIL_RETRY),
     )
     to_be_done_at_once = and_(
-        Effect.attempts == 0, Effect.created_at > now, Effect.deliver_after <= Effect.created_at
+        Effect.attempts == 0,
+        Effect.created_at > now,
+        or_(Effect.deliver_after <= Effect.created_at, Effect.kind == FINISH),
     )
     return or_(and_(Effect.attempts > 0, too_far), to_be_done_at_once)

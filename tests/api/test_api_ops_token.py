@@ -13,9 +13,12 @@ from flask import Response
 from flask.testing import FlaskClient
 from sqlalchemy import delete
 
+from accountsvc.db import audit
+from accountsvc.db.audit import OPERATOR_ACTOR
 from accountsvc.db.models import Effect
 from accountsvc.monitoring import probes
 from accountsvc.monitoring.probes import DATABASE_BEHIND
+from accountsvc.monitoring.status import SEALED_WITHIN
 from tests.conftest import NewApp
 from tests.support.factories import make_person, services_of
 from tests.support.ledgers import write
@@ -243,11 +246,38 @@ def test_after_a_reset_every_count_is_the_same_known_e_mail_or_not(
             client.post("/api/password-reset/", json={"email": email})
         asked = counts(client)
         services_of(app).deliver()
-        seen.append((asked, counts(client)))
+        delivered = counts(client)
+        services_of(app).seal(seconds=5, at_once=True)
+        seen.append((asked, delivered, counts(client)))
         empty_outbox(app)
 
     assert seen[0] == seen[1]
     assert seen[0][0][0]["backlog"]["owed"] == {"mail.password_reset": 1}
+
+
+@pytest.mark.parametrize(
+    ("age", "shown"), [(SEALED_WITHIN - timedelta(minutes=1), False), (SEALED_WITHIN, True)]
+)
+def test_an_entry_without_a_seal_is_shown_once_that_is_late(
+    client: FlaskClient, app: APIFlask, age: timedelta, shown: bool
+) -> None:
+    services = services_of(app)
+    at = now(services) - age
+    with services.writing() as session:
+        audit.record(session, "purge.paused", subject=None, by=OPERATOR_ACTOR, now=at)
+
+    status: Any = client.get("/statusz").json
+    (line,) = re.findall(
+        r"^accountsvc_oldest_unsealed_seconds (.*)$", metrics(client), re.MULTILINE
+    )
+
+    least, most = (age.total_seconds(), age.total_seconds() + 60) if shown else (0, 0)
+    assert least <= status["backlog"]["oldest_unsealed_seconds"] <= most
+    assert least <= float(line) <= most
+
+
+def metrics(client: FlaskClient) -> str:
+    return client.get("/metrics").text
 
 
 def blocked(folder: Path) -> Path:

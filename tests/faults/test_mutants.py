@@ -23,7 +23,7 @@ from accountsvc.db.audit import Actor
 from accountsvc.db.engine import Clock, Database
 from accountsvc.db.models import Account, Effect, SavedPassword
 from accountsvc.outbox import queue
-from accountsvc.outbox.queue import Owed
+from accountsvc.outbox.queue import OnDropped, Owed
 from accountsvc.purge import brake, claim, clocks, erase
 from accountsvc.purge.claim import PlannedPurge
 from accountsvc.purge.clocks import Clocks, Reading
@@ -122,8 +122,10 @@ def effects_forgotten_before_they_are_done(_here: World) -> None:
     """Remove what is owed from the outbox first, and do it then."""
     claim = queue._claim
 
-    def mutant(database: Database, clock: Clock, kind: str, size: int) -> dict[int, Owed] | None:
-        owed = claim(database, clock, kind, size)
+    def mutant(
+        database: Database, clock: Clock, kind: str, size: int, on_dropped: OnDropped | None
+    ) -> dict[int, Owed] | None:
+        owed = claim(database, clock, kind, size, on_dropped)
         with database.writing() as session:
             session.execute(delete(Effect).where(Effect.id.in_(owed or ())))
         return owed
@@ -135,10 +137,15 @@ def _before_erasing(work: Callable[[Session, list[int]], None]) -> None:
     original = erase.erase
 
     def mutant(
-        session: Session, accounts: Sequence[PlannedPurge], now: datetime, by: Actor
+        session: Session,
+        accounts: Sequence[PlannedPurge],
+        now: datetime,
+        by: Actor,
+        *,
+        backups_kept: timedelta,
     ) -> None:
         work(session, [one.account_id for one in accounts])
-        original(session, accounts, now, by)
+        original(session, accounts, now, by, backups_kept=backups_kept)
 
     erase.erase = mutant
 

@@ -22,6 +22,7 @@ from accountsvc.outbox.queue import Outcome
 from accountsvc.purge import clocks as rules
 from accountsvc.purge import scrub
 from accountsvc.purge.clocks import REDIS, THIS_HOST, ClockMoved, Clocks, ClocksDiffer, Reading
+from accountsvc.purge.erase import FINISHED_AFTER
 from accountsvc.services import Services, build_services
 from tests.support.clocks import MovableClock, movable_clock
 from tests.support.factories import insert_account, make_settings
@@ -375,14 +376,15 @@ def test_without_a_name_of_its_boot_a_process_knows_what_it_has_seen(
 def owe(services: Services, kind: str, *, ahead: timedelta, tried: bool) -> None:
     """Owe an effect as a clock that was *ahead* would have left it."""
     then = now(services) + ahead
+    after = then + FINISHED_AFTER if kind == queue.FINISH else None
     with services.writing() as session:
-        queue.record(session, kind, subject=None, now=then)
+        queue.record(session, kind, subject=None, now=then, after=after)
         if tried:
             session.execute(update(Effect).values(attempts=1, deliver_after=then + queue.LEASE))
 
 
 @pytest.mark.parametrize("tried", [False, True], ids=["recorded", "tried"])
-@pytest.mark.parametrize("kind", [queue.LEDGER, queue.DELETE_FILE, "mail.scheduled"])
+@pytest.mark.parametrize("kind", [queue.LEDGER, queue.DELETE_FILE, queue.FINISH, "mail.scheduled"])
 def test_what_a_clock_that_was_ahead_has_put_off_is_due(
     services: Services, kind: str, *, tried: bool
 ) -> None:

@@ -441,8 +441,8 @@ class Backlog(Schema):
     ``owed_oldest_seconds`` says since when the oldest is owed, and ``paused`` counts those that
     wait until purging goes on. ``delayed`` counts mails that wait because their recipient has been
     mailed, ``refused`` those whose address was refused and is tried again; neither is owed then.
-    ``last_seal`` is the number of the audit trail's last seal, and ``oldest_unsealed_seconds`` the
-    age of the oldest entry that is in none.
+    ``oldest_unsealed_seconds`` is the age of the audit trail's oldest entry that is in no seal, and
+    0 below ten minutes.
     ``orphans`` counts files in quarantine, which are nobody's, and ``orphans_refused`` says that
     they are more than accounts show, so that none is deleted. ``canary`` is ``ok``, says what is
     wrong with the last one, or is null if none was ever made.
@@ -466,7 +466,6 @@ class Backlog(Schema):
     under_way = Integer(required=True)
     oldest_under_way_seconds = Integer(required=True)
     unkept = Integer(required=True)
-    last_seal = Integer(required=True, allow_none=True)
     oldest_unsealed_seconds = Integer(required=True)
     orphans = Integer(required=True)
     orphans_oldest_seconds = Integer(required=True)
