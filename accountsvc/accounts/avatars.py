@@ -24,6 +24,7 @@ from ..db.engine import Clock, Database, database_now
 from ..db.models import Account, Effect
 from ..db.orphaned import OrphanedFile
 from ..errors import BUSY_FILES, StoreUnavailable
+from ..outbox import files as stores
 from ..outbox import queue
 from ..outbox.payloads import FileDeletion
 from ..turns import Turns
@@ -64,6 +65,8 @@ def replace_avatar(
     Raises TokenNotValid if the account is no longer active or its *epoch* has moved on,
     StoreUnavailable if the file may not have been stored.
     """
+    if not store.is_there():
+        stores.check(database, store)
     key = avatarstore.new_key()
     with database.writing() as session:
         account = rows.lock_for_write(session, account_id, epoch=epoch)

@@ -510,6 +510,7 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
 @pytest.fixture
 def store(place: Place) -> AvatarStore:
     made: AvatarStore = S3Store(place) if isinstance(place, Bucket) else FileStore(place)
+    made.begin()
     made.check()
     return made
 
@@ -607,13 +608,18 @@ def test_of_what_is_deleted_nothing_remains(store: AvatarStore) -> None:
 def test_a_file_remains_until_it_is_deleted(store: AvatarStore) -> None:
     key, bystander = new_key(), new_key()
     store.put(bystander, b"stays")
-    seen = [store.remains(key)]
+    seen = [bool(store.remaining([key]))]
     store.put(key, b"x")
-    seen.append(store.remains(key))
+    seen.append(bool(store.remaining([key])))
 
     store.delete_many([key])
 
-    assert [*seen, store.remains(key), store.remains(bystander)] == [False, True, False, True]
+    assert [*seen, bool(store.remaining([key])), bool(store.remaining([bystander]))] == [
+        False,
+        True,
+        False,
+        True,
+    ]
 
 
 def test_a_version_remains_behind_a_file_that_other_hands_have_deleted(s3: S3Server) -> None:
@@ -624,9 +630,9 @@ def test_a_version_remains_behind_a_file_that_other_hands_have_deleted(s3: S3Ser
 
     bucket.remove(key)
 
-    assert (store.open(key), store.remains(key)) == (None, True)
+    assert (store.open(key), bool(store.remaining([key]))) == (None, True)
     store.delete_many([key])
-    assert (store.remains(key), store.remains(bystander)) == (False, True)
+    assert (bool(store.remaining([key])), bool(store.remaining([bystander]))) == (False, True)
 
 
 def test_a_listing_is_sorted_and_goes_on_behind_any_key(store: AvatarStore) -> None:
@@ -653,6 +659,7 @@ def test_a_url_names_the_store(
     bucket = s3.make_bucket()
     files, objects = tmp_path / "50%20 #1?", Bucket(bucket, "a/b", lambda: s3.client)
 
+    store_from_url(f"file://{files}").begin()
     store_from_url(f"file://{files}").put(KEY, b"file")
     store_from_url(f"s3://{bucket}/a/b/").put(KEY, b"object")
 
@@ -679,6 +686,7 @@ def test_files_are_for_the_owner_alone_whatever_the_umask(tmp_path: Path) -> Non
     root, key = tmp_path / "media", new_key()
     before = os.umask(0)
     try:
+        FileStore(root).begin()
         FileStore(root).put(key, b"x")
     finally:
         os.umask(before)
