@@ -65,11 +65,11 @@ def replace_avatar(
     Raises TokenNotValid if the account is no longer active or its *epoch* has moved on,
     StoreUnavailable if the file may not have been stored.
     """
-    if not store.is_there():
-        stores.check(database, store)
     key = avatarstore.new_key()
     with database.writing() as session:
         account = rows.lock_for_write(session, account_id, epoch=epoch)
+        # Asked ahead of the deletion: with that, the first upload of all would find a used store.
+        stores.begin(session, store)
         now = clock(session)
         deletion_uid = queue.record(
             session,

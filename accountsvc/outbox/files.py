@@ -12,6 +12,7 @@ from datetime import datetime
 
 import structlog
 from sqlalchemy import exists, literal, or_, select
+from sqlalchemy.orm import Session
 
 from ..adapters.avatarstore import AvatarStore
 from ..db.engine import Database
@@ -62,20 +63,28 @@ def refuse_wrong_store(database: Database, avatars: AvatarStore) -> None:
 
 
 def check(database: Database, avatars: AvatarStore) -> None:
-    """Raise StoreUnavailable unless the store can be used; make that of a service that has begun.
-
-    One that has stored a file is never made anew: each of its files would seem to be deleted.
-    """
+    """Raise StoreUnavailable unless the store can be used; :func:`begin` it if that is due."""
     if not avatars.is_there():
         with database.reading() as session:
-            used = or_(
-                exists().where(Account.avatar_key.is_not(None)),
-                exists().where(Effect.kind == queue.DELETE_FILE),
-                exists().where(Receipt.files > 0),
-            )
-            if not session.scalar(select(literal(1)).where(used)):
-                avatars.begin()
+            begin(session, avatars)
     avatars.check()
+
+
+def begin(session: Session, avatars: AvatarStore) -> None:
+    """Make the store, if it is missing, of a service that has stored no file yet.
+
+    That of another is never made anew: each of its files would seem to be deleted. Raises
+    StoreUnavailable.
+    """
+    if avatars.is_there():
+        return
+    used = or_(
+        exists().where(Account.avatar_key.is_not(None)),
+        exists().where(Effect.kind == queue.DELETE_FILE),
+        exists().where(Receipt.files > 0),
+    )
+    if session.scalar(select(literal(1)).where(used)) is None:
+        avatars.begin()
 
 
 def remover(database: Database, avatars: AvatarStore) -> queue.Handler:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from accountsvc.accounts.avatars import replace_avatar
 from accountsvc.db.audit import SYSTEM_ACTOR
 from accountsvc.errors import StoreUnavailable
 from accountsvc.outbox import files as stores
@@ -17,6 +18,7 @@ from tests.support.factories import (
     Person,
     deactivate,
     deliver_after,
+    make_account,
     make_due,
     make_person,
     reactivate,
@@ -190,13 +192,28 @@ def test_a_folder_that_was_used_is_made_again_by_no_probe_and_by_no_upload(
     assert files(services) == {key_of(bob)}
 
 
-def test_a_folder_that_was_never_used_is_made_by_the_first_probe(services: Services) -> None:
+@pytest.mark.parametrize("by", ["probe", "upload"])
+def test_a_folder_that_was_never_used_is_made_by_the_first_probe_or_upload(
+    services: Services, by: str
+) -> None:
+    account = make_account(services)
     folder = services.settings.instance_path / "media"
     assert not folder.exists()
 
-    stores.check(services.database, services.avatars)
+    if by == "probe":
+        stores.check(services.database, services.avatars)
+    else:
+        replace_avatar(
+            services.database,
+            services.avatars,
+            account.id,
+            epoch=account.epoch,
+            image=b"x",
+            by=SYSTEM_ACTOR,
+        )
 
     assert folder.is_dir()
+    assert len(files(services)) == (by == "upload")
 
 
 # The ledger
