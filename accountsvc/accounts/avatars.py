@@ -24,6 +24,7 @@ from ..db.engine import Clock, Database, database_now
 from ..db.models import Account, Effect
 from ..db.orphaned import OrphanedFile
 from ..errors import BUSY_FILES, StoreUnavailable
+from ..outbox import files as stores
 from ..outbox import queue
 from ..outbox.payloads import FileDeletion
 from ..turns import Turns
@@ -67,6 +68,8 @@ def replace_avatar(
     key = avatarstore.new_key()
     with database.writing() as session:
         account = rows.lock_for_write(session, account_id, epoch=epoch)
+        # Asked ahead of the deletion: with that, the first upload of all would find a used store.
+        stores.begin(session, store)
         now = clock(session)
         deletion_uid = queue.record(
             session,

@@ -21,6 +21,7 @@ from .objectstore import (
     check_folder,
     file_errors,
     place_from_url,
+    probe_folder,
     s3_errors,
     sync_folder,
     write_file,
@@ -51,7 +52,19 @@ def is_key(text: str) -> bool:
 
 
 class AvatarStore(Protocol):
-    """A store of avatars by key. Safe to share between threads and across forks."""
+    """A store of avatars by key. Safe to share between threads and across forks.
+
+    It is never made by the way: what looks like a fresh one may be a disk that is not mounted.
+    """
+
+    def begin(self) -> None:
+        """Make the store of a service that has stored nothing yet; one that is there stays.
+
+        Raises StoreUnavailable.
+        """
+
+    def is_there(self) -> bool:
+        """Say whether :meth:`begin` would have nothing to make, as far as that costs nothing."""
 
     def put(self, key: str, data: bytes) -> None:
         """Write the file durably, whole or not at all; a repeat replaces it.
@@ -102,8 +115,16 @@ class FileStore:
     def __init__(self, root: Path) -> None:
         self._root = root
 
+    def begin(self) -> None:
+        with file_errors():
+            check_folder(self._root)
+
+    def is_there(self) -> bool:
+        return self._root.is_dir()
+
     def put(self, key: str, data: bytes) -> None:
         path = self._path(key)
+        self._require_root()
         with file_errors():
             write_file(path, data, part=_part(path))
 
@@ -162,7 +183,7 @@ class FileStore:
 
     def check(self) -> None:
         with file_errors():
-            check_folder(self._root)
+            probe_folder(self._root)
 
     def _path(self, key: str) -> Path:
         _require_key(key)
@@ -213,6 +234,12 @@ class S3Store:
 
     def __init__(self, bucket: Bucket) -> None:
         self._bucket = bucket
+
+    def begin(self) -> None:
+        """Do nothing: a bucket is made by whoever owns it, and a prefix by its first object."""
+
+    def is_there(self) -> bool:
+        return True
 
     def put(self, key: str, data: bytes) -> None:
         _require_key(key)

@@ -279,6 +279,13 @@ class Ledger:
         names = (name for name in self.store.names("2") if is_old_name(name))
         return sum(1 for _ in islice(names, MOST_COUNTED))
 
+    def has_lines(self) -> bool:
+        """Say whether an object of purges is here, trusted or not, sealed or of before the seals.
+
+        Returns and holds, and the seals of the trail, do not count.
+        """
+        return any(next(self.store.names(below), None) for below in (SEALED, "2"))
+
     def is_empty(self) -> bool:
         """Say whether nothing was ever written here, or all of it is gone; seals do not count."""
         return next(self.store.names(without=SEALS), None) is None

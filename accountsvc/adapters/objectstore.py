@@ -86,6 +86,11 @@ def sync_folder(folder: Path) -> None:
 def check_folder(folder: Path) -> None:
     """Make *folder* if it is missing and prove that a byte can be written there. Raises OSError."""
     _make_folder(folder)
+    probe_folder(folder)
+
+
+def probe_folder(folder: Path) -> None:
+    """Prove that a byte can be written in *folder*, which is never made. Raises OSError."""
     with tempfile.TemporaryFile(dir=folder, buffering=0) as probe:
         probe.write(b"\0")
 

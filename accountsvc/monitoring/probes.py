@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as Hanging
 from datetime import timedelta
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -23,6 +23,7 @@ from sqlalchemy import select
 
 from ..adapters import objectstore
 from ..db import catalog, engine, outages, schema
+from ..outbox import files as stores
 from ..purge import clocks
 from ..purge.brake import COMMAND
 from ..services import Services
@@ -164,7 +165,7 @@ class Probes:
         self.unmapped: Sequence[catalog.Unmapped] = ()
         self._parts = {
             "broker": Probe(self._ask_broker),
-            "storage": Probe(services.avatars.check),
+            "storage": Probe(partial(stores.check, services.database, services.avatars)),
             "mail": Probe(services.mailer.check),
             "ledger": Probe(services.ledger.check),
         }

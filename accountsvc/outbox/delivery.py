@@ -29,7 +29,7 @@ from ..db.models import DUE, OWNER, Account, Effect
 from ..db.text import rfc3339
 from ..errors import MailUnavailable
 from ..tokens import PASSWORD_RESET_LIFETIME, Tokens
-from . import addressing, files, kept, moments, queue, recipients, sealing
+from . import addressing, files, gone, kept, moments, queue, recipients, sealing
 from .addressing import Addressed
 from .letters import render
 from .notices import (
@@ -100,8 +100,8 @@ def handlers(
     """
     mails = _Mails(database, mailer, tokens, origin, pace)
     return {
-        queue.LEDGER: sealing.handler(database, ledger),
-        queue.KEEP: kept.keeper(database, ledger),
+        queue.LEDGER: gone.guarded(database, ledger, sealing.handler(database, ledger)),
+        queue.KEEP: gone.guarded(database, ledger, kept.keeper(database, ledger)),
         queue.REMOVE: kept.remover(ledger),
         queue.DELETE_FILE: files.remover(database, avatars),
         **dict.fromkeys(KINDS, mails.deliver),

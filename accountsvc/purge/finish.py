@@ -32,6 +32,7 @@ from ..db.proofs import (
     VERIFIED,
     ReceiptFact,
 )
+from ..outbox import files as stores
 from ..outbox import moments, queue
 from ..outbox.payloads import Finish
 from ..outbox.queue import Outcome, Owed
@@ -124,7 +125,10 @@ class Finisher:
                 session.scalars(select(Account.avatar_key).where(Account.avatar_key.in_(keys)))
             )
         failed = {keys[key]: "FileIsShown" for key in keys if key in shown}
-        left = self.avatars.delete_many([key for key in keys if key not in shown])
+        wanted = [key for key in keys if key not in shown]
+        left = self.avatars.delete_many(wanted)
+        if len(left) < len(wanted):
+            stores.refuse_wrong_store(self.database, self.avatars)
         return failed | {keys[key]: error for key, error in left.items()}
 
     def _write(

@@ -21,7 +21,7 @@ from ..db.audit import Actor
 from ..db.engine import Database, database_now
 from ..db.models import KeptLine, Receipt
 from ..db.rows import chunks
-from ..outbox import kept
+from ..outbox import gone, kept
 from ..outbox.marks import take_marks
 from . import restore
 from .erase import ledger_line
@@ -137,7 +137,7 @@ class Mending:
         """
         with self.database.reading() as session:
             everybody = {row.public_id for row in session.execute(select(Receipt.public_id))}
-            owed = restore.read_owed(session)
+            owed = gone.read_owed(session)
         survey = restore.Survey(self.ledger)
         amiss = {one.name: one.flaw for one in survey.untrusted.values()}
         amiss |= {one.name: one.flaw for one in survey.lost(owed.names)}

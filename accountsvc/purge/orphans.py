@@ -26,6 +26,7 @@ from ..db import generations, rows
 from ..db.audit import SYSTEM_ACTOR
 from ..db.engine import Clock, Database, database_now
 from ..db.orphaned import FileSearch, OrphanedFile
+from ..outbox import files as stores
 from . import stops
 from .clocks import Clocks, Reading
 from .restore import Restore
@@ -119,7 +120,7 @@ class Orphans:
         if not after:
             # Nobody has uploaded anything to a service that has just begun: its folder is made, or
             # each search would fail until then.
-            self.store.check()
+            stores.check(self.database, self.store)
         files, is_whole = self._compare(after, now, seconds)
         with self.database.writing() as session:
             search = _lock(session)

@@ -22,6 +22,7 @@ from ..db.engine import Database, database_now
 from ..db.models import AuditEvent, Generation, Receipt, Seal
 from ..db.proofs import LEDGER_WRITTEN, ReceiptFact
 from ..db.rows import chunks
+from ..outbox import gone
 from .evidence import (
     Outcome,
     Period,
@@ -32,7 +33,6 @@ from .evidence import (
     receipts_of,
     requests_of,
 )
-from .restore import read_owed
 from .story import PURGED
 
 # What is amiss, in words that are on the wire.
@@ -195,7 +195,7 @@ class Evidence:
         found.ledger_lines += len(lines)
         with self.database.reading() as session:
             # Read what is owed first: a line that is written in between would be neither.
-            owed = read_owed(session).people
+            owed = gone.read_owed(session).people
             for page in receipts_of(session, day):
                 missing = [one for one in page if one.public_id not in lines]
                 self._note_missing(session, missing, owed, found)

@@ -20,11 +20,10 @@ from ..adapters.ledger import Ledger, Newest
 from ..adapters.ledgerseal import Flaw, Link, Opened, Untrusted
 from ..db import generations, rules
 from ..db.engine import Database, database_now
-from ..db.models import Account, Effect, KeptLine, Receipt
+from ..db.models import Account, KeptLine, Receipt
 from ..db.rows import chunks
 from ..errors import StoreUnavailable
-from ..outbox import kept, queue
-from ..outbox.payloads import LedgerLines
+from ..outbox import gone, kept
 from . import claim, stops
 from .claim import PlannedPurge
 from .heads import Heads
@@ -34,14 +33,6 @@ log = structlog.get_logger(__name__)
 # A look compares the receipts of so many people with the ledger, chosen anew each time: enough to
 # notice within hours that a part is lost, and few enough reads for once a minute.
 SAMPLED = 10
-
-
-@dataclass(frozen=True)
-class Owed:
-    """What the outbox owes the ledger: the people, and the names of their objects."""
-
-    people: frozenset[uuid.UUID]
-    names: frozenset[str]
 
 
 @dataclass(frozen=True)
@@ -128,7 +119,7 @@ class Restore:
         """
         try:
             newest = self.ledger.newest()
-            is_gone = not newest.objects and self._is_gone()
+            is_gone = not newest.objects and gone.is_gone(self.database, self.ledger)
             behind = self._is_behind(newest)
         except StoreUnavailable as exc:
             raise stops.LedgerUnreadable from exc
@@ -186,7 +177,7 @@ class Restore:
             unsealed=unsealed,
             unkept=unkept,
             lost=len(self.lost_of(lines)),
-            is_gone=not newest.objects and self._is_gone(),
+            is_gone=not newest.objects and gone.is_gone(self.database, self.ledger),
         )
 
     def verify(self) -> Verification:
@@ -198,7 +189,7 @@ class Restore:
         # between would have a receipt and seem to have no line.
         with self.database.reading() as session:
             receipts = set(session.scalars(select(Receipt.public_id)))
-            owed = read_owed(session)
+            owed = gone.read_owed(session)
             known = session.scalars(select(KeptLine).where(KeptLine.object_name.is_not(None))).all()
         survey = Survey(self.ledger)
         foreign = self._not_trusted(self.ledger.kept())
@@ -235,20 +226,7 @@ class Restore:
 
         Raises StoreUnavailable if the ledger cannot be read.
         """
-        there = {
-            opened.link.name: list(opened.lines)
-            for opened in self.ledger.open_kept([line.object_name or "" for line in lines])
-            if isinstance(opened, Opened)
-        }
-        amiss = [
-            line for line in lines if there.get(line.object_name or "") != [kept.document(line)]
-        ]
-        if not amiss:
-            return []
-        # Read behind the ledger: one that was ended meanwhile, or is not written yet, is not lost.
-        with self.database.reading() as session:
-            still = kept.still_written(session, [line.uid for line in amiss])
-        return [line for line in amiss if line.uid in still]
+        return gone.lost_of(self.database, self.ledger, lines)
 
     def _is_behind(self, newest: Newest) -> bool:
         marks = self.ledger.newest_marks(newest)
@@ -261,23 +239,6 @@ class Restore:
                 or not generations.knows(session, marks)
                 or any(_is_unknown(session, chunk) for chunk in chunks(sorted(purged, key=str)))
             )
-
-    def _is_gone(self) -> bool:
-        """Say whether a ledger without a trusted object has nothing of what was written.
-
-        So it is if it is empty, or if what was written last is sealed by a key that is not listed.
-        An object that is damaged is named, and stops nothing.
-        """
-        with self.database.reading() as session:
-            owed = read_owed(session).people
-            last = select(Receipt).where(Receipt.public_id.not_in(owed))
-            receipt = session.scalar(last.order_by(Receipt.purged_at.desc()).limit(1))
-            lines = kept.sample(session, 1)
-        if self.ledger.is_empty():
-            return receipt is not None or bool(self.lost_of(lines))
-        there = [] if receipt is None else self.ledger.of_moment(receipt.purged_at)
-        there += self.ledger.open_kept([line.object_name or "" for line in lines])
-        return any(isinstance(one, Untrusted) and one.flaw is Flaw.UNKNOWN_KEY for one in there)
 
     def _sample(self, size: int) -> Sequence[Receipt]:
         """Return the newest receipt, and *size* others from a random one on.
@@ -299,7 +260,7 @@ class Restore:
     def _still_missing(self, missing: Sequence[uuid.UUID]) -> list[uuid.UUID]:
         """Leave out who is owed a line, and whose line has come while it was looked for."""
         with self.database.reading() as session:
-            owed = read_owed(session).people
+            owed = gone.read_owed(session).people
             left = session.scalars(
                 select(Receipt).where(Receipt.public_id.in_(set(missing) - owed))
             ).all()
@@ -317,19 +278,6 @@ class Restore:
                 for account_id in session.scalars(_back(chunk))
             ]
             return claim.count(session, ids)
-
-
-def read_owed(session: Session) -> Owed:
-    """Return what the outbox owes the ledger now."""
-    people: set[uuid.UUID] = set()
-    names: set[str] = set()
-    effects = select(Effect.uid, Effect.created_at, Effect.payload)
-    for uid, created_at, payload in session.execute(effects.where(Effect.kind == queue.LEDGER)):
-        lines = LedgerLines.read(payload).lines
-        people |= {uuid.UUID(str(line["public_id"])) for line in lines}
-        if lines:
-            names.add(ledgers.object_name(uid, created_at))
-    return Owed(frozenset(people), frozenset(names))
 
 
 def _back(purged: Sequence[uuid.UUID]) -> Select[int]:

@@ -27,6 +27,7 @@ from ..db.datamap import For, Place, Purge, Verified
 from ..db.engine import Clock, Database
 from ..db.models import Account, Effect, LegalHold, Receipt, ReceiptFact
 from ..db.text import rfc3339
+from ..outbox import files as stores
 from ..outbox import kept, queue
 from ..outbox.payloads import FileDeletion, Finish
 from ..outbox.queue import Outcome, Owed
@@ -114,7 +115,10 @@ class Verifier:
                 _add(found, place.name, counts)
         keys = {key: one.public_id for one in purged for key in one.files}
         of_files: dict[uuid.UUID, int] = {}
-        for key, count in self.avatars.remaining(list(keys)).items() if keys else ():
+        left = self.avatars.remaining(list(keys)) if keys else {}
+        if len(left) < len(keys):
+            stores.refuse_wrong_store(self.database, self.avatars)
+        for key, count in left.items():
             of_files[keys[key]] = of_files.get(keys[key], 0) + count
         _add(found, _place_of(Verified.STORE).name, of_files)
         return found

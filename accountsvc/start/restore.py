@@ -207,6 +207,7 @@ def _add_avatars(packed: zipfile.ZipFile, services: Services, aside: Path) -> tu
             private.make_folder(folder)
             with open(folder / key, "wb", opener=private.open_new) as kept:
                 kept.write(found)
+        services.avatars.begin()
         services.avatars.put(key, data)
         added += 1
     return added, already

@@ -510,6 +510,7 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
 @pytest.fixture
 def store(place: Place) -> AvatarStore:
     made: AvatarStore = S3Store(place) if isinstance(place, Bucket) else FileStore(place)
+    made.begin()
     made.check()
     return made
 
@@ -641,6 +642,7 @@ def test_a_url_names_the_store(
     bucket = s3.make_bucket()
     files, objects = tmp_path / "50%20 #1?", Bucket(bucket, "a/b", lambda: s3.client)
 
+    store_from_url(f"file://{files}").begin()
     store_from_url(f"file://{files}").put(KEY, b"file")
     store_from_url(f"s3://{bucket}/a/b/").put(KEY, b"object")
 
@@ -667,6 +669,7 @@ def test_files_are_for_the_owner_alone_whatever_the_umask(tmp_path: Path) -> Non
     root, key = tmp_path / "media", new_key()
     before = os.umask(0)
     try:
+        FileStore(root).begin()
         FileStore(root).put(key, b"x")
     finally:
         os.umask(before)

@@ -19,7 +19,7 @@ LOGGING = (
     "worker/tasks.py",
     *(f"accountsvc/purge/{name}.py" for name in ("brake", "clocks", "restore", "sweep")),
     "accountsvc/adapters/ledger.py",
-    "accountsvc/outbox/sealing.py",
+    *(f"accountsvc/outbox/{name}.py" for name in ("files", "gone", "sealing")),
     "accountsvc/outbox/kept.py",
 )
 

@@ -205,7 +205,7 @@ def gone(services: Services) -> _Life:
     """The life of a canary of whom nothing is left, with marks from when it came."""
     marks = residues.marks(services)
     nobody = Account(id=1_000_000, joined_at=now(services))
-    services.avatars.check()
+    services.avatars.begin()
     return _Life(
         services, canaries.new_canary_id(), account=nobody, avatar_key=new_key(), marks=marks
     )

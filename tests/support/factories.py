@@ -225,6 +225,7 @@ def make_person(services: Services, name: str = "ann", *, staff: bool = False) -
         services, name, staff=staff, first_name=name.title(), number_phone="+1 (2) 3"
     )
     avatar = avatarstore.new_key()
+    services.avatars.begin()
     services.avatars.put(avatar, _picture())
     with services.writing() as session:
         account = session.merge(account, load=False)

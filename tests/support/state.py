@@ -172,7 +172,7 @@ def _columns(account: Account) -> dict[str, Any]:
 
 def files(services: Services) -> set[str]:
     """The keys of all files that are in the store."""
-    services.avatars.check()
+    services.avatars.begin()
     return {key for key, _ in services.avatars.listing()}
 
 
