@@ -8,7 +8,8 @@ from __future__ import annotations
 import hashlib
 import json
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import lru_cache, reduce
@@ -29,6 +30,7 @@ from sqlalchemy.dialects import postgresql
 from sqlalchemy.orm import Session
 
 from .models import AuditEvent, Receipt, ReceiptFact, Seal
+from .proofs import BY_REPLAY, LEDGER_WRITTEN
 
 EVENT, FACT, RECEIPT = "event", "fact", "receipt"
 
@@ -176,6 +178,16 @@ def receipts(session: Session, public_ids: Sequence[uuid.UUID]) -> dict[uuid.UUI
     """Return the receipts of *public_ids*, at most ``rows.CHUNK``; those without are left out."""
     query = _stored(RECEIPT, _is_sqlite(session)).where(Receipt.public_id.in_(public_ids))
     return {uuid.UUID(row.key): row for row in _rows(session, RECEIPT, query)}
+
+
+def put_back(facts: Iterable[Row]) -> list[uuid.UUID]:
+    """Return whose receipts a replay has written again, by the word of *facts*."""
+    found = []
+    for document in (row.document() for row in facts):
+        if document["fact"] == LEDGER_WRITTEN and document["details"] == BY_REPLAY:
+            with suppress(ValueError):
+                found.append(uuid.UUID(str(document["public_id"])))
+    return found
 
 
 def of_action(session: Session, action: str, *, limit: int) -> list[Row]:

@@ -409,7 +409,7 @@ def test_what_came_after_the_last_seal_is_not_sealed_yet_and_no_finding(services
 
     assert report.is_whole
     assert report.unsealed is not None
-    assert (report.unsealed.events, report.unsealed.facts) == (2, 0)
+    assert (report.unsealed.events, report.unsealed.facts) == (2, 2)
 
 
 def test_seals_of_a_key_that_nobody_knows_are_named(services: Services) -> None:
