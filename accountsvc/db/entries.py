@@ -190,6 +190,18 @@ def put_back(facts: Iterable[Row]) -> list[uuid.UUID]:
     return found
 
 
+def says(document: Mapping[str, Any], line: Mapping[str, object]) -> bool:
+    """Say whether the entry of a receipt is what a *line* of the ledger says, column by column.
+
+    A line of an early release may lack a column.
+    """
+    return all(
+        document[name] == _read(how, str(line[name]))
+        for name, how in COLUMNS[RECEIPT].items()
+        if name in line
+    )
+
+
 def of_action(session: Session, action: str, *, limit: int) -> list[Row]:
     """Return the newest events of an *action*, at most *limit*, the latest first."""
     query = _stored(EVENT, _is_sqlite(session)).where(AuditEvent.action == action)
