@@ -73,6 +73,14 @@ _SEAL_COLUMNS = {
     "entries": "bytes",
     "header": "bytes",
 }
+# What SQLite calls the type of a value in these columns of a seal; of any other it is "text".
+_SQLITE_TYPES: Mapping[str, str] = {
+    "first_event": "integer",
+    "last_event": "integer",
+    "first_fact": "integer",
+    "last_fact": "integer",
+    "entries": "blob",
+}
 _TABLES: Mapping[str, FromClause] = {
     EVENT: AuditEvent.__table__,
     FACT: ReceiptFact.__table__,
@@ -225,36 +233,49 @@ def receipt_keys(session: Session, *, after_event: int) -> Iterator[str]:
 
 @dataclass(frozen=True)
 class StoredSeal:
-    """The row of a seal as it is stored; a column that holds no such value is a text."""
+    """The row of a seal as it is stored; a column that holds no such value is a text.
+
+    ``is_typed`` says that each value has the type of its column, which SQLite leaves open: a text
+    and its bytes read alike.
+    """
 
     number: int
     columns: Mapping[str, Any]
     entries: bytes
     header: bytes
+    is_typed: bool
 
 
 def stored_seals(session: Session, numbers: Sequence[int]) -> list[StoredSeal]:
     """Return the rows of these *numbers* in their order, whatever is in them."""
     is_sqlite = _is_sqlite(session)
     table = Seal.__table__
+    types = [func.typeof(table.c[name], type_=Text()) for name in _SEAL_COLUMNS]
     query = select(
         cast(table.c["number"], BigInteger),
         *(_in_hex(table.c[name], is_sqlite) for name in _SEAL_COLUMNS),
+        *(types if is_sqlite else ()),
     )
     found = session.connection().execute(
         query.where(Seal.number.in_(numbers)).order_by(Seal.number)
     )
-    return [_stored_seal(number, hexes) for number, *hexes in found]
+    cut = len(_SEAL_COLUMNS)
+    return [_stored_seal(number, both[:cut], both[cut:]) for number, *both in found]
 
 
-def _stored_seal(number: int, hexes: Sequence[str | None]) -> StoredSeal:
+def _stored_seal(number: int, hexes: Sequence[str | None], types: Sequence[str]) -> StoredSeal:
+    """Return a row; *types* are SQLite's, and empty where the engine keeps to those of columns."""
+    is_typed = all(
+        found == _SQLITE_TYPES.get(name, "text") or (name == "pruned_at" and found == "null")
+        for name, found in zip(_SEAL_COLUMNS, types, strict=bool(types))
+    )
     raw = {name: bytes.fromhex(one or "") for name, one in zip(_SEAL_COLUMNS, hexes, strict=True)}
     columns = {
         name: _read(how, raw[name].decode(errors="replace") or None)
         for name, how in _SEAL_COLUMNS.items()
         if how != "bytes"
     }
-    return StoredSeal(number, columns, raw["entries"], raw["header"])
+    return StoredSeal(number, columns, raw["entries"], raw["header"], is_typed)
 
 
 def _in_hex(column: ColumnElement[Any], is_sqlite: bool) -> ColumnElement[Any]:

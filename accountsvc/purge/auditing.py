@@ -297,7 +297,7 @@ class _Walk:
         }
         if header.number != number:
             self.report.add(Why.MOVED, "seal", number)
-        elif any(column[name] != value for name, value in said.items()):
+        elif not seal.is_typed or any(column[name] != value for name, value in said.items()):
             self.report.add(Why.CHANGED, "seal", number)
         return header
 
