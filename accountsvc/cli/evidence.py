@@ -237,10 +237,11 @@ def _complaint(one: Amiss) -> str:
 _AMISS = {
     "request_without_outcome": "asked to leave at {at}, and nothing says what became of it",
     "purge_without_request": "was purged at {at}, and nobody had asked for it",
-    "purge_without_receipt": "was purged at {at}, and has no receipt",
+    "purge_without_receipt": "was purged at {at}, and has no receipt of that moment",
     "receipt_without_purge": "has a receipt of {at}, and no event says that it was purged",
     "receipt_without_ledger_line": "has a receipt of {at}, and no line in the ledger",
     "ledger_line_without_receipt": "has a line of {at} in the ledger, and no receipt",
+    "receipt_unlike_ledger_line": "has a receipt that is not what its line of {at} says",
 }
 
 _WHY = {

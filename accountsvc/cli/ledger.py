@@ -52,8 +52,8 @@ def verify(*, as_json: bool) -> None:
     """Compare the ledger with the database.
 
     Nobody in the ledger may have an account (a restore brings people back), every receipt has a
-    line in the ledger, unless that is still owed, and every object a seal that counts. Safe while
-    everything runs; let it run daily.
+    line in the ledger that says the same, unless that is still owed, and every object a seal that
+    counts. Safe while everything runs; let it run daily.
 
     \b
     flask --app wsgi ledger verify
@@ -72,6 +72,7 @@ def verify(*, as_json: bool) -> None:
                 "owed": verification.owed,
                 "back": verification.back,
                 "missing": [str(public_id) for public_id in verification.missing],
+                "differing": [str(public_id) for public_id in verification.differing],
                 "untrusted": [
                     {"object": one.name, "why": one.flaw.value} for one in verification.untrusted
                 ],
@@ -112,6 +113,10 @@ def complaints(verification: Verification) -> Iterator[str]:
         missing = count(len(verification.missing), "receipt is", "receipts are")
         remedy = "run `ledger adopt`" if verification.unsealed else "run `ledger rebuild`"
         yield f"{missing} not in the ledger: {remedy}. --json names the receipts."
+    for public_id in verification.differing[:MOST_SHOWN]:
+        yield f"Receipt {public_id} is not what its line in the ledger says: it was changed."
+    if len(verification.differing) > MOST_SHOWN:
+        yield f"… and {len(verification.differing) - MOST_SHOWN} more; --json names all."
     if verification.unsealed:
         objects = count(
             verification.unsealed, "object without a seal is", "objects without a seal are"

@@ -8,7 +8,8 @@ from __future__ import annotations
 import hashlib
 import json
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import lru_cache, reduce
@@ -29,6 +30,7 @@ from sqlalchemy.dialects import postgresql
 from sqlalchemy.orm import Session
 
 from .models import AuditEvent, Receipt, ReceiptFact, Seal
+from .proofs import BY_REPLAY, LEDGER_WRITTEN
 
 EVENT, FACT, RECEIPT = "event", "fact", "receipt"
 
@@ -70,6 +72,14 @@ _SEAL_COLUMNS = {
     "pruned_at": "time",
     "entries": "bytes",
     "header": "bytes",
+}
+# What SQLite calls the type of a value in these columns of a seal; of any other it is "text".
+_SQLITE_TYPES: Mapping[str, str] = {
+    "first_event": "integer",
+    "last_event": "integer",
+    "first_fact": "integer",
+    "last_fact": "integer",
+    "entries": "blob",
 }
 _TABLES: Mapping[str, FromClause] = {
     EVENT: AuditEvent.__table__,
@@ -178,6 +188,28 @@ def receipts(session: Session, public_ids: Sequence[uuid.UUID]) -> dict[uuid.UUI
     return {uuid.UUID(row.key): row for row in _rows(session, RECEIPT, query)}
 
 
+def put_back(facts: Iterable[Row]) -> list[uuid.UUID]:
+    """Return whose receipts a replay has written again, by the word of *facts*."""
+    found = []
+    for document in (row.document() for row in facts):
+        if document["fact"] == LEDGER_WRITTEN and document["details"] == BY_REPLAY:
+            with suppress(ValueError):
+                found.append(uuid.UUID(str(document["public_id"])))
+    return found
+
+
+def says(document: Mapping[str, Any], line: Mapping[str, object]) -> bool:
+    """Say whether the entry of a receipt is what a *line* of the ledger says, column by column.
+
+    A line of an early release may lack a column.
+    """
+    return all(
+        document[name] == _read(how, str(line[name]))
+        for name, how in COLUMNS[RECEIPT].items()
+        if name in line
+    )
+
+
 def of_action(session: Session, action: str, *, limit: int) -> list[Row]:
     """Return the newest events of an *action*, at most *limit*, the latest first."""
     query = _stored(EVENT, _is_sqlite(session)).where(AuditEvent.action == action)
@@ -201,36 +233,49 @@ def receipt_keys(session: Session, *, after_event: int) -> Iterator[str]:
 
 @dataclass(frozen=True)
 class StoredSeal:
-    """The row of a seal as it is stored; a column that holds no such value is a text."""
+    """The row of a seal as it is stored; a column that holds no such value is a text.
+
+    ``is_typed`` says that each value has the type of its column, which SQLite leaves open: a text
+    and its bytes read alike.
+    """
 
     number: int
     columns: Mapping[str, Any]
     entries: bytes
     header: bytes
+    is_typed: bool
 
 
 def stored_seals(session: Session, numbers: Sequence[int]) -> list[StoredSeal]:
     """Return the rows of these *numbers* in their order, whatever is in them."""
     is_sqlite = _is_sqlite(session)
     table = Seal.__table__
+    types = [func.typeof(table.c[name], type_=Text()) for name in _SEAL_COLUMNS]
     query = select(
         cast(table.c["number"], BigInteger),
         *(_in_hex(table.c[name], is_sqlite) for name in _SEAL_COLUMNS),
+        *(types if is_sqlite else ()),
     )
     found = session.connection().execute(
         query.where(Seal.number.in_(numbers)).order_by(Seal.number)
     )
-    return [_stored_seal(number, hexes) for number, *hexes in found]
+    cut = len(_SEAL_COLUMNS)
+    return [_stored_seal(number, both[:cut], both[cut:]) for number, *both in found]
 
 
-def _stored_seal(number: int, hexes: Sequence[str | None]) -> StoredSeal:
+def _stored_seal(number: int, hexes: Sequence[str | None], types: Sequence[str]) -> StoredSeal:
+    """Return a row; *types* are SQLite's, and empty where the engine keeps to those of columns."""
+    is_typed = all(
+        found == _SQLITE_TYPES.get(name, "text") or (name == "pruned_at" and found == "null")
+        for name, found in zip(_SEAL_COLUMNS, types, strict=bool(types))
+    )
     raw = {name: bytes.fromhex(one or "") for name, one in zip(_SEAL_COLUMNS, hexes, strict=True)}
     columns = {
         name: _read(how, raw[name].decode(errors="replace") or None)
         for name, how in _SEAL_COLUMNS.items()
         if how != "bytes"
     }
-    return StoredSeal(number, columns, raw["entries"], raw["header"])
+    return StoredSeal(number, columns, raw["entries"], raw["header"], is_typed)
 
 
 def _in_hex(column: ColumnElement[Any], is_sqlite: bool) -> ColumnElement[Any]:

@@ -35,6 +35,8 @@ SCRUBBED = "scrubbed"
 COMPLETED = "completed"
 # Each place was looked into, and nothing was found; or something was, and is erased again.
 VERIFIED, RESIDUE_FOUND = "verified", "residue_found"
+# The details of LEDGER_WRITTEN where a restore had lost the receipt, and a replay has put it back.
+BY_REPLAY = {"why": "replayed"}
 # A restore had brought the account back, and it was erased once more.
 ERASED_AGAIN = "erased_again"
 

@@ -26,9 +26,6 @@ log = structlog.get_logger(__name__)
 
 # So many files are named in the line of the log about those that cannot be deleted.
 _NAMED = 5
-
-log = structlog.get_logger(__name__)
-
 # So many pictures that accounts show are looked for. With one alone, an account that has lost its
 # file by itself would have every deletion wait.
 SAMPLED = 5

@@ -18,7 +18,16 @@ from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from ..db import generations, rules
 from ..db.canaries import is_of_canary
-from ..db.models import OWNER, Account, AuditEvent, ClockReading, LegalHold, PurgeFailure, Receipt
+from ..db.models import (
+    OWNER,
+    Account,
+    AuditEvent,
+    ClockReading,
+    Generation,
+    LegalHold,
+    PurgeFailure,
+    Receipt,
+)
 from ..db.proofs import NOT_TOLD, RESIDUE_FOUND, VERIFIED, ReceiptFact
 from ..db.rows import CHUNK
 from . import brake, failures, stops
@@ -111,26 +120,43 @@ class Life:
         return last if last is not None and last.is_open and last.reason is None else None
 
 
-def fold(events: Sequence[AuditEvent], receipt: Receipt | None) -> Life:
+def replays(session: Session) -> Sequence[datetime]:
+    """Return when each replay of the ledger has begun: from then on the database is another one."""
+    query = select(Generation.began_at).where(Generation.number > 1)
+    return session.scalars(query.order_by(Generation.number)).all()
+
+
+def is_repeat(event: AuditEvent, receipt: Receipt | None, replayed: Sequence[datetime]) -> bool:
+    """Say whether *event* is of somebody who has a *receipt* from before one of the replays.
+
+    Without a replay in between nobody comes back, whatever the receipt says of its time.
+    """
+    return receipt is not None and any(receipt.purged_at < at <= event.at for at in replayed)
+
+
+def fold(
+    events: Sequence[AuditEvent], receipt: Receipt | None, replayed: Sequence[datetime] = ()
+) -> Life:
     """Return the life that the *events* of one account tell, which are in the order of their ids.
 
     What a replay of the ledger does to somebody whom a restore has brought back, and who has a
-    *receipt* from before, is no request: it is erased once more.
+    *receipt* from before, is no request: it is erased once more. *replayed* are the times of the
+    replays.
     """
     life = Life()
     held: set[object] = set()
     for event in events:
-        is_repeat = receipt is not None and receipt.purged_at < event.at
+        is_again = is_repeat(event, receipt, replayed)
         request = life.open
         if event.action in _HOLDS:
             _fold_hold(held, request, event)
         elif event.action == DEACTIVATED or (request is None and _begins(event)):
             if request is not None:
                 request.reason = REPLACED
-            if not is_repeat:
+            if not is_again:
                 life.requests.append(_begun(event, held))
         elif event.action == PURGED:
-            _fold_purge(life, event, receipt)
+            _fold_purge(life, event, receipt if is_again else None)
         elif request is not None:
             _fold_change(request, event)
     return life
@@ -171,18 +197,18 @@ def _fold_hold(held: set[object], request: Request | None, event: AuditEvent) ->
         request.holds.add(hold)
 
 
-def _fold_purge(life: Life, event: AuditEvent, receipt: Receipt | None) -> None:
-    is_repeat = receipt is not None and receipt.purged_at < event.at
+def _fold_purge(life: Life, event: AuditEvent, before: Receipt | None) -> None:
+    """Fold a purge; *before* is the receipt of whoever is erased once more."""
     request = life.open
     if request is not None:
         request.outcome = Outcome.PURGED
         request.ended, request.ended_by = event.at, event.actor_kind
-        if receipt is not None and is_repeat:
+        if before is not None:
             # By whom it was erased first was lost with the restore.
-            request.ended, request.ended_by = receipt.purged_at, None
-    elif not is_repeat:
+            request.ended, request.ended_by = before.purged_at, None
+    elif before is None:
         life.unasked.append(event)
-    if is_repeat and life.requests:
+    if before is not None and life.requests:
         life.requests[-1].again = event.at
 
 
@@ -274,7 +300,8 @@ def lives(session: Session, numbers: Sequence[uuid.UUID]) -> dict[uuid.UUID, Lif
     for event in session.scalars(_folded(numbers)):
         events[_subject(event)].append(event)
     session.expunge_all()
-    return {number: fold(events[number], receipts.get(number)) for number in events}
+    replayed = replays(session)
+    return {number: fold(events[number], receipts.get(number), replayed) for number in events}
 
 
 def _folded(numbers: Sequence[uuid.UUID]) -> Select[AuditEvent]:

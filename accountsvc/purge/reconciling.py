@@ -16,7 +16,8 @@ from sqlalchemy import Select, exists, func, or_, select
 from sqlalchemy.orm import Session
 
 from ..adapters.ledger import Ledger
-from ..adapters.ledgerseal import Opened
+from ..adapters.ledgerseal import Line, Opened
+from ..db import entries
 from ..db.canaries import FAILED, PASSED, is_canary, is_of_canary
 from ..db.engine import Database, database_now
 from ..db.models import AuditEvent, Generation, Receipt, Seal
@@ -28,9 +29,11 @@ from .evidence import (
     Period,
     Request,
     events_of,
+    is_repeat,
     lives,
     receipts_by,
     receipts_of,
+    replays,
     requests_of,
 )
 from .story import PURGED
@@ -42,6 +45,7 @@ EVENT_ALONE = "purge_without_receipt"
 RECEIPT_ALONE = "receipt_without_purge"
 NOT_IN_LEDGER = "receipt_without_ledger_line"
 LINE_ALONE = "ledger_line_without_receipt"
+LINE_DIFFERS = "receipt_unlike_ledger_line"
 AMISS = (
     REQUEST_UNKNOWN,
     PURGE_UNASKED,
@@ -49,6 +53,7 @@ AMISS = (
     RECEIPT_ALONE,
     NOT_IN_LEDGER,
     LINE_ALONE,
+    LINE_DIFFERS,
 )
 
 # What looks amiss, and is explained.
@@ -140,6 +145,7 @@ class Evidence:
 
     def _compare_events(self, session: Session, found: Reconciliation) -> None:
         pruned = _pruned_until(session)
+        replayed = replays(session)
         for page in events_of(session, found.period, [PURGED]):
             numbers = list({event.subject for event in page if event.subject is not None})
             receipts = receipts_by(session, numbers)
@@ -153,8 +159,11 @@ class Evidence:
                 receipt = receipts.get(event.subject)
                 if receipt is None:
                     found.unexplained.append(Amiss(EVENT_ALONE, event.subject, event.at))
-                elif receipt.purged_at < event.at:
+                elif is_repeat(event, receipt, replayed):
                     found.explained[PURGED_AGAIN] += 1
+                elif receipt.purged_at != event.at:
+                    # The receipt tells of another moment, at which nobody purged anybody.
+                    found.unexplained.append(Amiss(EVENT_ALONE, event.subject, event.at))
                 left_at = None if receipt is None else receipt.deactivated_at
                 if event.id not in unasked:
                     continue
@@ -200,19 +209,25 @@ class Evidence:
                 missing = [one for one in page if one.public_id not in lines]
                 self._note_missing(session, missing, owed, found)
             for chunk in chunks(sorted(lines)):
-                for number in set(chunk) - receipts_by(session, chunk).keys():
-                    found.unexplained.append(Amiss(LINE_ALONE, number, lines[number]))
-                session.expunge_all()
+                receipts = entries.receipts(session, chunk)
+                for number in chunk:
+                    at, of_them = lines[number]
+                    if number not in receipts:
+                        found.unexplained.append(Amiss(LINE_ALONE, number, at))
+                        continue
+                    document = receipts[number].document()
+                    if not any(entries.says(document, line) for line in of_them):
+                        found.unexplained.append(Amiss(LINE_DIFFERS, number, at))
 
-    def _lines(self, day: Period) -> dict[uuid.UUID, datetime]:
-        """Return who was purged on *day* by the ledger's word, and when."""
-        found: dict[uuid.UUID, datetime] = {}
+    def _lines(self, day: Period) -> dict[uuid.UUID, tuple[datetime, list[Line]]]:
+        """Return who was purged on *day* by the ledger's word, when, and the lines about it."""
+        found: dict[uuid.UUID, tuple[datetime, list[Line]]] = {}
         for one in self.ledger.of_day(day.since.date()):
             for line in one.receipts if isinstance(one, Opened) else []:
                 purged_at = datetime.fromisoformat(str(line["purged_at"]))
                 number = uuid.UUID(line["public_id"])
                 if day.since <= purged_at < day.until and not is_canary(number):
-                    found[number] = purged_at
+                    found.setdefault(number, (purged_at, []))[1].append(line)
         return found
 
     def _note_missing(

@@ -27,11 +27,13 @@ from ..accounts import giveback
 from ..adapters import ledger as ledgers
 from ..adapters.ledger import Ledger
 from ..adapters.ledgerseal import Flaw, Opened, Untrusted
-from ..db import audit, generations, rows
+from ..db import audit, facts, generations, rows
 from ..db.audit import OPERATOR_ACTOR
 from ..db.engine import Database, database_now
 from ..db.models import HELD, RETURNED, Account, Effect, KeptLine, LegalHold, Receipt
+from ..db.proofs import BY_REPLAY, LEDGER_WRITTEN
 from ..outbox import kept, queue
+from ..outbox.payloads import Finish
 from . import claim
 from .at_once import Obstacle, PurgeNow, PurgeReport
 from .claim import PlannedPurge
@@ -182,8 +184,9 @@ class Replay:
             with self.database.writing() as session:
                 people = {uuid.UUID(line["public_id"]): line for line in chunk}
                 missing = [_receipt(line) for line in _without_receipt(session, people)]
-                if missing:
-                    session.execute(insert(Receipt), [row for row in missing if row is not None])
+                receipts = [row for row in missing if row is not None]
+                if receipts:
+                    _put_back(session, receipts)
 
     def _change(
         self, wanted: Sequence[GivenBack], change: Callable[[Session, GivenBack], object]
@@ -259,6 +262,25 @@ def _receipt(line: Line) -> dict[str, Any] | None:
         }
     except (KeyError, TypeError, ValueError):
         return None
+
+
+def _put_back(session: Session, receipts: Sequence[Mapping[str, Any]]) -> None:
+    """Write *receipts* again, with what is known of them, and owe what finishes each purge.
+
+    Their events stay lost: the fact tells the seals that each receipt is of a replay.
+    """
+    now = database_now(session)
+    session.execute(insert(Receipt), receipts)
+    numbers = [receipt["public_id"] for receipt in receipts]
+    facts.add(session, LEDGER_WRITTEN, numbers, now=now, details=BY_REPLAY)
+    # Whoever is back owes it with the purge to come: verified before, their row would be a residue.
+    back = set(session.scalars(select(Account.public_id).where(Account.public_id.in_(numbers))))
+    effects = [
+        queue.row(queue.FINISH, subject=number, now=now, payload=Finish())
+        for number in numbers
+        if number not in back
+    ]
+    queue.record_all(session, effects)
 
 
 def _kept_lines(opened: Opened) -> list[KeptLine] | None:

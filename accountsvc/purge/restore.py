@@ -17,11 +17,11 @@ from sqlalchemy.orm import Session
 
 from ..adapters import ledger as ledgers
 from ..adapters.ledger import Ledger, Newest
-from ..adapters.ledgerseal import Flaw, Link, Opened, Untrusted
-from ..db import generations, rules
+from ..adapters.ledgerseal import Flaw, Line, Link, Opened, Untrusted
+from ..db import entries, generations, rules
 from ..db.engine import Database, database_now
 from ..db.models import Account, KeptLine, Receipt
-from ..db.rows import chunks
+from ..db.rows import CHUNK, chunks
 from ..errors import StoreUnavailable
 from ..outbox import gone, kept
 from . import claim, stops
@@ -79,7 +79,8 @@ class Verification:
 
     ``lines``, ``receipts`` and ``owed`` count people: in the ledger, with a receipt, and with a
     line that waits in the outbox. ``back`` holds the ids of accounts that the ledger calls purged,
-    ``missing`` the public ids of receipts without a line. ``untrusted`` are objects that are
+    ``missing`` the public ids of receipts without a line, ``differing`` those of receipts that are
+    not what their line says. ``untrusted`` are objects that are
     ignored, or that are lost though another one was sealed behind them; ``unsealed`` counts those
     of releases before the seals, which wait for `ledger adopt`. ``lost`` are returns and holds
     whose object is not there, or not what it was; ``lost_seals`` are such seals of the audit trail,
@@ -92,6 +93,7 @@ class Verification:
     owed: int
     back: list[int]
     missing: list[uuid.UUID]
+    differing: list[uuid.UUID]
     untrusted: list[Untrusted]
     unsealed: int
     lost: list[KeptLine]
@@ -101,7 +103,7 @@ class Verification:
     @property
     def agrees(self) -> bool:
         amiss = (self.back, self.missing, self.untrusted, self.unsealed, self.lost, self.is_behind)
-        return not any(amiss) and not self.lost_seals
+        return not any(amiss) and not self.lost_seals and not self.differing
 
 
 @dataclass(frozen=True)
@@ -191,7 +193,8 @@ class Restore:
             receipts = set(session.scalars(select(Receipt.public_id)))
             owed = gone.read_owed(session)
             known = session.scalars(select(KeptLine).where(KeptLine.object_name.is_not(None))).all()
-        survey = Survey(self.ledger)
+        comparison = _Comparison(self.database)
+        survey = Survey(self.ledger, comparison)
         foreign = self._not_trusted(self.ledger.kept())
         heads = Heads(self.database, self.ledger).find()
         return Verification(
@@ -200,6 +203,7 @@ class Restore:
             owed=len(owed.people),
             back=[planned.account_id for planned in self._back(sorted(survey.people, key=str))],
             missing=sorted(receipts - survey.people - owed.people, key=str),
+            differing=comparison.finish(),
             untrusted=[
                 *survey.untrusted.values(),
                 *survey.lost(owed.names),
@@ -299,6 +303,41 @@ def _is_unknown(session: Session, purged: Sequence[uuid.UUID]) -> bool:
     return back is not None or receipts != len(purged)
 
 
+class _Comparison:
+    """The lines of a ledger beside the receipts, column by column, a chunk at a time."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._waiting: list[Line] = []
+        self._alike: set[uuid.UUID] = set()
+        self._differing: set[uuid.UUID] = set()
+
+    def see(self, lines: Sequence[Line]) -> None:
+        """Take the lines of the next object."""
+        self._waiting += lines
+        while len(self._waiting) >= CHUNK:
+            self._compare(self._waiting[:CHUNK])
+            del self._waiting[:CHUNK]
+
+    def finish(self) -> list[uuid.UUID]:
+        """Return whose receipt is not what any of their lines says."""
+        self._compare(self._waiting)
+        return sorted(self._differing - self._alike, key=str)
+
+    def _compare(self, lines: Sequence[Line]) -> None:
+        people = {uuid.UUID(str(line["public_id"])) for line in lines}
+        with self._database.reading() as session:
+            receipts = entries.receipts(session, list(people))
+        said = {number: row.document() for number, row in receipts.items()}
+        for line in lines:
+            number = uuid.UUID(str(line["public_id"]))
+            # Whose receipt is not there is known otherwise: the database is the older one, or a
+            # seal names it.
+            if number in said:
+                is_alike = entries.says(said[number], line)
+                (self._alike if is_alike else self._differing).add(number)
+
+
 class Survey:
     """All of a ledger, read once; remembers ids and names, and not the lines.
 
@@ -306,7 +345,7 @@ class Survey:
     releases before the seals, which ``unsealed`` counts.
     """
 
-    def __init__(self, ledger: Ledger) -> None:
+    def __init__(self, ledger: Ledger, comparison: _Comparison | None = None) -> None:
         self.people: set[uuid.UUID] = set()
         self.untrusted: dict[str, Untrusted] = {}
         self.unsealed = 0
@@ -317,6 +356,8 @@ class Survey:
             if isinstance(one, Opened):
                 self._note(one)
                 kinds |= one.other_kinds
+                if comparison is not None:
+                    comparison.see(one.receipts)
             elif ledgers.is_unsealed(one):
                 self.unsealed += 1
             else:

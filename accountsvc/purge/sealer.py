@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -26,7 +26,7 @@ from ..adapters.ledgerseal import Line, Mark, Opened, Untrusted
 from ..adapters.sealform import Header, Link
 from ..db import entries, generations, horizon
 from ..db.engine import Clock, Database
-from ..db.entries import EVENT, FACT, Row
+from ..db.entries import EVENT, FACT, RECEIPT, Row
 from ..db.horizon import Horizon
 from ..db.models import AuditEvent, Receipt, Seal
 from ..db.rows import chunks
@@ -281,6 +281,8 @@ def _read(session: Session, after: Tail, found: Horizon) -> _Batch:
     rows += facts
     if after.link is None:
         rows += _without_event(session)
+    covered = {row.key for row in rows if row.kind == RECEIPT}
+    rows += _put_back(session, facts, covered)
     return _Batch([entry(row) for row in rows], last_event, last_fact, cut_events or cut_facts)
 
 
@@ -296,6 +298,17 @@ def _purged(session: Session, first: int, last: int) -> dict[int, uuid.UUID]:
         AuditEvent.action == _PURGED, AuditEvent.id.between(first, last), ~before
     )
     return {number: subject for number, subject in session.execute(query) if subject is not None}
+
+
+def _put_back(session: Session, facts: Sequence[Row], covered: set[str]) -> Iterator[Row]:
+    """Yield the receipts that a replay has written again by these *facts*, but those *covered*.
+
+    They have no event, which a restore has lost; a later purge may give them one.
+    """
+    for chunk in chunks(entries.put_back(facts)):
+        for number, row in sorted(entries.receipts(session, chunk).items()):
+            if str(number) not in covered:
+                yield row
 
 
 def _without_event(session: Session) -> list[Row]:

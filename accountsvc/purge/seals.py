@@ -14,6 +14,7 @@ from ..adapters import merkle, sealform
 from ..adapters.sealform import Link
 from ..db.entries import EVENT, FACT, RECEIPT, Row
 from ..db.models import AuditEvent, Receipt, ReceiptFact, Seal
+from ..db.proofs import LEDGER_WRITTEN
 
 # What is there is sealed by then; sooner where a receipt waits, whose owner wants to show it.
 AT_MOST_EVERY = timedelta(minutes=5)
@@ -131,7 +132,8 @@ def _seal_of(session: Session, kind: str, key: str) -> int | None:
 def _seal_with_receipt(session: Session, public_id: uuid.UUID) -> int | None:
     """Find the seal of a receipt whose event was pruned, or that never had one.
 
-    It was sealed within minutes of the purge, or by the first seal of all.
+    It was sealed within minutes of the purge, or by the first seal of all, or with the fact that a
+    replay has written it again.
     """
     purged_at = session.scalar(select(Receipt.purged_at).where(Receipt.public_id == public_id))
     if purged_at is None:
@@ -139,7 +141,12 @@ def _seal_with_receipt(session: Session, public_id: uuid.UUID) -> int | None:
     letter = record_key(RECEIPT, str(public_id))
     later = select(Seal.number).where(Seal.sealed_at >= purged_at).order_by(Seal.number).limit(50)
     first = select(func.min(Seal.number))
-    for number in {*session.scalars(later), *session.scalars(first)} - {None}:
+    written = select(ReceiptFact.id).where(
+        ReceiptFact.public_id == public_id, ReceiptFact.fact == LEDGER_WRITTEN
+    )
+    by_fact = [_seal_of(session, FACT, str(fact)) for fact in session.scalars(written)]
+    numbers = dict.fromkeys([*by_fact, *session.scalars(first), *session.scalars(later)])
+    for number in [one for one in numbers if one is not None]:
         seal = session.get_one(Seal, number)
         if any(one.startswith(letter) for one in records(seal.entries)):
             return seal.number

@@ -438,7 +438,7 @@ def test_what_is_unexplained_is_named_and_ends_with_1(
 
     purged_at = rfc3339(LEFT + 15 * DAY)
     named = [
-        f"Unexplained: {gone} was purged at {purged_at}, and has no receipt.",
+        f"Unexplained: {gone} was purged at {purged_at}, and has no receipt of that moment.",
         f"Unexplained: {gone} has a line of {purged_at} in the ledger, and no receipt.",
     ]
     assert (as_csv.exit_code, as_json.exit_code) == (1, 1)

@@ -330,6 +330,21 @@ def test_whatever_is_done_to_a_seal_is_named(services: Services, column: str) ->
     assert verify(services).is_whole
 
 
+def test_the_same_bytes_of_another_type_of_sqlite_are_named(sqlite: Services) -> None:
+    live(sqlite)
+    intruder = Intruder(sqlite, random.Random(8))
+    others = ("header", "BLOB"), ("signature", "BLOB"), ("chain", "BLOB"), ("entries", "TEXT")
+    assert verify(sqlite).is_whole
+
+    for column, other in others:
+        intruder.run(f"UPDATE seals SET {column} = CAST({column} AS {other}) WHERE number = 2")
+
+        report = verify(sqlite)
+        assert (Why.CHANGED, "2") in {(one.why, one.key) for one in report.findings}, column
+        intruder.put_back()
+        assert verify(sqlite).is_whole, column
+
+
 def test_a_seal_in_the_midst_that_is_gone_is_named_and_nothing_else_is_blamed(
     services: Services,
 ) -> None:

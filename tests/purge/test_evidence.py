@@ -30,7 +30,7 @@ from tests.support.factories import (
     run_sql,
     witness,
 )
-from tests.support.lies import forget_event, forget_line, forget_receipt
+from tests.support.lies import backdate_receipt, forget_event, forget_line, forget_receipt
 from tests.support.lives import DAY, STAFF, World, live
 from tests.support.moments import SECOND, at, now
 from tests.support.state import rows_of
@@ -122,6 +122,41 @@ def test_a_lie_about_the_past_is_named(services: Services, tmp_path: Path) -> No
         *((reconciling.NOT_IN_LEDGER, fellow) for fellow in fellows),
     }
     assert {one.why for one in after.unexplained} == {None, "gone", "active"}
+
+
+def test_a_receipt_that_was_made_to_tell_another_story_is_named_by_all_three(
+    services: Services, period: Period
+) -> None:
+    # given
+    ann, bob = insert_account(services, "ann"), insert_account(services, "bob")
+    first, moment = period.since, period.since + 20 * DAY
+    for account in (ann, bob):
+        deactivate(services, account.id, now=first)
+    sweep(services, moment, write_ledger=services.write_ledger)
+    whole = services.restore.verify()
+
+    # when: nothing is sealed yet
+    backdate_receipt(services, ann.public_id, first + DAY)
+    services.seal(seconds=30, at_once=True)
+    requests, found = gather(services, period)
+    report = services.auditing.verify()
+
+    # then
+    assert whole.agrees
+    assert report.ledger is not None
+    assert report.ledger.differing == [ann.public_id]
+    assert not report.is_whole
+    assert amiss(found) == {
+        (reconciling.EVENT_ALONE, ann.public_id),
+        (reconciling.RECEIPT_ALONE, ann.public_id),
+        (reconciling.NOT_IN_LEDGER, ann.public_id),
+        (reconciling.LINE_DIFFERS, ann.public_id),
+    }
+    assert found.explained == {}
+    assert {each.number: each.ended for each in requests} == {
+        ann.public_id: moment,
+        bob.public_id: moment,
+    }
 
 
 def test_who_left_twice_has_two_rows_and_a_period_has_those_that_began_in_it(

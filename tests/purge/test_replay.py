@@ -8,18 +8,22 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from sqlalchemy import select
+from sqlalchemy import insert, select
 
 from accountsvc.accounts import credentials, giveback, lifecycle
 from accountsvc.accounts.reasons import Return
 from accountsvc.adapters.ledger import MOST_PASSED_OVER, Batch, Ledger, kept_name
-from accountsvc.db import generations
+from accountsvc.db import facts, generations
 from accountsvc.db.audit import OPERATOR_ACTOR
+from accountsvc.db.entries import RECEIPT
 from accountsvc.db.models import Generation, KeptLine, LegalHold, Receipt
+from accountsvc.db.proofs import BY_REPLAY, COMPLETED, LEDGER_WRITTEN
 from accountsvc.errors import GraceOver, TokenNotValid
 from accountsvc.outbox import kept, queue
 from accountsvc.outbox.marks import LedgerAhead, take_marks
+from accountsvc.purge import seals
 from accountsvc.purge.at_once import Obstacle
+from accountsvc.purge.auditing import Why
 from accountsvc.purge.restore import Restore
 from accountsvc.purge.stops import DatabaseBehind, LedgerGone
 from accountsvc.purge.sweep import Sweep
@@ -87,6 +91,71 @@ def test_everybody_is_what_they_should_be_after_a_replay(restored: Story) -> Non
     }
     assert not services.restore.is_behind()
     assert services.restore.verify().agrees
+
+
+def test_a_receipt_that_a_replay_has_put_back_is_completed_sealed_and_proved(
+    story: Story,
+) -> None:
+    # given: one who joined after the backup, and is gone with a sealed receipt; all of it is lost
+    services = story.services
+    make_due(services, story.new("first"))
+    assert services.sweep().purged == 1
+    services.seal(seconds=30, at_once=True)
+    backup = story.begin()
+    story.go_on()
+    services.seal(seconds=30, at_once=True)
+    backup.put_back()
+    late = story.people["late"].public_id
+
+    # when
+    replay(services)
+    unsealed = services.auditing.verify()
+    services.seal(seconds=30, at_once=True)
+    put_back = services.auditing.verify()
+    finish(services)
+    services.seal(seconds=30, at_once=True)
+    sealed = services.auditing.verify()
+
+    # then
+    # Until a seal says that those after the backup are lost, they are called cut.
+    assert {one.why for one in unsealed.findings} == {Why.CUT}
+    assert put_back.is_whole
+    assert sealed.is_whole
+    assert late not in {effect.subject for effect in effects(services)}
+    with services.reading() as session:
+        known = facts.of(session, [late])[late]
+        assert known[LEDGER_WRITTEN].details == BY_REPLAY
+        assert COMPLETED in known
+        assert seals.proofs(session, [(RECEIPT, str(late))])
+        assert lifecycle.open_holds(session, story.id("held"))
+    assert read_account(services, story.id("bystander")) is not None
+
+
+def finish(services: Services) -> None:
+    """Do what is owed, and what that owes, until the file is scrubbed and looked into."""
+    deliver_after(services, timedelta(hours=1))
+    services.scrub(at_most_every=None)
+    deliver_after(services, timedelta(hours=2))
+
+
+def test_a_receipt_without_event_that_somebody_inserts_after_a_replay_is_named(
+    restored: Story,
+) -> None:
+    services = restored.services
+    replay(services)
+    services.seal(seconds=30, at_once=True)
+    number = uuid.uuid4()
+
+    moment = now(services)
+    row = {"deactivated_at": moment, "purge_at": moment, "purged_at": moment}
+    counts = {"deactivated_by": "owner", "saved_passwords": 0, "files": 0}
+    with services.writing() as session:
+        session.execute(insert(Receipt), [{"public_id": number, **row, **counts}])
+        facts.add(session, LEDGER_WRITTEN, [number], now=moment)
+    services.seal(seconds=30, at_once=True)
+
+    findings = services.auditing.verify().findings
+    assert [(one.why, one.key) for one in findings] == [(Why.INSERTED, str(number))]
 
 
 def test_nobody_is_purged_before_the_replay_and_everybody_due_after_it(restored: Story) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import uuid
+from datetime import datetime
 
-from sqlalchemy import delete, text
+from sqlalchemy import delete, text, update
 
 from accountsvc.adapters.ledgerseal import Opened
 from accountsvc.db.models import AuditEvent, Receipt, ReceiptFact
@@ -23,6 +24,18 @@ def forget_receipt(services: Services, number: uuid.UUID) -> None:
     drop_trigger(services, "receipts", "receipts_refuse_delete")
     with services.writing() as session:
         session.execute(delete(Receipt).where(Receipt.public_id == number))
+
+
+def backdate_receipt(services: Services, number: uuid.UUID, moment: datetime) -> None:
+    """Have the receipt of *number* tell another story, which ended at *moment*."""
+    drop_trigger(services, "receipts", "receipts_refuse_update")
+    other = {"deactivated_at": moment, "purge_at": moment, "purged_at": moment}
+    with services.writing() as session:
+        session.execute(
+            update(Receipt)
+            .where(Receipt.public_id == number)
+            .values(**other, deactivated_by="staff", saved_passwords=9)
+        )
 
 
 def forget_event(services: Services, number: uuid.UUID, action: str) -> None:
