@@ -12,6 +12,7 @@ import click
 from .. import documents
 from ..adapters import signedreceipts
 from ..adapters.signedreceipts import Flaw, Part
+from ..db import rows
 from ..db.models import Effect
 from ..db.proofs import (
     COMPLETED,
@@ -33,8 +34,27 @@ from .console import fail, json_option, sentences, show_json, show_lines
 from .words import fields, stamp, table
 
 
+class Number(click.ParamType):
+    """A number as every other command takes it: as ``rows.read_number`` does."""
+
+    name = "number"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> uuid.UUID:
+        number = rows.read_number(value)
+        if number is None:
+            self.fail(
+                "A number has 32 digits and letters from a to f, with its four hyphens or "
+                "without, as it stands in the mail.",
+                param,
+                ctx,
+            )
+        return number
+
+
 @accounts_group.command("receipt")
-@click.argument("number", type=click.UUID, metavar="NUMBER")
+@click.argument("number", type=Number(), metavar="NUMBER")
 @json_option
 @sentences
 def receipt(number: uuid.UUID, *, as_json: bool) -> None:

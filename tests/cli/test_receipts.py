@@ -143,7 +143,20 @@ def test_a_number_without_a_receipt_is_a_sentence(run: Run, app: APIFlask) -> No
 
         assert result.exit_code == 1
         assert "No receipt has this number." in result.stderr
-    assert run("accounts", "receipt", "7").exit_code == 2
+
+
+def test_a_number_is_taken_as_every_other_command_takes_it(run: Run, ann: Person) -> None:
+    number = str(ann.public_id)
+    typed = (number, number.upper(), ann.public_id.hex)
+    no_numbers = ("7", f"{{{number}}}", ann.public_id.urn, number.replace("-", "--", 1), "")
+
+    for spelling in typed:
+        shown = run("accounts", "receipt", spelling)
+        assert (shown.exit_code, number in shown.stdout) == (0, True), spelling
+    for spelling in no_numbers:
+        refused = run("accounts", "receipt", spelling)
+        assert refused.exit_code == 2, spelling
+        assert "with its four hyphens or without" in " ".join(refused.stderr.split())
 
 
 def test_every_fact_has_its_words() -> None:
