@@ -116,8 +116,8 @@ class PurgeReport:
     ``scrubbed`` says whether nothing of them is left in the database's file. ``paused`` counts
     files whose deletion waits until purging goes on, as after a replay while it is paused.
 
-    It ``is_done`` when everybody is purged, no file of theirs is there, but for the ``paused`` ones,
-    and the ledger has their lines. Mails and the scrub are for the worker then.
+    It ``is_done`` when everybody is purged, no file of theirs is there, but for the ``paused``
+    ones, and the ledger has their lines. Mails and the scrub are for the worker then.
     """
 
     purged: list[PlannedPurge] = field(default_factory=list)

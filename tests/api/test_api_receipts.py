@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import pytest
 from apiflask import APIFlask
 from flask.testing import FlaskClient
 
