@@ -34,27 +34,19 @@ from .console import fail, json_option, sentences, show_json, show_lines
 from .words import fields, stamp, table
 
 
-class Number(click.ParamType):
-    """A number as every other command takes it: as ``rows.read_number`` does."""
-
-    name = "number"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> uuid.UUID:
-        number = rows.read_number(value)
-        if number is None:
-            self.fail(
-                "A number has 32 digits and letters from a to f, with its four hyphens or "
-                "without, as it stands in the mail.",
-                param,
-                ctx,
-            )
-        return number
+def _number(_ctx: click.Context, _param: click.Parameter, typed: str) -> uuid.UUID:
+    """Return the number that was *typed*, as every other command reads it."""
+    number = rows.read_number(typed)
+    if number is None:
+        raise click.BadParameter(
+            "A number has 32 digits and letters from a to f, with its four hyphens or without, "
+            "as it stands in the mail."
+        )
+    return number
 
 
 @accounts_group.command("receipt")
-@click.argument("number", type=Number(), metavar="NUMBER")
+@click.argument("number", callback=_number, metavar="NUMBER")
 @json_option
 @sentences
 def receipt(number: uuid.UUID, *, as_json: bool) -> None:
