@@ -7,7 +7,6 @@ in which names are compared.
 
 from __future__ import annotations
 
-import re
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -169,17 +168,6 @@ class SignedReceipt:
     receipt: Receipt
     facts: Sequence[ReceiptFact]
     document: Document
-
-
-_NUMBER = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE | re.ASCII)
-
-
-def receipt_number(text: str) -> uuid.UUID | None:
-    """Return the public id that *text* is, in capitals too; None: it is none.
-
-    Other spellings of a UUID, in braces or without hyphens, are not taken: nobody was told them.
-    """
-    return uuid.UUID(text) if _NUMBER.fullmatch(text) else None
 
 
 def signed_receipt(session: Session, public_id: uuid.UUID) -> SignedReceipt | None:

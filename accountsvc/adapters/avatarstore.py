@@ -46,6 +46,11 @@ def new_key() -> str:
     return f"{secrets.token_hex(16)}.webp"
 
 
+_DIGITS = 32
+# Each run of so many digits, also one that overlaps another: a name may begin with a hash.
+_HAS_DIGITS = re.compile(f"(?=([0-9a-f]{{{_DIGITS}}}))")
+
+
 def is_key(text: str) -> bool:
     """Say whether *text* is exactly of ``new_key``'s form, which cannot lead out of a folder."""
     return re.fullmatch(r"[0-9a-f]{32}\.webp", text) is not None
@@ -92,8 +97,9 @@ class AvatarStore(Protocol):
     def remaining(self, keys: Sequence[str]) -> Mapping[str, int]:
         """Count what is left of the files, by key; whoever is not named has nothing left.
 
-        Each earlier version counts, and so does what a killed ``put`` has left. Nothing is taken
-        for granted: raises StoreUnavailable if the store cannot be asked about each of them.
+        Each earlier version counts, and so does what a killed ``put`` has left, and in a folder
+        each file beside it whose name holds the key's digits. Nothing is taken for granted: raises
+        StoreUnavailable if the store cannot be asked about each of them.
         """
 
     def listing(self, *, after: str = "") -> Iterator[tuple[str, datetime]]:
@@ -164,13 +170,17 @@ class FileStore:
         return failed
 
     def remaining(self, keys: Sequence[str]) -> Mapping[str, int]:
+        # A copy under another name (``….webp~``, ``….webp.part``), as an editor or a backup leaves
+        # it, is as much of the picture as the file itself.
         self._require_root()
+        wanted = {key[:_DIGITS]: key for key in filter(is_key, keys)}
         left: dict[str, int] = {}
         with file_errors():
-            for key in filter(is_key, dict.fromkeys(keys)):
-                path = self._path(key)
-                if number := sum(os.path.lexists(one) for one in (path, _part(path))):
-                    left[key] = number
+            for folder in sorted({key[:2] for key in wanted}):
+                for name in _names_in(self._root / folder):
+                    for found in {match[1] for match in _HAS_DIGITS.finditer(name.lower())}:
+                        if found in wanted:
+                            left[wanted[found]] = left.get(wanted[found], 0) + 1
         return left
 
     def listing(self, *, after: str = "") -> Iterator[tuple[str, datetime]]:
@@ -193,6 +203,14 @@ class FileStore:
         # On a disk that is not mounted every file would look as if it had been deleted.
         with file_errors():
             next(self._root.iterdir(), None)
+
+
+def _names_in(folder: Path) -> Sequence[str]:
+    """Return the names in *folder*; none if it is not there, which is so until the first file."""
+    try:
+        return os.listdir(folder)
+    except FileNotFoundError:
+        return []
 
 
 def _written(folder: Path) -> dict[str, datetime]:

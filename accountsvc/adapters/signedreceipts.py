@@ -13,7 +13,7 @@ import binascii
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any
 
@@ -46,6 +46,11 @@ SENTENCES = {
     "erased_again": "a restore had brought the account back, and it was erased once more",
 }
 
+# A member beside these would be read, and believed, though nobody has signed it.
+_MEMBERS = {"form", "receipt", "facts"}
+_MEMBERS_OF_PART = {"entry", "path", "index", "seal"}
+_MEMBERS_OF_SEAL = {"header", "signature"}
+
 _HASH = re.compile(r"[0-9a-f]{64}")
 
 Document = dict[str, Any]
@@ -61,6 +66,7 @@ class Flaw(Enum):
     NOT_INCLUDED = "is not what was signed: it, or its proof, was changed"
     OTHER_KIND = "is an entry of another kind"
     OTHER_NUMBER = "is about another number than the receipt"
+    REPEATED = "is in it twice"
 
 
 class NotAReceipt(Exception):
@@ -88,22 +94,36 @@ def check(text: bytes, keys: Sequence[bytes]) -> list[Part]:
     """
     if len(text) > MOST_BYTES:
         raise NotAReceipt(f"It is longer than {MOST_BYTES:,} bytes, so it is no signed receipt.")
-    document = _parsed(text)
+    try:
+        document = _parsed(text)
+    except _MemberTwice:
+        raise NotAReceipt(
+            "It has a member twice, of which a program reads the one or the other."
+        ) from None
     if not isinstance(document, dict) or "form" not in document:
         raise NotAReceipt("It is no signed receipt: it is cut, damaged or something else.")
     if document["form"] != FORM:
         raise NotAReceipt(f"It has another form than “{FORM}”, which is what this program knows.")
-    facts = document.get("facts")
+    if set(document) != _MEMBERS:
+        raise NotAReceipt(f"It has other members than {', '.join(sorted(_MEMBERS))}.")
+    facts = document["facts"]
     if not isinstance(facts, list):
         raise NotAReceipt("It is no signed receipt: it has no list of facts.")
     known = SealKeys(None, keys)
-    receipt = _part("the receipt", document.get("receipt"), RECEIPT, None, known)
+    receipt = _part("the receipt", document["receipt"], RECEIPT, None, known)
     number = receipt.entry.get("public_id")
+    parts = [
+        _part(f"fact {place}", fact, FACT, number, known)
+        for place, fact in enumerate(facts, start=1)
+    ]
+    texts = [fact.get("entry") if isinstance(fact, dict) else None for fact in facts]
     return [
         receipt,
         *(
-            _part(f"fact {place}", fact, FACT, number, known)
-            for place, fact in enumerate(facts, start=1)
+            replace(part, seal=None, flaw=Flaw.REPEATED)
+            if part.flaw is None and texts[place] in texts[:place]
+            else part
+            for place, part in enumerate(parts)
         ),
     ]
 
@@ -126,8 +146,12 @@ def _proved(part: Any, keys: SealKeys) -> tuple[Mapping[str, Any], Header | None
     Raises KeyError, TypeError, ValueError or RecursionError for what has another form.
     """
     entry = _object(part["entry"])
+    if set(part) != _MEMBERS_OF_PART:
+        raise ValueError("a part has these members, and no other that nobody has signed")
     if part["seal"] is None:
         return entry, None, Flaw.UNSEALED
+    if set(part["seal"]) != _MEMBERS_OF_SEAL:
+        raise ValueError("a seal has these members, and no other that nobody has signed")
     text, signature = part["seal"]["header"].encode(), part["seal"]["signature"]
     header = Header.read(text)
     if not sealform.knows(keys, header.key):
@@ -161,11 +185,23 @@ def _object(text: str) -> dict[str, Any]:
     return found
 
 
+class _MemberTwice(Exception):
+    """A document has two members of one name."""
+
+
 def _parsed(text: bytes) -> object:
+    """Return the document that *text* is, None if it is none. Raises _MemberTwice."""
     try:
-        return json.loads(text.decode())
+        return json.loads(text.decode(), object_pairs_hook=_once)
     except (ValueError, RecursionError):
         return None
+
+
+def _once(members: Sequence[tuple[str, object]]) -> Document:
+    found = dict(members)
+    if len(found) < len(members):
+        raise _MemberTwice
+    return found
 
 
 # The public keys ---------------------------------------------------------------------------------
@@ -193,11 +229,11 @@ def keys_in(text: bytes) -> list[bytes]:
 
     Raises ValueError if it is no key set.
     """
-    document: Any = _parsed(text) if len(text) <= MOST_BYTES else None
     try:
+        document: Any = _parsed(text) if len(text) <= MOST_BYTES else None
         listed = [key for key in document["keys"] if key.get("crv") == "Ed25519"]
         found = [base64.urlsafe_b64decode(key["x"] + "=") for key in listed]
-    except (KeyError, TypeError, AttributeError, ValueError, binascii.Error):
+    except (KeyError, TypeError, AttributeError, ValueError, binascii.Error, _MemberTwice):
         found = []
     if not found or any(len(key) != 32 for key in found):
         raise ValueError(f"holds no set of Ed25519 keys, as {KEYS_PATH} is")

@@ -9,6 +9,7 @@ from marshmallow.fields import Integer, List, Nested, String
 from .. import documents
 from ..adapters.signedreceipts import KEYS_PATH, key_set
 from ..adapters.throttle import RECEIPT
+from ..db import rows
 from ..errors import ReceiptNotFound, Throttled
 from ..web import about, client, services
 from .http.describe import raises, sends
@@ -73,9 +74,12 @@ def receipt(number: str) -> Response:
     It names nobody. What it proves can be checked without this service, by the keys at
     `/.well-known/accountsvc-keys.json`: `accountsvc verify-receipt` does it, and so does a script
     in the documents. Each look counts against the address that it comes from.
+
+    The number is taken as people type it, in capitals and without its hyphens too; the answer has
+    it in lower case and with them.
     """
     services().throttle.spend(RECEIPT, address=client())
-    public_id = documents.receipt_number(number)
+    public_id = rows.read_number(number)
     if public_id is None:
         raise ReceiptNotFound
     about(public_id)

@@ -186,7 +186,7 @@ def _subject(session: Session, text: str) -> uuid.UUID:
         account = rows.find(session, int(text))
         # An id of no account has no events; the nil UUID matches none, where None would match all.
         return uuid.UUID(int=0) if account is None else account.public_id
-    try:
-        return uuid.UUID(text)
-    except ValueError:
-        raise InvalidInput({"subject": ["Send an account's id or public id."]}) from None
+    number = rows.read_number(text)
+    if number is None:
+        raise InvalidInput({"subject": ["Send an account's id or public id."]})
+    return number

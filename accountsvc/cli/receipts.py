@@ -12,6 +12,7 @@ import click
 from .. import documents
 from ..adapters import signedreceipts
 from ..adapters.signedreceipts import Flaw, Part
+from ..db import rows
 from ..db.models import Effect
 from ..db.proofs import (
     COMPLETED,
@@ -33,8 +34,19 @@ from .console import fail, json_option, sentences, show_json, show_lines
 from .words import fields, stamp, table
 
 
+def _number(_ctx: click.Context, _param: click.Parameter, typed: str) -> uuid.UUID:
+    """Return the number that was *typed*, as every other command reads it."""
+    number = rows.read_number(typed)
+    if number is None:
+        raise click.BadParameter(
+            "A number has 32 digits and letters from a to f, with its four hyphens or without, "
+            "as it stands in the mail."
+        )
+    return number
+
+
 @accounts_group.command("receipt")
-@click.argument("number", type=click.UUID, metavar="NUMBER")
+@click.argument("number", callback=_number, metavar="NUMBER")
 @json_option
 @sentences
 def receipt(number: uuid.UUID, *, as_json: bool) -> None:

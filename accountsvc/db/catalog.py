@@ -2,7 +2,8 @@
 
 A table of another program in the same database may refer to accounts, and then fails each purge, or
 hold what is somebody's, and then outlives it. A purge cannot empty what nobody has told it of; so
-such a table is named, at start, daily and for machines.
+such a table is named: in the log at start, and daily by the worker; and to whoever asks the web or
+the command line, every ten minutes or at once.
 """
 
 from __future__ import annotations
@@ -34,8 +35,12 @@ PERSONAL = frozenset(
     }
 )
 
-# Tables of other programs come with an installation or an upgrade of theirs, not by the minute.
+# Tables of other programs come with an installation or an upgrade of theirs, not by the minute; the
+# log has a line for each of them, each time.
 EVERY = timedelta(days=1)
+# A look that failed comes again after this: a database that was away for a moment would otherwise
+# not be looked at for a day, and one that refuses it would end each sweep before its scrub.
+AGAIN_AFTER = timedelta(minutes=10)
 
 # Alembic's table of the schema's revision.
 _NO_PLACES = frozenset({"alembic_version"})
@@ -165,15 +170,20 @@ class Watch:
     """Says which tables are on no map: at the first call, then daily by the monotonic clock."""
 
     def __init__(self) -> None:
-        self._said_at: float | None = None
+        self._next_at: float | None = None
 
     def say(self, look: Callable[[], Sequence[Unmapped]]) -> None:
-        """Log what *look* finds, if it is time; it is not called otherwise."""
+        """Log what *look* finds, if it is time; it is not called otherwise.
+
+        What it raises is raised, and it is time again in ``AGAIN_AFTER``.
+        """
         now = time.monotonic()
-        if self._said_at is not None and now - self._said_at < EVERY.total_seconds():
+        if self._next_at is not None and now < self._next_at:
             return
-        self._said_at = now
-        say(look())
+        self._next_at = now + AGAIN_AFTER.total_seconds()
+        found = look()
+        self._next_at = now + EVERY.total_seconds()
+        say(found)
 
 
 def say(found: Sequence[Unmapped]) -> None:
@@ -196,7 +206,3 @@ def say(found: Sequence[Unmapped]) -> None:
 def is_personal(column: str) -> bool:
     """Say whether *column* is named like a person's."""
     return column.lower() in PERSONAL
-
-
-def _known() -> frozenset[str]:
-    return _NO_PLACES | {place.model.__tablename__ for place in PLACES if place.model is not None}

@@ -12,6 +12,7 @@ from .. import documents
 from ..adapters import signedreceipts
 from ..adapters.signedreceipts import KEYS_PATH
 from ..adapters.throttle import RECEIPT
+from ..db import rows
 from ..db.models import Receipt
 from ..db.proofs import ERASED_AGAIN, FILES_ABSENT, RESIDUE_FOUND, SCRUBBED, VERIFIED, ReceiptFact
 from ..errors import Throttled
@@ -38,7 +39,7 @@ def ask() -> Response:
     entered = request.args.get(_FIELD, "").strip()
     if not entered:
         return _form()
-    number = documents.receipt_number(entered)
+    number = rows.read_number(entered)
     if number is None:
         return _form(400, {_FIELD: "Enter the whole number, as it stands in our mail."})
     response = redirect(url_for("pages.receipt", number=number), 303)
@@ -52,7 +53,7 @@ def show(number: str) -> Response:
         services().throttle.spend(RECEIPT, address=client())
     except Throttled as exc:
         return too_many(exc, lambda problems: _form(429, problems))
-    public_id = documents.receipt_number(number)
+    public_id = rows.read_number(number)
     if public_id is None:
         return say(NO_RECEIPT)
     about(public_id)

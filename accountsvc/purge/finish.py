@@ -245,10 +245,18 @@ def to_come(known: Set[str], *, is_sqlite: bool) -> list[str]:
 
 
 def owed_to(session: Session, public_id: uuid.UUID) -> Sequence[Effect]:
-    """Return what is owed of one purge, also what waits; what finishes it only if it fails."""
+    """Return what is owed of one purge, also what waits; what finishes it only if it fails.
+
+    The ledger's lines are owed for whole batches, of no subject: those with its line are returned.
+    """
     fails = Effect.last_error.is_not(None)
-    query = select(Effect).where(Effect.subject == public_id, (Effect.kind != queue.FINISH) | fails)
-    return session.scalars(query.order_by(Effect.id)).all()
+    its_own = (Effect.subject == public_id) & ((Effect.kind != queue.FINISH) | fails)
+    query = select(Effect).where(its_own | (Effect.kind == queue.LEDGER))
+    return [
+        effect
+        for effect in session.scalars(query.order_by(Effect.id))
+        if effect.kind != queue.LEDGER or public_id in moments.people_in([effect])
+    ]
 
 
 def count_under_way(session: Session, now: datetime) -> tuple[int, timedelta]:

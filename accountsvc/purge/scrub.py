@@ -16,9 +16,13 @@ from ..db.models import AuditEvent, Effect
 from ..db.proofs import NOT_TOLD, SCRUBBED, TOLD, ReceiptFact
 from ..db.rows import change, chunks
 from ..outbox import queue
-from .finish import waits_for_a_scrub
+from .finish import RESIDUE, waits_for_a_scrub
 
 log = structlog.get_logger(__name__)
+
+# A purge of which something was found waits for a scrub, and is an alarm until then. Each rewrites
+# the whole file: where a program puts rows back again and again, it would do nothing else.
+AFTER_RESIDUE = timedelta(minutes=5)
 
 
 def scrub(database: Database, clock: Clock, *, at_most_every: timedelta | None) -> bool:
@@ -28,7 +32,8 @@ def scrub(database: Database, clock: Clock, *, at_most_every: timedelta | None) 
     alone leaves remnants. Then every byte of the file is looked at that is no row's; the facts say
     so, or why not. Returns True when nothing remains to be scrubbed. False means: another
     connection was in the way, bytes are left in the file, which is an alarm, or the last scrub is
-    younger than *at_most_every*; the next call tries again. On PostgreSQL there is nothing to do
+    younger than *at_most_every*, or than ``AFTER_RESIDUE`` where a purge waits for it of which
+    something was left; the next call tries again. On PostgreSQL there is nothing to do
     here (``docs/operations.md`` says what vacuum, WAL and backups still hold).
     """
     if database.engine.dialect.name != "sqlite":
@@ -47,11 +52,16 @@ def scrub(database: Database, clock: Clock, *, at_most_every: timedelta | None) 
             .limit(1)
         )
         left_at = _left_at(session, now)
+        residue = session.scalar(
+            select(exists().where(_is_coverable(), Effect.last_error == RESIDUE))
+        )
     if not coverable:
         return not waiting
-    lately = max((at for at in (last, left_at) if at is not None), default=None)
-    if at_most_every is not None and lately is not None and now - lately < at_most_every:
-        return False
+    if at_most_every is not None:
+        after_scrub = min(at_most_every, AFTER_RESIDUE) if residue else at_most_every
+        for at, apart in ((last, after_scrub), (left_at, at_most_every)):
+            if at is not None and now - at < apart:
+                return False
     rewritten = vacuum.rewrite(database.engine)
     if rewritten is None:
         return False

@@ -24,6 +24,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageCms, PngImagePlugin
 
+from accountsvc.adapters import avatarstore
 from accountsvc.adapters.avatarstore import (
     AvatarStore,
     FileStore,
@@ -952,6 +953,36 @@ def test_a_draft_of_an_upload_that_was_killed_remains(tmp_path: Path) -> None:
     (tmp_path / key[:2] / f".{key}.part").write_bytes(b"half a picture")
 
     assert store.remaining([key]) == {key: 2}
+
+
+@pytest.mark.parametrize(
+    "name", ["{}.part", ".{}.part", "{}~", ".{}.swp", "copy of {}", "{}.1", "old-{}.gz"]
+)
+def test_a_copy_beside_a_file_that_is_gone_remains_whatever_its_name_adds(
+    name: str, tmp_path: Path
+) -> None:
+    store, key = FileStore(tmp_path), new_key()
+    neighbour = f"{key[:2]}{new_key()[2:]}"
+    store.put(neighbour, b"bob's")
+    (tmp_path / key[:2] / name.format(key)).write_bytes(b"a picture")
+    (tmp_path / key[:2] / name.format(key[:30])).write_bytes(b"of nobody")
+
+    assert store.remaining([key, neighbour]) == {key: 1, neighbour: 1}
+
+
+def test_what_remains_of_many_keys_takes_one_listing_of_each_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, keys = FileStore(tmp_path), [f"{n % 2:02x}{new_key()[2:]}" for n in range(20)]
+    store.put(keys[0], b"x")
+    listed: list[str] = []
+    listdir = avatarstore.os.listdir
+    monkeypatch.setattr(
+        avatarstore.os, "listdir", lambda path: [listed.append(path.name), *listdir(path)][1:]
+    )
+
+    assert store.remaining(keys) == {keys[0]: 1}
+    assert [name for name in listed if name != tmp_path.name] == ["00", "01"]
 
 
 def test_a_folder_that_is_not_there_is_not_taken_for_an_empty_one(tmp_path: Path) -> None:

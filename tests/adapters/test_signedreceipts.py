@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import runpy
 from collections.abc import Callable
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from accountsvc import readers
 from accountsvc.adapters import signedreceipts
 from accountsvc.adapters.signedreceipts import Flaw, NotAReceipt, key_set, keys_in
 from accountsvc.db import proofs
+from accountsvc.start import Failure
+from accountsvc.start.receipts import report
 from tests.support.ledgers import KEY, OTHER_KEY
 from tests.support.papers import ANN, BOB, Paper, canonical, fact, paper, receipt, sealed
 from tests.support.processes import ROOT, environment, run
@@ -235,6 +238,107 @@ def test_what_is_no_signed_receipt_is_refused_in_a_sentence(
     assert refusal is not None
     assert "\n" not in refusal
     assert "Traceback" not in refusal
+
+
+# What lies around what is signed ------------------------------------------------------------------
+
+GOOD = encoded(paper(facts=FACTS))
+
+
+def with_facts(facts: object) -> bytes:
+    return encoded({**paper(), "facts": facts})
+
+
+def around(where: str, **members: object) -> bytes:
+    """Add *members* to the document, to a part of it, or to a part's seal."""
+    document = paper(facts=FACTS)
+    part = document["facts"][1]
+    {"document": document, "part": part, "seal": part["seal"]}[where].update(members)
+    return encoded(document)
+
+
+def of_one_leaf(index: object) -> bytes:
+    whole = paper(beside=0)
+    return encoded({**whole, "receipt": {**whole["receipt"], "index": index}})
+
+
+# What is refused, and what the command and the script say of it.
+AROUND: dict[str, tuple[bytes, str, str]] = {
+    "a mark of the byte order": (b"\xef\xbb\xbf" + GOOD, "cut, damaged", "is broken"),
+    "another encoding": (GOOD.decode().encode("utf-16"), "cut, damaged", "is broken"),
+    "facts in an object": (with_facts({}), "no list of facts", "has other members"),
+    "facts in a text": (with_facts(""), "no list of facts", "is broken"),
+    "no facts": (
+        encoded({name: one for name, one in paper().items() if name != "facts"}),
+        "other members",
+        "has other members",
+    ),
+    "a fact twice": (
+        with_facts(sealed([FACTS[0]]) * 2),
+        f"fact 2 {Flaw.REPEATED.value}",
+        "Fact 2 is in it twice",
+    ),
+    "a fact in two seals": (
+        with_facts([*sealed([FACTS[0]]), *sealed([FACTS[0]], number=2)]),
+        f"fact 2 {Flaw.REPEATED.value}",
+        "Fact 2 is in it twice",
+    ),
+    "a member of the document": (
+        around("document", verified=True),
+        "other members",
+        "has other members",
+    ),
+    "a member of a part": (
+        around("part", verified=True),
+        f"fact 2 {Flaw.BROKEN.value}",
+        "has other members",
+    ),
+    "a member of a seal": (
+        around("seal", verified=True),
+        f"fact 2 {Flaw.BROKEN.value}",
+        "has other members",
+    ),
+    "a member twice": (
+        GOOD.replace(b'{"form"', b'{"form": "accountsvc receipt, form 1", "form"'),
+        "a member twice",
+        "has other members",
+    ),
+    "a member of a part twice": (
+        GOOD.replace(b'"index": 0', b'"index": 7, "index": 0'),
+        "a member twice",
+        "has other members",
+    ),
+    "a place that is a truth": (of_one_leaf(False), Flaw.BROKEN.value, "is not what was signed"),
+    "a place with a point": (of_one_leaf(0.0), Flaw.BROKEN.value, "is not what was signed"),
+}
+
+
+@pytest.mark.parametrize("case", AROUND)
+def test_what_lies_around_what_is_signed_has_one_form_for_the_command_and_the_script(
+    case: str, script: Callable[[str, str], str | None], folder: Path
+) -> None:
+    text, by_command, by_script = AROUND[case]
+
+    said = refusal_of(text)
+    refusal = said_by_script(script, folder, text)
+
+    assert said is not None
+    assert by_command in said
+    assert refusal is not None
+    assert by_script in refusal
+    assert refusal.endswith(".")
+    for good in (GOOD, with_facts([]), of_one_leaf(0)):
+        assert (refusal_of(good), said_by_script(script, folder, good)) == (None, None)
+
+
+def refusal_of(text: bytes) -> str | None:
+    """What the command says of *text*; None: it proves all of it."""
+    try:
+        lines, proved = report(BytesIO(text), [OTHER_PUBLIC, PUBLIC])
+    except Failure as exc:
+        return str(exc)
+    said = "\n".join(lines)
+    return None if proved else said[0].lower() + said[1:].replace("\nFact", "\nfact")
 
 
 # One byte ----------------------------------------------------------------------------------------

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import pytest
 from apiflask import APIFlask
 from flask.testing import FlaskClient
 
@@ -108,15 +107,21 @@ def test_the_script_proves_what_the_service_serves_and_refuses_what_was_changed_
     assert changed.stderr == "The receipt is not what was signed.\n"
 
 
-@pytest.mark.parametrize("spell", [str.lower, str.upper])
-def test_a_number_may_be_in_capitals(
-    app: APIFlask, client: FlaskClient, ann: Person, spell: object
+def test_a_number_may_be_in_capitals_and_without_hyphens_and_is_answered_in_one_spelling(
+    app: APIFlask, client: FlaskClient, ann: Person
 ) -> None:
     erase(services_of(app), ann)
+    number = ann.public_id
+    spellings = [str(number), str(number).upper(), number.hex, number.hex.upper()]
 
-    response = client.get(f"/api/receipts/{spell(str(ann.public_id))}/")  # type: ignore[operator]
+    answers = [client.get(f"/api/receipts/{spelling}/") for spelling in spellings]
 
-    assert response.status_code == 200
+    assert [answer.status_code for answer in answers] == [200] * 4
+    assert len({answer.data for answer in answers}) == 1
+    assert answers[0].json is not None
+    assert json.loads(answers[0].json["receipt"]["entry"])["public_id"] == str(number)
+    for spelling in (f"{{{number}}}", number.urn, str(number).replace("-", "--", 1)):
+        assert client.get(f"/api/receipts/{spelling}/").status_code == 404
 
 
 def test_any_other_number_is_404_in_whatever_form_also_of_who_is_not_gone(

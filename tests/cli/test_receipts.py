@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import json
 import uuid
+from datetime import UTC, datetime
 
 import pytest
 from apiflask import APIFlask
+from sqlalchemy import select
 
 from accountsvc.adapters import signedreceipts
 from accountsvc.adapters.signedreceipts import Flaw
 from accountsvc.cli.receipts import WORDS
 from accountsvc.db import proofs
+from accountsvc.db.models import Effect
+from accountsvc.outbox import moments, queue
 from tests.cli.conftest import Run
 from tests.support.factories import Person, deactivate, make_due, make_person, services_of
 from tests.support.receipts import backdate, erase, record
 from tests.support.state import belongings, everything
+from tests.support.sweeps import sweep
 
 
 @pytest.fixture
@@ -117,6 +122,41 @@ def test_what_is_to_come_and_what_is_owed_for_it_is_shown_until_it_is_true(
     assert "the purge is completed to come – –" in after
 
 
+def test_a_line_that_the_ledger_does_not_take_is_owed_of_whom_it_is_about_with_its_error(
+    app: APIFlask, run: Run
+) -> None:
+    # given
+    services = services_of(app)
+    bea, bob = make_person(services, "bea"), make_person(services, "bob")
+    others = belongings(services, bob)
+    make_due(services, bea)
+    sweep(services, datetime.now(UTC))
+    cleo = make_person(services, "cleo")
+    make_due(services, cleo)
+    sweep(services, datetime.now(UTC))
+    with services.writing() as session:
+        for effect in session.scalars(select(Effect).where(Effect.kind == queue.LEDGER)):
+            if bea.public_id in moments.people_in([effect]):
+                effect.last_error = "StoreUnavailable"
+
+    # when
+    shown = {
+        one: [
+            " ".join(line.split()) for line in run("accounts", "receipt", one).stdout.splitlines()
+        ]
+        for one in (str(bea.public_id), str(cleo.public_id))
+    }
+
+    # then
+    of_bea, of_cleo = (
+        [line for line in lines if line.startswith("ledger.append 20")] for lines in shown.values()
+    )
+    assert [line.endswith("StoreUnavailable") for line in of_bea] == [True]
+    assert [line.endswith("–") for line in of_cleo] == [True]
+    assert "the ledger has its line to come – –" in shown[str(bea.public_id)]
+    assert belongings(services, bob) == others
+
+
 def test_a_completed_purge_has_nothing_to_come_and_names_nobody(app: APIFlask, run: Run) -> None:
     bea = make_person(services_of(app), "bea")
     deactivate(services_of(app), bea.id)
@@ -143,7 +183,20 @@ def test_a_number_without_a_receipt_is_a_sentence(run: Run, app: APIFlask) -> No
 
         assert result.exit_code == 1
         assert "No receipt has this number." in result.stderr
-    assert run("accounts", "receipt", "7").exit_code == 2
+
+
+def test_a_number_is_taken_as_every_other_command_takes_it(run: Run, ann: Person) -> None:
+    number = str(ann.public_id)
+    typed = (number, number.upper(), ann.public_id.hex)
+    no_numbers = ("7", f"{{{number}}}", ann.public_id.urn, number.replace("-", "--", 1), "")
+
+    for spelling in typed:
+        shown = run("accounts", "receipt", spelling)
+        assert (shown.exit_code, number in shown.stdout) == (0, True), spelling
+    for spelling in no_numbers:
+        refused = run("accounts", "receipt", spelling)
+        assert refused.exit_code == 2, spelling
+        assert "with its four hyphens or without" in " ".join(refused.stderr.split())
 
 
 def test_every_fact_has_its_words() -> None:

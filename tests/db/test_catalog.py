@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from sqlalchemy import Engine
 
 from accountsvc.db import catalog
 from accountsvc.db.catalog import Unmapped, unmapped
+from accountsvc.monitoring import probes
 from accountsvc.services import Services
 from tests.support.factories import run_sql, services_of
 from tests.support.loglines import lines_of
@@ -160,3 +162,49 @@ def test_tables_on_no_map_are_said_at_once_and_daily(
 
     assert [(line["table"], line["column"]) for line in lines] == named * 2
     assert {line["log_level"] for line in lines} == {"warning"}
+
+
+def test_a_look_that_failed_comes_again_in_minutes_and_not_at_each_sweep(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    watch, clock, looks = catalog.Watch(), [1000.0], [0]
+    monkeypatch.setattr(catalog.time, "monotonic", lambda: clock[0])
+
+    def look() -> tuple[Unmapped, ...]:
+        looks[0] += 1
+        if looks[0] == 1:
+            raise ConnectionError
+        return (Unmapped("newsletter", "email", refers=False),)
+
+    with lines_of(catalog) as lines:
+        with pytest.raises(ConnectionError):
+            watch.say(look)
+        clock[0] += catalog.AGAIN_AFTER.total_seconds() - 1
+        watch.say(look)
+        assert (looks[0], len(lines)) == (1, 0)
+        clock[0] += 1
+        watch.say(look)
+
+    assert (looks[0], len(lines)) == (2, 1)
+
+
+def test_the_web_looks_again_every_ten_minutes_also_where_nothing_was_found(
+    client: FlaskClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    services, clock = services_of(client.application), [time.monotonic()]
+    monkeypatch.setattr(probes.time, "monotonic", lambda: clock[0])
+
+    def named() -> list[str]:
+        found: list[str] = client.get("/statusz").get_json()["unmapped_tables"]
+        return found
+
+    assert named() == []
+    run_sql(services, "CREATE TABLE newsletter (email text)")
+    clock[0] += 599
+    before = named()
+    clock[0] += 2
+    after = named()
+    run_sql(services, "DROP TABLE newsletter")
+    clock[0] += 601
+
+    assert (before, after, named()) == ([], ["newsletter"], [])

@@ -133,16 +133,23 @@ def test_the_form_leads_to_the_receipt_of_a_number_that_is_typed_or_pasted(
 ) -> None:
     erase(services_of(app), ann)
     form = client.get("/receipts/")
-
-    answer = client.get(
-        "/receipts/",
-        query_string={"number": f" {str(ann.public_id).upper()} "},
-        follow_redirects=True,
+    typed = (
+        f" {str(ann.public_id).upper()} ",
+        f"\t{ann.public_id.hex}\n",
+        ann.public_id.hex.upper(),
     )
 
+    answers = [
+        client.get("/receipts/", query_string={"number": text}, follow_redirects=True)
+        for text in typed
+    ]
+    by_hand = client.get(f"/receipts/{ann.public_id.hex}/")
+
     assert heading(form) == TITLE
-    assert answer.request.path == f"/receipts/{ann.public_id}/"
-    assert "What is gone" in words(answer)
+    assert [answer.request.path for answer in answers] == [f"/receipts/{ann.public_id}/"] * 3
+    for answer in (*answers, by_hand):
+        assert "What is gone" in words(answer)
+        assert f"/api/receipts/{ann.public_id}/" in answer.text
 
 
 @pytest.mark.parametrize("typed", ["1", "ann@example.org", "5007fedf-bcb1", "<b>x</b>", "\0"])

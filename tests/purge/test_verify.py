@@ -244,6 +244,27 @@ def test_on_sqlite_the_bytes_of_a_residue_are_scrubbed_before_it_is_verified(
     assert is_verified(sqlite, ann)
 
 
+def test_a_residue_waits_for_its_scrub_for_minutes_and_not_for_the_hour_of_the_others(
+    sqlite: Services,
+) -> None:
+    ann, bob = purged(sqlite), make_person(sqlite, "bob")
+    before, scrubbed_at = belongings(sqlite, bob), now(sqlite)
+    seed(sqlite, *SEEDS["former_addresses"](ann, scrubbed_at))
+    finish(sqlite)
+
+    def scrub_after(passed: timedelta) -> bool:
+        at = scrubbed_at + passed
+        return scrub.scrub(sqlite.database, lambda _: at, at_most_every=timedelta(hours=1))
+
+    assert owed_with(sqlite, ann) == RESIDUE
+    assert not scrub_after(scrub.AFTER_RESIDUE - timedelta(minutes=1))
+    assert scrub_after(scrub.AFTER_RESIDUE + timedelta(minutes=1))
+
+    finish(sqlite)
+    assert is_verified(sqlite, ann)
+    assert belongings(sqlite, bob) == before
+
+
 def test_a_file_that_came_back_is_found_and_deleted_again(services: Services, ann: Person) -> None:
     key = ann.avatar.rpartition("/")[2]
     bob = make_person(services, "bob")
