@@ -181,6 +181,7 @@ def blocked(folder: Path) -> Path:
 
 def test_a_dead_database_is_said_and_everything_else_still_answers(tmp_path: Path) -> None:
     app = make_app(f"postgresql://nobody@127.0.0.1:{free_port()}/none", tmp_path)
+    services_of(app).avatars.begin()
     client = app.test_client()
 
     ready = client.get("/readyz")
@@ -239,6 +240,7 @@ def test_sweeps_that_stopped_are_late_though_nothing_is_due(
 
 
 def test_a_pause_is_shown_and_is_no_fault(app: APIFlask, client: FlaskClient) -> None:
+    services_of(app).avatars.begin()
     with services_of(app).writing() as session:
         owed_now = database_now(session)
         queue.record(session, queue.DELETE_FILE, subject=None, now=owed_now)
@@ -273,6 +275,7 @@ def fail(app: APIFlask, kind: str, error: str | None = "StoreUnavailable") -> No
 def test_a_failing_effect_is_degraded_while_it_pauses(
     app: APIFlask, client: FlaskClient, kind: str
 ) -> None:
+    services_of(app).avatars.begin()
     services_of(app).sweep()
     fail(app, kind)
 
@@ -310,6 +313,7 @@ def test_what_is_owed_for_more_than_ten_minutes_is_degraded(
 def test_files_that_wait_for_purging_to_go_on_are_late_by_its_will(
     app: APIFlask, client: FlaskClient
 ) -> None:
+    services_of(app).avatars.begin()
     services_of(app).sweep()
     fail(app, queue.DELETE_FILE)
     with services_of(app).writing() as session:

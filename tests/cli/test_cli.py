@@ -1010,6 +1010,7 @@ def test_purge_and_status_say_that_the_clock_has_moved_and_one_command_ends_it(
 
 def test_orphans_are_not_deleted_while_purging_is_stopped(app: APIFlask, run: Run) -> None:
     key = new_key()
+    services_of(app).avatars.begin()
     services_of(app).avatars.put(key, b"x")
     then = time.time() - 7200
     (path,) = (services_of(app).settings.instance_path / "media").rglob("*.webp")
