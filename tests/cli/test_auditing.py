@@ -11,7 +11,7 @@ from sqlalchemy import select
 from accountsvc.db import audit
 from accountsvc.db.audit import SYSTEM_ACTOR
 from accountsvc.db.models import AuditEvent, Seal
-from accountsvc.purge.sealer import Sealer
+from accountsvc.purge.sealer import Sealer, link_of
 from accountsvc.services import Services
 from tests.cli.conftest import Run
 from tests.support.factories import insert_accounts, run_sql, services_of
@@ -45,7 +45,7 @@ def test_a_whole_trail_is_said_in_counts_and_ends_with_0(app: APIFlask, run: Run
     shown = json.loads(document.stdout)
     assert (shown["is_whole"], shown["seals"], shown["entries"], shown["found"]) == (True, 1, 1, 0)
     with services.reading() as session:
-        assert shown["last"] == sealer.link_of(session.get_one(Seal, 1)).document()
+        assert shown["last"] == link_of(session.get_one(Seal, 1)).document()
 
 
 def test_what_was_changed_is_named_with_its_seal_and_ends_with_1(app: APIFlask, run: Run) -> None:
