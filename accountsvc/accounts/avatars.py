@@ -66,10 +66,10 @@ def replace_avatar(
     StoreUnavailable if the file may not have been stored.
     """
     key = avatarstore.new_key()
+    # Behind the deletion the first upload of all would find a store that was used.
+    stores.begin(database, store)
     with database.writing() as session:
         account = rows.lock_for_write(session, account_id, epoch=epoch)
-        # Asked ahead of the deletion: with that, the first upload of all would find a used store.
-        stores.begin(session, store)
         now = clock(session)
         deletion_uid = queue.record(
             session,
@@ -92,14 +92,7 @@ def replace_avatar(
                 # The upload took so long that the worker has claimed the deletion: the account
                 # would show a file that is about to go.
                 raise StoreUnavailable
-            if account.avatar_key is not None:
-                queue.record(
-                    session,
-                    queue.DELETE_FILE,
-                    subject=account.public_id,
-                    payload=FileDeletion(account.avatar_key),
-                    now=now,
-                )
+            _owe_deletion_of_old(session, account, now)
             account.avatar_key = key
             audit.record(session, "avatar.replaced", subject=account.public_id, by=by, now=now)
             session.flush()
@@ -107,6 +100,17 @@ def replace_avatar(
         _hasten(database, deletion_uid, subject, key, clock)
         raise
     return account
+
+
+def _owe_deletion_of_old(session: Session, account: Account, now: datetime) -> None:
+    if account.avatar_key is not None:
+        queue.record(
+            session,
+            queue.DELETE_FILE,
+            subject=account.public_id,
+            payload=FileDeletion(account.avatar_key),
+            now=now,
+        )
 
 
 @dataclass(frozen=True)

@@ -92,8 +92,8 @@ def purge(
     \b
     Exit codes: 0 rows and files are gone, and the ledger has it (a mail or the
     scrub of the database may be left, it says so); 1 something is not, also if
-    nobody is due and an earlier purge has failed files (it says what); 2 bad
-    usage.
+    nobody is due and an earlier purge could not do it (it says what);
+    2 bad usage.
     """
     if bool(names) == expired:
         raise click.UsageError(

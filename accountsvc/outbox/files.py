@@ -12,7 +12,6 @@ from datetime import datetime
 
 import structlog
 from sqlalchemy import exists, literal, or_, select
-from sqlalchemy.orm import Session
 
 from ..adapters.avatarstore import AvatarStore
 from ..db.engine import Database
@@ -66,13 +65,11 @@ def refuse_wrong_store(database: Database, avatars: AvatarStore) -> None:
 
 def check(database: Database, avatars: AvatarStore) -> None:
     """Raise StoreUnavailable unless the store can be used; :func:`begin` it if that is due."""
-    if not avatars.is_there():
-        with database.reading() as session:
-            begin(session, avatars)
+    begin(database, avatars)
     avatars.check()
 
 
-def begin(session: Session, avatars: AvatarStore) -> None:
+def begin(database: Database, avatars: AvatarStore) -> None:
     """Make the store, if it is missing, of a service that has stored no file yet.
 
     That of another is never made anew: each of its files would seem to be deleted. Raises
@@ -85,7 +82,9 @@ def begin(session: Session, avatars: AvatarStore) -> None:
         exists().where(Effect.kind == queue.DELETE_FILE),
         exists().where(Receipt.files > 0),
     )
-    if session.scalar(select(literal(1)).where(used)) is None:
+    with database.reading() as session:
+        is_used = session.scalar(select(literal(1)).where(used)) is not None
+    if not is_used:
         avatars.begin()
 
 

@@ -317,12 +317,15 @@ def _lacking(now: datetime) -> Select[uuid.UUID]:
         ReceiptFact.public_id == Receipt.public_id, ReceiptFact.fact.in_([COMPLETED, VERIFIED])
     )
     is_owed = exists().where(Effect.subject == Receipt.public_id, Effect.kind == queue.FINISH)
+    # Whom a restore has brought back, and a hold keeps, would be taken for what is left of them.
+    is_back = exists().where(Account.public_id == Receipt.public_id)
     return (
         select(Receipt.public_id)
         .where(
             Receipt.purged_at.between(now - ADOPTED_WITHIN, now - ADOPTED_AFTER),
             ~is_finished,
             ~is_owed,
+            ~is_back,
         )
         .order_by(Receipt.purged_at)
         .limit(rows.CHUNK)

@@ -7,12 +7,12 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from sqlalchemy import Connection, delete, event
+from sqlalchemy import Connection, delete, event, update
 
 from accountsvc.adapters.mail import MailRefused
 from accountsvc.db import facts
 from accountsvc.db.engine import database_now
-from accountsvc.db.models import Effect, Receipt
+from accountsvc.db.models import Account, Effect, Receipt
 from accountsvc.errors import MailUnavailable
 from accountsvc.monitoring import status
 from accountsvc.outbox import owing, queue
@@ -223,6 +223,19 @@ def test_a_purge_of_the_release_before_is_found_and_finished(
     assert facts_of(services, ann.public_id)[-2:] == ["completed", "verified"]
     assert in_a_while(5 * MINUTE) == 0
     assert belongings(services, bob) == before
+
+
+def test_whose_account_is_back_is_not_taken_for_a_purge_without_its_end(
+    services: Services, bob: Person, ann: Person
+) -> None:
+    with services.writing() as session:
+        session.execute(delete(Effect).where(Effect.kind == queue.FINISH))
+        back = update(Account).where(Account.id == bob.id).values(public_id=ann.public_id)
+        session.execute(back)
+
+    found = finish.adopt(services.database, lambda session: database_now(session) + 2 * MINUTE)
+
+    assert found == 0
 
 
 def test_who_is_erased_again_keeps_the_first_receipt_and_that_is_a_fact(
