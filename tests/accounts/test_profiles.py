@@ -48,6 +48,7 @@ from tests.support.state import (
     effects,
     events,
     everything,
+    files,
     get_account,
     possessions,
 )
@@ -267,7 +268,7 @@ def test_no_doorway_writes_for_an_account_that_is_gone_deactivated_or_signed_out
                 write_it()
 
     assert everything(services, attempts=True) == before
-    assert not (services.settings.instance_path / "media").exists()
+    assert files(services) == set()
 
 
 # Reading

@@ -21,7 +21,7 @@ from tests.support.lives import live
 from tests.support.moments import now
 from tests.support.state import rows_of
 
-LIVES = 10_000 if LONG_FAULTS else 320
+LIVES = 10_000 if LONG_FAULTS else 160
 # Evidence of ten thousand takes little more memory than that of a few hundred: a page of requests,
 # and the receipts of a day.
 MOST_MEMORY = 32 << 20
