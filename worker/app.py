@@ -159,6 +159,9 @@ def make_celery(settings: Settings) -> Celery:
         worker_hijack_root_logger=False,
         worker_redirect_stdouts=False,
         beat_scheduler=f"{__name__}:Schedule",
+        # When the host's clock goes back while beat reckons how long to sleep, that is until a time
+        # to come. By default it would sleep for five minutes, in which nobody sweeps.
+        beat_max_loop_interval=DELIVER_AT_MOST_EVERY.total_seconds(),
         beat_schedule={
             "sweep": _every(SWEEP, settings.sweep_interval),
             "deliver": _every(DELIVER, min(settings.sweep_interval, DELIVER_AT_MOST_EVERY)),
