@@ -294,6 +294,8 @@ def test_every_tick_expires_when_the_next_one_comes_by_any_hosts_clock(
         apart = timedelta(minutes=1)
         assert entry["options"]["expires"] == (entry["schedule"] + apart).total_seconds()
     assert conf.beat_schedule["deliver"]["schedule"] <= timedelta(seconds=5)
+    # A clock that goes back while beat reckons how long to sleep is noticed within seconds.
+    assert conf.beat_max_loop_interval <= 5
 
 
 def test_every_task_has_a_queue_of_its_own(celery_app: ModuleType, tmp_path: Path) -> None:
