@@ -158,15 +158,7 @@ def make_celery(settings: Settings) -> Celery:
         # more in a form of theirs, with the texts of exceptions, which may quote a row.
         worker_hijack_root_logger=False,
         worker_redirect_stdouts=False,
-        beat_scheduler=f"{__name__}:Schedule",
-        # When the host's clock goes back while beat reckons how long to sleep, that is until a time
-        # to come. By default it would sleep for five minutes, in which nobody sweeps.
-        beat_max_loop_interval=DELIVER_AT_MOST_EVERY.total_seconds(),
-        beat_schedule={
-            "sweep": _every(SWEEP, settings.sweep_interval),
-            "deliver": _every(DELIVER, min(settings.sweep_interval, DELIVER_AT_MOST_EVERY)),
-            "seal": _every(SEAL, SEAL_EVERY),
-        },
+        **_beat(settings),
     )
     _keep_output_in_the_log(settings)
     _refuse_wrong_keys(settings)
@@ -181,6 +173,20 @@ def expiry(interval: timedelta) -> float:
     its own clock, so to a worker whose clock is ahead every tick would otherwise be expired.
     """
     return (interval + CLOCKS_APART).total_seconds()
+
+
+def _beat(settings: Settings) -> dict[str, Any]:
+    return {
+        "beat_scheduler": f"{__name__}:Schedule",
+        # When the host's clock goes back while beat reckons how long to sleep, that is until a time
+        # to come. By default it would sleep for five minutes, in which nobody sweeps.
+        "beat_max_loop_interval": DELIVER_AT_MOST_EVERY.total_seconds(),
+        "beat_schedule": {
+            "sweep": _every(SWEEP, settings.sweep_interval),
+            "deliver": _every(DELIVER, min(settings.sweep_interval, DELIVER_AT_MOST_EVERY)),
+            "seal": _every(SEAL, SEAL_EVERY),
+        },
+    }
 
 
 def _every(task: str, interval: timedelta) -> dict[str, Any]:
