@@ -145,9 +145,17 @@ def sweep() -> bool:
 
 @dataclass
 class _LastLook:
-    """The monotonic time of this process's last look at a store."""
+    """The monotonic time of this process's last look at a store, once a minute at most."""
 
     at: float | None = None
+
+    def is_time(self) -> bool:
+        """Say whether it is time for another look, which is made then."""
+        now = time.monotonic()
+        if self.at is not None and now - self.at < LOOK_EVERY.total_seconds():
+            return False
+        self.at = now
+        return True
 
 
 _last_look = _LastLook()
@@ -160,10 +168,8 @@ def _look_at_the_ledger() -> None:
 
     Never raises for a ledger that does not answer: the sweep has said so, or the next one does.
     """
-    now = time.monotonic()
-    if _last_look.at is not None and now - _last_look.at < LOOK_EVERY.total_seconds():
+    if not _last_look.is_time():
         return
-    _last_look.at = now
     try:
         look = services().restore.look()
     except StoreUnavailable:
@@ -227,10 +233,8 @@ def _look_for_orphans() -> None:
     Never raises for a store that does not answer, or while nothing may be deleted: it goes on
     later where it has ended.
     """
-    now = time.monotonic()
-    if _last_search.at is not None and now - _last_search.at < LOOK_EVERY.total_seconds():
+    if not _last_search.is_time():
         return
-    _last_search.at = now
     try:
         more = services().orphans.run(seconds=SEARCH_SLICE.total_seconds())
     except StoreUnavailable:
@@ -248,11 +252,8 @@ def _make_a_canary() -> None:
 
     Its failures are in the log and the trail. None is made while nothing may be purged.
     """
-    now = time.monotonic()
-    is_asked = _last_canary.at is not None and now - _last_canary.at < LOOK_EVERY.total_seconds()
-    if is_asked or not services().settings.canary:
+    if not (services().settings.canary and _last_canary.is_time()):
         return
-    _last_canary.at = now
     try:
         canary.run_if_due(services())
     except Refused:

@@ -12,7 +12,6 @@ from datetime import datetime
 from typing import Any
 
 from sqlalchemy import Select, Table, literal, select, union_all
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
 from . import rows
@@ -20,13 +19,6 @@ from .proofs import ReceiptFact
 
 _TABLE: Table = ReceiptFact.__table__  # type: ignore[assignment]
 _COLUMNS = ("public_id", "fact", "at", "details")
-
-
-def _insert(session: Session) -> sqlite.Insert | postgresql.Insert:
-    # No conflict target is named: both partial indexes count, of what is once and of who was told.
-    if session.get_bind().dialect.name == "sqlite":
-        return sqlite.insert(_TABLE)
-    return postgresql.insert(_TABLE)
 
 
 def add(
@@ -47,7 +39,8 @@ def add(
         {"public_id": public_id, "fact": fact, "at": now, "details": dict(details or {})}
         for public_id in public_ids
     ]
-    session.connection().execute(_insert(session).on_conflict_do_nothing(), added)
+    # No conflict target is named: both partial indexes count, of what is once and of who was told.
+    session.connection().execute(rows.insert(session, ReceiptFact).on_conflict_do_nothing(), added)
 
 
 def add_found(session: Session, found: Mapping[str, Select[uuid.UUID]], *, now: datetime) -> None:
@@ -64,7 +57,7 @@ def add_found(session: Session, found: Mapping[str, Select[uuid.UUID]], *, now: 
     query_of_all = select(true.c.public_id, true.c.fact, at, details).where(
         true.c.public_id.is_not(None)
     )
-    statement = _insert(session).from_select(_COLUMNS, query_of_all)
+    statement = rows.insert(session, ReceiptFact).from_select(_COLUMNS, query_of_all)
     session.connection().execute(statement.on_conflict_do_nothing())
 
 

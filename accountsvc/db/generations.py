@@ -14,9 +14,9 @@ from datetime import datetime
 from typing import NamedTuple
 
 from sqlalchemy import select
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
+from . import rows
 from .models import Generation
 
 # The highest number that somebody has seen, for each generation.
@@ -74,10 +74,8 @@ def take_numbers(session: Session, count: int, now: datetime) -> tuple[uuid.UUID
     """
     generation = current(session, lock=True)
     if generation is None:
-        is_postgresql = session.get_bind().dialect.name == "postgresql"
-        insert = postgresql.insert if is_postgresql else sqlite.insert
         first = {"number": 1, "id": uuid.uuid4(), "began_at": now, "mark": 0, "replayed_at": now}
-        session.execute(insert(Generation).values(first).on_conflict_do_nothing())
+        session.execute(rows.insert(session, Generation).values(first).on_conflict_do_nothing())
         generation = current(session, lock=True)
         assert generation is not None
     start = generation.mark + 1

@@ -24,12 +24,13 @@ from sqlalchemy import (
     select,
     union_all,
 )
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session, aliased
 
 from ..errors import AccountNotFound, TokenNotValid
 from . import addresses, rules
 from .engine import Moment
-from .models import DUE, MAX_ID, Account
+from .models import DUE, MAX_ID, Account, Base
 from .text import is_text
 
 T = TypeVar("T")
@@ -259,6 +260,15 @@ def lock_for_deactivation(session: Session, account_ids: Collection[int]) -> dic
         for staff_id in session.scalars(_DECIDING_STAFF, {"ids": chunk})
     }
     return lock_many(session, {*ids, *staff})
+
+
+def insert(session: Session, model: type[Base]) -> postgresql.Insert | sqlite.Insert:
+    """Return an INSERT into the table of *model* that may say what happens if the row is there.
+
+    SQLAlchemy has ``ON CONFLICT`` for each engine in a class of its own.
+    """
+    is_postgresql = session.get_bind().dialect.name == "postgresql"
+    return postgresql.insert(model) if is_postgresql else sqlite.insert(model)
 
 
 def change(session: Session, statement: Delete | Update) -> int:

@@ -27,7 +27,6 @@ from functools import partial
 
 import structlog
 from sqlalchemy import select, update
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
 from ..accounts import avatars, lifecycle, profiles, vault
@@ -181,9 +180,8 @@ def _is_due(row: Canary | None, now: datetime) -> bool:
 def _claim(services: Services, public_id: uuid.UUID, *, only_if_due: bool) -> bool:
     """Begin a run in a transaction of its own, so that two processes never make one at once."""
     with services.writing() as session:
-        is_postgresql = session.get_bind().dialect.name == "postgresql"
-        insert = postgresql.insert if is_postgresql else sqlite.insert
-        session.execute(insert(Canary).on_conflict_do_nothing(), [{"id": 1, "mails": {}}])
+        first = rows.insert(session, Canary).on_conflict_do_nothing()
+        session.execute(first, [{"id": 1, "mails": {}}])
         row = session.get_one(Canary, 1, with_for_update=True, populate_existing=True)
         now = database_now(session)
         if only_if_due and not _is_due(row, now):

@@ -7,7 +7,7 @@ says of missing files is believed only where a file that an account shows is in 
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 
 import structlog
@@ -88,6 +88,28 @@ def begin(database: Database, avatars: AvatarStore) -> None:
         avatars.begin()
 
 
+def delete_unshown(
+    database: Database, avatars: AvatarStore, keys: Collection[str]
+) -> tuple[set[str], Mapping[str, str]]:
+    """Delete the files of *keys* but for those that an account shows; return both kinds that stay.
+
+    That is who is shown, and each that may still be there with a short reason. A file that an
+    account shows is kept even if a row asks for its deletion: a mistake in one row would otherwise
+    cost a person their picture. Raises StoreUnavailable, also where the store is hardly ours.
+    """
+    with database.reading() as session:
+        query = select(Account.avatar_key).where(Account.avatar_key.in_(keys))
+        shown = {key for key in session.scalars(query) if key is not None}
+    wanted = [key for key in keys if key not in shown]
+    failed = avatars.delete_many(wanted)
+    if len(failed) < len(wanted):
+        refuse_wrong_store(database, avatars)
+    if failed:
+        # Nobody would find the one file of a million that stands in the way otherwise.
+        log.warning("files cannot be deleted", count=len(failed), keys=sorted(failed)[:_NAMED])
+    return shown, failed
+
+
 def remover(database: Database, avatars: AvatarStore) -> queue.Handler:
     """Return the handler of file deletions; it gives up on a file that an account shows.
 
@@ -97,23 +119,10 @@ def remover(database: Database, avatars: AvatarStore) -> queue.Handler:
 
     def remove(effects: Sequence[Owed], now: datetime) -> Outcome:
         by_key = {FileDeletion.read(effect.payload).key: effect for effect in effects}
-        with database.reading() as session:
-            # A file that an account shows is kept even if a row asks for its deletion: a mistake in
-            # one row would otherwise cost a person their picture.
-            shown = set(
-                session.scalars(select(Account.avatar_key).where(Account.avatar_key.in_(by_key)))
-            )
-        wanted = [key for key in by_key if key not in shown]
-        failed = avatars.delete_many(wanted)
-        if len(failed) < len(wanted):
-            refuse_wrong_store(database, avatars)
-        if failed:
-            # Nobody would find the one file of a million that stands in the way otherwise.
-            keys = sorted(failed)[:_NAMED]
-            log.warning("files cannot be deleted", count=len(failed), keys=keys)
+        shown, failed = delete_unshown(database, avatars, by_key)
         return Outcome(
             failed={by_key[key].uid: error for key, error in failed.items()},
-            given_up={by_key[key].uid for key in shown if key is not None},
+            given_up={by_key[key].uid for key in shown},
             settled=moments.files_deleted,
         )
 

@@ -30,11 +30,11 @@ from collections.abc import Collection
 from datetime import datetime, timedelta
 
 from sqlalchemy import ColumnElement, delete, func, select, update
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
 from .. import bounds
 from ..adapters.mail import mailbox
+from ..db import rows
 from ..db.addresses import address_key
 from ..db.engine import Clock, Database
 from ..db.models import Effect, MailPace
@@ -145,7 +145,7 @@ class Pace:
         row = {"recipient": recipient, "kind": kind, "sent": {}, "last_at": now}
         # An upsert, because it locks the row whether or not it was there: two first mails that
         # both found no row would both be sent.
-        statement = _insert(session).values(row)
+        statement = rows.insert(session, MailPace).values(row)
         statement = statement.on_conflict_do_update(
             index_elements=["recipient", "kind"], set_={"kind": kind}
         )
@@ -192,9 +192,3 @@ def count_delayed(session: Session, now: datetime) -> dict[str, int]:
         select(Effect.kind, func.count()).where(is_delayed(now)).group_by(Effect.kind)
     )
     return dict(iter(rows))
-
-
-def _insert(session: Session) -> postgresql.Insert | sqlite.Insert:
-    """Return an INSERT of a row that may say what happens if the row is there."""
-    is_postgresql = session.get_bind().dialect.name == "postgresql"
-    return postgresql.insert(MailPace) if is_postgresql else sqlite.insert(MailPace)

@@ -19,8 +19,7 @@ from ..db.canaries import Canary
 from ..db.engine import Clock, Database, database_now
 from ..db.models import Account, Effect
 from ..db.text import rfc3339
-from . import queue
-from .payloads import LedgerLines
+from . import gone, queue
 
 
 @dataclass(frozen=True)
@@ -81,6 +80,4 @@ def is_anything_left(session: Session, subject: uuid.UUID) -> bool:
     file = exists().where(Effect.subject == subject, Effect.kind == queue.DELETE_FILE)
     if session.scalar(select(rows | file)):
         return True
-    payloads = session.scalars(select(Effect.payload).where(Effect.kind == queue.LEDGER))
-    lines = [line for payload in payloads for line in LedgerLines.read(payload).lines]
-    return any(line["public_id"] == str(subject) for line in lines)
+    return subject in gone.read_owed(session).people

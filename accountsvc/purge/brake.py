@@ -19,11 +19,10 @@ from typing import Any
 
 import structlog
 from sqlalchemy import func, select, text
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
 from ..accounts.reasons import REASON_LENGTH
-from ..db import audit
+from ..db import audit, rows
 from ..db.audit import Actor
 from ..db.canaries import is_of_canary
 from ..db.engine import Clock, Database, database_now
@@ -244,10 +243,8 @@ def _lock(session: Session) -> PurgeBrake:
     query = select(PurgeBrake).with_for_update().execution_options(populate_existing=True)
     row = session.scalar(query)
     if row is None:
-        is_postgresql = session.get_bind().dialect.name == "postgresql"
-        insert = postgresql.insert if is_postgresql else sqlite.insert
         values = {"id": 1, "purged": {}, "reserved": {}, "allowed": 0}
-        session.execute(insert(PurgeBrake).values(values).on_conflict_do_nothing())
+        session.execute(rows.insert(session, PurgeBrake).values(values).on_conflict_do_nothing())
         row = session.scalars(query).one()
     return row
 

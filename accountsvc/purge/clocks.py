@@ -25,10 +25,9 @@ from pathlib import Path
 
 import structlog
 from sqlalchemy import delete, func, select, update
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
-from ..db import audit
+from ..db import audit, rows
 from ..db.audit import SYSTEM_ACTOR, Actor
 from ..db.engine import Clock, Database, database_now
 from ..db.models import ClockReading
@@ -258,7 +257,7 @@ class Clocks:
         if moved_at is not None:
             # Written as null otherwise, it would undo a mark that another process has just set.
             values["moved_at"] = moved_at
-        statement = _insert(session).values(boot=self.boot, **values)
+        statement = rows.insert(session, ClockReading).values(boot=self.boot, **values)
         session.execute(statement.on_conflict_do_update(index_elements=["boot"], set_=values))
         # Each boot of each host leaves a row. A mark stays: it is for a person to remove.
         is_old = ClockReading.read_at < read_at - READINGS_KEPT
@@ -267,9 +266,3 @@ class Clocks:
 
 def _difference(other: str, now: datetime, other_now: datetime) -> ClocksDiffer | None:
     return ClocksDiffer(other, now - other_now) if abs(now - other_now) > MOST_APART else None
-
-
-def _insert(session: Session) -> postgresql.Insert | sqlite.Insert:
-    """Return an INSERT of a reading that may say what happens if the row is there."""
-    is_postgresql = session.get_bind().dialect.name == "postgresql"
-    return postgresql.insert(ClockReading) if is_postgresql else sqlite.insert(ClockReading)

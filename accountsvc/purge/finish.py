@@ -33,7 +33,7 @@ from ..db.proofs import (
     ReceiptFact,
 )
 from ..outbox import files as stores
-from ..outbox import moments, queue
+from ..outbox import gone, moments, queue
 from ..outbox.payloads import Finish
 from ..outbox.queue import Outcome, Owed
 
@@ -120,15 +120,8 @@ class Finisher:
         }
         if not keys:
             return {}
-        with self.database.reading() as session:
-            shown = set(
-                session.scalars(select(Account.avatar_key).where(Account.avatar_key.in_(keys)))
-            )
-        failed = {keys[key]: "FileIsShown" for key in keys if key in shown}
-        wanted = [key for key in keys if key not in shown]
-        left = self.avatars.delete_many(wanted)
-        if len(left) < len(wanted):
-            stores.refuse_wrong_store(self.database, self.avatars)
+        shown, left = stores.delete_unshown(self.database, self.avatars, keys)
+        failed = {keys[key]: "FileIsShown" for key in shown}
         return failed | {keys[key]: error for key, error in left.items()}
 
     def _write(
@@ -187,8 +180,7 @@ class _Standing:
         # What is owed is read before what is true: the other way round an effect that is settled in
         # between would be neither.
         owed: dict[uuid.UUID, set[str]] = {subject: set() for subject in subjects}
-        batches = session.scalars(select(Effect).where(Effect.kind == queue.LEDGER)).all()
-        for subject in moments.people_in(batches) & set(owed):
+        for subject in gone.read_owed(session).people & owed.keys():
             owed[subject].add(queue.LEDGER)
         for chunk in rows.chunks(list(subjects)):
             found = session.execute(

@@ -16,7 +16,6 @@ from datetime import datetime, timedelta
 
 import structlog
 from sqlalchemy import ColumnElement, delete, exists, func, select
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
 from ..accounts import avatars
@@ -275,7 +274,7 @@ def _write_down(
         if key not in known
     ]
     if found:
-        session.execute(_insert(session, OrphanedFile), found)
+        session.execute(rows.insert(session, OrphanedFile).on_conflict_do_nothing(), found)
 
 
 def _lock(session: Session) -> FileSearch:
@@ -283,15 +282,6 @@ def _lock(session: Session) -> FileSearch:
     query = select(FileSearch).with_for_update().execution_options(populate_existing=True)
     search = session.scalar(query)
     if search is None:
-        session.execute(_insert(session, FileSearch), [{"id": 1}])
+        session.execute(rows.insert(session, FileSearch).on_conflict_do_nothing(), [{"id": 1}])
         search = session.scalars(query).one()
     return search
-
-
-def _insert(
-    session: Session, table: type[FileSearch] | type[OrphanedFile]
-) -> postgresql.Insert | sqlite.Insert:
-    """Return an INSERT that leaves alone what is there."""
-    is_postgresql = session.get_bind().dialect.name == "postgresql"
-    insert = postgresql.insert if is_postgresql else sqlite.insert
-    return insert(table).on_conflict_do_nothing()

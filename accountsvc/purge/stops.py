@@ -5,10 +5,9 @@ from __future__ import annotations
 from datetime import datetime
 
 from sqlalchemy import select
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
-from ..db import audit
+from ..db import audit, rows
 from ..db.audit import Actor
 from ..db.engine import Clock, database_now
 from ..db.models import PAUSED, SWEPT, SweepMark
@@ -45,7 +44,7 @@ def pause(session: Session, *, by: Actor, clock: Clock = database_now) -> bool:
     two pauses at once one waits for the other, and then finds that purging is paused.
     """
     now = clock(session)
-    statement = _insert(session).values(name=PAUSED, at=now).on_conflict_do_nothing()
+    statement = rows.insert(session, SweepMark).values(name=PAUSED, at=now).on_conflict_do_nothing()
     if session.scalar(statement.returning(SweepMark.name)) is None:
         return False
     audit.record(session, "purge.paused", subject=None, by=by, now=now)
@@ -77,7 +76,7 @@ def swept_at(session: Session) -> datetime | None:
 
 def mark(session: Session, name: str, now: datetime) -> None:
     """Set the mark *name* to *now*; an upsert, because the very first sweeps may end at once."""
-    statement = _insert(session).values(name=name, at=now)
+    statement = rows.insert(session, SweepMark).values(name=name, at=now)
     session.execute(statement.on_conflict_do_update(index_elements=["name"], set_={"at": now}))
 
 
@@ -85,9 +84,3 @@ def heed_pause(session: Session) -> None:
     """Raise PurgingPaused if purging is paused, inside the transaction that would purge."""
     if paused_at(session) is not None:
         raise PurgingPaused
-
-
-def _insert(session: Session) -> postgresql.Insert | sqlite.Insert:
-    """Return an INSERT of a mark that may say what happens if the mark is there."""
-    is_postgresql = session.get_bind().dialect.name == "postgresql"
-    return postgresql.insert(SweepMark) if is_postgresql else sqlite.insert(SweepMark)
